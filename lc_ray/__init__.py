@@ -1,0 +1,46 @@
+"""lc_ray: from labelled data to a small, fast endpoint, on one Ray cluster, from one job file."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lc_ray.api import AutoHyperparameterOptimizer, DeployModel, LangChain, PruneModel, QuantizeModel, evaluate_model
+    from lc_ray.pipeline import RunResult, run
+    from lc_ray.predictor import Predictor, load
+    from lc_ray.spec import JobSpec
+
+__version__ = "0.1.0"
+__all__ = [
+    "AutoHyperparameterOptimizer",
+    "DeployModel",
+    "JobSpec",
+    "LangChain",
+    "Predictor",
+    "PruneModel",
+    "QuantizeModel",
+    "RunResult",
+    "evaluate_model",
+    "load",
+    "run",
+]
+
+_HOME = {
+    "JobSpec": "spec",
+    "Predictor": "predictor",
+    "load": "predictor",
+    "RunResult": "pipeline",
+    "run": "pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import lc_ray` is quick and needs neither torch nor Ray."""
+    if name not in __all__:
+        raise AttributeError(f"module 'lc_ray' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"lc_ray.{_HOME.get(name, 'api')}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

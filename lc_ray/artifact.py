@@ -1,0 +1,139 @@
+"""The record between stages: a folder of safetensors and JSON, never a pickle.
+
+    manifest.json      everything but the weights, with a sha256 of every other file. Written last: it exists, so the artifact is whole
+    model.safetensors  weights
+    processor/         per input column: tokenizer, image processor, feature extractor
+    engine/            compiled or exported form for serving
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lc_ray.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+
+
+class Manifest(BaseModel):
+    """What `manifest.json` holds.
+
+    Attributes:
+        task: kind, and what it needs to decode a prediction, for example `labels`.
+        inputs: one `InputSpec` per column, in order.
+        architecture: configuration of each encoder, plus `shapes` and `attributes` where pruning changed them.
+        engine: file in lc_ray/quantize that runs it: "none" is PyTorch in fp32.
+        quantization: scheme, calibration rows, and versions of the tools.
+        metrics: measured quality on the held-out rows.
+        cost: parameters, bytes, latency in milliseconds, rows per second.
+        lineage: parent digest, job, seed, segment history, versions.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = 1
+    name: str
+    task: dict[str, Any]
+    inputs: list[dict[str, Any]]
+    architecture: dict[str, Any]
+    engine: str = "none"
+    quantization: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+    cost: dict[str, float] = {}
+    lineage: dict[str, Any] = {}
+    files: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A whole artifact on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        """Version of the model: sha256 of its manifest, which holds that of every file."""
+        return _sha256(self.path / MANIFEST)[:16]
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk of what serving needs: the engine if there is one, else the weights."""
+        engine = self.path / "engine"
+        files = engine.rglob("*") if engine.exists() else [self.path / WEIGHTS]
+        return sum(f.stat().st_size for f in files if f.is_file())
+
+
+def exists(folder: str | Path) -> bool:
+    """Whether a whole artifact is there."""
+    return (Path(folder) / MANIFEST).exists()
+
+
+def write(folder: str | Path, manifest: Manifest, fill: Callable[[Path], None]) -> Artifact:
+    """Write an artifact: `fill` puts its files into a new folder, which takes its name once all is on disk.
+
+    Raises:
+        ArtifactError: no room or no permission; nothing half-written is left.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+        fill(partial)
+        files = {str(f.relative_to(partial)): _sha256(f) for f in sorted(partial.rglob("*")) if f.is_file()}
+        manifest = manifest.model_copy(update={"files": files})
+        with open(partial / MANIFEST, "w", encoding="utf-8") as out:
+            out.write(manifest.model_dump_json(indent=2))
+            out.flush()
+            os.fsync(out.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        fix = "free some space, then run the same command again: finished stages are kept" if error.errno == errno.ENOSPC else ""
+        raise ArtifactError(f"can't write the artifact: {error.strerror or error}", str(folder), fix) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Artifact(folder, manifest)
+
+
+def read(folder: str | Path, verify: bool = True) -> Artifact:
+    """Open an artifact, comparing every file with its hash unless `verify` is false.
+
+    Raises:
+        ArtifactError: missing, of a newer format, incomplete or altered.
+    """
+    folder = Path(folder)
+    try:
+        manifest = Manifest.model_validate(json.loads((folder / MANIFEST).read_text("utf-8")))
+    except FileNotFoundError:
+        raise ArtifactError("not an artifact: it has no manifest.json", str(folder), "give the folder that `lc-ray run` printed") from None
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"manifest.json can't be read: {error}", str(folder)) from None
+    for name, expected in manifest.files.items():
+        file = folder / name
+        if folder.resolve() not in file.resolve().parents:
+            raise ArtifactError(f"manifest.json names a file outside the artifact: {name}", str(folder))
+        if not file.exists():
+            raise ArtifactError(f"{name} is missing", str(folder))
+        if verify and _sha256(file) != expected:
+            raise ArtifactError(f"{name} was altered after the artifact was written", str(folder))
+    return Artifact(folder, manifest)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

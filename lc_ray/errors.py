@@ -1,0 +1,71 @@
+"""Every error a person can cause, as one tree.
+
+    LcRayError(ValueError)
+     ├─ SpecError        the job file: unknown field, wrong value, contradiction
+     ├─ DataError        the data: missing file or column, nothing left, too many rejects, unknown label
+     ├─ ModelError       the model: base not found, no such layer, shapes that do not fit
+     ├─ ArtifactError    an artifact: missing, incomplete, altered, or no room to write one
+     ├─ PlacementError   the cluster can't hold what the job asks for
+     ├─ TrainError       a segment failed for good
+     ├─ AcceptError      the finished model did not pass the job's `accept` gate
+     ├─ ServeError       an endpoint can't start or answered with an error
+     └─ DeployError      a platform is unknown or refused
+
+Each says what was wrong, where (file, row, field), and what to do about it, and survives pickling between Ray processes.
+"""
+
+from __future__ import annotations
+
+
+class LcRayError(ValueError):
+    """Base of all errors meant for a person.
+
+    Args:
+        what: what was wrong, a sentence.
+        where: file, row, column or field it was found at.
+        fix: what to do about it.
+    """
+
+    def __init__(self, what: str, where: str = "", fix: str = "") -> None:
+        super().__init__(what, where, fix)
+        self.what, self.where, self.fix = what, where, fix
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}{self.what}" + (f"\n  → {self.fix}" if self.fix else "")
+
+
+class SpecError(LcRayError):
+    """The job file is wrong."""
+
+
+class DataError(LcRayError):
+    """The data is wrong or missing."""
+
+
+class ModelError(LcRayError):
+    """The model can't be found, loaded or changed as asked."""
+
+
+class ArtifactError(LcRayError):
+    """An artifact is missing, incomplete or altered, or can't be written."""
+
+
+class PlacementError(LcRayError):
+    """The cluster can't place the job."""
+
+
+class TrainError(LcRayError):
+    """A training segment failed for good."""
+
+
+class AcceptError(LcRayError):
+    """The model did not pass the job's accept gate."""
+
+
+class ServeError(LcRayError):
+    """An endpoint can't start, or answered with an error."""
+
+
+class DeployError(LcRayError):
+    """A platform is unknown, or refused a deployment."""

@@ -1,0 +1,169 @@
+"""Find a pretrained model, build the trainable one around it, write it as an artifact, and read it back."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from lc_ray import artifact, family
+from lc_ray.artifact import Artifact, Manifest
+from lc_ray.errors import ModelError
+from lc_ray.models.fusion import FusionModel, module_name
+from lc_ray.models.shapes import Attributes, Shapes, apply
+from lc_ray.spec import InputSpec, ModelSpec
+
+# Open models that stand in for closed or unwieldy names of the article; the choice is always logged.
+ALIASES = {"gpt3": "openai-community/gpt2", "gpt-3": "openai-community/gpt2"}
+_log = logging.getLogger(__name__)
+
+
+def find(name: str) -> str:
+    """A base model's folder, or its hub id if it is not on this machine.
+
+    Args:
+        name: hub id, folder, `package:NAME/path`, or an alias.
+
+    Raises:
+        ModelError: a path or package that does not exist.
+    """
+    if name in ALIASES:
+        _log.warning("'%s' can't be had: using the open model '%s' in its place", name, ALIASES[name])
+        name = ALIASES[name]
+    if name.startswith("package:"):
+        return str(package_path(name))
+    if Path(name).expanduser().exists():
+        return str(Path(name).expanduser().resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError("no such folder", name, "give a folder with config.json, a Hugging Face id, or package:NAME/path")
+    return name
+
+
+def package_path(name: str) -> Path:
+    """Path of `package:NAME/path`, without importing the package.
+
+    Raises:
+        ModelError: no such package, or no such path in it.
+    """
+    package, _, inside = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"no package '{package}' is installed", name, f"pip install {package.replace('_', '-')}")
+    path = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not path.exists():
+        raise ModelError(f"package '{package}' has no '{inside}'", name)
+    return path
+
+
+def modalities(inputs: list[InputSpec], source: str | Path) -> dict[str, Any]:
+    """A `Modality` per column. `source` is the base model, or an artifact's processor folder with a subfolder per column."""
+    of_column = {i.column: Path(source) / module_name(i.column) for i in inputs}
+    return {
+        i.column: family.load("modalities", i.modality).Modality(i, of_column[i.column] if of_column[i.column].is_dir() else source)
+        for i in inputs
+    }
+
+
+def pretrained(spec: ModelSpec, inputs: list[InputSpec], task: Any) -> FusionModel:
+    """The base model's encoder for each column, and a new head for the task.
+
+    Raises:
+        ModelError: the base can't be found or loaded.
+    """
+    source = find(spec.base)
+    encoders = {i.column: _quietly(lambda i=i: family.load("modalities", i.modality).Encoder.pretrained(i, source)) for i in inputs}
+    model = FusionModel(encoders, task.head(sum(e.width for e in encoders.values())), spec.dropout)
+    return freeze(model, spec.freeze)
+
+
+def freeze(model: FusionModel, parts: tuple[str, ...]) -> FusionModel:
+    """Stop training parameters whose name contains one of `parts`.
+
+    Raises:
+        ModelError: a part that no parameter's name contains.
+    """
+    names = [n for n, _ in model.named_parameters()]
+    for part in parts:
+        if not any(part in n for n in names):
+            raise ModelError(f"model.freeze: no parameter's name contains '{part}'", fix=f"for example {names[0]}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in parts))
+    return model
+
+
+def describe(model: FusionModel, inputs: list[InputSpec], shapes: Shapes, attributes: Attributes) -> dict[str, Any]:
+    """A manifest's `architecture`."""
+    encoders = {i.column: {"modality": i.modality, "config": model.encoders[module_name(i.column)].config} for i in inputs}
+    return {"encoders": encoders, "dropout": model.dropout.p, "shapes": shapes, "attributes": attributes}
+
+
+def rebuild(manifest: Manifest) -> FusionModel:
+    """The unloaded model of a manifest, pruned shapes included."""
+    known = manifest.architecture
+    encoders = {c: family.load("modalities", e["modality"]).Encoder.rebuild(e["config"]) for c, e in known["encoders"].items()}
+    head = task_of(manifest).head(sum(e.width for e in encoders.values()))
+    model = FusionModel(encoders, head, known["dropout"])
+    return apply(model, known["shapes"], known["attributes"])  # type: ignore[return-value]
+
+
+def save(folder: Path, manifest: Manifest, model: nn.Module, columns: dict[str, Any]) -> Artifact:
+    """Write weights and processors as an artifact."""
+
+    def fill(partial: Path) -> None:
+        tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        safetensors.torch.save_file(tensors, partial / artifact.WEIGHTS)
+        for column, modality in columns.items():
+            modality.save(partial / "processor" / module_name(column))
+
+    return artifact.write(folder, manifest, fill)
+
+
+def open_model(found: Artifact) -> FusionModel:
+    """The PyTorch model of an artifact, in evaluation mode and fp32.
+
+    Raises:
+        ArtifactError: weights that do not fit the manifest's shapes.
+    """
+    model = rebuild(found.manifest)
+    try:
+        model.load_state_dict(safetensors.torch.load_file(found.path / artifact.WEIGHTS))
+    except (RuntimeError, OSError) as error:
+        raise artifact.ArtifactError(f"the weights do not fit the manifest: {error}", str(found.path)) from None
+    return model.eval()
+
+
+def task_of(manifest: Manifest) -> Any:
+    """The task object of a manifest."""
+    config = dict(manifest.task)
+    return family.load("tasks", config.pop("kind")).Task(**config)
+
+
+def inputs_of(manifest: Manifest) -> list[InputSpec]:
+    """The input columns of a manifest."""
+    return [InputSpec(**i) for i in manifest.inputs]
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _quietly(build: Any) -> Any:
+    """Without the load report about heads, which are replaced on purpose."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import transformers
+
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with torch.no_grad():
+            return build()
+    finally:
+        transformers.logging.set_verbosity(level)

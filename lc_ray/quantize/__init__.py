@@ -1,0 +1,5 @@
+"""One file per scheme. Each makes the engine that runs a model when it is served, and loads it again.
+
+    build(model, batches, folder)     write the engine's files into `folder`; returns what the manifest records
+    load(found, threads)              -> run(batch of tensors) -> outputs, a numpy array
+"""

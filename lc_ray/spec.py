@@ -1,0 +1,328 @@
+"""The job file: one frozen section per stage. What is not written takes the default shown here; what is unknown is an error."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lc_ray.errors import SpecError
+from lc_ray.units import Bytes, Count, Fraction, Points, Seconds, Share, fraction
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelSpec(Section):
+    """The pretrained model to start from."""
+
+    base: str = Field(description="Hugging Face id, local folder, or package:NAME/path of a folder that an installed package carries")
+    dtype: Literal["bf16", "fp32"] = Field("bf16", description="precision of the matrix products in training; weights stay fp32")
+    freeze: tuple[str, ...] = Field((), description="parts of parameter names that are not trained, for example [embeddings]")
+    dropout: Fraction = Field(0.1, description="dropout before the head")
+
+
+class InputSpec(Section):
+    """One input column."""
+
+    column: str
+    modality: str = Field("text", description="a file in lc_ray/modalities")
+    max_length: int = Field(128, ge=2, description="longest sequence, in tokens; longer ones are cut")
+
+
+class RejectSpec(Section):
+    """What to do with rows that can't be used. They are kept in rejects/ with their reason."""
+
+    limit: Fraction = Field(0.01, description="the run fails when more than this fraction of the rows is rejected")
+
+
+class DataSpec(Section):
+    """Labelled rows, where from, and how they are split."""
+
+    train: str = Field(description="CSV, TSV, JSON Lines or Parquet: a file, a folder, or package:NAME/path")
+    validation: str | Share = Field("10%", description="another source, or a fraction or a number of rows to hold out")
+    inputs: tuple[InputSpec, ...] = Field(min_length=1)
+    target: str = Field(description="the column that holds the label")
+    rows: Count | None = Field(None, description="use at most so many rows, chosen by a hash of their content")
+    encoding_errors: Literal["strict", "replace"] = Field("strict", description="strict rejects a row that is not valid UTF-8")
+    reject: RejectSpec = RejectSpec()
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _number_or_source(cls, value: Any) -> Any:
+        return value if not isinstance(value, str) or value[:1].isdigit() else str(value)
+
+
+class TaskSpec(Section):
+    """What the model is to learn."""
+
+    kind: str = Field("classification", description="a file in lc_ray/tasks")
+
+
+class WorkersSpec(Section):
+    """The processes that train one model together."""
+
+    count: int = Field(1, ge=1)
+    cpu: float = Field(1.0, gt=0, description="CPUs each; also its threads")
+    gpu: float = Field(0.0, ge=0, description="GPUs each")
+    max_failures: int = Field(2, ge=0, description="restarts of a segment, each from its last checkpoint, before it fails")
+
+
+class ZeroSpec(Section):
+    """DeepSpeed ZeRO (Rajbhandari et al. 2020)."""
+
+    stage: Literal[0, 1, 2, 3] = Field(1, description="what is sharded over the workers: 1 optimizer states, 2 gradients too, 3 parameters too")
+    offload: Literal["none", "cpu"] = Field("none", description="where optimizer states are kept while on GPUs")
+
+
+class TrainSpec(Section):
+    """Fine-tuning, cut into segments: each ends on disk, and a search decides between them."""
+
+    epochs: float = Field(3.0, gt=0)
+    batch_size: int = Field(32, ge=1, description="rows per step over all workers")
+    learning_rate: float = Field(5e-5, gt=0)
+    warmup: Fraction = Field(0.1, description="part of each phase (dense, pruned) in which the learning rate rises; then it falls linearly to 0")
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
+    segments: int = Field(1, ge=1)
+    checkpoint_every: Count = Field(500, description="steps between checkpoints inside a segment; 0 for none")
+    workers: WorkersSpec = WorkersSpec()
+    zero: ZeroSpec = ZeroSpec()
+
+
+class RecoverSpec(Section):
+    """Recovery after pruning, by distillation from the unpruned parent (Hinton et al. 2015)."""
+
+    distill: Fraction = Field(0.5, description="weight of the parent's soft labels against the true ones; 0 for none")
+    temperature: float = Field(2.0, gt=0)
+
+
+class PruneSpec(Section):
+    """Structured pruning between segments."""
+
+    kind: str = Field("structured", description="a file in lc_ray/prune")
+    parameters: Fraction = Field(0.5, description="fraction of the prunable layers' parameters to remove")
+    start: Fraction = Field(0.5, description="part of training after which pruning starts")
+    end: Fraction | None = Field(None, description="part of training at which all is removed; the start if not given")
+    calibration: Count = Field(512, description="training rows from which importance is estimated, over all workers")
+    recover: RecoverSpec = RecoverSpec()
+
+    @model_validator(mode="after")
+    def _order(self) -> PruneSpec:
+        if self.end is not None and self.end < self.start:
+            raise ValueError("end comes before start")
+        if self.parameters > 0.95:
+            raise ValueError("parameters: more than 95% can't be removed")
+        return self
+
+
+class SearchSpec(Section):
+    """Population-based training (Jaderberg et al. 2017)."""
+
+    kind: str = Field("pbt", description="a file in lc_ray/tune")
+    population: int = Field(4, ge=2)
+    genes: dict[str, dict[str, tuple[Any, ...]]] = Field(
+        description="field of this job → how it is drawn: {log_uniform: [low, high]}, {uniform: [low, high]} or {choice: [a, b, c]}"
+    )
+    quantile: float = Field(0.25, gt=0, le=0.5, description="part of the population replaced by copies of the best after each segment, at least one")
+    objective: str | None = Field(None, description="validation metric to maximise; the task's own if not given")
+
+    @field_validator("genes")
+    @classmethod
+    def _known(cls, genes: dict[str, dict[str, tuple[Any, ...]]]) -> dict[str, dict[str, tuple[Any, ...]]]:
+        if not genes:
+            raise ValueError("no genes: name at least one field to search, for example train.learning_rate")
+        for path, draw in genes.items():
+            if len(draw) != 1 or next(iter(draw)) not in ("uniform", "log_uniform", "choice"):
+                raise ValueError(f"{path}: expected one of uniform, log_uniform, choice; got {', '.join(draw) or 'nothing'}")
+            how, values = next(iter(draw.items()))
+            if how != "choice":
+                low, high = (fraction(v) for v in values) if len(values) == 2 else (1.0, 0.0)
+                if low >= high or how == "log_uniform" and low <= 0:
+                    raise ValueError(f"{path}: {how} needs [low, high] with low < high" + (" and low > 0" if how == "log_uniform" else ""))
+        return genes
+
+
+class QuantizeSpec(Section):
+    """Post-training quantization of the winner."""
+
+    kind: str = Field("int8", description="a file in lc_ray/quantize")
+    calibration: Count = Field(256, description="training rows from which ranges of activations are taken")
+
+
+class EvaluateSpec(Section):
+    """How models are compared."""
+
+    rows: Count = Field(2000, description="held-out rows, at most, on which every model is measured")
+    rounds: int = Field(5, ge=1, description="interleaved rounds of timing; the median is reported")
+
+
+class AcceptSpec(Section):
+    """The gate: what the finished model must be, beside the dense fine-tuned one."""
+
+    max_drop: Points = Field(0.01, description="largest loss of the task's own metric")
+    min_speedup: float = Field(1.5, ge=0, description="least throughput at the serving batch, as a multiple")
+
+
+class ReplicasSpec(Section):
+    """Copies of the served model."""
+
+    min: int = Field(1, ge=0)
+    max: int = Field(1, ge=1)
+    cpu: float = Field(1.0, ge=0)
+
+
+class BatchSpec(Section):
+    """Dynamic batching of requests."""
+
+    max: int = Field(32, ge=1)
+    wait: Seconds = Field(0.005, description="how long the first request of a batch waits for company")
+
+
+class ServeSpec(Section):
+    """The endpoint."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    replicas: ReplicasSpec = ReplicasSpec()
+    batch: BatchSpec = BatchSpec()
+    queue: int = Field(512, ge=1, description="requests that may wait; more are answered 503")
+    max_body: Bytes = Field("1MiB", description="largest request body")  # type: ignore[assignment]
+    max_instances: int = Field(256, ge=1, description="most rows in one request")
+    timeout: Seconds = Field(30.0, description="longest time a request may take")
+
+
+class JobSpec(Section):
+    """One job: data and a pretrained model in, a small and fast model out."""
+
+    name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    storage: str = Field("runs", description="folder that all nodes can reach; the run is kept in storage/name")
+    model: ModelSpec
+    data: DataSpec
+    task: TaskSpec = TaskSpec()
+    train: TrainSpec = TrainSpec()
+    prune: PruneSpec | None = None
+    search: SearchSpec | None = None
+    quantize: QuantizeSpec | None = None
+    evaluate: EvaluateSpec = EvaluateSpec()
+    accept: AcceptSpec | None = None
+    serve: ServeSpec = ServeSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> JobSpec:
+        if self.prune is not None and not 0 < self.first_pruned_segment() < self.train.segments:
+            raise ValueError(
+                f"prune: pruning happens between segments, and with train.segments: {self.train.segments} none starts at or after "
+                f"prune.start: {self.prune.start:g}; use at least 2 segments and a start inside training"
+            )
+        if self.train.batch_size % self.train.workers.count:
+            raise ValueError(f"train.batch_size: {self.train.batch_size} rows do not divide among {self.train.workers.count} workers")
+        for path in self.search.genes if self.search else ():
+            self.get(path)
+        return self
+
+    def first_pruned_segment(self) -> int:
+        """Index, from 0, of the segment that starts pruned; `train.segments` if none does."""
+        segments = range(self.train.segments)
+        return next((s for s in segments if self.prune and s / self.train.segments >= self.prune.start - 1e-9), self.train.segments)
+
+    def get(self, path: str) -> Any:
+        """Value at a dotted path. Raises ValueError naming the part that does not exist and the nearest that does."""
+        value: Any = self
+        for part in path.split("."):
+            fields = list(type(value).model_fields) if isinstance(value, BaseModel) else []
+            if part not in fields:
+                raise ValueError(f"'{path}': no field '{part}'{_nearest(part, fields)}")
+            value = getattr(value, part)
+        return value
+
+    def set(self, values: dict[str, Any]) -> JobSpec:
+        """A copy with dotted paths replaced, validated again."""
+        return parse(override(self.model_dump(mode="json"), values))
+
+
+def override(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a nested dict with dotted paths set; list items are numbers: `data.inputs.0.max_length`."""
+    tree = json.loads(json.dumps(tree))
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        node: Any = tree
+        for part in parents:
+            if isinstance(node, list):
+                node = node[int(part)]
+                continue
+            if not isinstance(node.get(part), dict | list):
+                node[part] = {}
+            node = node[part]
+        node[int(last) if isinstance(node, list) else last] = value
+    return tree
+
+
+def parse(tree: Any, where: str = "job") -> JobSpec:
+    """Validate a nested dict.
+
+    Raises:
+        SpecError: every problem found, each with its field; an unknown field with the nearest known one.
+    """
+    if not isinstance(tree, dict):
+        raise SpecError("expected a mapping of sections (model, data, ...)", where, "see `lc-ray init` for a commented job file")
+    try:
+        return JobSpec.model_validate(tree)
+    except ValidationError as error:
+        raise SpecError("\n  ".join(_explain(e) for e in error.errors()), where, "`lc-ray schema` prints every field") from None
+
+
+def read(path: str | Path, values: dict[str, Any] | None = None) -> JobSpec:
+    """Read a YAML job file, with dotted paths overridden by `values`."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise SpecError(f"can't read the job file: {error.strerror}", str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"not valid YAML: {error}", str(path)) from None
+    return parse(override(tree, values) if values and isinstance(tree, dict) else tree, str(path))
+
+
+def digest(*parts: Any) -> str:
+    """Short name for anything made of JSON and sections: equal content, equal name."""
+    plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f" (did you mean '{near[0]}'?)" if near else f" (known: {', '.join(known)})" if known else ""
+
+
+def _explain(error: Any) -> str:
+    path = [str(p) for p in error["loc"]]
+    field = ".".join(path) or "job"
+    if error["type"] == "extra_forbidden":
+        return f"{'.'.join(path)}: unknown field{_nearest(path[-1], _fields_at(path[:-1]))}"
+    if error["type"] == "missing":
+        return f"{field}: this field is required"
+    given = "" if isinstance(error.get("input"), dict) else f" (got {error.get('input')!r})"
+    return f"{field}: {error['msg'].removeprefix('Value error, ')}{given if 'got' not in error['msg'] else ''}"
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    """Field names of the section at a path."""
+    section: Any = JobSpec
+    for part in path:
+        if part.isdigit():
+            continue
+        annotation = section.model_fields[part].annotation
+        options = [annotation, *get_args(annotation)]
+        section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if section is None:
+            return []
+    return list(section.model_fields)

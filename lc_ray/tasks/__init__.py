@@ -1,0 +1,14 @@
+"""One file per task: head, loss, metrics and decoding.
+
+A task file defines `Task`:
+
+    Task.objective                    metric that is maximised
+    Task.fit(targets) -> Task         from the training rows' raw targets
+    Task(**task.config)               from an artifact
+    .encode(value)                    a raw target → a number; DataError says why not
+    .head(width)                      the layer after the fused encoders
+    .loss(outputs, targets)           mean over the batch
+    .distill(outputs, teacher, temperature)
+    .metrics(outputs, targets)        {name: value} over all rows
+    .decode(output)                   one row's output → a JSON answer
+"""
