@@ -69,3 +69,11 @@ class ServeError(LcRayError):
 
 class DeployError(LcRayError):
     """A platform is unknown, or refused a deployment."""
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The error of ours inside the ones that Ray wraps around it, or the error itself."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, LcRayError):
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return inner or error

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lc_ray.errors import SpecError
-from lc_ray.units import Bytes, Count, Fraction, Points, Seconds, Share, fraction
+from lc_ray.units import Bytes, Count, Fraction, Points, Seconds, fraction, share
 
 
 class Section(BaseModel):
@@ -48,7 +48,7 @@ class DataSpec(Section):
     """Labelled rows, where from, and how they are split."""
 
     train: str = Field(description="CSV, TSV, JSON Lines or Parquet: a file, a folder, or package:NAME/path")
-    validation: str | Share = Field("10%", description="another source, or a fraction or a number of rows to hold out")
+    validation: str | int | float = Field("10%", description="another source, or a fraction or a number of rows to hold out")
     inputs: tuple[InputSpec, ...] = Field(min_length=1)
     target: str = Field(description="the column that holds the label")
     rows: Count | None = Field(None, description="use at most so many rows, chosen by a hash of their content")
@@ -58,7 +58,10 @@ class DataSpec(Section):
     @field_validator("validation", mode="before")
     @classmethod
     def _number_or_source(cls, value: Any) -> Any:
-        return value if not isinstance(value, str) or value[:1].isdigit() else str(value)
+        try:
+            return share(value)
+        except ValueError:
+            return str(value)
 
 
 class TaskSpec(Section):
@@ -112,7 +115,7 @@ class PruneSpec(Section):
     parameters: Fraction = Field(0.5, description="fraction of the prunable layers' parameters to remove")
     start: Fraction = Field(0.5, description="part of training after which pruning starts")
     end: Fraction | None = Field(None, description="part of training at which all is removed; the start if not given")
-    calibration: Count = Field(512, description="training rows from which importance is estimated, over all workers")
+    calibration: Count = Field(256, description="training rows from which importance is estimated, over all workers")
     recover: RecoverSpec = RecoverSpec()
 
     @model_validator(mode="after")
@@ -146,7 +149,7 @@ class SearchSpec(Section):
             how, values = next(iter(draw.items()))
             if how != "choice":
                 low, high = (fraction(v) for v in values) if len(values) == 2 else (1.0, 0.0)
-                if low >= high or how == "log_uniform" and low <= 0:
+                if low >= high or (how == "log_uniform" and low <= 0):
                     raise ValueError(f"{path}: {how} needs [low, high] with low < high" + (" and low > 0" if how == "log_uniform" else ""))
         return genes
 

@@ -54,7 +54,7 @@ def count(value: Any) -> int:
 
 def share(value: Any) -> int | float:
     """A count ("1000 rows", 1000) or a fraction ("20%", 0.2) of rows."""
-    if isinstance(value, str) and "row" in value or isinstance(value, int) and not isinstance(value, bool) and value > 1:
+    if (isinstance(value, str) and "row" in value) or (isinstance(value, int) and not isinstance(value, bool) and value > 1):
         return count(value)
     return fraction(value)
 
@@ -68,4 +68,3 @@ Points = Annotated[float, BeforeValidator(points), Field(ge=0, le=1), _schema("3
 Seconds = Annotated[float, BeforeValidator(seconds), Field(ge=0), _schema("5ms", "30s")]
 Bytes = Annotated[int, BeforeValidator(size), Field(ge=0), _schema("512MiB")]
 Count = Annotated[int, BeforeValidator(count), Field(ge=0), _schema("256 rows", 256)]
-Share = Annotated[int | float, BeforeValidator(share), Field(ge=0), _schema("20%", "1000 rows")]

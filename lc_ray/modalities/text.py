@@ -45,7 +45,7 @@ class Modality:
                 value = value.decode("utf-8", errors)
             except UnicodeDecodeError:
                 raise DataError("not valid UTF-8") from None
-        if value is None or isinstance(value, float) and np.isnan(value):
+        if value is None or (isinstance(value, float) and np.isnan(value)):
             raise DataError("null")
         if not isinstance(value, str):
             raise DataError(f"not text but {type(value).__name__}")

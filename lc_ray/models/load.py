@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lc_ray import artifact, family
 from lc_ray.artifact import Artifact, Manifest
@@ -112,11 +112,11 @@ def rebuild(manifest: Manifest) -> FusionModel:
     return apply(model, known["shapes"], known["attributes"])  # type: ignore[return-value]
 
 
-def save(folder: Path, manifest: Manifest, model: nn.Module, columns: dict[str, Any]) -> Artifact:
+def save(folder: Path, manifest: Manifest, weights: dict[str, Tensor], columns: dict[str, Any]) -> Artifact:
     """Write weights and processors as an artifact."""
 
     def fill(partial: Path) -> None:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
         safetensors.torch.save_file(tensors, partial / artifact.WEIGHTS)
         for column, modality in columns.items():
             modality.save(partial / "processor" / module_name(column))

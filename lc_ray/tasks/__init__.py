@@ -3,9 +3,10 @@
 A task file defines `Task`:
 
     Task.objective                    metric that is maximised
-    Task.fit(targets) -> Task         from the training rows' raw targets
+    Task.clean(value)                 a raw target cell → a clean one; DataError says why not
+    Task.fit(targets) -> Task         from the training rows' clean targets
     Task(**task.config)               from an artifact
-    .encode(value)                    a raw target → a number; DataError says why not
+    .encode(value)                    a clean target → a number; DataError says why not
     .head(width)                      the layer after the fused encoders
     .loss(outputs, targets)           mean over the batch
     .distill(outputs, teacher, temperature)

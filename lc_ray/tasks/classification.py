@@ -27,6 +27,22 @@ class Task:
         self.labels = labels
         self._index = {label: i for i, label in enumerate(labels)}
 
+    @staticmethod
+    def clean(value: Any) -> str:
+        """A target cell as the name of a label.
+
+        Raises:
+            DataError: the label is missing or not UTF-8.
+        """
+        if isinstance(value, bytes):
+            try:
+                value = value.decode("utf-8")
+            except UnicodeDecodeError:
+                raise DataError("label is not valid UTF-8") from None
+        if value is None or (isinstance(value, float) and np.isnan(value)) or not str(value).strip():
+            raise DataError("label missing")
+        return str(value).strip()
+
     @classmethod
     def fit(cls, targets: list[str]) -> Task:
         """Labels of the training rows, sorted.

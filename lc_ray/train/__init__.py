@@ -1,1 +1,9 @@
+"""One segment of fine-tuning, on several workers.
 
+    plan        memory and placement, decided before anything starts
+    segment     what a segment is: where it starts from, which steps it takes, what it is named
+    loop        what each worker does, on a page
+    deepspeed   job → DeepSpeed's configuration
+    checkpoint  the state of a worker group on disk
+    trainer     who starts the loop: Ray Train
+"""

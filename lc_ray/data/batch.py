@@ -1,0 +1,107 @@
+"""The batches of one worker: parts that Ray Data wrote are dealt to workers, streamed, shuffled and grouped by length within a window.
+
+A worker reads its own parts in its own process: Ray Data's readers would be further processes beside it, and which of them
+delivers first would decide the order.
+
+All of it depends on the seed, the epoch and the number of workers alone, never on the size of a block or the speed of a node,
+so a run that resumes goes on with the very batch it would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lc_ray.errors import DataError
+
+if TYPE_CHECKING:  # a process that only plans segments need not import torch
+    from lc_ray.data.prepare import Prepared
+
+_WINDOW = 16  # batches: wide enough that rows of like length meet, narrow enough to stream
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Steps in which `rows` are seen once; at least one."""
+    return max(1, rows // batch_size)
+
+
+def deal(parts: list[str], rank: int, world: int, seed: int, epoch: int) -> list[str]:
+    """The parts that one worker reads in an epoch, in order. Every part goes to exactly one worker.
+
+    Raises:
+        DataError: fewer parts than workers.
+    """
+    if len(parts) < world:
+        raise DataError(f"{len(parts)} rows or parts can't be shared by {world} workers", fix="use fewer workers, or more training rows")
+    shuffled = np.random.default_rng([seed, epoch]).permutation(len(parts))
+    return [parts[i] for i in shuffled[rank::world]]
+
+
+def arrange(sizes: NDArray[np.int64], batch_size: int, seed: list[int]) -> list[NDArray[np.int64]]:
+    """Batches of a window, as row numbers: rows of like size together, batches in random order.
+
+    The order is the same on all workers, so that at each step they hold batches of like length and none waits for another.
+    The remainder that fills no batch comes last.
+    """
+    random = np.random.default_rng(seed)
+    shuffled = random.permutation(len(sizes))
+    by_size = shuffled[np.argsort(sizes[shuffled], kind="stable")]
+    whole = len(sizes) // batch_size
+    extra = by_size[np.sort(random.permutation(len(sizes))[whole * batch_size :])]
+    kept = by_size[~np.isin(by_size, extra)]
+    return [kept[i * batch_size : (i + 1) * batch_size] for i in random.permutation(whole)] + [extra]
+
+
+def stream(prepared: Prepared, rank: int, world: int, batch_size: int, seed: int, start: int = 0) -> Iterator[dict[str, list[Any]]]:
+    """Endless training batches of one worker, from step `start` on, as prepared lists by column.
+
+    Args:
+        prepared: the dataset.
+        rank: this worker, of `world`.
+        world: number of workers.
+        batch_size: rows per step over all workers.
+        seed: of the job.
+        start: steps that were done before.
+    """
+    per_epoch = steps_per_epoch(prepared.count("train"), batch_size)
+    epoch, skip = divmod(start, per_epoch)
+    while True:
+        paths = deal(prepared.parts("train"), rank, world, seed, epoch)
+        batches = _endless(paths, batch_size // world, [seed, epoch])
+        for step in range(per_epoch):
+            batch = next(batches)
+            if step >= skip:
+                yield batch.to_pydict()
+        epoch, skip = epoch + 1, 0
+
+
+def _endless(paths: list[str], rows: int, seed: list[int]) -> Iterator[pa.Table]:
+    """Batches of `rows` rows. A worker whose parts end before the epoch does starts over with its first."""
+    rest, window = None, 0
+    while True:
+        for table in _windows(paths, rows * _WINDOW):
+            table = table if rest is None else pa.concat_tables([rest, table])
+            *whole, extra = arrange(table["_size"].to_numpy(), rows, [*seed, window])
+            for chosen in whole:
+                yield table.take(chosen)
+            rest, window = table.take(extra), window + 1
+
+
+def _windows(paths: list[str], rows: int) -> Iterator[pa.Table]:
+    """Tables of `rows` rows, cut across the parts' borders; the last may be shorter."""
+    waiting: list[pa.Table] = []
+    for path in paths:
+        with pq.ParquetFile(path) as part:
+            for batch in part.iter_batches(batch_size=rows):
+                waiting.append(pa.Table.from_batches([batch]))
+                if sum(t.num_rows for t in waiting) >= rows:
+                    joined = pa.concat_tables(waiting)
+                    yield joined.slice(0, rows)
+                    waiting = [joined.slice(rows)]
+    if sum(t.num_rows for t in waiting):
+        yield pa.concat_tables(waiting)

@@ -1,0 +1,228 @@
+"""The whole story: data → population → winner → quantize → evaluate → gate → a served artifact.
+
+Each stage's output has a name made of all that it depends on. A stage whose output exists is not run again, so a run that was cut
+off goes on where it was, and a changed job repeats only what the change reaches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lc_ray
+from lc_ray import artifact, runtime
+from lc_ray import spec as specs
+from lc_ray.artifact import Artifact
+from lc_ray.client import Client
+from lc_ray.data.prepare import Prepared, prepare
+from lc_ray.errors import AcceptError
+from lc_ray.evaluate import cost, hardware, quality
+from lc_ray.evaluate.gate import judge
+from lc_ray.evaluate.report import write_html
+from lc_ray.predictor import Predictor
+from lc_ray.progress import Board, Display, Mode, Post
+from lc_ray.quantizer import quantize
+from lc_ray.serve import app
+from lc_ray.spec import JobSpec
+from lc_ray.train import plan
+from lc_ray.train.segment import Segment, SegmentResult
+from lc_ray.tune import lineage, population
+
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        artifact: the model to serve.
+        metrics: its quality on the held-out rows.
+        report: path of report.html.
+        record: all figures, as in record.json.
+        reused: whether the run had been finished before and nothing was done.
+    """
+
+    artifact: Artifact
+    metrics: dict[str, float]
+    report: Path
+    record: dict[str, Any]
+    reused: bool = False
+
+
+def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> RunResult:
+    """Run a job from data to an accepted artifact.
+
+    Args:
+        job: a job, a nested dict, or the path of a job file.
+        mode: what to show meanwhile.
+
+    Raises:
+        SpecError, DataError, ModelError, PlacementError, TrainError, ArtifactError: see `lc_ray.errors`.
+        AcceptError: the finished model did not pass the gate; everything is kept, nothing is promoted.
+    """
+    job = job if isinstance(job, JobSpec) else specs.parse(job) if isinstance(job, dict) else specs.read(job)
+    folder = Path(job.storage).resolve() / job.name
+    name = specs.digest(job.model_dump(mode="json", exclude={"storage", "serve"}), lc_ray.__version__)
+    if done := _finished(folder, name):
+        return done
+    display = Display(folder, mode)
+    try:
+        with runtime.session():
+            record = _run(job, folder, name, display)
+    finally:
+        display.close()
+    if record["accept"] and not record["accept"]["passed"]:
+        raise AcceptError("the model is not promoted: " + "; ".join(record["accept"]["reasons"]), str(folder / "report.html"))
+    return _result(folder, record)
+
+
+def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, Any]:
+    start = time.time()
+    slots = plan.require(plan.placement(job.train.workers, runtime.nodes(), data_cpu=0.0))
+
+    with display.stage("prepare", "prepare: read, check, split and tokenise the rows") as stage:
+        data, stage["reused"] = prepare(job)
+
+    with display.stage("search", f"search: {_searching(job)}"):
+        segments = _search(job, data, folder, slots, display)
+        winner = lineage.best(segments, objective := _objective(job, data))
+        models = _models(folder, winner)
+
+    if job.quantize is not None:
+        with display.stage("quantize", f"quantize: {job.quantize.kind}") as stage:
+            target = folder / "quantized" / specs.digest(list(models.values())[-1].digest, job.quantize)
+            stage["reused"] = artifact.exists(target)
+            models["quantized"] = _quantized(job, data, list(models.values())[-1], target)
+
+    with display.stage("evaluate", f"evaluate: {', '.join(models)} side by side"):
+        measured, mistakes = _evaluate(job, data, models)
+
+    accept = judge(job.accept, objective, measured[0], measured[-1]) if job.accept else None
+    final = list(models.values())[-1]
+    record = {
+        "name": job.name,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "key": name,
+        "seconds": 0.0,
+        "job": job.model_dump(mode="json"),
+        **hardware.describe(),
+        "rows": {"train": data.count("train"), "validation": data.count("validation"), "rejected": data.record["rejected"]},
+        "rejects": data.record["reasons"],
+        "objective": objective,
+        "models": measured,
+        "accept": accept,
+        "segments": lineage.table(segments),
+        "winner": winner.key,
+        "architecture": _units(models),
+        "mistakes": mistakes,
+        "answer": None,
+    }
+    if accept is None or accept["passed"]:
+        promoted = _promote(final, measured[-1], folder / "model")
+        with display.stage("serve", "serve: one question over HTTP"):
+            record["answer"] = _ask(job, promoted, data)
+    record |= {"stages": display.stages, "seconds": time.time() - start}
+    write_html(record, folder / "report.html")
+    (folder / RECORD).write_text(json.dumps(record, indent=1), "utf-8")
+    return record
+
+
+def _search(job: JobSpec, data: Prepared, folder: Path, slots: int, display: Display) -> list[SegmentResult]:
+    board = Board.remote()
+    steps = Segment(job.model_dump(mode="json"), str(data.path), str(folder / "segments"), 0, data.count("train")).total
+    with display.following(board, steps):
+        return population.search(
+            job, str(data.path.resolve()), data.count("train"), folder / "segments", slots, _objective(job, data), Post(board)
+        )
+
+
+def _objective(job: JobSpec, data: Prepared) -> str:
+    return (job.search and job.search.objective) or str(data.task().objective)
+
+
+def _searching(job: JobSpec) -> str:
+    many = f"{job.search.population} members × " if job.search else ""
+    return f"{many}{job.train.segments} segments on {job.train.workers.count} workers, DeepSpeed ZeRO {job.train.zero.stage}"
+
+
+def _models(folder: Path, winner: SegmentResult) -> dict[str, Artifact]:
+    """The winner's unpruned ancestor, and the winner if it is pruned."""
+    found = {"dense": artifact.read(folder / "segments" / winner.dense / "model")}
+    if winner.pruned:
+        found["pruned"] = artifact.read(folder / "segments" / winner.key / "model")
+    return found
+
+
+def _quantized(job: JobSpec, data: Prepared, found: Artifact, folder: Path) -> Artifact:
+    assert job.quantize is not None
+    if artifact.exists(folder):
+        return artifact.read(folder)
+    rows = quality.prepared_only(data.rows("train", job.quantize.calibration))
+    return quantize(found, job.quantize, rows, folder, job.name)
+
+
+def _evaluate(job: JobSpec, data: Prepared, models: dict[str, Artifact]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Every model on the same held-out rows with the same threads; and the last one's most confident mistakes."""
+    rows = data.rows("validation", job.evaluate.rows)
+    predictors = {name: Predictor(found) for name, found in models.items()}
+    costs = cost.measure(predictors, quality.prepared_only(rows), job.serve.batch.max, job.evaluate.rounds)
+    measured, mistakes = [], []
+    for name, predictor in predictors.items():
+        metrics, mistakes = quality.measure(predictor, rows, mistakes=10)
+        found = models[name]
+        measured.append({"name": name, "artifact": str(found.path), "digest": found.digest, "metrics": metrics, "cost": costs[name]})
+    return measured, mistakes
+
+
+def _units(models: dict[str, Artifact]) -> dict[str, dict[str, int]] | None:
+    """Units of each pruned layer, before and after."""
+    kept = models["pruned"].manifest.lineage["kept"] if "pruned" in models else {}
+    return {when: {layer: units[when] for layer, units in kept.items()} for when in ("before", "after")} if kept else None
+
+
+def _promote(final: Artifact, measured: dict[str, Any], folder: Path) -> Artifact:
+    """Write the accepted model with its measured figures as the run's result."""
+
+    def fill(partial: Path) -> None:
+        for file in final.manifest.files:
+            (partial / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(final.path / file, partial / file)
+
+    return artifact.write(folder, final.manifest.model_copy(update={"metrics": measured["metrics"], "cost": measured["cost"]}), fill)
+
+
+def _ask(job: JobSpec, promoted: Artifact, data: Prepared) -> dict[str, Any]:
+    """Serve the model, ask it about one held-out row over HTTP, and stop serving."""
+    rows = data.rows("validation", 1)
+    question = {i.column: rows[i.column][0] for i in job.data.inputs}
+    key = os.urandom(16).hex()
+    url = app.start(promoted.path, job.serve.model_copy(update={"port": 0}), [key])
+    try:
+        client = Client(url, key)
+        client.predict([question])
+        start = time.perf_counter()
+        answer = client.predict([question])[0]
+        milliseconds = 1000 * (time.perf_counter() - start)
+    finally:
+        app.stop()
+    return {"question": next(iter(question.values())) if len(question) == 1 else question, "answer": answer, "milliseconds": milliseconds}
+
+
+def _finished(folder: Path, name: str) -> RunResult | None:
+    """The result of a run that was finished with this very job."""
+    if not (folder / RECORD).exists():
+        return None
+    record = json.loads((folder / RECORD).read_text("utf-8"))
+    passed = record["accept"] is None or record["accept"]["passed"]
+    return _result(folder, record, reused=True) if record["key"] == name and passed and artifact.exists(folder / "model") else None
+
+
+def _result(folder: Path, record: dict[str, Any], reused: bool = False) -> RunResult:
+    found = artifact.read(folder / "model")
+    return RunResult(found, dict(found.manifest.metrics), folder / "report.html", record, reused)

@@ -1,0 +1,136 @@
+"""What a run tells while it works: events posted from any process of the cluster, shown in the terminal and kept in events.jsonl."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+Mode = Literal["bars", "json", "quiet"]
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Holds events until the driver takes them."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+
+    def post(self, event: dict[str, Any]) -> None:
+        """Add an event."""
+        self._events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        """All events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+
+@dataclass(frozen=True)
+class Post:
+    """Sends events to a board. Can be given to tasks and actors; a lost event never stops the work."""
+
+    board: Any
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Send an event."""
+        self.board.post.remote({"time": time.time(), **event})
+
+
+class Display:
+    """Shows events and keeps them.
+
+    Args:
+        folder: of the run; `events.jsonl` is appended to.
+        mode: bars for people, json for programs (one event per line on stdout), or quiet.
+    """
+
+    def __init__(self, folder: Path, mode: Mode) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log, self.mode, self.stages = open(folder / "events.jsonl", "a", encoding="utf-8"), mode, list[dict[str, Any]]()  # noqa: SIM115
+        self.console = Console(stderr=mode == "json", quiet=mode != "bars", highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+        self._bars, self._tasks = Progress(*columns, console=self.console, transient=True), dict[str, TaskID]()
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[dict[str, Any]]:
+        """Time a stage. Set `reused` in the yielded dict if there was nothing to do."""
+        record: dict[str, Any] = {"name": name, "seconds": 0.0, "reused": False}
+        self.show({"event": "stage", "name": name, "title": title, "time": time.time()})
+        start = time.perf_counter()
+        yield record
+        record["seconds"] = time.perf_counter() - start
+        self.stages.append(record)
+        state = "reused" if record["reused"] else f"{record['seconds']:.1f} s"
+        self.show({"event": "stage_end", **record, "title": f"{title}: {state}", "time": time.time()})
+
+    @contextmanager
+    def following(self, board: Any, steps: int) -> Iterator[None]:
+        """Show a board's events while the block runs; `steps` is what a member takes in all."""
+        stop = threading.Event()
+
+        def follow() -> None:
+            while not stop.wait(0.25):
+                self._drain(board, steps)
+
+        thread = threading.Thread(target=follow, daemon=True)
+        if self.mode == "bars":
+            self._bars.start()
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            if ray.is_initialized():
+                self._drain(board, steps)
+            self._bars.stop()
+
+    def _drain(self, board: Any, steps: int) -> None:
+        try:
+            events = ray.get(board.take.remote())
+        except ray.exceptions.RayError:
+            return
+        for event in events:
+            self.show(event | {"steps": steps})
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show one event and keep it."""
+        self._log.write(json.dumps(event) + "\n")
+        self._log.flush()
+        if self.mode == "json":
+            print(json.dumps(event), flush=True)
+        elif self.mode == "bars":
+            self._draw(event)
+
+    def _draw(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "stage":
+                self.console.print(f"[bold]▸ {event['title']}[/]")
+            case "stage_end":
+                self.console.print(f"  [green]✓[/] {event['title']}")
+            case "step":
+                name = f"  member {event['member']}"
+                if name not in self._tasks:
+                    self._tasks[name] = self._bars.add_task(name, total=event["steps"], note="")
+                self._bars.update(self._tasks[name], completed=event["step"], note=f"step {event['step']}/{event['steps']} loss {event['loss']:.3f}")
+            case "pruned":
+                before, after = (sum(k[w] * k["size"] for k in event["kept"].values()) for w in ("before", "after"))
+                self.console.print(f"  member {event['member']}: pruned from {before} to {after} channels")
+            case "segment" | "reused":
+                again = " (finished before)" if event["event"] == "reused" else ""
+                metrics = ", ".join(f"{k} {v:.4f}" for k, v in event["metrics"].items())
+                self.console.print(f"  member {event['member']}: {metrics}{again}")
+
+    def close(self) -> None:
+        """Close the log."""
+        self._log.close()

@@ -1,0 +1,191 @@
+"""Structured pruning: whole attention heads, feed-forward neurons and channels are removed, so that plain dense kernels run faster.
+
+What must go together is found by DepGraph (Fang et al. 2023, arXiv:2301.12900). A unit's importance is the squared first-order
+Taylor estimate of what the loss would change by if it were set to zero (Molchanov et al. 2019, arXiv:1906.10771), summed over
+batches. Units of all layers compete by importance per parameter, so that the least useful parameters go first wherever they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+from lc_ray.errors import ModelError
+
+_MULTIPLE = 16  # channels are kept in multiples of what int8 and bf16 kernels handle at once
+_LEAST = 8  # at least this fraction's inverse of every layer is kept
+
+
+def contribution(parameter: Tensor, dim: int) -> Tensor:
+    """Weight times gradient, summed over all but one dimension: the loss's first-order change if each index of `dim` were zero.
+
+    Returns:
+        (size of dim,)
+    """
+    if parameter.grad is None:
+        return torch.zeros(parameter.shape[dim])
+    product = (parameter.detach() * parameter.grad).transpose(0, dim).flatten(1) if parameter.dim() > 1 else (parameter.detach() * parameter.grad)
+    return product.sum(1) if product.dim() > 1 else product
+
+
+def select(scores: list[Tensor], costs: list[int], steps: list[int], budget: float) -> list[Tensor]:
+    """Which units to remove: the least score per parameter first, over all layers, until `budget` parameters are gone.
+
+    Args:
+        scores: importance of each unit, one tensor (units,) per layer.
+        costs: parameters of one unit, per layer.
+        steps: units are removed so many at a time, per layer.
+        budget: parameters to remove.
+
+    Returns:
+        Indices of the removed units, ascending, per layer.
+    """
+    ranked = [s.argsort() for s in scores]
+    atoms = []
+    for layer, (score, order, cost, step) in enumerate(zip(scores, ranked, costs, steps, strict=True)):
+        removable = len(score) - max(step, -(-len(score) // _LEAST))
+        for start in range(0, removable - step + 1, step):
+            total = score[order[start : start + step]].sum().item()
+            atoms.append((total / (cost * step), layer, cost * step))
+    taken, gone = [0] * len(scores), 0.0
+    for _, layer, size in sorted(atoms):
+        if gone + size / 2 > budget:
+            break
+        taken[layer] += steps[layer]
+        gone += size
+    return [order[:n].sort().values for order, n in zip(ranked, taken, strict=True)]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Units that are removed alike: `size` channels each, along a dimension of several parameters.
+
+    Attributes:
+        name: module whose outputs they are.
+        group: DepGraph's record of what must go together.
+        parts: parameters and the dimension that the channels lie along.
+        size: channels per unit: those of a head, or 1.
+        units: how many there are.
+        step: how many are removed at a time.
+        attention: the module that counts heads, if they are heads.
+    """
+
+    name: str
+    group: Any
+    parts: list[tuple[nn.Parameter, int]]
+    size: int
+    units: int
+    step: int
+    attention: nn.Module | None
+
+    @property
+    def cost(self) -> int:
+        """Parameters of one unit."""
+        return sum(p.numel() // p.shape[dim] for p, dim in self.parts) * self.size
+
+    def score(self) -> Tensor:
+        """Squared contribution of each unit (units,)."""
+        channels = torch.stack([contribution(p, dim).cpu().double() for p, dim in self.parts]).sum(0)  # (units × size,)
+        return channels.view(self.units, self.size).sum(1).square()
+
+
+class Pruner:
+    """Removes units from a model.
+
+    Args:
+        model: its forward takes a batch.
+        example: a small batch.
+        keep: modules that are never touched, such as the head.
+
+    Raises:
+        ModelError: nothing in the model can be pruned.
+    """
+
+    def __init__(self, model: nn.Module, example: dict[str, Tensor], keep: list[nn.Module]) -> None:
+        self.layers = _layers(model, example, keep)
+        if not self.layers:
+            raise ModelError("no layer of this model can be pruned", fix="leave out `prune`")
+        self.scores = torch.zeros(sum(layer.units for layer in self.layers), dtype=torch.float64)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the prunable layers."""
+        return sum(layer.cost * layer.units for layer in self.layers)
+
+    def observe(self) -> None:
+        """Add the scores of the gradients that a backward pass left."""
+        self.scores += torch.cat([layer.score() for layer in self.layers])
+
+    def remove(self, fraction: float) -> dict[str, dict[str, int]]:
+        """Remove a fraction of the prunable layers' parameters.
+
+        Returns:
+            Per layer, units `before` and `after`, and their `size` in channels.
+        """
+        scores = list(self.scores.split([layer.units for layer in self.layers]))
+        chosen = select(scores, [x.cost for x in self.layers], [x.step for x in self.layers], fraction * self.parameters)
+        kept = {}
+        for layer, units in zip(self.layers, chosen, strict=True):
+            kept[layer.name] = {"before": layer.units, "after": layer.units - len(units), "size": layer.size}
+            if len(units) == 0:
+                continue
+            channels = (units[:, None] * layer.size + torch.arange(layer.size)).flatten().tolist()
+            layer.group.prune(channels)
+            if layer.attention is not None:
+                _count_heads(layer.attention, layer.units - len(units), layer.size)
+        return kept
+
+
+def _layers(model: nn.Module, example: dict[str, Tensor], keep: list[nn.Module]) -> list[Layer]:
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    training = model.training
+    model.eval().requires_grad_(True)  # the graph is traced through gradients, frozen layers included
+    graph = torch_pruning.DependencyGraph().build_dependency(model, example, forward_fn=lambda m, batch: m(batch))
+    names = {module: name for name, module in model.named_modules()}
+    ignored = [m for top in keep for m in top.modules()]
+    groups = list(graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Linear, nn.Conv2d, nn.Conv1d]))
+    layers = [layer for group in groups if (layer := _layer(group, names)) is not None]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained[name])
+    model.train(training)
+    return layers
+
+
+def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
+    """A group as a layer, or None if it reaches an embedding, which ties it to the residual stream of the whole model."""
+    channels = len(group[0].idxs)
+    parts, attention, size = [], None, 1
+    for dep, indices in group:
+        module = dep.target.module
+        if isinstance(module, nn.Embedding | nn.Parameter):
+            return None
+        if not any(True for _ in module.parameters(recurse=False)):
+            continue
+        if len(indices) != channels:
+            return None
+        inputs = "in_channels" in dep.handler.__name__
+        parts.append((module.weight, 1 if inputs else 0))
+        if not inputs and module.bias is not None:
+            parts.append((module.bias, 0))
+        owner = _owner(names[module], names)
+        if not inputs and (width := getattr(owner, "attention_head_size", None) or getattr(owner, "head_dim", None)):
+            attention, size = owner, int(width)
+    units = channels // size
+    step = 1 if attention is not None or units < 4 * _MULTIPLE else _MULTIPLE
+    root = names[attention] if attention is not None else names[group[0].dep.target.module]
+    return Layer(root, group, parts, size, units, step, attention) if units > 1 else None
+
+
+def _owner(name: str, names: dict[nn.Module, str]) -> nn.Module | None:
+    parent = name.rpartition(".")[0]
+    return next((m for m, n in names.items() if n == parent), None)
+
+
+def _count_heads(attention: nn.Module, heads: int, size: int) -> None:
+    for name, value in {"num_attention_heads": heads, "num_heads": heads, "all_head_size": heads * size}.items():
+        if hasattr(attention, name):
+            setattr(attention, name, value)

@@ -1,0 +1,191 @@
+"""Dynamic batching: rows of concurrent requests run together, those of like size first, on one thread beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lc_ray.models.batches import prepare
+from lc_ray.predictor import Predictor
+
+_log = logging.getLogger(__name__)
+
+
+class QueueFull(Exception):
+    """Too many requests wait."""
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """One request's rows, and where their answers go."""
+
+    rows: list[dict[str, Any]]
+    future: asyncio.Future[list[Any]]
+    arrived: float = field(default_factory=time.monotonic)
+    answers: dict[int, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class _Row:
+    """A prepared row of a job."""
+
+    job: _Job
+    index: int
+    parts: dict[str, Any]
+
+
+class Batcher:
+    """Runs rows in batches.
+
+    Its thread sleeps until a row comes; waits for company, if the batch before had any, so that a lone client is never kept
+    waiting; tokenises what came, all at once; runs the oldest row with those nearest to it in size.
+
+    Args:
+        predictor: the model.
+        rows: most rows in a batch.
+        wait: how long the first row of a batch waits for company, in seconds.
+        queue: most requests that may wait.
+    """
+
+    def __init__(self, predictor: Predictor, rows: int, wait: float, queue: int) -> None:
+        self.predictor, self.rows, self.wait, self.queue = predictor, rows, wait, queue
+        self._changed = threading.Condition()
+        self._fresh: list[_Job] = []  # not prepared yet
+        self._ready: list[_Row] = []  # prepared, in order of arrival; only the thread touches it
+        self._left = 0  # requests taken from `_fresh` that still have rows to run
+        self._wanted = math.inf  # rows that wake the thread; while it works, none do
+        self._company = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether rows can be run."""
+        return self._thread.is_alive()
+
+    async def run(self, rows: list[dict[str, Any]]) -> list[Any]:
+        """Answers to one request's clean rows, in their order. Cancelling it drops the rows that have not run.
+
+        Raises:
+            QueueFull: too many requests wait.
+        """
+        if not rows:
+            return []
+        job = _Job(rows, asyncio.get_running_loop().create_future())
+        with self._changed:
+            if len(self._fresh) + self._left >= self.queue:
+                raise QueueFull
+            self._fresh.append(job)
+            if self._fresh_rows() >= self._wanted:
+                self._changed.notify()
+        return await job.future
+
+    def close(self) -> None:
+        """End the thread once its batch is done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _fresh_rows(self) -> int:
+        return sum(len(job.rows) for job in self._fresh)
+
+    def _work(self) -> None:
+        while True:
+            fresh = self._collect()
+            if self._closed:
+                return
+            self._ready += self._prepared(fresh)
+            batch = self._take()
+            self._company = len({id(row.job) for row in batch}) > 1
+            if batch:
+                self._answer(batch)
+
+    def _collect(self) -> list[_Job]:
+        """Jobs that came, once there is something to run."""
+        with self._changed:
+            if not self._ready:
+                self._sleep(1)
+                if self._company and self._fresh:
+                    self._sleep(self.rows, self._fresh[0].arrived + self.wait)
+            fresh, self._fresh = self._fresh, []
+            self._left += len(fresh)
+            return fresh
+
+    def _sleep(self, wanted: int, until: float = math.inf) -> None:
+        self._wanted = wanted
+        while self._fresh_rows() < wanted and not self._closed and (left := until - time.monotonic()) > 0:
+            self._changed.wait(None if left == math.inf else left)
+        self._wanted = math.inf
+
+    def _prepared(self, jobs: list[_Job]) -> list[_Row]:
+        """Rows of jobs; a job that can't be prepared fails alone."""
+        if not jobs:
+            return []
+        rows = [row for job in jobs for row in job.rows]
+        try:
+            parts = prepare({name: [row[name] for row in rows] for name in rows[0]}, self.predictor.columns)
+        except Exception as error:
+            if len(jobs) > 1:
+                return [row for job in jobs for row in self._prepared([job])]
+            self._fail(jobs[0], error)
+            return []
+        owners = [(job, index) for job in jobs for index in range(len(job.rows))]
+        return [_Row(job, index, {name: values[i] for name, values in parts.items()}) for i, (job, index) in enumerate(owners)]
+
+    def _take(self) -> list[_Row]:
+        """The next batch, without rows that nobody waits for any more."""
+        waiting = [row for row in self._ready if not row.job.future.done()]
+        chosen = set(choose([row.parts["_size"] for row in waiting], self.rows))
+        self._ready = [row for i, row in enumerate(waiting) if i not in chosen]
+        with self._changed:
+            self._left = len({id(row.job) for row in self._ready})
+        return [waiting[i] for i in sorted(chosen)]
+
+    def _answer(self, batch: list[_Row]) -> None:
+        """Run a batch; if it fails, run each of its requests alone, so that one can't fail its neighbours."""
+        try:
+            merged = {name: [row.parts[name] for row in batch] for name in batch[0].parts}
+            answers = [self.predictor.task.decode(output) for output in self.predictor.outputs(merged, len(batch))]
+        except Exception as error:
+            jobs = {id(row.job): row.job for row in batch}
+            if len(jobs) == 1:
+                self._fail(batch[0].job, error)
+            else:
+                for job in jobs.values():
+                    self._answer([row for row in batch if row.job is job])
+            return
+        done = []
+        for row, answer in zip(batch, answers, strict=True):
+            row.job.answers[row.index] = answer
+            if len(row.job.answers) == len(row.job.rows):
+                done.append(row.job)
+        if done:
+            done[0].future.get_loop().call_soon_threadsafe(_deliver, done)
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        job.future.get_loop().call_soon_threadsafe(lambda: job.future.done() or job.future.set_exception(error))
+
+
+def choose(sizes: Sequence[int], limit: int) -> list[int]:
+    """Indices of the next batch: the oldest row, first in `sizes`, and those nearest to it in size.
+
+    A row more than twice as long (and 16 more) as another would have all others padded to it, which costs more than a batch of its own.
+    """
+    if not sizes:
+        return []
+    first = sizes[0]
+    near = [i for i, size in enumerate(sizes) if max(size, first) <= 2 * min(size, first) + 16]
+    return sorted(near, key=lambda i: abs(sizes[i] - first))[:limit]
+
+
+def _deliver(jobs: list[_Job]) -> None:
+    for job in jobs:
+        if not job.future.done():
+            job.future.set_result([job.answers[i] for i in range(len(job.rows))])

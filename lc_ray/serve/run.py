@@ -1,0 +1,72 @@
+"""`lc-ray serve ARTIFACT`: an endpoint on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+import ray
+from rich.console import Console
+
+from lc_ray import artifact
+from lc_ray.artifact import Artifact
+from lc_ray.serve import app, auth
+from lc_ray.spec import ServeSpec
+
+
+def serve_forever(path: str | Path, spec: ServeSpec) -> None:
+    """Serve an artifact from a Ray of its own. The first Ctrl-C or SIGTERM answers what was accepted and ends, a second leaves at once.
+
+    Args:
+        path: the artifact's folder.
+        spec: address, limits, batching and replicas.
+
+    Raises:
+        ArtifactError: no artifact there.
+        ServeError: the port is in use, the API key can't be read or written, or the endpoint can't start.
+    """
+    found = artifact.read(path, verify=False)
+    key = auth.ensure()
+    spec = spec.model_copy(update={"port": app.check(spec)})
+    console = Console()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What replicas reserve is what they are given: a request for more CPUs than there are would never be placed.
+    cpus = max(os.cpu_count() or 1, int(spec.replicas.max * spec.replicas.cpu) + 1)
+    try:
+        with console.status("starting the endpoint"):
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            for number in previous:
+                signal.signal(number, _interrupt)
+            url = app.start(path, spec, [key])
+        console.print(_welcome(url, found), highlight=False, soft_wrap=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        console.print("stopping: answering what was accepted (Ctrl-C again leaves at once)", highlight=False)
+    finally:
+        for number in previous:
+            signal.signal(number, _leave)
+        if ray.is_initialized():
+            app.stop()
+            ray.shutdown()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _welcome(url: str, found: Artifact) -> str:
+    columns = [i["column"] for i in found.manifest.inputs]
+    body = json.dumps({"instances": ["..." if len(columns) == 1 else dict.fromkeys(columns, "...")]})
+    key = f"${auth.VARIABLE}" if os.environ.get(auth.VARIABLE) else f"$(cat {auth.key_file()})"
+    curl = f"curl {url}/v1/models/{found.manifest.name}:predict -H \"Authorization: Bearer {key}\" -d '{body}'"
+    return f"serving [bold]{found.manifest.name}[/bold] ({found.digest}) at [bold]{url}[/bold]\nAPI key: {auth.place()}\n\n  {curl.replace('[', chr(92) + '[')}\n"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)

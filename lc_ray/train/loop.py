@@ -1,0 +1,257 @@
+"""What each worker of a segment does."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import deepspeed
+import numpy as np
+import pyarrow.parquet as pq
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lc_ray import artifact, family
+from lc_ray.artifact import Manifest
+from lc_ray.data.batch import stream
+from lc_ray.data.prepare import TARGET, Prepared, open_prepared
+from lc_ray.errors import TrainError
+from lc_ray.models import load
+from lc_ray.models.batches import collate
+from lc_ray.models.fusion import FusionModel
+from lc_ray.models.shapes import difference
+from lc_ray.train import checkpoint
+from lc_ray.train.clock import Clock
+from lc_ray.train.deepspeed import config as deepspeed_config
+from lc_ray.train.segment import RESULT, Segment, SegmentResult, finished, learning_rate, removed_at
+
+Batch = tuple[dict[str, Tensor], Tensor]  # inputs by column.tensor, targets (batch,)
+
+
+def train_segment(config: dict[str, Any]) -> None:
+    """Take a segment's steps and leave its artifact and record. Runs in every Ray Train worker."""
+    segment, post = Segment(**config["segment"]), config["post"]
+    worker = Worker(segment)
+    clock, model = worker.clock, worker.model
+    with clock("start"):
+        teacher = worker.teacher()
+        if segment.prunes:
+            worker.prune(post)
+        engine = worker.initialize()
+        progress = worker.resume(engine)
+    history: list[dict[str, float]] = progress["history"]
+    before = worker.communication()
+    batches = worker.batches(start=progress["step"])
+    for step in range(progress["step"], segment.until):
+        with clock("data"):
+            inputs, targets = next(batches)
+        rate = learning_rate(worker.spec.train.learning_rate, step, segment.phase, worker.spec.train.warmup)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = rate
+        with clock("compute"):
+            loss = worker.loss(engine(inputs), inputs, targets, teacher)
+            engine.backward(loss)
+            engine.step()
+        value = loss.item()
+        if not np.isfinite(value):
+            raise TrainError(f"the loss became {value} at step {step}", segment.key, "lower train.learning_rate, or set model.dtype: fp32")
+        if step % max(1, segment.total // 200) == 0 or step + 1 == segment.until:
+            history.append({"step": step, "loss": value, "learning_rate": rate})
+            if worker.rank == 0:
+                post({"event": "step", "segment": segment.key, "member": segment.member, "step": step + 1, "loss": value})
+        every = worker.spec.train.checkpoint_every
+        if every and (step + 1) % every == 0 and step + 1 < segment.until:
+            with clock("checkpoint"):
+                checkpoint.save(engine, {"step": step + 1, "history": history}, {"step": step + 1})
+    with clock("evaluate"):
+        metrics = worker.evaluate(model)
+    with clock("checkpoint"):
+        weights = checkpoint.whole_weights(engine, worker.spec.train.zero.stage)
+        if worker.rank == 0:
+            worker.write_artifact(weights, metrics)
+        progress = {"step": segment.until, "history": history}
+        if segment.keeps_optimizer:
+            checkpoint.save(engine, progress, metrics)
+    clock.move(worker.communication() - before, "compute", "communication")
+    if worker.rank == 0:
+        worker.write_record(metrics, history, clock.total())
+    ray.train.report(metrics)
+
+
+class Worker:
+    """One worker's model, data and place among the others.
+
+    Args:
+        segment: what to train.
+    """
+
+    def __init__(self, segment: Segment) -> None:
+        context = ray.train.get_context()
+        self.clock = Clock()
+        self.segment, self.spec = segment, segment.spec
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            torch.set_num_threads(max(1, int(self.spec.train.workers.cpu)))
+        self.data: Prepared = open_prepared(segment.prepared)
+        self.task = self.data.task()
+        self.inputs = list(self.spec.data.inputs)
+        with self.clock("start"):
+            self.columns = load.modalities(self.inputs, load.find(self.spec.model.base))
+            self.kept: dict[str, Any] = {}
+            torch.manual_seed(self.spec.seed)
+            self.model = self._starting_model().to(self.device)
+        torch.manual_seed(self.spec.seed * 1000 + self.rank)  # dropout differs between workers, weights do not
+
+    def _starting_model(self) -> FusionModel:
+        if self.segment.parent is None:
+            return load.pretrained(self.spec.model, self.inputs, self.task)
+        parent = artifact.read(self._artifact_folder(self.segment.parent), verify=False)
+        self.kept = parent.manifest.lineage.get("kept", {})
+        return load.freeze(load.open_model(parent), self.spec.model.freeze)
+
+    def _artifact_folder(self, key: str) -> Any:
+        return self.segment.folder.with_name(key) / "model"
+
+    def teacher(self) -> FusionModel | None:
+        """The unpruned parent, while recovering by distillation."""
+        prune = self.spec.prune
+        if prune is None or self.segment.dense is None or not self.segment.pruned or not prune.recover.distill:
+            return None
+        found = artifact.read(self._artifact_folder(self.segment.dense), verify=False)
+        return load.open_model(found).requires_grad_(False).to(self.device)
+
+    def prune(self, post: Any) -> None:
+        """Remove units by an importance that is summed over the workers."""
+        spec, parent = self.spec.prune, removed_at(self.spec.prune, self.segment.number - 1, self.spec.train.segments)
+        assert spec is not None
+        batches = self.batches(start=self.segment.first)
+        first, _ = next(batches)
+        pruner = family.load("prune", spec.kind).Pruner(self.model, {k: v[:2] for k, v in first.items()}, keep=[self.model.head])
+        self.model.eval().requires_grad_(True)
+        for inputs, targets in itertools.islice(batches, max(1, spec.calibration // self.spec.train.batch_size)):
+            self.model.zero_grad()
+            with self._autocast():
+                outputs = self.model(inputs)
+            self.task.loss(outputs, targets).backward()
+            pruner.observe()
+        self.model.zero_grad()
+        scores = pruner.scores.to(self.device)
+        dist.all_reduce(scores)
+        pruner.scores = scores.cpu()
+        removed = pruner.remove((self.segment.pruned - parent) / (1 - parent))
+        self.kept = {name: units | {"before": self.kept.get(name, units)["before"]} for name, units in removed.items()}
+        load.freeze(self.model, self.spec.model.freeze)
+        if self.rank == 0:
+            post({"event": "pruned", "segment": self.segment.key, "member": self.segment.member, "kept": self.kept})
+
+    def initialize(self) -> Any:
+        """The DeepSpeed engine around the model."""
+        self.model.train()
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.spec.train.learning_rate, weight_decay=self.spec.train.weight_decay, fused=True)
+        settings = deepspeed_config(self.spec.train, self.spec.model)
+        engine, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, model_parameters=trained, config=settings)
+        return engine
+
+    def resume(self, engine: Any) -> dict[str, Any]:
+        """Progress of this segment: its own checkpoint after a failure, else its parent's optimizer, else a fresh start."""
+        if own := ray.train.get_checkpoint():
+            with own.as_directory() as folder:
+                return checkpoint.restore(engine, folder)
+        if self.segment.parent and not self.segment.prunes:
+            parent = finished(self.segment.folder.with_name(self.segment.parent))
+            if parent and parent.checkpoint:
+                checkpoint.restore(engine, parent.checkpoint)
+        return {"step": self.segment.first, "history": []}
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """This worker's training batches from a step on."""
+        for rows in stream(self.data, self.rank, self.world, self.spec.train.batch_size, self.spec.seed, start):
+            yield self._tensors(rows)
+
+    def _tensors(self, rows: dict[str, list[Any]]) -> Batch:
+        inputs = {k: v.to(self.device) for k, v in collate(rows, self.columns).items()}
+        targets = torch.tensor([self.task.encode(t) for t in rows[TARGET]], device=self.device)
+        return inputs, targets
+
+    def loss(self, outputs: Tensor, inputs: dict[str, Tensor], targets: Tensor, teacher: FusionModel | None) -> Tensor:
+        """The task's loss, mixed with distance from the teacher while recovering."""
+        loss: Tensor = self.task.loss(outputs, targets)
+        if teacher is None or self.spec.prune is None:
+            return loss
+        recover = self.spec.prune.recover
+        with torch.no_grad(), self._autocast():
+            soft = teacher(inputs)
+        return (1 - recover.distill) * loss + recover.distill * self.task.distill(outputs, soft, recover.temperature)
+
+    def evaluate(self, model: FusionModel) -> dict[str, float]:
+        """Metrics over all validation rows: each worker takes some parts, and none is dropped to make shares equal."""
+        outputs, targets = [], []
+        model.eval()
+        for file in self.data.parts("validation")[self.rank :: self.world]:
+            rows = pq.read_table(file).sort_by("_size")
+            for start in range(0, rows.num_rows, 64):
+                inputs, truth = self._tensors(rows.slice(start, 64).to_pydict())
+                with torch.no_grad(), self._autocast():
+                    outputs.append(model(inputs).float().cpu().numpy())
+                targets.append(truth.cpu().numpy())
+        model.train()
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, (outputs, targets))
+        metrics = self.task.metrics(*(np.concatenate([x for part in gathered for x in part[i]]) for i in (0, 1)))
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.model.dtype == "bf16")
+
+    def communication(self) -> float:
+        """Seconds spent in DeepSpeed's collective operations so far, waiting for other workers included."""
+        by_op = deepspeed.comm.comm.comms_logger.comms_dict  # {operation: {bytes: [count, [milliseconds]]}}
+        # DeepSpeed's timer is never reset: each entry is the operation's running total.
+        return sum(max(max(entry[1]) for entry in sizes.values()) for sizes in by_op.values()) / 1000
+
+    def write_artifact(self, weights: dict[str, Tensor], metrics: dict[str, float]) -> None:
+        """The model as it is now."""
+        with torch.random.fork_rng():
+            shapes, attributes = difference(self.model, self._original())
+        manifest = Manifest(
+            name=self.spec.name,
+            task={"kind": self.spec.task.kind, **self.task.config},
+            inputs=[i.model_dump(mode="json") for i in self.inputs],
+            architecture=load.describe(self.model, self.inputs, shapes, attributes),
+            metrics=metrics,
+            lineage={
+                "base": self.spec.model.base,
+                "segment": self.segment.key,
+                "parent": self.segment.parent,
+                "pruned": self.segment.pruned,
+                "kept": self.kept,
+                "seed": self.spec.seed,
+                "data": self.data.key,
+            },
+        )
+        load.save(self._artifact_folder(self.segment.key), manifest, weights, self.columns)
+
+    def _original(self) -> FusionModel:
+        with torch.device("meta"):
+            plain = Manifest(
+                name="",
+                task={"kind": self.spec.task.kind, **self.task.config},
+                inputs=[],
+                architecture=load.describe(self.model, self.inputs, {}, {}),
+            )
+            return load.rebuild(plain)
+
+    def write_record(self, metrics: dict[str, float], history: list[dict[str, float]], seconds: dict[str, float]) -> None:
+        """The segment's result, without the checkpoint's path, which the trainer adds."""
+        segment = self.segment
+        genes = {path: self.spec.get(path) for path in (self.spec.search.genes if self.spec.search else ())}
+        dense = segment.key if not segment.pruned else segment.dense or ""
+        SegmentResult(
+            segment.key, segment.number, segment.member, segment.parent, dense, segment.pruned, metrics, history, seconds, None, genes
+        ).write(segment.folder, RESULT)

@@ -1,0 +1,156 @@
+"""A segment: a run of training steps that starts from one artifact and ends in another. All decided here, without Ray."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lc_ray.data.batch import steps_per_epoch
+from lc_ray.spec import JobSpec, PruneSpec, digest, parse
+
+RECORD = "segment.json"  # written by the driver once Ray Train has ended well
+RESULT = "result.json"  # written by rank 0 before that
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a segment does. Its key is made of all that its result depends on, so equal segments are trained once.
+
+    Attributes:
+        job: the job with this member's genes, as a dict.
+        prepared: folder of the prepared dataset.
+        store: folder in which segments are kept by key.
+        number: from 0.
+        rows: training rows.
+        parent: key of the segment it continues, if any.
+        dense: key of the last unpruned ancestor, the teacher of pruned ones.
+        member: who asked for it first; not part of the key.
+    """
+
+    job: dict[str, Any]
+    prepared: str
+    store: str
+    number: int
+    rows: int
+    parent: str | None = None
+    dense: str | None = None
+    member: int = 0
+
+    @functools.cached_property
+    def spec(self) -> JobSpec:
+        """The job with this member's genes."""
+        return parse(self.job)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Its name on disk."""
+        s = self.spec
+        return digest(s.model, s.train, s.prune, s.seed, Path(self.prepared).name, self.number, self.parent, self.dense)
+
+    @property
+    def folder(self) -> Path:
+        """Where its record, artifact and checkpoints are."""
+        return Path(self.store) / self.key
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole training."""
+        train = self.spec.train
+        return max(train.segments, round(train.epochs * steps_per_epoch(self.rows, train.batch_size)))
+
+    def boundary(self, number: int) -> int:
+        """Step at which segment `number` starts."""
+        return round(self.total * number / self.spec.train.segments)
+
+    @property
+    def first(self) -> int:
+        """Its first step."""
+        return self.boundary(self.number)
+
+    @property
+    def until(self) -> int:
+        """The step it stops before: absolute, so that a retried segment takes no more steps than a lucky one."""
+        return self.boundary(self.number + 1)
+
+    @property
+    def phase(self) -> tuple[int, int]:
+        """First and last step of the phase, dense or pruned, over which the learning rate rises and falls."""
+        change = self.boundary(self.spec.first_pruned_segment())
+        return (0, change) if self.first < change else (change, self.total)
+
+    @property
+    def pruned(self) -> float:
+        """Fraction of the prunable parameters that is gone while it trains."""
+        prune = self.spec.prune
+        return removed_at(prune, self.number, self.spec.train.segments) if prune else 0.0
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it starts by pruning further than its parent."""
+        before = removed_at(self.spec.prune, self.number - 1, self.spec.train.segments) if self.spec.prune else 0.0
+        return self.pruned > before
+
+    @property
+    def keeps_optimizer(self) -> bool:
+        """Whether a later segment can go on with its optimizer state: not after the last, nor when the next changes shapes."""
+        last = self.number + 1 == self.spec.train.segments
+        return not last and not Segment(self.job, self.prepared, self.store, self.number + 1, self.rows).prunes
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """What a finished segment leaves in `segment.json`. Times are rank 0's, in seconds."""
+
+    key: str
+    number: int
+    member: int
+    parent: str | None
+    dense: str
+    pruned: float
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    seconds: dict[str, float]
+    checkpoint: str | None
+    genes: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path, name: str = RECORD) -> None:
+        """Write the record. Once it is there as `segment.json` the segment is finished."""
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{name}"
+        partial.write_text(json.dumps(asdict(self), indent=1), "utf-8")
+        partial.rename(folder / name)
+
+
+def finished(folder: Path, name: str = RECORD) -> SegmentResult | None:
+    """The record of a segment, if it was finished."""
+    path = folder / name
+    return SegmentResult(**json.loads(path.read_text("utf-8"))) if path.exists() else None
+
+
+def removed_at(prune: PruneSpec | None, number: int, segments: int) -> float:
+    """Fraction of the prunable parameters removed at the start of a segment.
+
+    A cubic ramp from `start` to `end` (Zhu and Gupta 2017, arXiv:1710.01878): fast while there is much to spare, then slower.
+    """
+    if prune is None or number < 0:
+        return 0.0
+    progress = number / segments
+    end = prune.end if prune.end is not None else prune.start
+    if progress < prune.start - 1e-9:
+        return 0.0
+    # The ramp is reached at segment starts, so its first step must already remove something.
+    steps = [s for s in range(segments) if s / segments >= prune.start - 1e-9 and (s / segments <= end + 1e-9)] or [number]
+    done = min(1.0, (sum(1 for s in steps if s <= number)) / len(steps))
+    return prune.parameters * (1 - (1 - done) ** 3)
+
+
+def learning_rate(peak: float, step: int, phase: tuple[int, int], warmup: float) -> float:
+    """Linear rise over the first `warmup` part of a phase, then linear fall to 0 at its end."""
+    first, last = phase
+    length = max(1, last - first)
+    rise = max(1.0, warmup * length)
+    done = step - first
+    return peak * min(1.0, (done + 1) / rise) * max(0.0, min(1.0, (length - done) / max(1.0, length - rise)))

@@ -1,0 +1,71 @@
+"""Who starts a segment: one Ray Train run, whose name is made of what the segment inherits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from lc_ray.errors import LcRayError, TrainError, unwrap
+from lc_ray.train.segment import RESULT, Segment, SegmentResult, finished
+
+Post = Callable[[dict[str, Any]], None]
+
+
+def run_segment(segment: Segment, post: Post) -> SegmentResult:
+    """Train a segment, or return it if it was trained before.
+
+    A segment that was cut off goes on from its last checkpoint: Ray Train restores a run of the same name in the same place.
+
+    Raises:
+        TrainError: it failed more often than `train.workers.max_failures`.
+    """
+    if done := finished(segment.folder):
+        post({"event": "reused", "segment": segment.key, "member": segment.member, "metrics": done.metrics})
+        return done
+    workers = segment.spec.train.workers
+    trainer = TorchTrainer(
+        _train_segment,
+        train_loop_config={"segment": dataclasses.asdict(segment), "post": post},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.gpu > 0,
+            resources_per_worker={"CPU": workers.cpu} | ({"GPU": workers.gpu} if workers.gpu else {}),
+        ),
+        torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=str(segment.folder),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except Exception as error:
+        cause = unwrap(error)
+        if isinstance(cause, LcRayError):
+            raise cause from None
+        raise TrainError(f"training failed: {_last_line(error)}", f"segment {segment.key}", f"logs: {segment.folder}") from error
+    written = finished(segment.folder, RESULT)
+    assert written is not None, "rank 0 writes the result before the run ends"
+    checkpoint = str(result.checkpoint.path) if segment.keeps_optimizer and result.checkpoint else None
+    done = dataclasses.replace(written, checkpoint=checkpoint)
+    done.write(segment.folder)
+    post({"event": "segment", "segment": segment.key, "member": segment.member, "metrics": done.metrics})
+    return done
+
+
+def _train_segment(config: dict[str, Any]) -> None:
+    """Imports torch and DeepSpeed in the worker, not in the process that starts it."""
+    from lc_ray.train.loop import train_segment
+
+    train_segment(config)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,33 @@
+"""Who inherited from whom."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from lc_ray.train.segment import SegmentResult
+
+
+def best(results: list[SegmentResult], objective: str) -> SegmentResult:
+    """The winner: the best of the last segments."""
+    last = max(r.number for r in results)
+    return max((r for r in results if r.number == last), key=lambda r: r.metrics[objective])
+
+
+def path(results: list[SegmentResult], winner: SegmentResult) -> list[SegmentResult]:
+    """The winner and its ancestors, oldest first."""
+    by_key = {r.key: r for r in results}
+    line = [winner]
+    while line[-1].parent is not None:
+        line.append(by_key[line[-1].parent])
+    return line[::-1]
+
+
+def table(results: list[SegmentResult]) -> list[dict[str, Any]]:
+    """Segments as plain rows, in order, each saying whether its parent belongs to another member (an exploit)."""
+    member = {r.key: r.member for r in results}
+    rows = []
+    for r in sorted(results, key=lambda r: (r.number, r.member)):
+        row = asdict(r)
+        rows.append(row | {"segment": row.pop("number"), "inherited": r.parent is not None and member[r.parent] != r.member})
+    return rows

@@ -1,0 +1,173 @@
+"""Ray Tune's population-based training over segments.
+
+One Ray Train run per Tune iteration, and a pointer as Tune's checkpoint: exploits then happen while no trainer is alive, and what a
+member inherits is the name of a segment. Genes are drawn and perturbed here, by seed, so that a search that is started again asks
+for the same segments and finds those that were finished.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import PopulationBasedTraining
+
+from lc_ray.errors import LcRayError, TrainError, unwrap
+from lc_ray.spec import JobSpec
+from lc_ray.train.segment import Segment, SegmentResult, finished
+from lc_ray.train.trainer import Post, run_segment
+from lc_ray.tune.space import Genes, draw, express, perturb
+
+_POINTER = "pointer.json"
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What a member hands on: where it is, by name.
+
+    Attributes:
+        member: who wrote it.
+        results: keys of its segments so far, oldest first.
+        dense: key of its last unpruned segment.
+        genes: those it trained with.
+    """
+
+    member: int
+    results: tuple[str, ...]
+    dense: str | None
+    genes: Genes
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all members share."""
+
+    job: JobSpec
+    prepared: str
+    rows: int
+    store: str
+    post: Post
+
+    def segment(self, number: int, genes: Genes, member: int, parent: str | None, dense: str | None) -> Segment:
+        """The segment that a member trains next."""
+        job = express(self.job, genes).model_dump(mode="json")
+        return Segment(job, self.prepared, self.store, number, self.rows, parent, dense, member)
+
+    def advance(self, pointer: Pointer | None, member: int) -> tuple[SegmentResult, Pointer]:
+        """Train the segment after a pointer's, with new genes where the pointer is another member's."""
+        spec, number = self.job.search, len(pointer.results) if pointer else 0
+        genes = pointer.genes if pointer else draw(spec, member, self.job.seed) if spec else {}
+        if spec and pointer and pointer.member != member:
+            genes = perturb(spec, genes, member, number, self.job.seed)
+        parent, dense = (pointer.results[-1], pointer.dense) if pointer else (None, None)
+        result = run_segment(self.segment(number, genes, member, parent, dense), self.post)
+        before = pointer.results if pointer else ()
+        return result, Pointer(member, (*before, result.key), result.dense, genes)
+
+
+def search(job: JobSpec, prepared: str, rows: int, store: Path, slots: int, objective: str, post: Post) -> list[SegmentResult]:
+    """Train the population, or a single member where the job has no `search`.
+
+    Args:
+        job: the job.
+        prepared: folder of the prepared dataset.
+        rows: its training rows.
+        store: folder for segments.
+        slots: members that may train at the same time.
+        objective: validation metric to maximise.
+        post: receives progress events.
+
+    Returns:
+        Every segment trained, of all members.
+
+    Raises:
+        TrainError: every member failed; the first one's reason.
+    """
+    shared = Search(job, prepared, rows, str(store.resolve()), post)
+    if job.search is None:
+        results, pointer = [], None
+        for _ in range(job.train.segments):
+            result, pointer = shared.advance(pointer, member=0)
+            results.append(result)
+        return results
+    scheduler = PopulationBasedTraining(
+        time_attr="training_iteration",
+        metric=objective,
+        mode="max",
+        perturbation_interval=1,
+        quantile_fraction=job.search.quantile,
+        custom_explore_fn=_same,  # genes are perturbed by the member that inherits them, which knows who it is
+        synch=True,
+        log_config=False,
+    )
+    folder = store.parent / "tune"
+    found = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_member, shared=shared, slots=Slots.remote(slots), objective=objective), {"CPU": 0.01}),
+        param_space={"member": tune.grid_search(list(range(job.search.population)))},
+        tune_config=tune.TuneConfig(scheduler=scheduler),
+        run_config=tune.RunConfig(storage_path=str(folder.resolve()), verbose=0, failure_config=tune.FailureConfig(max_failures=1)),
+    ).fit()
+    results = [r for key in _reported(found) if (r := finished(store / key))]
+    if not any(r.number + 1 == job.train.segments for r in results):
+        errors = [unwrap(e) for e in found.errors]
+        ours = next((e for e in errors if isinstance(e, LcRayError)), None)
+        raise ours or TrainError(f"every member of the population failed: {errors[0] if errors else 'no result'}")
+    return results
+
+
+def _reported(found: tune.ResultGrid) -> list[str]:
+    """Keys of all segments that any member reported, those that others replaced included."""
+    frames = [trial.metrics_dataframe for trial in found]
+    return list(dict.fromkeys(key for frame in frames if frame is not None for key in frame["key"]))
+
+
+def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) -> None:
+    """A member's life, as Tune runs it. After an exploit it starts from the donor's pointer."""
+    member = int(tune.get_context().get_trial_id().rpartition("_")[2])  # `config` is the donor's after an exploit
+    pointer = None
+    if inherited := tune.get_checkpoint():
+        with inherited.as_directory() as folder:
+            fields = json.loads((Path(folder) / _POINTER).read_text("utf-8"))
+            pointer = Pointer(**fields | {"results": tuple(fields["results"])})
+    segments = shared.job.train.segments
+    while pointer is None or len(pointer.results) < segments:
+        ray.get(slots.acquire.remote(member))
+        try:
+            result, pointer = shared.advance(pointer, member)
+        finally:
+            ray.get(slots.release.remote(member))
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / _POINTER).write_text(json.dumps(vars(pointer)), "utf-8")
+            report = {objective: result.metrics[objective], "key": result.key, "done": len(pointer.results) == segments}
+            tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+@ray.remote(num_cpus=0)
+class Slots:
+    """Lets so many members train at a time. A member that is restarted finds the slot it held."""
+
+    def __init__(self, count: int) -> None:
+        import asyncio
+
+        self._count, self._held, self._changed = count, set[int](), asyncio.Condition()
+
+    async def acquire(self, member: int) -> None:
+        """Wait for a slot."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: member in self._held or len(self._held) < self._count)
+            self._held.add(member)
+
+    async def release(self, member: int) -> None:
+        """Give the slot back."""
+        async with self._changed:
+            self._held.discard(member)
+            self._changed.notify_all()
+
+
+def _same(config: dict[str, Any]) -> dict[str, Any]:
+    return config
