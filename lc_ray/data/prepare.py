@@ -171,7 +171,17 @@ def _checked(job: JobSpec, source: str, folder: Path) -> tuple[ray.data.Dataset,
         pq.write_table(named, folder / "rejects" / f"{Path(source).name}-{number:05d}.parquet")
         reasons.update(f"{c}: {r}" for c, r in zip(table["_column"].to_pylist(), table["_reason"].to_pylist(), strict=True))
     good = dataset.filter(expr="_reason == ''").drop_columns(["_reason", "_column", "_value"])
-    return good.sort(["_order", "_file", "_row"]).materialize() if good.count() else good, reasons
+    if not good.count():
+        return good, reasons
+    settle = functools.partial(_settle, drop=job.data.duplicates == "drop")
+    return good.sort("_order").map_batches(settle, batch_size=None, batch_format="pyarrow").materialize(), reasons
+
+
+def _settle(table: pa.Table, drop: bool) -> pa.Table:
+    """A sorted block with equal rows, which all fall into one block, in the order of their source, or only the first of them."""
+    table = table.sort_by([("_order", "ascending"), ("_file", "ascending"), ("_row", "ascending")])
+    place = table["_order"].to_numpy()
+    return table.filter(pa.array(np.append(True, place[1:] != place[:-1]))) if drop and len(place) else table
 
 
 def _check_files(batch: dict[str, Any], job: JobSpec) -> Iterator[dict[str, Any]]:

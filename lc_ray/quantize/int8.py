@@ -51,9 +51,9 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
     calibration = [{name: tensor.numpy() for name, tensor in batch.items()} for batch in batches]
     if not calibration:
         raise ModelError("int8 needs rows to take the ranges of activations from", "quantize.calibration", "use 256 rows")
-    with _quiet():
-        import nncf  # slow to import, and serving does not need it
+    import nncf  # slow to import, and serving does not need it
 
+    with _quiet():
         quantized = nncf.quantize(
             _convert(model, calibration[0]),
             nncf.Dataset(calibration),
@@ -122,15 +122,15 @@ def _convert(model: FusionModel, example: dict[str, NDArray[Any]]) -> Any:
 def _quiet() -> Iterator[None]:
     """Without progress bars, and without warnings about tracing that the tests of other batch sizes and lengths answer."""
     console, loggers = rich.get_console(), [logging.getLogger(name) for name in ("nncf", "transformers", "torch.utils.cpp_extension")]
-    before = console.quiet, [logger.disabled for logger in loggers]
+    before = console.quiet, [logger.level for logger in loggers]
     console.quiet = True
     for logger in loggers:
-        logger.disabled = True
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         console.quiet = before[0]
-        for logger, disabled in zip(loggers, before[1], strict=True):
-            logger.disabled = disabled
+        for logger, level in zip(loggers, before[1], strict=True):
+            logger.setLevel(level)

@@ -21,7 +21,7 @@ from lc_ray.serve.http import App
 from lc_ray.spec import ServeSpec
 
 NAME = "lc_ray"
-# Health and rejections must be answered while the queue is full, so Serve admits more requests than the endpoint does.
+# Requests that Serve admits above what the endpoint does, which answers health and rejections itself while its queue is full.
 _ROOM = 64
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
@@ -62,12 +62,13 @@ def application(path: str | Path, spec: ServeSpec, keys: Sequence[str]) -> Any:
         keys: API keys, of which Ray is given digests only; none means that no key is needed.
     """
     least, most = spec.replicas.min, spec.replicas.max
+    admitted = spec.queue + spec.batch.max + _ROOM
     scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": spec.batch.max}
     deployment = serve.deployment(
         Model,
         name=NAME,
-        max_ongoing_requests=spec.queue + spec.batch.max + _ROOM,
-        max_queued_requests=spec.queue,
+        max_ongoing_requests=admitted,
+        max_queued_requests=admitted,  # counts those that are just arriving too, so less would refuse bursts that the endpoint can take
         backpressure_config={"retry_after_s": 1},
         max_constructor_retry_count=1,
         ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": environment()}},

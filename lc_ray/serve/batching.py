@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import threading
 import time
@@ -13,8 +12,6 @@ from typing import Any
 
 from lc_ray.models.batches import prepare
 from lc_ray.predictor import Predictor
-
-_log = logging.getLogger(__name__)
 
 
 class QueueFull(Exception):
@@ -170,7 +167,7 @@ class Batcher:
             done[0].future.get_loop().call_soon_threadsafe(_deliver, done)
 
     def _fail(self, job: _Job, error: Exception) -> None:
-        job.future.get_loop().call_soon_threadsafe(lambda: job.future.done() or job.future.set_exception(error))
+        job.future.get_loop().call_soon_threadsafe(_deliver_error, job, error)
 
 
 def choose(sizes: Sequence[int], limit: int) -> list[int]:
@@ -183,6 +180,11 @@ def choose(sizes: Sequence[int], limit: int) -> list[int]:
     first = sizes[0]
     near = [i for i, size in enumerate(sizes) if max(size, first) <= 2 * min(size, first) + 16]
     return sorted(near, key=lambda i: abs(sizes[i] - first))[:limit]
+
+
+def _deliver_error(job: _Job, error: Exception) -> None:
+    if not job.future.done():
+        job.future.set_exception(error)
 
 
 def _deliver(jobs: list[_Job]) -> None:

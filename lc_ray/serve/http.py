@@ -75,7 +75,9 @@ class Response:
 
     def messages(self) -> tuple[Message, Message]:
         """As ASGI sends it."""
-        body = self.content if isinstance(self.content, bytes) else json.dumps(self.content, ensure_ascii=False, separators=(",", ":")).encode()
+        body = self.content
+        if not isinstance(body, bytes):
+            body = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")  # lone surrogates of a request
         headers = {"content-type": self.media_type, "content-length": str(len(body))} | self.headers
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         return {"type": "http.response.start", "status": self.status, "headers": raw}, {"type": "http.response.body", "body": body}

@@ -11,6 +11,7 @@ from types import FrameType
 
 import ray
 from rich.console import Console
+from rich.markup import escape
 
 from lc_ray import artifact
 from lc_ray.artifact import Artifact
@@ -57,11 +58,11 @@ def serve_forever(path: str | Path, spec: ServeSpec) -> None:
 
 
 def _welcome(url: str, found: Artifact) -> str:
-    columns = [i["column"] for i in found.manifest.inputs]
+    name, columns = found.manifest.name, [i["column"] for i in found.manifest.inputs]
     body = json.dumps({"instances": ["..." if len(columns) == 1 else dict.fromkeys(columns, "...")]})
     key = f"${auth.VARIABLE}" if os.environ.get(auth.VARIABLE) else f"$(cat {auth.key_file()})"
-    curl = f"curl {url}/v1/models/{found.manifest.name}:predict -H \"Authorization: Bearer {key}\" -d '{body}'"
-    return f"serving [bold]{found.manifest.name}[/bold] ({found.digest}) at [bold]{url}[/bold]\nAPI key: {auth.place()}\n\n  {curl.replace('[', chr(92) + '[')}\n"
+    curl = f"curl {url}/v1/models/{name}:predict -H \"Authorization: Bearer {key}\" -d '{body}'"
+    return f"serving [bold]{name}[/bold] ({found.digest}) at [bold]{url}[/bold]\nAPI key: {auth.place()}\n\n  {escape(curl)}\n"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

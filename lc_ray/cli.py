@@ -1,0 +1,215 @@
+"""The command line. One job file instead of a flag per field; errors of ours are caught once, here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from lc_ray.errors import LcRayError, SpecError, unwrap
+
+app = typer.Typer(
+    help="From labelled data to a small, fast endpoint, on one Ray cluster, from one job file.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+_out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+JobFile = Annotated[Path, typer.Argument(help="a job file, see [bold]lc-ray init[/]", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="replace a field: --set train.epochs=5")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print only the result")]
+ArtifactPath = Annotated[Path, typer.Argument(help="an artifact: the folder that [bold]lc-ray run[/] printed", show_default=False)]
+
+
+@app.command()
+def run(job: JobFile, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Run a job: fine-tune, prune, search, quantize, evaluate, and serve one question.
+
+    A run that was cut off goes on where it was when the same command is given again. Exits 3 if the model does not pass the job's
+    accept gate, 130 on Ctrl-C.
+    """
+    from lc_ray import pipeline
+    from lc_ray.evaluate.report import print_table
+
+    spec = _job(job, overrides)
+    result = pipeline.run(spec, "quiet" if quiet else "json" if as_json else "bars")
+    if as_json:
+        print(json.dumps({"artifact": str(result.artifact.path), "report": str(result.report), "metrics": result.metrics, "reused": result.reused}))
+        return
+    if not quiet:
+        if result.reused:
+            _out.print(f"[bold]{spec.name}[/] was finished before with this very job; nothing to do.")
+        print_table(result.record, _out)
+        if answer := result.record["answer"]:
+            _out.print(f"\n[bold]asked[/]    {answer['question']}\n[bold]answered[/] {answer['answer']}  ({answer['milliseconds']:.1f} ms over HTTP)")
+        _out.print(f"\nreport   {result.report}\nartifact {result.artifact.path}\nserve it: [bold]lc-ray serve {result.artifact.path}[/]")
+    else:
+        print(result.artifact.path)
+
+
+@app.command()
+def check(job: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Preflight: validate the file, open the data and the model, estimate memory, and ask the cluster for room. Trains nothing."""
+    from lc_ray import preflight
+
+    report = preflight.check(_job(job, overrides))
+    if as_json:
+        print(json.dumps(report))
+    else:
+        preflight.show(report, _out)
+    if report["missing"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    artifact: ArtifactPath,
+    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="copies of the model")] = 1,
+) -> None:
+    """Serve an artifact over HTTP until Ctrl-C. Requests need the key that is printed."""
+    from lc_ray.serve.run import serve_forever
+    from lc_ray.spec import ReplicasSpec, ServeSpec
+
+    serve_forever(artifact, ServeSpec(host=host, port=port, replicas=ReplicasSpec(min=replicas, max=replicas)))
+
+
+@app.command()
+def predict(
+    inputs: Annotated[list[str], typer.Argument(help="texts, or JSON objects by column; - reads one per line from stdin", show_default=False)],
+    url: Annotated[str | None, typer.Option(help="an endpoint, for example http://127.0.0.1:8000")] = None,
+    artifact: Annotated[Path | None, typer.Option(help="an artifact, predicted here without an endpoint")] = None,
+    key: Annotated[str | None, typer.Option(help="API key; else LC_RAY_API_KEY or the key file", envvar="LC_RAY_API_KEY")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask an endpoint (--url) or an artifact (--artifact)."""
+    lines = [line.rstrip("\n") for line in sys.stdin] if inputs == ["-"] else inputs
+    rows = [json.loads(line) if line.startswith("{") else line for line in lines]
+    if (url is None) == (artifact is None):
+        raise SpecError("give either --url or --artifact")
+    if url is not None:
+        from lc_ray.client import Client
+
+        answers = Client(url, key).predict(rows)
+    else:
+        from lc_ray.predictor import load
+
+        answers = load(str(artifact)).predict(rows)
+    for row, answer in zip(rows, answers, strict=True):
+        if as_json:
+            print(json.dumps(answer))
+        else:
+            odds = "  ".join(f"{name} {p:.3f}" for name, p in answer.get("probabilities", {}).items())
+            _out.print(f"[bold]{answer.get('label', answer)}[/]  [dim]{odds}[/]  {row}")
+
+
+@app.command()
+def evaluate(
+    artifact: ArtifactPath,
+    data: Annotated[str, typer.Argument(help="labelled rows: a file, a folder or package:NAME/path", show_default=False)],
+    target: Annotated[str, typer.Option(help="column that holds the label")] = "label",
+    as_json: AsJson = False,
+) -> None:
+    """Measure an artifact on labelled rows, each counted."""
+    from lc_ray.evaluate.labelled import evaluate as measure
+
+    metrics = measure(artifact, data, target)
+    if as_json:
+        print(json.dumps(metrics))
+        return
+    table = Table("metric", "value")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    _out.print(table)
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(help="folder of a run: storage/name", show_default=False)], as_json: AsJson = False) -> None:
+    """Print a run's table again and rewrite its report.html."""
+    from lc_ray.evaluate.report import print_table, write_html
+
+    try:
+        record = json.loads((run_folder / "record.json").read_text("utf-8"))
+    except OSError:
+        raise SpecError("no finished run here: it has no record.json", str(run_folder), "give the folder storage/name of a run") from None
+    write_html(record, run_folder / "report.html")
+    if as_json:
+        print(json.dumps(record))
+    else:
+        print_table(record, _out)
+        _out.print(f"\n{run_folder / 'report.html'}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the job file, for editors."""
+    from lc_ray.spec import JobSpec
+
+    print(json.dumps(JobSpec.model_json_schema(), indent=2))
+
+
+@app.command()
+def init(
+    task: Annotated[str, typer.Argument(help="a task: classification")] = "classification",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="file to write; printed if not given")] = None,
+) -> None:
+    """Write a commented job file for a task."""
+    from lc_ray import templates
+
+    text = templates.text(task)
+    if output is None:
+        print(text, end="")
+        return
+    if output.exists():
+        raise SpecError("the file exists already", str(output), "give another name")
+    output.write_text(text, "utf-8")
+    _out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
+
+
+def _job(path: Path, overrides: list[str] | None) -> Any:
+    from lc_ray import spec
+
+    values = {}
+    for item in overrides or []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise SpecError(f"--set needs PATH=VALUE, got '{item}'")
+        values[name] = yaml.safe_load(value)
+    return spec.read(path, values)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Errors for people, on stderr, with an exit code: 1 for a mistake, 3 for a refused model, 130 for Ctrl-C."""
+    from lc_ray.errors import AcceptError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        _err.print("\n[yellow]stopped[/]; give the same command again to go on where it was")
+        raise SystemExit(130) from None
+    except Exception as error:
+        ours = unwrap(error)
+        if not isinstance(ours, LcRayError):
+            raise
+        _err.print(f"[red]error[/] {type(ours).__name__}: ", end="")
+        _err.print(str(ours), markup=False)
+        raise SystemExit(3 if isinstance(ours, AcceptError) else 1) from None
+
+
+def main() -> None:
+    """Entry point of `lc-ray`."""
+    with _explained():
+        app(standalone_mode=False)

@@ -1,0 +1,50 @@
+"""Measure an artifact on labelled rows of any source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lc_ray.data import read
+from lc_ray.errors import DataError
+from lc_ray.models.batches import prepare
+from lc_ray.predictor import Predictor, load
+
+
+def evaluate(model: str | Path | Predictor, source: str, target: str) -> dict[str, Any]:
+    """Metrics over all usable rows, with `rows` and `rejected` counts.
+
+    Args:
+        model: an artifact's folder, or one that is loaded.
+        source: a file, a folder or `package:NAME/path`.
+        target: the column that holds the label.
+
+    Raises:
+        DataError: a file or column is missing, no row can be used, or a label the model does not know.
+    """
+    predictor = model if isinstance(model, Predictor) else load(model)
+    names = [i.column for i in predictor.inputs]
+    values: dict[str, list[Any]] = {name: [] for name in names}
+    targets, rejected = [], 0
+    for file in read.files(source):
+        read.require(file, [*names, target])
+        for row in (row for chunk in read.rows(file, [*names, target]) for row in chunk):
+            try:
+                if "_error" in row:
+                    raise DataError(row["_error"])
+                clean, label = predictor.decode(row), predictor.task.clean(row[target])
+            except DataError:
+                rejected += 1
+                continue
+            try:
+                targets.append(predictor.task.encode(label))
+            except DataError as error:
+                raise DataError(error.what, f"{file}, row {row['_row']}", error.fix) from None
+            for name in names:
+                values[name].append(clean[name])
+    if not targets:
+        raise DataError(f"no row can be used ({rejected} rejected)", source)
+    metrics = predictor.task.metrics(predictor.outputs(prepare(values, predictor.columns)), np.array(targets))
+    return {**metrics, "rows": len(targets), "rejected": rejected}

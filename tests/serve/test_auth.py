@@ -1,0 +1,74 @@
+import pytest
+
+from lc_ray.errors import ServeError
+from lc_ray.serve import auth
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv(auth.VARIABLE, raising=False)
+    return tmp_path
+
+
+def test_key_is_made_once_and_for_its_owner_only(home):
+    assert auth.find() is None
+    key = auth.ensure()
+    file = home / "lc_ray" / "api_key"
+    assert len(key) >= 40
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert auth.ensure() == auth.find() == key == file.read_text().strip()
+    assert [f.name for f in file.parent.iterdir()] == ["api_key"]
+
+
+def test_variable_goes_first(home, monkeypatch):
+    auth.ensure()
+    monkeypatch.setenv(auth.VARIABLE, "mine")
+    assert auth.ensure() == auth.find() == "mine"
+    assert auth.place() == "$LC_RAY_API_KEY"
+
+
+def test_key_file_is_below_home_by_default(home, monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv("HOME", str(home))
+    assert auth.key_file() == home / ".config" / "lc_ray" / "api_key"
+
+
+def test_unwritable_folder_is_named(home):
+    (home / "lc_ray").write_text("a file in the way")
+    with pytest.raises(ServeError, match="api_key"):
+        auth.ensure()
+
+
+def test_empty_key_file_is_an_error(home):
+    (home / "lc_ray").mkdir()
+    (home / "lc_ray" / "api_key").write_text("\n")
+    with pytest.raises(ServeError, match="empty"):
+        auth.ensure()
+
+
+@pytest.mark.parametrize(
+    ("header", "answer"),
+    [
+        ("Bearer one", True),
+        ("bearer two", True),
+        ("Bearer three", False),
+        ("Bearer ", False),
+        ("Basic one", False),
+        ("one", False),
+        ("", False),
+        (None, False),
+        ("Bearer ü€", False),
+    ],
+)
+def test_allowed(header, answer):
+    assert auth.allowed(header, [auth.digest("one"), auth.digest("two")]) is answer
+
+
+def test_no_keys_means_open():
+    assert auth.allowed(None, [])
+
+
+def test_digest_hides_the_key():
+    assert "secret" not in auth.digest("secret")
+    assert len(auth.digest("secret")) == 64

@@ -1,0 +1,156 @@
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from lc_ray.errors import DataError
+from lc_ray.serve.batching import Batcher, QueueFull, choose
+
+
+class Column:
+    """Texts whose size is their length; "poison" fails where the tokenizer would, "bomb" where the engine would."""
+
+    def prepare(self, values):
+        if "poison" in values:
+            raise DataError("poison")
+        return {"text": values}
+
+    def sizes(self, parts):
+        return [len(text) for text in parts["text"]]
+
+
+class Fake:
+    """A predictor that answers with the text and remembers its batches."""
+
+    def __init__(self):
+        self.columns, self.task, self.batches = {"text": Column()}, self, []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def outputs(self, prepared, batch_size):
+        self.gate.wait(10)
+        self.batches.append(prepared["x.text" if "x.text" in prepared else "text.text"])
+        if "bomb" in self.batches[-1]:
+            raise RuntimeError("boom")
+        return np.array(self.batches[-1], dtype=object)
+
+    def decode(self, output):
+        return output.upper()
+
+
+@pytest.fixture
+def fake():
+    return Fake()
+
+
+def rows(*texts):
+    return [{"text": text} for text in texts]
+
+
+def together(fake, requests, **options):
+    """Results of requests that all wait while a first one runs."""
+
+    async def main():
+        batcher = Batcher(fake, **({"rows": 8, "wait": 0.0, "queue": 100} | options))
+        fake.gate.clear()
+        first = asyncio.ensure_future(batcher.run(rows("first")))
+        await asyncio.sleep(0.05)
+        tasks = [asyncio.ensure_future(batcher.run(rows(*request))) for request in requests]
+        await asyncio.sleep(0.05)
+        fake.gate.set()
+        results = await asyncio.gather(first, *tasks, return_exceptions=True)
+        batcher.close()
+        return results[1:]
+
+    return asyncio.run(main())
+
+
+def test_requests_that_wait_share_batches_and_keep_their_order(fake):
+    requests = [[f"{i}{j}" for j in range(3)] for i in range(6)]
+    assert together(fake, requests) == requests
+    assert [len(batch) for batch in fake.batches] == [1, 8, 8, 2]
+
+
+def test_request_larger_than_a_batch(fake):
+    texts = [f"{i:03}" for i in range(50)]
+    assert together(fake, [texts]) == [texts]
+
+
+def test_rows_that_fail_fail_alone(fake):
+    poisoned, bombed, *good = together(fake, [["poison"], ["bomb", "a"], ["b"], ["c", "d"]])
+    assert isinstance(poisoned, DataError)
+    assert isinstance(bombed, RuntimeError)
+    assert good == [["B"], ["C", "D"]]
+
+
+def test_full_queue(fake):
+    results = together(fake, [["a"], ["b"], ["c"], ["d"]], queue=2)
+    assert results[:2] == [["A"], ["B"]]
+    assert [type(r) for r in results[2:]] == [QueueFull, QueueFull]
+
+
+def test_cancelled_requests_do_not_run(fake):
+    async def main():
+        batcher = Batcher(fake, rows=8, wait=0.0, queue=100)
+        fake.gate.clear()
+        first = asyncio.ensure_future(batcher.run(rows("first")))
+        await asyncio.sleep(0.05)
+        left, kept = (asyncio.ensure_future(batcher.run(rows(text))) for text in ("left", "kept"))
+        await asyncio.sleep(0.05)
+        left.cancel()
+        fake.gate.set()
+        assert await kept == ["KEPT"]
+        await first
+        batcher.close()
+
+    asyncio.run(main())
+    assert fake.batches == [["first"], ["kept"]]
+
+
+def test_lone_client_is_not_kept_waiting(fake):
+    async def main():
+        batcher = Batcher(fake, rows=8, wait=5.0, queue=100)
+        start = time.monotonic()
+        for _ in range(3):
+            await batcher.run(rows("x"))
+        batcher.close()
+        return time.monotonic() - start
+
+    assert asyncio.run(main()) < 2
+
+
+def test_after_company_a_batch_waits_for_more(fake):
+    async def main():
+        batcher = Batcher(fake, rows=3, wait=30.0, queue=100)
+        batcher._company = True
+        results = await asyncio.wait_for(asyncio.gather(*(batcher.run(rows(text)) for text in "abc")), 10)
+        batcher.close()
+        return results
+
+    assert asyncio.run(main()) == [["A"], ["B"], ["C"]]
+    assert [sorted(batch) for batch in fake.batches] == [["a", "b", "c"]]
+
+
+def test_close_ends_the_thread(fake):
+    batcher = Batcher(fake, rows=3, wait=0.0, queue=1)
+    assert batcher.alive
+    batcher.close()
+    batcher._thread.join(5)
+    assert not batcher.alive
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "chosen"),
+    [
+        ([], 4, []),
+        ([5], 4, [0]),
+        ([8, 8, 8, 8, 8], 3, [0, 1, 2]),
+        ([10, 128, 12, 128, 9], 4, [0, 4, 2]),  # long rows would pad the short ones
+        ([128, 10, 100, 12], 4, [0, 2]),
+        ([3, 20], 4, [0, 1]),  # short rows never part
+    ],
+)
+def test_choose(sizes, limit, chosen):
+    assert choose(sizes, limit) == chosen

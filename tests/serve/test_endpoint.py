@@ -1,0 +1,115 @@
+"""The endpoint on a real local Ray Serve, called over HTTP."""
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+import lc_ray
+from lc_ray.client import Client
+from lc_ray.errors import ArtifactError, ServeError
+from lc_ray.serve import app
+from lc_ray.spec import ServeSpec
+
+pytestmark = pytest.mark.cluster
+KEY = "a key for tests"
+PREDICT = "/v1/models/tiny:predict"
+HEADERS = {"authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture(scope="module")
+def url(ray_local, tiny_artifact):
+    yield app.start(tiny_artifact, ServeSpec(port=0, queue=8, batch={"max": 8, "wait": "5ms"}, timeout="90s"), [KEY])
+    app.stop()
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_artifact):
+    return lc_ray.load(tiny_artifact, threads=1)
+
+
+def test_predictions_equal_the_predictors(url, predictor):
+    texts = ["good flight", "the worst day ever, so late. " * 5, "ok"]
+    with Client(url, KEY) as client:
+        for got, expected in zip(client.predict(texts), predictor.predict(texts), strict=True):
+            assert got["label"] == expected["label"]
+            assert got["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+
+
+def test_no_key_no_answer(url):
+    assert httpx.post(url + PREDICT, json={"instances": ["good"]}).status_code == 401
+    with Client(url, "guess") as client, pytest.raises(ServeError, match="valid key"):
+        client.predict(["good"])
+
+
+def test_serve_knows_no_key(url):
+    from ray import serve
+
+    assert KEY not in str(serve.status()) + str(app.application("somewhere", ServeSpec(), [KEY])._bound_deployment.init_args)
+
+
+def test_bad_instances_leave_their_neighbours_alone(url, predictor):
+    expected = predictor.predict(["good day"])[0]["label"]
+
+    def ask(number):
+        with httpx.Client(base_url=url, headers=HEADERS) as client:
+            texts = ["good day"] if number % 4 else ["good day", ""]
+            return [(number, client.post(PREDICT, json={"instances": texts})) for _ in range(10)]
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = [answer for some in pool.map(ask, range(16)) for answer in some]
+    for number, response in answers:
+        if response.status_code == 503:  # a slow machine may fill the queue of 8
+            continue
+        if number % 4:
+            assert response.json()["predictions"][0]["label"] == expected
+        else:
+            assert response.status_code == 400
+            assert response.json()["error"]["where"] == "instances.1.text"
+    assert sum(response.status_code == 503 for _, response in answers) < len(answers) // 2
+
+
+def test_busy_endpoint_answers_health_and_turns_away_what_it_cant_queue(url):
+    long = {"instances": ["the worst day ever, so late. " * 5] * 256}
+    with ThreadPoolExecutor(40) as pool:
+        tasks = [pool.submit(httpx.post, url + PREDICT, json=long, headers=HEADERS, timeout=90) for _ in range(40)]
+        waits = []
+        while not all(task.done() for task in tasks):
+            start = time.perf_counter()
+            assert httpx.get(url + "/healthz", timeout=10).status_code == 200
+            waits.append(time.perf_counter() - start)
+        responses = [task.result() for task in tasks]
+    refused = [r for r in responses if r.status_code == 503]
+    assert {r.status_code for r in responses} == {200, 503}
+    assert all(int(r.headers["retry-after"]) >= 1 and r.json()["error"]["code"] == "overloaded" for r in refused)
+    assert sorted(waits)[len(waits) // 2] < 1
+
+
+def test_second_endpoint_is_refused_before_anything_starts(url, tiny_artifact):
+    with pytest.raises(ServeError, match="already"):
+        app.start(tiny_artifact, ServeSpec(port=0), [KEY])
+
+
+def test_port_in_use(tiny_artifact):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ServeError, match=f"{port}: can't listen"):
+            app.check(ServeSpec(port=port))
+
+
+def test_no_artifact(tmp_path):
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        app.start(tmp_path, ServeSpec(port=0), [KEY])
+
+
+def test_stop_closes_the_port(url, tiny_artifact):
+    """Last, as it ends the endpoint of this module."""
+    parts = urlsplit(url)
+    app.stop()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((parts.hostname, parts.port), timeout=2).close()

@@ -1,0 +1,165 @@
+"""The endpoint without a cluster: its ASGI application called in this process."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+import lc_ray
+from lc_ray.serve import auth
+from lc_ray.serve.endpoint import Endpoint, asgi
+from lc_ray.spec import ServeSpec
+
+PREDICT = "/v1/models/tiny:predict"
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_artifact):
+    return lc_ray.load(tiny_artifact, threads=1)
+
+
+@pytest.fixture
+def call(predictor):
+    """call(method, path, ...) → response; `limits` are of ServeSpec."""
+    made = []
+
+    def call(method, path, limits=None, key="secret", during=None, **request):
+        endpoint = Endpoint(predictor, ServeSpec(**(limits or {})))
+        made.append(endpoint)
+        if during:
+            during(endpoint)
+
+        async def main():
+            transport = httpx.ASGITransport(asgi(endpoint, [auth.digest("secret")]))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", headers={"authorization": f"Bearer {key}"}) as client:
+                return await client.request(method, path, **request)
+
+        return asyncio.run(main())
+
+    yield call
+    for endpoint in made:
+        endpoint.batcher.close()
+
+
+def error(response, status):
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/json"
+    assert "Traceback" not in response.text
+    return response.json()["error"]
+
+
+def test_predictions_equal_the_predictors(call, predictor):
+    texts = ["good flight", "the worst day ever, so late. " * 5, "ok"]
+    response = call("POST", PREDICT, json={"instances": [texts[0], {"text": texts[1]}, texts[2]], "parameters": {}})
+    answer = response.json()
+    assert response.status_code == 200
+    assert (answer["model"], answer["version"]) == ("tiny", predictor.artifact.digest)
+    for got, expected in zip(answer["predictions"], predictor.predict(texts), strict=True):
+        assert got["label"] == expected["label"]
+        assert got["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
+
+
+def test_no_instances_no_predictions(call):
+    assert call("POST", PREDICT, json={"instances": []}).json()["predictions"] == []
+
+
+def test_models(call):
+    assert call("GET", "/v1/models").json() == {"models": ["tiny"]}
+    about = call("GET", "/v1/models/tiny").json()
+    assert about["ready"] is True
+    assert about["task"]["labels"] == ["negative", "neutral", "positive"]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_health_needs_no_key(call, path):
+    assert call("GET", path, key="").status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", PREDICT), ("GET", "/v1/models"), ("GET", "/v1/models/tiny")])
+def test_all_else_needs_a_key(call, method, path):
+    assert error(call(method, path, key="guess", json={"instances": ["x"]}), 401)["code"] == "unauthorized"
+
+
+def test_not_ready_once_the_batcher_is_gone(call):
+    def stop(endpoint):
+        endpoint.batcher.close()
+        endpoint.batcher._thread.join(5)
+
+    assert error(call("GET", "/readyz", during=stop), 503)["code"] == "not_ready"
+
+
+@pytest.mark.parametrize(
+    ("instances", "where", "message"),
+    [
+        (["good", "", "bad"], "instances.1.text", "empty"),
+        (["good", {"text": 5}], "instances.1.text", "int"),
+        ([{"txet": "good"}], "instances.0", "text"),
+        ([None], "instances.0.text", "null"),
+        ([["good"]], "instances.0.text", "list"),
+        ("good", "instances", "list"),
+        ({"text": "good"}, "instances", "list"),
+    ],
+)
+def test_bad_instances_are_named(call, instances, where, message):
+    found = error(call("POST", PREDICT, json={"instances": instances}), 400)
+    assert found["where"] == where
+    assert message in found["message"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff\xfe", b"[1]", b"[" * 100_000, b"null", b'{"instance": []}', b'{"instances": [], "parameters": {"k": 1}}']
+)
+def test_malformed_requests(call, body):
+    error(call("POST", PREDICT, content=body), 400)
+
+
+def test_unknown_model_lists_the_served(call):
+    assert "tiny" in error(call("POST", "/v1/models/large:predict", json={"instances": ["x"]}), 404)["message"]
+    assert "tiny" in error(call("GET", "/v1/models/large"), 404)["message"]
+
+
+def test_unknown_path_and_method(call):
+    error(call("GET", "/nothing"), 404)
+    response = call("GET", PREDICT)
+    error(response, 405)
+    assert response.headers["allow"] == "POST"
+
+
+def test_body_limit(call):
+    async def endless():
+        for _ in range(100):
+            yield b" " * 100
+
+    limits = {"max_body": "1KiB"}
+    error(call("POST", PREDICT, limits, json={"instances": ["x" * 2000]}), 413)
+    error(call("POST", PREDICT, limits, content=endless()), 413)
+    assert call("POST", PREDICT, limits, json={"instances": ["x" * 500]}).status_code == 200
+
+
+def test_instances_limit(call):
+    assert error(call("POST", PREDICT, {"max_instances": 2}, json={"instances": ["x"] * 3}), 413)["code"] == "too_many_instances"
+
+
+def test_timeout(call):
+    def stall(endpoint):
+        endpoint.batcher.close()
+
+    assert error(call("POST", PREDICT, {"timeout": "100ms"}, during=stall, json={"instances": ["x"]}), 504)["code"] == "timeout"
+
+
+def test_full_queue_says_when_to_try_again(call):
+    def fill(endpoint):
+        endpoint.batcher.queue = 0
+
+    response = call("POST", PREDICT, during=fill, json={"instances": ["x"]})
+    assert error(response, 503)["code"] == "overloaded"
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def test_failure_inside_shows_nothing(call):
+    def breaks(endpoint):
+        endpoint.batcher.run = None
+
+    found = error(call("POST", PREDICT, during=breaks, json={"instances": ["x"]}), 500)
+    assert "NoneType" not in json.dumps(found)

@@ -1,0 +1,99 @@
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from lc_ray import client
+from lc_ray.client import Client
+from lc_ray.errors import ServeError
+
+
+@pytest.fixture
+def server():
+    """A real HTTP server that plays back `answers`: (status, headers, content)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            length = int(self.headers.get("content-length", 0))
+            served.seen.append((self.path, self.headers.get("authorization"), self.rfile.read(length)))
+            status, headers, content = (200, {}, {"models": ["tiny"]}) if self.path == "/v1/models" else served.answers.pop(0)
+            body = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in {**headers, "content-length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST
+
+        def log_message(self, *args):
+            pass
+
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.answers, served.seen = [], []
+    served.url = f"http://127.0.0.1:{served.server_port}"
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+@pytest.fixture
+def naps(monkeypatch):
+    slept = []
+    monkeypatch.setattr(client.time, "sleep", slept.append)
+    return slept
+
+
+GOOD = (200, {}, {"predictions": [{"label": "positive"}]})
+
+
+def test_predict(server):
+    server.answers = [GOOD, GOOD]
+    with Client(server.url + "/", key="k") as endpoint:
+        assert endpoint.predict(["good"]) == endpoint.predict(["good"]) == [{"label": "positive"}]
+    assert [path for path, _, _ in server.seen] == ["/v1/models", "/v1/models/tiny:predict", "/v1/models/tiny:predict"]
+    assert all(key == "Bearer k" for _, key, _ in server.seen)
+    assert json.loads(server.seen[1][2]) == {"instances": ["good"]}
+
+
+def test_key_comes_from_the_environment(server, monkeypatch):
+    monkeypatch.setenv("LC_RAY_API_KEY", "from env")
+    server.answers = [GOOD]
+    with Client(server.url) as endpoint:
+        endpoint.predict(["good"])
+    assert server.seen[-1][1] == "Bearer from env"
+
+
+def test_overload_is_tried_again_after_what_it_asks_for(server, naps):
+    server.answers = [(503, {"retry-after": "3"}, {}), (429, {}, {}), (503, {"retry-after": "3600"}, {}), GOOD]
+    with Client(server.url, key="k") as endpoint:
+        assert endpoint.predict(["good"]) == [{"label": "positive"}]
+    assert naps == [3, 0.2, 10]
+
+
+def test_overload_ends(server, naps):
+    server.answers = [(503, {"retry-after": "1"}, {"error": {"code": "overloaded", "message": "queue is full"}})] * 9
+    with Client(server.url, key="k") as endpoint, pytest.raises(ServeError, match="queue is full"):
+        endpoint.predict(["good"])
+    assert naps == [1, 1, 1, 1]
+
+
+def test_errors_carry_the_endpoints_words(server):
+    server.answers = [(400, {}, {"error": {"code": "invalid_instance", "message": "empty text", "where": "instances.3.text"}})]
+    with Client(server.url, key="k") as endpoint, pytest.raises(ServeError, match="empty text") as caught:
+        endpoint.predict(["", "", "", ""])
+    assert caught.value.where == "instances.3.text"
+
+
+@pytest.mark.parametrize("content", [b"<html>Bad Gateway</html>", b"[]", b'{"error": "x"}', b""])
+def test_errors_of_others(server, content):
+    server.answers = [(502, {}, content)]
+    with Client(server.url, key="k") as endpoint, pytest.raises(ServeError, match="502"):
+        endpoint.predict(["good"])
+
+
+def test_nobody_there():
+    with Client("http://127.0.0.1:9", key="k") as endpoint, pytest.raises(ServeError, match="can't be reached"):
+        endpoint.predict(["good"])
