@@ -68,3 +68,12 @@ Points = Annotated[float, BeforeValidator(points), Field(ge=0, le=1), _schema("3
 Seconds = Annotated[float, BeforeValidator(seconds), Field(ge=0), _schema("5ms", "30s")]
 Bytes = Annotated[int, BeforeValidator(size), Field(ge=0), _schema("512MiB")]
 Count = Annotated[int, BeforeValidator(count), Field(ge=0), _schema("256 rows", 256)]
+
+
+def size_text(size: float) -> str:
+    """Bytes as people read them: "512 MiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -216,7 +216,7 @@ def _objectives(
     y = _Scale(*_padded((value for _, value in ends.values()), 0.15), 480, 312)
     title = _text(f"validation {objective.replace('_', ' ')}", 62, 296, "strong")
     parts = [title, *_levels(y, x.start, x.end, lambda value: metric(objective, value), 4)]
-    for s in segments:
+    for s in sorted(segments, key=lambda s: s["key"] in path):  # the winner last, on top
         at, value = ends[s["key"]]
         bold = " bold" if s["key"] in path else ""
         if (parent := s.get("parent")) in ends:

@@ -1,0 +1,95 @@
+"""`lc-ray check`: everything that can be known before training, found out and shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from lc_ray import family, runtime
+from lc_ray.data import read
+from lc_ray.errors import DataError, LcRayError
+from lc_ray.models import load
+from lc_ray.spec import JobSpec
+from lc_ray.train import plan
+from lc_ray.units import size_text
+
+_ROWS = 5
+
+
+def check(job: JobSpec) -> dict[str, Any]:
+    """Open the data and the model and ask the cluster for room. Nothing is trained or written.
+
+    Returns:
+        `rows`: the first rows as they will be fed; `rejected`: those of them that can't be used; `files`; `parameters` and `trained`;
+        `memory`: bytes per worker by ZeRO stage; `slots`: members that can train at a time; `missing`: what stands in the way.
+
+    Raises:
+        DataError, ModelError: the data or the base model is not there.
+    """
+    inputs = list(job.data.inputs)
+    names = [i.column for i in inputs]
+    sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
+    files = [file for source in sources for file in read.files(source)]
+    for file in files:
+        read.require(file, [*names, job.data.target])
+    columns = load.modalities(inputs, load.find(job.model.base))
+    task = family.load("tasks", job.task.kind).Task
+    rows, rejected, targets = [], [], []
+    for row in next(read.rows(files[0], [*names, job.data.target]), []):
+        try:
+            clean = {name: columns[name].decode(row[name], job.data.encoding_errors) for name in names}
+            targets.append(task.clean(row[job.data.target]))
+        except DataError as error:
+            rejected.append({"row": row["_row"], "reason": error.what})
+            continue
+        if len(rows) < _ROWS:
+            fed = {f"{n}.{part}": values[0] for n in names for part, values in columns[n].prepare([clean[n]]).items()}
+            rows.append({**clean, job.data.target: targets[-1], "fed": fed})
+    model = load.pretrained(job.model, inputs, task.fit(targets))
+    missing: list[str] = []
+    try:
+        with runtime.session():
+            placement = plan.placement(job.train.workers, runtime.nodes(), data_cpu=0.0)
+            resources = dict(ray.cluster_resources())
+        missing = list(placement.missing)
+    except (ConnectionError, LcRayError) as error:
+        raise LcRayError(f"no Ray can be reached: {error}") from None
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "name": job.name,
+        "files": [str(f) for f in files],
+        "rows": rows,
+        "rejected": rejected[:_ROWS],
+        "parameters": load.parameters(model),
+        "trained": trained,
+        "memory": plan.estimate(job, load.parameters(model), trained),
+        "stage": job.train.zero.stage,
+        "slots": placement.slots,
+        "cluster": {"cpu": resources.get("CPU", 0.0), "gpu": resources.get("GPU", 0.0), "memory": resources.get("memory", 0.0)},
+        "missing": missing,
+    }
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print what `check` found."""
+    console.print(f"[bold]{report['name']}[/]: the job file is valid; {len(report['files'])} file(s) found")
+    table = Table("row", "fed to the model as", show_lines=True)
+    for row in report["rows"]:
+        fed = "\n".join(f"{name} = {str(value)[:90]}" for name, value in row["fed"].items())
+        table.add_row("\n".join(f"{k}: {v}" for k, v in row.items() if k != "fed"), fed)
+    console.print(table)
+    for row in report["rejected"]:
+        console.print(f"  [yellow]row {row['row']} would be rejected: {row['reason']}[/]")
+    console.print(f"model: {report['parameters']:,} parameters, {report['trained']:,} trained")
+    memory = Table("ZeRO stage", "memory per worker, about")
+    for stage, size in report["memory"].items():
+        memory.add_row(f"{stage}{' (this job)' if int(stage) == report['stage'] else ''}", size_text(size))
+    console.print(memory)
+    if report["missing"]:
+        for sentence in report["missing"]:
+            console.print(f"[red]✗[/] {sentence}")
+    else:
+        console.print(f"[green]✓[/] the cluster can place the job; {report['slots']} member(s) train at a time")
