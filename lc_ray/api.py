@@ -23,6 +23,7 @@ from lc_ray.errors import DataError, DeployError, ModelError, SpecError
 from lc_ray.evaluate.labelled import evaluate
 from lc_ray.pipeline import RunResult
 from lc_ray.predictor import Predictor, load
+from lc_ray.progress import Mode
 from lc_ray.spec import JobSpec, parse
 
 _BITS = {8: "int8"}
@@ -159,7 +160,7 @@ class AutoHyperparameterOptimizer:
         name = parse({**job, "name": "plan"})
         return name.model_copy(update={"name": f"model-{hashlib.sha256(name.model_dump_json().encode()).hexdigest()[:10]}"})
 
-    def train(self, mode: pipeline.Mode = "bars") -> RunResult:
+    def train(self, mode: Mode = "bars") -> RunResult:
         """Run the pipeline; the model then predicts, is evaluated and is deployed as trained."""
         self.model.result = pipeline.run(self.plan(), mode)
         return self.model.result
@@ -173,10 +174,11 @@ def evaluate_model(model: LangChain | Predictor | str | Path, dataset: Any, targ
         dataset: a path, a pandas DataFrame, a Hugging Face dataset, a Ray Dataset or a list of dicts.
         target: column with the label; the one trained on if not given.
     """
-    planned = isinstance(model, LangChain)
-    column = target or (model.job["data"]["target"] if planned else "label")
+    if isinstance(model, LangChain):
+        target = target or model.job["data"]["target"]
+        model = model.predictor
     with tempfile.TemporaryDirectory() as folder:
-        return evaluate(model.predictor if planned else model, _source(dataset, folder), column)
+        return evaluate(model, _source(dataset, folder), target or "label")
 
 
 class DeployModel:

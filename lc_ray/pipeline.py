@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lc_ray
-from lc_ray import artifact, runtime
+from lc_ray import artifact, progress, runtime
 from lc_ray import spec as specs
 from lc_ray.artifact import Artifact
 from lc_ray.client import Client
@@ -25,7 +25,7 @@ from lc_ray.evaluate import cost, hardware, quality
 from lc_ray.evaluate.gate import judge
 from lc_ray.evaluate.report import write_html
 from lc_ray.predictor import Predictor
-from lc_ray.progress import Board, Display, Mode, Post
+from lc_ray.progress import Display, Mode
 from lc_ray.quantizer import quantize
 from lc_ray.serve import app
 from lc_ray.spec import JobSpec
@@ -84,7 +84,8 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
 
 def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, Any]:
     start = time.time()
-    slots = plan.require(plan.placement(job.train.workers, runtime.nodes(), data_cpu=0.0))
+    nodes = runtime.nodes()
+    slots = plan.require(plan.placement(job.train.workers, nodes), job.train.workers, nodes)
 
     with display.stage("prepare", "prepare: read, check, split and tokenise the rows") as stage:
         data, stage["reused"] = prepare(job)
@@ -134,11 +135,11 @@ def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, A
 
 
 def _search(job: JobSpec, data: Prepared, folder: Path, slots: int, display: Display) -> list[SegmentResult]:
-    board = Board.remote()
+    events = progress.board()
     steps = Segment(job.model_dump(mode="json"), str(data.path), str(folder / "segments"), 0, data.count("train")).total
-    with display.following(board, steps):
+    with display.following(events, steps):
         return population.search(
-            job, str(data.path.resolve()), data.count("train"), folder / "segments", slots, _objective(job, data), Post(board)
+            job, str(data.path.resolve()), data.count("train"), folder / "segments", slots, _objective(job, data), progress.Post(events)
         )
 
 
@@ -170,9 +171,10 @@ def _quantized(job: JobSpec, data: Prepared, found: Artifact, folder: Path) -> A
 def _evaluate(job: JobSpec, data: Prepared, models: dict[str, Artifact]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Every model on the same held-out rows with the same threads; and the last one's most confident mistakes."""
     rows = data.rows("validation", job.evaluate.rows)
-    predictors = {name: Predictor(found) for name, found in models.items()}
+    predictors = {name: Predictor(found, threads=max(1, round(job.serve.replicas.cpu))) for name, found in models.items()}
     costs = cost.measure(predictors, quality.prepared_only(rows), job.serve.batch.max, job.evaluate.rounds)
-    measured, mistakes = [], []
+    measured: list[dict[str, Any]] = []
+    mistakes: list[dict[str, Any]] = []
     for name, predictor in predictors.items():
         metrics, mistakes = quality.measure(predictor, rows, mistakes=10)
         found = models[name]

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from lc_ray import family, runtime
 from lc_ray.data import read
-from lc_ray.errors import DataError, LcRayError
+from lc_ray.errors import DataError
 from lc_ray.models import load
+from lc_ray.models.fusion import FusionModel
 from lc_ray.spec import JobSpec
 from lc_ray.train import plan
 from lc_ray.units import size_text
@@ -37,7 +38,9 @@ def check(job: JobSpec) -> dict[str, Any]:
         read.require(file, [*names, job.data.target])
     columns = load.modalities(inputs, load.find(job.model.base))
     task = family.load("tasks", job.task.kind).Task
-    rows, rejected, targets = [], [], []
+    rows: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+    targets: list[Any] = []
     for row in next(read.rows(files[0], [*names, job.data.target]), []):
         try:
             clean = {name: columns[name].decode(row[name], job.data.encoding_errors) for name in names}
@@ -49,14 +52,9 @@ def check(job: JobSpec) -> dict[str, Any]:
             fed = {f"{n}.{part}": values[0] for n in names for part, values in columns[n].prepare([clean[n]]).items()}
             rows.append({**clean, job.data.target: targets[-1], "fed": fed})
     model = load.pretrained(job.model, inputs, task.fit(targets))
-    missing: list[str] = []
-    try:
-        with runtime.session():
-            placement = plan.placement(job.train.workers, runtime.nodes(), data_cpu=0.0)
-            resources = dict(ray.cluster_resources())
-        missing = list(placement.missing)
-    except (ConnectionError, LcRayError) as error:
-        raise LcRayError(f"no Ray can be reached: {error}") from None
+    with runtime.session():
+        placement = plan.placement(job.train.workers, runtime.nodes())
+        resources = dict(ray.cluster_resources())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
         "name": job.name,
@@ -65,12 +63,19 @@ def check(job: JobSpec) -> dict[str, Any]:
         "rejected": rejected[:_ROWS],
         "parameters": load.parameters(model),
         "trained": trained,
-        "memory": plan.estimate(job, load.parameters(model), trained),
+        "memory": plan.estimate(job, load.parameters(model), trained, *_extent(model)),
         "stage": job.train.zero.stage,
         "slots": placement.slots,
         "cluster": {"cpu": resources.get("CPU", 0.0), "gpu": resources.get("GPU", 0.0), "memory": resources.get("memory", 0.0)},
-        "missing": missing,
+        "missing": list(placement.missing),
     }
+
+
+def _extent(model: FusionModel) -> tuple[int, int]:
+    """Width and number of layers of the widest encoder; 0 layers where its configuration does not say."""
+    encoders: list[Any] = list(model.encoders.values())
+    widest = max(encoders, key=lambda e: int(e.width))
+    return int(widest.width), int(widest.config.get("num_hidden_layers") or 0)
 
 
 def show(report: dict[str, Any], console: Console) -> None:

@@ -18,7 +18,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 Mode = Literal["bars", "json", "quiet"]
 
 
-@ray.remote(num_cpus=0)
 class Board:
     """Holds events until the driver takes them."""
 
@@ -33,6 +32,11 @@ class Board:
         """All events since the last call."""
         events, self._events = self._events, []
         return events
+
+
+def board() -> Any:
+    """Start a board on the connected Ray."""
+    return ray.remote(num_cpus=0)(Board).remote()
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class DataSpec(Section):
     inputs: tuple[InputSpec, ...] = Field(min_length=1)
     target: str = Field(description="the column that holds the label")
     rows: Count | None = Field(None, description="use at most so many rows, chosen by a hash of their content")
-    duplicates: Literal["keep", "drop"] = Field("keep", description="rows with equal inputs and target: keep all, on one side of the split, or the first")
+    duplicates: Literal["keep", "drop"] = Field("keep", description="equal rows: keep all (on one side of the split) or the first")
     encoding_errors: Literal["strict", "replace"] = Field("strict", description="strict rejects a row that is not valid UTF-8")
     reject: RejectSpec = RejectSpec()
 

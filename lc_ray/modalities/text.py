@@ -88,7 +88,7 @@ class Encoder(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         if getattr(model, "pooler", None) is not None:
-            model.pooler = None  # positions are pooled by their mask, whatever the encoder; an unused layer would break the gradient's all-reduce
+            setattr(model, "pooler", None)  # noqa: B010 positions are pooled by their mask, whatever the encoder; an unused layer would break the gradient's all-reduce
         self.model = model
 
     @classmethod

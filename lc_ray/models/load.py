@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lc_ray import artifact, family
 from lc_ray.artifact import Artifact, Manifest
-from lc_ray.errors import ModelError
+from lc_ray.errors import ArtifactError, ModelError
 from lc_ray.models.fusion import FusionModel, module_name
 from lc_ray.models.shapes import Attributes, Shapes, apply
 from lc_ray.spec import InputSpec, ModelSpec
@@ -134,7 +134,7 @@ def open_model(found: Artifact) -> FusionModel:
     try:
         model.load_state_dict(safetensors.torch.load_file(found.path / artifact.WEIGHTS))
     except (RuntimeError, OSError) as error:
-        raise artifact.ArtifactError(f"the weights do not fit the manifest: {error}", str(found.path)) from None
+        raise ArtifactError(f"the weights do not fit the manifest: {error}", str(found.path)) from None
     return model.eval()
 
 

@@ -126,7 +126,7 @@ class Pruner:
         Returns:
             Per layer, units `before` and `after`, and their `size` in channels.
         """
-        scores = list(self.scores.split([layer.units for layer in self.layers]))
+        scores = list(torch.split(self.scores, [layer.units for layer in self.layers]))
         chosen = select(scores, [x.cost for x in self.layers], [x.step for x in self.layers], fraction * self.parameters)
         kept = {}
         for layer, units in zip(self.layers, chosen, strict=True):

@@ -187,7 +187,8 @@ class Worker:
         recover = self.spec.prune.recover
         with torch.no_grad(), self._autocast():
             soft = teacher(inputs)
-        return (1 - recover.distill) * loss + recover.distill * self.task.distill(outputs, soft, recover.temperature)
+        softened: Tensor = self.task.distill(outputs, soft, recover.temperature)
+        return (1 - recover.distill) * loss + recover.distill * softened
 
     def evaluate(self, model: FusionModel) -> dict[str, float]:
         """Metrics over all validation rows: each worker takes some parts, and none is dropped to make shares equal."""
@@ -213,7 +214,7 @@ class Worker:
         """Seconds spent in DeepSpeed's collective operations so far, waiting for other workers included."""
         by_op = deepspeed.comm.comm.comms_logger.comms_dict  # {operation: {bytes: [count, [milliseconds]]}}
         # DeepSpeed's timer is never reset: each entry is the operation's running total.
-        return sum(max(max(entry[1]) for entry in sizes.values()) for sizes in by_op.values()) / 1000
+        return float(sum(max(max(entry[1]) for entry in sizes.values()) for sizes in by_op.values())) / 1000
 
     def write_artifact(self, weights: dict[str, Tensor], metrics: dict[str, float]) -> None:
         """The model as it is now."""

@@ -25,8 +25,8 @@ def path(results: list[SegmentResult], winner: SegmentResult) -> list[SegmentRes
 
 def table(results: list[SegmentResult]) -> list[dict[str, Any]]:
     """Segments as plain rows, in order, each saying whether its parent belongs to another member (an exploit)."""
+    rows: list[dict[str, Any]] = []
     member = {r.key: r.member for r in results}
-    rows = []
     for r in sorted(results, key=lambda r: (r.number, r.member)):
         row = asdict(r)
         rows.append(row | {"segment": row.pop("number"), "inherited": r.parent is not None and member[r.parent] != r.member})

@@ -7,6 +7,7 @@ for the same segments and finds those that were finished.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from dataclasses import dataclass
@@ -106,8 +107,10 @@ def search(job: JobSpec, prepared: str, rows: int, store: Path, slots: int, obje
         log_config=False,
     )
     folder = store.parent / "tune"
+    gate = ray.remote(num_cpus=0)(Slots).remote(slots)
+    trainable = tune.with_parameters(_member, shared=shared, slots=gate, objective=objective)
     found = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_member, shared=shared, slots=Slots.remote(slots), objective=objective), {"CPU": 0.01}),
+        tune.with_resources(trainable, {"CPU": 0.01}),
         param_space={"member": tune.grid_search(list(range(job.search.population)))},
         tune_config=tune.TuneConfig(scheduler=scheduler),
         run_config=tune.RunConfig(storage_path=str(folder.resolve()), verbose=0, failure_config=tune.FailureConfig(max_failures=1)),
@@ -147,13 +150,10 @@ def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) 
             tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
-@ray.remote(num_cpus=0)
 class Slots:
     """Lets so many members train at a time. A member that is restarted finds the slot it held."""
 
     def __init__(self, count: int) -> None:
-        import asyncio
-
         self._count, self._held, self._changed = count, set[int](), asyncio.Condition()
 
     async def acquire(self, member: int) -> None:

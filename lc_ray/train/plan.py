@@ -1,0 +1,112 @@
+"""Memory and placement, worked out before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lc_ray.errors import PlacementError
+from lc_ray.spec import JobSpec, WorkersSpec
+
+_FLOAT = 4  # bytes
+_MOMENTS = 2 * _FLOAT  # AdamW keeps two per trained parameter
+_ACTIVATIONS = 20  # numbers kept per token and unit of width in a transformer layer, attention maps left out (Korthikanti et al. 2022)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one node has. Memory in bytes."""
+
+    cpu: float
+    gpu: float = 0.0
+    memory: int = 0
+    object_store_memory: int = 0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a cluster can do for a job.
+
+    Attributes:
+        slots: members that can train at the same time.
+        missing: what is missing for even one, in sentences.
+    """
+
+    slots: int
+    missing: tuple[str, ...]
+
+
+def memory(parameters: int, trained: int, workers: int, stage: int, offload: str) -> dict[str, int]:
+    """Bytes per worker on its device, by part, after Rajbhandari et al. 2020 (arXiv:1910.02054).
+
+    Args:
+        parameters: of the model.
+        trained: those that are not frozen.
+        workers: that share a member.
+        stage: of ZeRO; 1 shards optimizer states, 2 gradients too, 3 parameters too.
+        offload: "cpu" keeps optimizer states off the device.
+
+    Weights and gradients are fp32. What ZeRO-3 gathers at a time, and the allocator's slack, are left out.
+    """
+    states = 0 if offload == "cpu" else trained * _MOMENTS
+    return {
+        "weights": parameters * _FLOAT // (workers if stage >= 3 else 1),
+        "gradients": trained * _FLOAT // (workers if stage >= 2 else 1),
+        "optimizer": states // (workers if stage >= 1 else 1),
+    }
+
+
+def estimate(job: JobSpec, parameters: int, trained: int, width: int = 0, layers: int = 0) -> dict[int, int]:
+    """Bytes per worker by ZeRO stage: the above, the teacher while recovering, and activations of one batch.
+
+    Args:
+        job: the job.
+        parameters: of the model.
+        trained: those that are not frozen.
+        width: of the widest encoder's hidden vectors.
+        layers: of that encoder.
+    """
+    workers = job.train.workers.count
+    positions = sum(i.max_length for i in job.data.inputs)
+    activations = job.train.batch_size // workers * positions * width * layers * _ACTIVATIONS * (2 if job.model.dtype == "bf16" else _FLOAT)
+    teacher = parameters * _FLOAT if job.prune is not None and job.prune.recover.distill else 0
+    shared = activations + teacher
+    return {s: shared + sum(memory(parameters, trained, workers, s, job.train.zero.offload).values()) for s in (0, 1, 2, 3)}
+
+
+def placement(workers: WorkersSpec, nodes: list[Resources]) -> Placement:
+    """How many members fit on the nodes. A worker fits on one node; the workers of a member may be on several."""
+    rooms = [_room(workers, node) for node in nodes]
+    if sum(rooms) >= workers.count:
+        return Placement(sum(rooms) // workers.count, ())
+    each = f"{workers.cpu:g} CPU" + (f" and {workers.gpu:g} GPU" if workers.gpu else "")
+    missing = []
+    if not any(rooms):
+        missing.append(f"no node has room for one worker of {each}")
+    for name, need, have in (
+        ("CPUs", workers.count * workers.cpu, sum(n.cpu for n in nodes)),
+        ("GPUs", workers.count * workers.gpu, sum(n.gpu for n in nodes)),
+    ):
+        if need > have:
+            missing.append(f"{workers.count} workers of {each} need {need:g} {name}; the cluster has {have:g} on {len(nodes)} node(s)")
+    if not missing:
+        missing.append(f"{workers.count} workers of {each} do not fit: the nodes have room for {', '.join(map(str, rooms))}")
+    return Placement(0, tuple(missing))
+
+
+def require(found: Placement, workers: WorkersSpec, nodes: list[Resources]) -> int:
+    """Slots of a placement.
+
+    Raises:
+        PlacementError: what is missing, and what would fit.
+    """
+    if not found.missing:
+        return found.slots
+    room = sum(_room(workers, node) for node in nodes)
+    fix = f"set train.workers.count: {room}, or add nodes" if room else "ask for less per worker, or add nodes"
+    raise PlacementError("; ".join(found.missing), "train.workers", fix)
+
+
+def _room(workers: WorkersSpec, node: Resources) -> int:
+    """Workers that fit on a node."""
+    by_cpu = int(node.cpu / workers.cpu + 1e-9)
+    return max(0, min(by_cpu, int(node.gpu / workers.gpu + 1e-9)) if workers.gpu else by_cpu)
