@@ -114,7 +114,7 @@ class PruneSpec(Section):
 
     kind: str = Field("structured", description="a file in lc_ray/prune")
     parameters: Fraction = Field(0.5, description="fraction of the prunable layers' parameters to remove")
-    start: Fraction = Field(0.5, description="part of training after which pruning starts")
+    start: Fraction = Field(0.5, gt=0, lt=1, description="part of training after which pruning starts")
     end: Fraction | None = Field(None, description="part of training at which all is removed; the start if not given")
     calibration: Count = Field(256, description="training rows from which importance is estimated, over all workers")
     recover: RecoverSpec = RecoverSpec()
@@ -223,21 +223,24 @@ class JobSpec(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> JobSpec:
-        if self.prune is not None and not 0 < self.first_pruned_segment() < self.train.segments:
-            raise ValueError(
-                f"prune: pruning happens between segments, and with train.segments: {self.train.segments} none starts at or after "
-                f"prune.start: {self.prune.start:g}; use at least 2 segments and a start inside training"
-            )
+        if self.prune is not None and self.train.segments < 2:
+            raise ValueError("prune: pruning happens between segments; set train.segments to at least 2")
         if self.train.batch_size % self.train.workers.count:
             raise ValueError(f"train.batch_size: {self.train.batch_size} rows do not divide among {self.train.workers.count} workers")
         for path in self.search.genes if self.search else ():
             self.get(path)
         return self
 
-    def first_pruned_segment(self) -> int:
-        """Index, from 0, of the segment that starts pruned; `train.segments` if none does."""
-        segments = range(self.train.segments)
-        return next((s for s in segments if self.prune and s / self.train.segments >= self.prune.start - 1e-9), self.train.segments)
+    def starts(self) -> list[float]:
+        """The parts of training, from 0 to 1, at which segments start, and 1. One of them is the start of pruning."""
+        count, dense = self.train.segments, self.dense_segments()
+        cut = self.prune.start if self.prune else 1.0
+        return [cut * s / dense if s <= dense else cut + (1 - cut) * (s - dense) / (count - dense) for s in range(count + 1)]
+
+    def dense_segments(self) -> int:
+        """How many segments come before pruning; all of them if there is none."""
+        count = self.train.segments
+        return max(1, min(count - 1, round(count * self.prune.start))) if self.prune else count
 
     def get(self, path: str) -> Any:
         """Value at a dotted path. Raises ValueError naming the part that does not exist and the nearest that does."""

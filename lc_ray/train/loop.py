@@ -127,7 +127,7 @@ class Worker:
 
     def prune(self, post: Any) -> None:
         """Remove units by an importance that is summed over the workers."""
-        spec, parent = self.spec.prune, removed_at(self.spec.prune, self.segment.number - 1, self.spec.train.segments)
+        spec, parent = self.spec.prune, removed_at(self.spec, self.segment.number - 1)
         assert spec is not None
         batches = self.batches(start=self.segment.first)
         first, _ = next(batches)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lc_ray.data.batch import steps_per_epoch
-from lc_ray.spec import JobSpec, PruneSpec, digest, parse
+from lc_ray.spec import JobSpec, digest, parse
 
 RECORD = "segment.json"  # written by the driver once Ray Train has ended well
 RESULT = "result.json"  # written by rank 0 before that
@@ -63,7 +63,7 @@ class Segment:
 
     def boundary(self, number: int) -> int:
         """Step at which segment `number` starts."""
-        return round(self.total * number / self.spec.train.segments)
+        return round(self.total * self.spec.starts()[number])
 
     @property
     def first(self) -> int:
@@ -78,20 +78,18 @@ class Segment:
     @property
     def phase(self) -> tuple[int, int]:
         """First and last step of the phase, dense or pruned, over which the learning rate rises and falls."""
-        change = self.boundary(self.spec.first_pruned_segment())
+        change = self.boundary(self.spec.dense_segments())
         return (0, change) if self.first < change else (change, self.total)
 
     @property
     def pruned(self) -> float:
         """Fraction of the prunable parameters that is gone while it trains."""
-        prune = self.spec.prune
-        return removed_at(prune, self.number, self.spec.train.segments) if prune else 0.0
+        return removed_at(self.spec, self.number)
 
     @property
     def prunes(self) -> bool:
         """Whether it starts by pruning further than its parent."""
-        before = removed_at(self.spec.prune, self.number - 1, self.spec.train.segments) if self.spec.prune else 0.0
-        return self.pruned > before
+        return self.pruned > removed_at(self.spec, self.number - 1)
 
     @property
     def keeps_optimizer(self) -> bool:
@@ -130,20 +128,18 @@ def finished(folder: Path, name: str = RECORD) -> SegmentResult | None:
     return SegmentResult(**json.loads(path.read_text("utf-8"))) if path.exists() else None
 
 
-def removed_at(prune: PruneSpec | None, number: int, segments: int) -> float:
-    """Fraction of the prunable parameters removed at the start of a segment.
+def removed_at(job: JobSpec, number: int) -> float:
+    """Fraction of the prunable parameters that is gone once a segment has started.
 
-    A cubic ramp from `start` to `end` (Zhu and Gupta 2017, arXiv:1710.01878): fast while there is much to spare, then slower.
+    A cubic ramp (Zhu and Gupta 2017, arXiv:1710.01878) over the segments that start between `prune.start` and `prune.end`: fast while
+    there is much to spare, then slower.
     """
-    if prune is None or number < 0:
+    prune, dense = job.prune, job.dense_segments()
+    if prune is None or number < dense:
         return 0.0
-    progress = number / segments
     end = prune.end if prune.end is not None else prune.start
-    if progress < prune.start - 1e-9:
-        return 0.0
-    # The ramp is reached at segment starts, so its first step must already remove something.
-    steps = [s for s in range(segments) if s / segments >= prune.start - 1e-9 and (s / segments <= end + 1e-9)] or [number]
-    done = min(1.0, (sum(1 for s in steps if s <= number)) / len(steps))
+    steps = max(1, sum(1 for start in job.starts()[dense:-1] if start <= end + 1e-9))
+    done = min(1.0, (number - dense + 1) / steps)
     return prune.parameters * (1 - (1 - done) ** 3)
 
 
