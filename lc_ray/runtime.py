@@ -12,7 +12,7 @@ import ray
 from lc_ray.train.plan import Resources
 
 # A segment is short beside a training run: poll its workers often enough that starting and ending it is not the larger part.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -29,7 +29,7 @@ def session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):

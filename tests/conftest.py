@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,9 @@ def ray_local() -> Iterator[None]:
     """A Ray of this session, with 8 CPUs whatever the machine has."""
     import ray
 
-    os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
+    from lc_ray import runtime
+
+    os.environ |= {"RAY_SERVE_LOG_TO_STDERR": "0", **runtime.ENVIRONMENT}
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
@@ -41,6 +45,39 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64}
     BertModel(BertConfig(vocab_size=len(vocabulary), **shape), add_pooling_layer=False).save_pretrained(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of 480 rows whose label follows from one word, so that a tiny model learns it."""
+    telling = {"negative": "hate", "neutral": "ok", "positive": "love"}
+    filler = [w for w in WORDS.split() if w not in telling.values()]
+    random = Random(0)
+    lines = ["text,label"]
+    for i in range(480):
+        label = LABELS[i % 3]
+        words = [telling[label], *random.choices(filler, k=random.randint(2, 9))]
+        random.shuffle(words)
+        lines.append(f"{' '.join(words)},{label}")
+    path = tmp_path_factory.mktemp("rows") / "rows.csv"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_job(tiny_base: Path, tiny_rows: Path) -> dict[str, Any]:
+    """A whole job at its smallest: a population of 2, pruned after half of the training, int8."""
+    return {
+        "name": "tiny",
+        "model": {"base": str(tiny_base)},
+        "data": {"train": str(tiny_rows), "validation": "96 rows", "inputs": [{"column": "text", "max_length": 16}], "target": "label"},
+        "train": {"epochs": 8, "segments": 2, "batch_size": 16, "learning_rate": 3e-3, "workers": {"count": 2, "cpu": 1}},
+        "prune": {"parameters": 0.4, "start": 0.5, "calibration": 64},
+        "search": {"population": 2, "quantile": 0.5, "genes": {"train.learning_rate": {"log_uniform": [1e-3, 6e-3]}}},
+        "quantize": {"calibration": 64},
+        "evaluate": {"rounds": 1},
+        "accept": {"max_drop": 1.0, "min_speedup": 0.0},
+    }
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,152 @@
+"""The whole way on a tiny model and 480 rows: the real engines, at their smallest."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import safetensors.torch
+import torch
+
+import lc_ray
+from lc_ray import artifact, pipeline, spec
+from lc_ray.data.prepare import prepare
+from lc_ray.errors import AcceptError, PlacementError
+from lc_ray.train.segment import Segment
+from lc_ray.train.trainer import run_segment
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def result(ray_local: None, tiny_job: dict[str, Any], storage: Path) -> lc_ray.RunResult:
+    return lc_ray.run({**tiny_job, "storage": str(storage)})
+
+
+def test_learns_prunes_and_quantizes(result: lc_ray.RunResult) -> None:
+    models = {m["name"]: m for m in result.record["models"]}
+    assert list(models) == ["dense", "pruned", "quantized"]
+    assert models["dense"]["metrics"]["accuracy"] > 0.9
+    assert models["pruned"]["cost"]["parameters"] < models["dense"]["cost"]["parameters"]
+    assert result.artifact.manifest.engine == "int8"
+    assert result.metrics["accuracy"] == models["quantized"]["metrics"]["accuracy"] > 0.8
+
+
+def test_an_exploit_happens_and_is_recorded(result: lc_ray.RunResult) -> None:
+    segments = result.record["segments"]
+    first = {s["member"]: s for s in segments if s["segment"] == 0}
+    heirs = [s for s in segments if s["inherited"]]
+    assert len(first) == 2
+    assert len(heirs) == 1
+    best = max(first.values(), key=lambda s: s["metrics"]["accuracy"])
+    assert heirs[0]["parent"] == best["key"]
+    assert heirs[0]["member"] != best["member"]
+    assert heirs[0]["genes"] != best["genes"]
+
+
+def test_prediction_equals_what_was_measured(result: lc_ray.RunResult, tiny_job: dict[str, Any], storage: Path) -> None:
+    data, _ = prepare(spec.parse({**tiny_job, "storage": str(storage)}))
+    rows = data.rows("validation")
+    answers = lc_ray.load(result.artifact.path).predict(rows["text"])
+    right = np.mean([a["label"] == t for a, t in zip(answers, rows["_target"], strict=True)])
+    assert right == pytest.approx(result.metrics["accuracy"])
+
+
+def test_artifact_has_no_pickle_and_is_hashed(result: lc_ray.RunResult) -> None:
+    endings = {Path(f).suffix for f in result.artifact.manifest.files}
+    assert endings <= {".json", ".safetensors", ".xml", ".bin", ".txt", ".jinja"}
+    artifact.read(result.artifact.path, verify=True)
+
+
+def test_report_and_answer(result: lc_ray.RunResult) -> None:
+    assert result.record["answer"]["answer"]["label"] in {"negative", "neutral", "positive"}
+    assert "tiny" in result.report.read_text("utf-8")
+
+
+def test_a_second_run_returns_at_once(result: lc_ray.RunResult, tiny_job: dict[str, Any], storage: Path) -> None:
+    start = time.perf_counter()
+    again = lc_ray.run({**tiny_job, "storage": str(storage)})
+    assert again.reused
+    assert again.artifact.digest == result.artifact.digest
+    assert time.perf_counter() - start < 2
+
+
+def test_a_changed_gate_trains_nothing_again_and_refuses(result: lc_ray.RunResult, tiny_job: dict[str, Any], storage: Path) -> None:
+    before = {p: p.stat().st_mtime for p in (storage / "tiny" / "segments").glob("*/segment.json")}
+    with pytest.raises(AcceptError, match="throughput"):
+        lc_ray.run({**tiny_job, "storage": str(storage), "accept": {"max_drop": 1.0, "min_speedup": 1e6}})
+    assert {p: p.stat().st_mtime for p in (storage / "tiny" / "segments").glob("*/segment.json")} == before
+    assert artifact.read(result.artifact.path).digest == result.artifact.digest  # what was promoted before stays
+
+
+def test_more_workers_than_the_cluster_has(ray_local: None, tiny_job: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(PlacementError, match="64 CPU"):
+        lc_ray.run(spec.override({**tiny_job, "storage": str(tmp_path)}, {"train.workers.count": 64, "train.batch_size": 64}))
+
+
+def _segment(job: dict[str, Any], storage: Path, **changes: Any) -> Segment:
+    job = spec.override({**job, "storage": str(storage), "search": None, "prune": None}, changes)
+    data, _ = prepare(spec.parse(job))
+    return Segment(spec.parse(job).model_dump(mode="json"), str(data.path.resolve()), str(storage / "segments"), 0, data.count("train"))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_segment_goes_on_from_its_parents_weights_and_optimizer(
+    ray_local: None, tiny_job: dict[str, Any], tmp_path: Path, stage: int
+) -> None:
+    first = _segment(tiny_job, tmp_path, **{"train.epochs": 2, "train.zero": {"stage": stage}})
+    done = run_segment(first, lambda event: None)
+    assert done.checkpoint is not None
+    still = spec.override(first.job, {"train.learning_rate": 1e-12, "train.weight_decay": 0.0})
+    heir = Segment(still, first.prepared, first.store, 1, first.rows, parent=done.key, dense=done.key, member=7)
+    run_segment(heir, lambda event: None)
+    weights = [safetensors.torch.load_file(s.folder / "model" / "model.safetensors") for s in (first, heir)]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
+
+
+def test_a_killed_worker_costs_only_the_steps_since_its_checkpoint(ray_local: None, tiny_job: dict[str, Any], tmp_path: Path) -> None:
+    segment = _segment(tiny_job, tmp_path, **{"train.epochs": 40, "train.segments": 1, "train.checkpoint_every": 100})
+    steps: list[int] = []
+    killed = threading.Event()
+
+    def post(event: dict[str, Any]) -> None:
+        (tmp_path / f"{time.time_ns()}.event").write_text(json.dumps(event))
+
+    def kill() -> None:
+        while not killed.is_set():
+            time.sleep(0.1)
+            if list((segment.folder / "train").glob("checkpoint_*/progress.json")):
+                workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+                if workers:
+                    workers[-1].kill()
+                    killed.set()
+
+    threading.Thread(target=kill, daemon=True).start()
+    done = run_segment(segment, post)
+    events = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("*.event"))]
+    steps = [e["step"] for e in events if e["event"] == "step"]
+    assert killed.is_set(), "the segment ended before a worker could be killed"
+    turns = [b for a, b in zip(steps, steps[1:], strict=False) if b < a]
+    assert len(turns) == 1, "training restarted once"
+    assert turns[0] > 100, "and went on from a checkpoint, not from the start"
+    assert steps[-1] == segment.until
+    assert done.metrics["accuracy"] > 0.9
+
+
+def test_record_is_json_and_complete(result: lc_ray.RunResult) -> None:
+    record = json.loads((result.report.parent / pipeline.RECORD).read_text("utf-8"))
+    for part in ("models", "segments", "stages", "versions", "hardware", "architecture", "winner", "answer"):
+        assert record[part], part
+    for s in record["segments"]:
+        assert s["seconds"]["total"] == pytest.approx(sum(v for k, v in s["seconds"].items() if k != "total"), rel=0.01)
