@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 
 from lc_ray.errors import ArtifactError
 
@@ -100,10 +101,11 @@ def write(folder: str | Path, manifest: Manifest, fill: Callable[[Path], None]) 
             os.fsync(out.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        fix = "free some space, then run the same command again: finished stages are kept" if error.errno == errno.ENOSPC else ""
-        raise ArtifactError(f"can't write the artifact: {error.strerror or error}", str(folder), fix) from error
+        full = os.strerror(errno.ENOSPC)
+        fix = "free some space, then run the same command again: finished stages are kept" if full in str(error) else ""
+        raise ArtifactError(f"can't write the artifact: {getattr(error, 'strerror', None) or error}", str(folder), fix) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
         return done
     display = Display(folder, mode)
     try:
-        with runtime.session():
+        with ExitStack() as stack:
+            with display.stage("start", "start: connect to Ray, or start a local one"):
+                stack.enter_context(runtime.session())
             record = _run(job, folder, name, display)
     finally:
         display.close()

@@ -13,7 +13,7 @@ from lc_ray.data import read
 from lc_ray.errors import DataError
 from lc_ray.models import load
 from lc_ray.models.fusion import FusionModel
-from lc_ray.spec import JobSpec
+from lc_ray.spec import JobSpec, module_name
 from lc_ray.train import plan
 from lc_ray.units import size_text
 
@@ -49,7 +49,7 @@ def check(job: JobSpec) -> dict[str, Any]:
             rejected.append({"row": row["_row"], "reason": error.what})
             continue
         if len(rows) < _ROWS:
-            fed = {f"{n}.{part}": values[0] for n in names for part, values in columns[n].prepare([clean[n]]).items()}
+            fed = {f"{module_name(n)}.{part}": values[0] for n in names for part, values in columns[n].prepare([clean[n]]).items()}
             rows.append({**clean, job.data.target: targets[-1], "fed": fed})
     model = load.pretrained(job.model, inputs, task.fit(targets))
     with runtime.session():

@@ -15,6 +15,7 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+_METRICS = 3  # of a segment, shown on one line
 Mode = Literal["bars", "json", "quiet"]
 
 
@@ -122,18 +123,23 @@ class Display:
                 self.console.print(f"[bold]▸ {event['title']}[/]")
             case "stage_end":
                 self.console.print(f"  [green]✓[/] {event['title']}")
+            case "worker":
+                self._advance(event, note="workers started")
             case "step":
-                name = f"  member {event['member']}"
-                if name not in self._tasks:
-                    self._tasks[name] = self._bars.add_task(name, total=event["steps"], note="")
-                self._bars.update(self._tasks[name], completed=event["step"], note=f"step {event['step']}/{event['steps']} loss {event['loss']:.3f}")
+                self._advance(event, completed=event["step"], note=f"step {event['step']}/{event['steps']} loss {event['loss']:.3f}")
             case "pruned":
                 before, after = (sum(k[w] * k["size"] for k in event["kept"].values()) for w in ("before", "after"))
                 self.console.print(f"  member {event['member']}: pruned from {before} to {after} channels")
             case "segment" | "reused":
                 again = " (finished before)" if event["event"] == "reused" else ""
-                metrics = ", ".join(f"{k} {v:.4f}" for k, v in event["metrics"].items())
+                metrics = "  ".join(f"{k} {v:.3f}" for k, v in [*event["metrics"].items()][:_METRICS])
                 self.console.print(f"  member {event['member']}: {metrics}{again}")
+
+    def _advance(self, event: dict[str, Any], **changes: Any) -> None:
+        name = f"  member {event['member']}"
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=event["steps"], note="")
+        self._bars.update(self._tasks[name], **changes)
 
     def close(self) -> None:
         """Close the log."""

@@ -24,8 +24,12 @@ _DATA_CPUS = 1  # beside the workers, so that Ray Data can read while all of the
 
 
 @contextmanager
-def session() -> Iterator[None]:
-    """Connect to the Ray of `RAY_ADDRESS`, keep one that is already connected, or start a local one and stop it afterwards."""
+def session(cpus: int | None = None) -> Iterator[None]:
+    """Connect to the Ray of `RAY_ADDRESS`, keep one that is already connected, or start a local one and stop it afterwards.
+
+    Args:
+        cpus: of a local Ray; all cores, and one for reading data, if not given.
+    """
     if ray.is_initialized():
         yield
         return
@@ -35,7 +39,7 @@ def session() -> Iterator[None]:
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address, **quiet)
     else:
-        ray.init("local", num_cpus=(os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
+        ray.init("local", num_cpus=cpus or (os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

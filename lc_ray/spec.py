@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -55,6 +56,15 @@ class DataSpec(Section):
     duplicates: Literal["keep", "drop"] = Field("keep", description="equal rows: keep all (on one side of the split) or the first")
     encoding_errors: Literal["strict", "replace"] = Field("strict", description="strict rejects a row that is not valid UTF-8")
     reject: RejectSpec = RejectSpec()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> DataSpec:
+        columns = [i.column for i in self.inputs]
+        if self.target in columns:
+            raise ValueError(f"target: '{self.target}' is an input too")
+        if len({module_name(c) for c in columns}) < len(columns):
+            raise ValueError(f"inputs: columns must differ in letters, digits or _ (got {', '.join(columns)})")
+        return self
 
     @field_validator("validation", mode="before")
     @classmethod
@@ -183,6 +193,12 @@ class ReplicasSpec(Section):
     max: int = Field(1, ge=1)
     cpu: float = Field(1.0, ge=0)
 
+    @model_validator(mode="after")
+    def _order(self) -> ReplicasSpec:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+        return self
+
 
 class BatchSpec(Section):
     """Dynamic batching of requests."""
@@ -255,6 +271,11 @@ class JobSpec(Section):
     def set(self, values: dict[str, Any]) -> JobSpec:
         """A copy with dotted paths replaced, validated again."""
         return parse(override(self.model_dump(mode="json"), values))
+
+
+def module_name(column: str) -> str:
+    """A column's name as a PyTorch module, and a tensor's prefix, may be named."""
+    return re.sub(r"\W", "_", column)
 
 
 def override(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

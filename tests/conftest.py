@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -17,15 +16,11 @@ LABELS = ["negative", "neutral", "positive"]
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """A Ray of this session, with 8 CPUs whatever the machine has."""
-    import ray
-
+    """One Ray for the session, with room for two members of two workers whatever the machine has."""
     from lc_ray import runtime
 
-    os.environ |= {"RAY_SERVE_LOG_TO_STDERR": "0", **runtime.ENVIRONMENT}
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+    with runtime.session(cpus=5):
+        yield
 
 
 @pytest.fixture(scope="session")

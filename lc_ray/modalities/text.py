@@ -38,7 +38,7 @@ class Modality:
         """A cell as text. Bytes are decoded as UTF-8, with `errors` "strict" or "replace".
 
         Raises:
-            DataError: null, empty, not text, or not UTF-8.
+            DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read.
         """
         if isinstance(value, bytes):
             try:
@@ -49,6 +49,8 @@ class Modality:
             raise DataError("null")
         if not isinstance(value, str):
             raise DataError(f"not text but {type(value).__name__}")
+        if any("\ud800" <= c <= "\udfff" for c in value):
+            raise DataError("not valid Unicode: half of a surrogate pair")
         if not value.strip():
             raise DataError("empty text")
         return value

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lc_ray.spec import module_name
+
 
 def collate(rows: dict[str, list[Any]], columns: dict[str, Any]) -> dict[str, Tensor]:
     """Padded tensors named `column.tensor`.
@@ -16,8 +18,9 @@ def collate(rows: dict[str, list[Any]], columns: dict[str, Any]) -> dict[str, Te
     """
     batch: dict[str, Tensor] = {}
     for column, modality in columns.items():
-        parts = {k.removeprefix(f"{column}."): v for k, v in rows.items() if k.startswith(f"{column}.")}
-        batch |= {f"{column}.{name}": tensor for name, tensor in modality.collate(parts).items()}
+        prefix = f"{module_name(column)}."
+        parts = {k.removeprefix(prefix): v for k, v in rows.items() if k.startswith(prefix)}
+        batch |= {f"{prefix}{name}": tensor for name, tensor in modality.collate(parts).items()}
     return batch
 
 
@@ -27,7 +30,7 @@ def prepare(values: dict[str, list[Any]], columns: dict[str, Any]) -> dict[str, 
     sizes: list[list[int]] = []
     for column, modality in columns.items():
         parts = modality.prepare(values[column])
-        rows |= {f"{column}.{name}": part for name, part in parts.items()}
+        rows |= {f"{module_name(column)}.{name}": part for name, part in parts.items()}
         sizes.append(modality.sizes(parts))
     rows["_size"] = [sum(of_row) for of_row in zip(*sizes, strict=True)]
     return rows

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import Tensor, nn
+
+from lc_ray.spec import module_name
 
 
 class FusionModel(nn.Module):
@@ -28,15 +28,10 @@ class FusionModel(nn.Module):
         """Outputs of the head for a batch of tensors named `column.tensor`."""
         pooled = []
         for column in self.columns:
-            prefix = f"{column}."
+            prefix = f"{module_name(column)}."
             tensors = {k.removeprefix(prefix): v for k, v in batch.items() if k.startswith(prefix)}
             hidden, mask = self.encoders[module_name(column)](**tensors)  # (batch, positions, width), (batch, positions)
             weight = mask.unsqueeze(-1).to(hidden.dtype)
             pooled.append((hidden * weight).sum(1) / weight.sum(1).clamp(min=1))  # (batch, width)
         outputs: Tensor = self.head(self.dropout(torch.cat(pooled, dim=-1)))
         return outputs
-
-
-def module_name(column: str) -> str:
-    """A column's name as a module may be named."""
-    return re.sub(r"\W", "_", column)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from lc_ray import artifact, family
 from lc_ray.artifact import Artifact, Manifest
 from lc_ray.errors import ArtifactError, ModelError
-from lc_ray.models.fusion import FusionModel, module_name
+from lc_ray.models.fusion import FusionModel
 from lc_ray.models.shapes import Attributes, Shapes, apply
-from lc_ray.spec import InputSpec, ModelSpec
+from lc_ray.spec import InputSpec, ModelSpec, module_name
 
 # Open models that stand in for closed or unwieldy names of the article; the choice is always logged.
 ALIASES = {"gpt3": "openai-community/gpt2", "gpt-3": "openai-community/gpt2"}

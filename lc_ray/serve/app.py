@@ -12,12 +12,12 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.schema import LoggingConfig
+from starlette.applications import Starlette
 
 from lc_ray import artifact, predictor
 from lc_ray.errors import ServeError
 from lc_ray.serve import auth
 from lc_ray.serve.endpoint import Endpoint, asgi
-from lc_ray.serve.http import App
 from lc_ray.spec import ServeSpec
 
 NAME = "lc_ray"
@@ -40,7 +40,7 @@ class Model:
         self.endpoint = Endpoint(predictor.load(path, threads=max(1, round(spec.replicas.cpu))), spec)
         self.digests = digests
 
-    def __serve_build_asgi_app__(self) -> App:
+    def __serve_build_asgi_app__(self) -> Starlette:
         return asgi(self.endpoint, self.digests)
 
     def check_health(self) -> None:

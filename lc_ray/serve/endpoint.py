@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from starlette.applications import Starlette
+
 from lc_ray import family
 from lc_ray.errors import DataError
 from lc_ray.predictor import Predictor
 from lc_ray.serve.batching import Batcher, QueueFull
-from lc_ray.serve.http import App, HttpError
+from lc_ray.serve.http import HttpError, application
 from lc_ray.spec import ServeSpec
 
 
@@ -54,7 +56,7 @@ class Endpoint:
             raise DataError(error.what, f"{number}.{error.where}".rstrip(".")) from None
 
 
-def asgi(endpoint: Endpoint, digests: Sequence[str]) -> App:
+def asgi(endpoint: Endpoint, digests: Sequence[str]) -> Starlette:
     """The application that speaks every protocol in lc_ray/serve/protocols.
 
     Args:
@@ -63,4 +65,5 @@ def asgi(endpoint: Endpoint, digests: Sequence[str]) -> App:
     """
     protocols = [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
     routes = [route for protocol in protocols for route in protocol.routes(endpoint)]
-    return App(routes, digests, endpoint.spec.max_body, endpoint.spec.timeout)
+    public = [path for protocol in protocols for path in protocol.PUBLIC]
+    return application(routes, public, digests, endpoint.spec.timeout)

@@ -1,23 +1,29 @@
-"""The few parts of HTTP that an endpoint needs, as a plain ASGI application: a framework costs more per request than all of them."""
+"""What every protocol shares: errors as JSON, a limit on bodies, API keys, and a limit on time. Routing and parsing are Starlette's."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import re
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
-from urllib.parse import unquote
+
+from starlette.applications import Starlette
+from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lc_ray.serve import auth
 
-Message = dict[str, Any]
+_CODES = {404: "not_found", 405: "method_not_allowed"}
 _log = logging.getLogger(__name__)
 
 
-class HttpError(Exception):
+class HttpError(HTTPException):
     """An answer other than 200, as `{"error": {"code": ..., "message": ..., "where": ...}}`.
 
     Args:
@@ -29,160 +35,104 @@ class HttpError(Exception):
     """
 
     def __init__(self, status: int, code: str, message: str, where: str = "", headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers or {}
+        super().__init__(status, message, headers)
         self.content = {"error": {"code": code, "message": message} | ({"where": where} if where else {})}
 
 
-@dataclass(slots=True)
-class Request:
-    """What a handler is given.
+class _Name(StringConvertor):
+    """A part of a path, of which a colon begins a verb: `/v1/models/{name:name}:predict`."""
 
-    Attributes:
-        params: values of the `{names}` in the route's path.
-        headers: by lower-case name.
-        body: whole.
+    regex = "[^/:]+"
+
+
+register_url_convertor("name", _Name())
+
+
+async def read_object(request: Request, max_body: int) -> dict[str, Any]:
+    """A request's body as a JSON object.
+
+    Raises:
+        HttpError: 413, it is larger than `max_body` bytes; 400, it is not JSON or not an object.
     """
-
-    path: str
-    params: dict[str, str]
-    headers: dict[str, str]
-    body: bytes
-
-    def json(self) -> dict[str, Any]:
-        """The body as an object.
-
-        Raises:
-            HttpError: 400, it is not JSON or not an object.
-        """
-        try:
-            content = json.loads(self.body)
-        except (ValueError, RecursionError) as error:
-            raise HttpError(400, "malformed_json", f"the body is not JSON: {error}") from None
-        if not isinstance(content, dict):
-            raise HttpError(400, "malformed_request", f"expected a JSON object, got {type(content).__name__}")
-        return content
+    try:
+        content = json.loads(await _read(request, max_body))
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, "malformed_json", f"the body is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise HttpError(400, "malformed_request", f"expected a JSON object, got {type(content).__name__}")
+    return content
 
 
-@dataclass(slots=True)
-class Response:
-    """What a handler returns. `content` that is not bytes is sent as JSON."""
-
-    content: Any
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    media_type: str = "application/json"
-
-    def messages(self) -> tuple[Message, Message]:
-        """As ASGI sends it."""
-        body = self.content
-        if not isinstance(body, bytes):
-            body = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")  # lone surrogates of a request
-        headers = {"content-type": self.media_type, "content-length": str(len(body))} | self.headers
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        return {"type": "http.response.start", "status": self.status, "headers": raw}, {"type": "http.response.body", "body": body}
+async def _read(request: Request, max_body: int) -> bytes:
+    too_large = HttpError(413, "body_too_large", f"a request may have {max_body} bytes", headers={"connection": "close"})
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > max_body:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_body:
+            raise too_large
+    return bytes(body)
 
 
-@dataclass(frozen=True)
-class Route:
-    """One operation.
-
-    Attributes:
-        method: GET, POST, ...
-        path: `{name}` in it matches anything without a slash or colon.
-        handler: Request → Response; may raise HttpError.
-        public: needs no key.
-    """
-
-    method: str
-    path: str
-    handler: Callable[[Request], Awaitable[Response]]
-    public: bool = False
-
-    @property
-    def pattern(self) -> re.Pattern[str]:
-        """What a request's path must match."""
-        return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/:]+)", re.escape(self.path)))
-
-
-class App:
-    """An ASGI application of routes.
+def application(routes: Sequence[Route], public: Sequence[str], digests: Sequence[str], timeout: float) -> Starlette:
+    """An ASGI application.
 
     Args:
-        routes: the first that matches a request handles it.
+        routes: of all protocols.
+        public: paths that need no key.
         digests: of the API keys; none means that no key is needed.
-        max_body: largest request body, in bytes.
         timeout: longest time a request may take, in seconds.
     """
+    guard = Middleware(Guard, public=frozenset(public), digests=tuple(digests), timeout=timeout)
+    return Starlette(routes=list(routes), middleware=[guard], exception_handlers={HTTPException: _answer_error})
 
-    def __init__(self, routes: Sequence[Route], digests: Sequence[str], max_body: int, timeout: float) -> None:
-        self.routes = [(route, route.pattern) for route in routes]
-        self.digests, self.max_body, self.timeout = tuple(digests), max_body, timeout
 
-    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+class Guard:
+    """Lets requests with a key through, gives each its time, and answers 500 with nothing of what went wrong inside."""
+
+    def __init__(self, app: ASGIApp, public: frozenset[str], digests: tuple[str, ...], timeout: float) -> None:
+        self.app, self.public, self.digests, self.timeout = app, public, digests, timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-            return
         if scope["type"] != "http":
-            raise ValueError(f"{scope['type']} is not served here")
+            await self.app(scope, receive, send)
+            return
         try:
+            self._check(scope)
             async with asyncio.timeout(self.timeout):
-                response = await self._answer(scope, receive)
+                await self.app(scope, receive, send)
+            return
         except HttpError as error:
-            response = Response(error.content, error.status, error.headers)
+            answer = _error(error)
         except TimeoutError:
-            response = _failed(504, "timeout", f"not answered within {self.timeout:g} s")
-        except ConnectionAbortedError:
+            answer = _error(HttpError(504, "timeout", f"not answered within {self.timeout:g} s"))
+        except ClientDisconnect:
             return
         except Exception:
             _log.exception("a request failed")
-            response = _failed(500, "internal", "the endpoint failed; its log says why")
-        for message in response.messages():
-            await send(message)
+            answer = _error(HttpError(500, "internal", "the endpoint failed; its log says why"))
+        await answer(scope, receive, send)
 
-    async def _answer(self, scope: Message, receive: Callable[[], Awaitable[Message]]) -> Response:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        route, params = self._find(scope["method"], scope["path"])
-        if not route.public and not auth.allowed(headers.get("authorization"), self.digests):
+    def _check(self, scope: Scope) -> None:
+        if scope["path"] not in self.public and not auth.allowed(Request(scope).headers.get("authorization"), self.digests):
             raise HttpError(401, "unauthorized", "a valid key is needed: Authorization: Bearer KEY", headers={"www-authenticate": "Bearer"})
-        return await route.handler(Request(scope["path"], params, headers, await self._read(headers, receive)))
-
-    def _find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
-        methods = []
-        for route, pattern in self.routes:
-            if (match := pattern.fullmatch(path)) and route.method == method:
-                return route, {name: unquote(value) for name, value in match.groupdict().items()}
-            methods += [route.method] if match else []
-        if methods:
-            raise HttpError(405, "method_not_allowed", f"{path} answers {', '.join(methods)}", headers={"allow": ", ".join(methods)})
-        raise HttpError(404, "not_found", f"nothing is served at {path}")
-
-    async def _read(self, headers: dict[str, str], receive: Callable[[], Awaitable[Message]]) -> bytes:
-        too_large = HttpError(413, "body_too_large", f"a request may have {self.max_body} bytes", headers={"connection": "close"})
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self.max_body:
-            raise too_large
-        chunks, size, more = [], 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ConnectionAbortedError
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self.max_body:
-                raise too_large
-            more = message.get("more_body", False)
-        return b"".join(chunks)
 
 
-def _failed(status: int, code: str, message: str) -> Response:
-    return Response(HttpError(status, code, message).content, status)
+def _error(error: HttpError) -> Response:
+    # Escaped as ASCII, since what a request is told of itself may hold halves of surrogate pairs.
+    body = json.dumps(error.content).encode()
+    return Response(body, error.status_code, error.headers, media_type="application/json")
 
 
-async def _lifespan(receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
-    while True:
-        event = (await receive())["type"]
-        await send({"type": f"{event}.complete"})
-        if event == "lifespan.shutdown":
-            return
+async def _answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if not isinstance(error, HttpError):  # Starlette's own, for a path or method that no route has
+        message = f"nothing is served at {request.url.path}" if error.status_code == 404 else f"{request.url.path}: {error.detail}"
+        error = HttpError(error.status_code, _CODES.get(error.status_code, "http"), message, headers=dict(error.headers or {}))
+    return _error(error)
+
+
+__all__ = ["HttpError", "JSONResponse", "Request", "Response", "Route", "application", "read_object"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import deepspeed
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.train
 import ray.train.torch
@@ -27,8 +28,9 @@ from lc_ray.models.shapes import difference
 from lc_ray.train import checkpoint
 from lc_ray.train.clock import Clock
 from lc_ray.train.deepspeed import config as deepspeed_config
-from lc_ray.train.segment import RESULT, Segment, SegmentResult, finished, learning_rate, removed_at
+from lc_ray.train.segment import RESULT, Post, Segment, SegmentResult, finished, learning_rate, removed_at
 
+_EVALUATE = 64  # rows at a time
 Batch = tuple[dict[str, Tensor], Tensor]  # inputs by column.tensor, targets (batch,)
 
 
@@ -37,12 +39,14 @@ def train_segment(config: dict[str, Any]) -> None:
     segment, post = Segment(**config["segment"]), config["post"]
     worker = Worker(segment)
     clock, model = worker.clock, worker.model
+    worker.tell(post, "worker")
     with clock("start"):
         teacher = worker.teacher()
         if segment.prunes:
             worker.prune(post)
         engine = worker.initialize()
         progress = worker.resume(engine)
+    worker.tell(post, "model")
     history: list[dict[str, float]] = progress["history"]
     before = worker.communication()
     batches = worker.batches(start=progress["step"])
@@ -61,8 +65,7 @@ def train_segment(config: dict[str, Any]) -> None:
             raise TrainError(f"the loss became {value} at step {step}", segment.key, "lower train.learning_rate, or set model.dtype: fp32")
         if step % max(1, segment.total // 200) == 0 or step + 1 == segment.until:
             history.append({"step": step, "loss": value, "learning_rate": rate})
-            if worker.rank == 0:
-                post({"event": "step", "segment": segment.key, "member": segment.member, "step": step + 1, "loss": value})
+            worker.tell(post, "step", step=step + 1, loss=value)
         every = worker.spec.train.checkpoint_every
         if every and (step + 1) % every == 0 and step + 1 < segment.until:
             with clock("checkpoint"):
@@ -103,9 +106,9 @@ class Worker:
         with self.clock("start"):
             self.columns = load.modalities(self.inputs, load.find(self.spec.model.base))
             self.kept: dict[str, Any] = {}
-            torch.manual_seed(self.spec.seed)
+            torch.manual_seed(segment.seed)
             self.model = self._starting_model().to(self.device)
-        torch.manual_seed(self.spec.seed * 1000 + self.rank)  # dropout differs between workers, weights do not
+        torch.manual_seed(segment.seed * 1000 + self.rank)  # dropout differs between workers, weights do not
 
     def _starting_model(self) -> FusionModel:
         if self.segment.parent is None:
@@ -117,6 +120,11 @@ class Worker:
     def _artifact_folder(self, key: str) -> Any:
         return self.segment.folder.with_name(key) / "model"
 
+    def tell(self, post: Post, event: str, **fields: Any) -> None:
+        """Post an event of this segment, once for all workers."""
+        if self.rank == 0:
+            post({"event": event, "segment": self.segment.key, "member": self.segment.member, **fields})
+
     def teacher(self) -> FusionModel | None:
         """The unpruned parent, while recovering by distillation."""
         prune = self.spec.prune
@@ -125,7 +133,7 @@ class Worker:
         found = artifact.read(self._artifact_folder(self.segment.dense), verify=False)
         return load.open_model(found).requires_grad_(False).to(self.device)
 
-    def prune(self, post: Any) -> None:
+    def prune(self, post: Post) -> None:
         """Remove units by an importance that is summed over the workers."""
         spec, parent = self.spec.prune, removed_at(self.spec, self.segment.number - 1)
         assert spec is not None
@@ -146,11 +154,11 @@ class Worker:
         removed = pruner.remove((self.segment.pruned - parent) / (1 - parent))
         self.kept = {name: units | {"before": self.kept.get(name, units)["before"]} for name, units in removed.items()}
         load.freeze(self.model, self.spec.model.freeze)
-        if self.rank == 0:
-            post({"event": "pruned", "segment": self.segment.key, "member": self.segment.member, "kept": self.kept})
+        self.tell(post, "pruned", kept=self.kept)
 
     def initialize(self) -> Any:
         """The DeepSpeed engine around the model."""
+        self.shapes = difference(self.model, self._original())  # before ZeRO-3 leaves this worker with a slice of each tensor
         self.model.train()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.spec.train.learning_rate, weight_decay=self.spec.train.weight_decay, fused=True)
@@ -171,7 +179,7 @@ class Worker:
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This worker's training batches from a step on."""
-        for rows in stream(self.data, self.rank, self.world, self.spec.train.batch_size, self.spec.seed, start):
+        for rows in stream(self.data, self.rank, self.world, self.spec.train.batch_size, self.segment.seed, start):
             yield self._tensors(rows)
 
     def _tensors(self, rows: dict[str, list[Any]]) -> Batch:
@@ -194,18 +202,28 @@ class Worker:
         """Metrics over all validation rows: each worker takes some parts, and none is dropped to make shares equal."""
         outputs, targets = [], []
         model.eval()
-        for file in self.data.parts("validation")[self.rank :: self.world]:
-            rows = pq.read_table(file).sort_by("_size")
-            for start in range(0, rows.num_rows, 64):
-                inputs, truth = self._tensors(rows.slice(start, 64).to_pydict())
-                with torch.no_grad(), self._autocast():
-                    outputs.append(model(inputs).float().cpu().numpy())
+        parts = self.data.parts("validation")
+        batches = [table for part in parts[self.rank :: self.world] for table in _by_length(part)]
+        spare = next(_by_length(parts[0]))
+        for step in range(self._most(len(batches))):
+            # A worker that is done goes on with spare rows while others need it: with ZeRO-3 each forward gathers weights from all.
+            inputs, truth = self._tensors((batches[step] if step < len(batches) else spare).to_pydict())
+            with torch.no_grad(), self._autocast():
+                answer = model(inputs)
+            if step < len(batches):
+                outputs.append(answer.float().cpu().numpy())
                 targets.append(truth.cpu().numpy())
         model.train()
         gathered: list[Any] = [None] * self.world
         dist.all_gather_object(gathered, (outputs, targets))
         metrics = self.task.metrics(*(np.concatenate([x for part in gathered for x in part[i]]) for i in (0, 1)))
         return {name: float(value) for name, value in metrics.items()}
+
+    def _most(self, count: int) -> int:
+        """The largest of all workers' counts."""
+        most = torch.tensor(count, device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.model.dtype == "bf16")
@@ -218,8 +236,7 @@ class Worker:
 
     def write_artifact(self, weights: dict[str, Tensor], metrics: dict[str, float]) -> None:
         """The model as it is now."""
-        with torch.random.fork_rng():
-            shapes, attributes = difference(self.model, self._original())
+        shapes, attributes = self.shapes
         manifest = Manifest(
             name=self.spec.name,
             task={"kind": self.spec.task.kind, **self.task.config},
@@ -256,3 +273,10 @@ class Worker:
         SegmentResult(
             segment.key, segment.number, segment.member, segment.parent, dense, segment.pruned, metrics, history, seconds, None, genes
         ).write(segment.folder, RESULT)
+
+
+def _by_length(part: str) -> Iterator[pa.Table]:
+    """Rows of a file in batches of like length."""
+    table = pq.read_table(part).sort_by("_size")
+    for start in range(0, table.num_rows, _EVALUATE):
+        yield table.slice(start, _EVALUATE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from lc_ray.data.batch import steps_per_epoch
 from lc_ray.spec import JobSpec, digest, parse
 
+Post = Callable[[dict[str, Any]], None]  # receives events of progress
 RECORD = "segment.json"  # written by the driver once Ray Train has ended well
 RESULT = "result.json"  # written by rank 0 before that
 
@@ -27,7 +29,7 @@ class Segment:
         rows: training rows.
         parent: key of the segment it continues, if any.
         dense: key of the last unpruned ancestor, the teacher of pruned ones.
-        member: who asked for it first; not part of the key.
+        member: who trains it.
     """
 
     job: dict[str, Any]
@@ -46,9 +48,15 @@ class Segment:
 
     @functools.cached_property
     def key(self) -> str:
-        """Its name on disk."""
+        """Its name on disk. How it will be pruned later does not change what it is until then."""
         s = self.spec
-        return digest(s.model, s.train, s.prune, s.seed, Path(self.prepared).name, self.number, self.parent, self.dense)
+        prune = s.prune if self.pruned else None
+        return digest(s.model, s.train, prune, self.seed, Path(self.prepared).name, [self.first, self.until, *self.phase], self.parent, self.dense)
+
+    @property
+    def seed(self) -> int:
+        """Of its batches and dropout: members with equal genes still differ."""
+        return self.spec.seed + 1_000_003 * self.member
 
     @property
     def folder(self) -> Path:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from lc_ray.errors import LcRayError, TrainError, unwrap
-from lc_ray.train.segment import RESULT, Segment, SegmentResult, finished
-
-Post = Callable[[dict[str, Any]], None]
+from lc_ray.train.segment import RESULT, Post, Segment, SegmentResult, finished
 
 
 def run_segment(segment: Segment, post: Post) -> SegmentResult:

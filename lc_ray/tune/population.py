@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from ray.tune.schedulers import PopulationBasedTraining
 
 from lc_ray.errors import LcRayError, TrainError, unwrap
 from lc_ray.spec import JobSpec
-from lc_ray.train.segment import Segment, SegmentResult, finished
-from lc_ray.train.trainer import Post, run_segment
+from lc_ray.train.segment import Post, Segment, SegmentResult, finished
+from lc_ray.train.trainer import run_segment
 from lc_ray.tune.space import Genes, draw, express, perturb
 
 _POINTER = "pointer.json"
@@ -115,18 +116,13 @@ def search(job: JobSpec, prepared: str, rows: int, store: Path, slots: int, obje
         tune_config=tune.TuneConfig(scheduler=scheduler),
         run_config=tune.RunConfig(storage_path=str(folder.resolve()), verbose=0, failure_config=tune.FailureConfig(max_failures=1)),
     ).fit()
-    results = [r for key in _reported(found) if (r := finished(store / key))]
+    results = [r for key in ray.get(gate.done.remote()) if (r := finished(store / key))]
     if not any(r.number + 1 == job.train.segments for r in results):
         errors = [unwrap(e) for e in found.errors]
         ours = next((e for e in errors if isinstance(e, LcRayError)), None)
         raise ours or TrainError(f"every member of the population failed: {errors[0] if errors else 'no result'}")
+    shutil.rmtree(folder, ignore_errors=True)  # pointers and logs of a search that is over
     return results
-
-
-def _reported(found: tune.ResultGrid) -> list[str]:
-    """Keys of all segments that any member reported, those that others replaced included."""
-    frames = [trial.metrics_dataframe for trial in found]
-    return list(dict.fromkeys(key for frame in frames if frame is not None for key in frame["key"]))
 
 
 def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) -> None:
@@ -142,6 +138,7 @@ def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) 
         ray.get(slots.acquire.remote(member))
         try:
             result, pointer = shared.advance(pointer, member)
+            ray.get(slots.add.remote(result.key))
         finally:
             ray.get(slots.release.remote(member))
         with tempfile.TemporaryDirectory() as folder:
@@ -151,10 +148,22 @@ def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) 
 
 
 class Slots:
-    """Lets so many members train at a time. A member that is restarted finds the slot it held."""
+    """Lets so many members train at a time, and keeps the names of what they trained: Tune forgets what a loser had reported.
+
+    A member that is restarted finds the slot it held.
+    """
 
     def __init__(self, count: int) -> None:
         self._count, self._held, self._changed = count, set[int](), asyncio.Condition()
+        self._done: dict[str, None] = {}
+
+    async def add(self, key: str) -> None:
+        """Keep the name of a finished segment."""
+        self._done[key] = None
+
+    async def done(self) -> list[str]:
+        """Names of all finished segments, in order."""
+        return list(self._done)
 
     async def acquire(self, member: int) -> None:
         """Wait for a slot."""

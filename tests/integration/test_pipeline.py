@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -137,7 +138,7 @@ def test_a_killed_worker_costs_only_the_steps_since_its_checkpoint(ray_local: No
     events = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("*.event"))]
     steps = [e["step"] for e in events if e["event"] == "step"]
     assert killed.is_set(), "the segment ended before a worker could be killed"
-    turns = [b for a, b in zip(steps, steps[1:], strict=False) if b < a]
+    turns = [b for a, b in itertools.pairwise(steps) if b < a]
     assert len(turns) == 1, "training restarted once"
     assert turns[0] > 100, "and went on from a checkpoint, not from the start"
     assert steps[-1] == segment.until
