@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ class LangChain:
         model: Hugging Face id, folder, `package:NAME/path`, or a model loaded with `from_pretrained`.
         tokenizer: of a loaded model; not needed for a name.
         dataset: labelled rows: a path, a pandas DataFrame, a Hugging Face dataset, a Ray Dataset or a list of dicts.
-        validation: held-out rows likewise, or a fraction of the dataset.
+        validation: held-out rows likewise, or a fraction or number of rows of the dataset; a tenth if not given.
         text: column with the text.
         target: column with the label.
         storage: folder in which runs are kept.
@@ -100,27 +102,37 @@ def PruneModel(model: LangChain, pruning_ratio: float = 0.5) -> LangChain:
     """Plan to remove a fraction of the prunable layers' parameters after half of the training, and to recover by distillation.
 
     Args:
-        model: the plan so far, which is extended and returned.
+        model: the plan so far; it stays as it is.
         pruning_ratio: fraction of those layers' parameters, in [0, 0.95]. The manifest gives units as well.
+
+    Returns:
+        The extended plan.
     """
-    model.job["prune"] = {"parameters": pruning_ratio}
-    return model
+    return _extended(model, "prune", {"parameters": pruning_ratio})
 
 
 def QuantizeModel(model: LangChain, quantization_bits: int = 8) -> LangChain:
     """Plan to quantize the trained model.
 
     Args:
-        model: the plan so far, which is extended and returned.
+        model: the plan so far; it stays as it is.
         quantization_bits: 8.
+
+    Returns:
+        The extended plan.
 
     Raises:
         SpecError: another number of bits; the message lists those known.
     """
     if quantization_bits not in _BITS:
         raise SpecError(f"quantization_bits={quantization_bits} is not known", fix=f"known: {', '.join(map(str, _BITS))}")
-    model.job["quantize"] = {"kind": _BITS[quantization_bits]}
-    return model
+    return _extended(model, "quantize", {"kind": _BITS[quantization_bits]})
+
+
+def _extended(model: LangChain, section: str, fields: dict[str, Any]) -> LangChain:
+    planned = copy.copy(model)
+    planned.job, planned.result = {**model.job, section: fields}, None
+    return planned
 
 
 class AutoHyperparameterOptimizer:
@@ -130,7 +142,7 @@ class AutoHyperparameterOptimizer:
         model: a plan.
         epochs: of every member.
         dataset: labelled rows, if the model has none bound.
-        validation: held-out rows or a fraction, likewise.
+        validation: held-out rows, likewise.
         population: members; 1 trains without a search.
         **train: fields of the job's train section, for example `batch_size=16`, `workers={"count": 2}`.
     """
@@ -153,7 +165,8 @@ class AutoHyperparameterOptimizer:
         job = {**self.model.job, "storage": self.model.storage}
         data = {**job["data"], "train": _source(self.dataset, self.model.storage)}
         if self.validation is not None:
-            data["validation"] = self.validation if isinstance(self.validation, float) else _source(self.validation, self.model.storage)
+            given = isinstance(self.validation, str | int | float)  # "10%", 200, 0.1 or a path: what the job file takes
+            data["validation"] = self.validation if given else _source(self.validation, self.model.storage)
         if self.population > 1:
             job["search"] = {"population": self.population, "genes": {"train.learning_rate": {"log_uniform": [3e-5, 5e-4]}}}
         job |= {"data": data, "train": {"epochs": self.epochs, "segments": 2, "checkpoint_every": 500, **self.train_fields}}
@@ -208,28 +221,38 @@ class DeployModel:
 def _source(data: Any, storage: str) -> str:
     """Any accepted form of data as a file that a job can name. In-memory rows are kept under a name made of their content."""
     if isinstance(data, str | Path):
-        return str(read.files(str(data))[0].parent if Path(str(data)).is_dir() else data)
+        return str(data)
     if isinstance(data, list):
-        table = pa.Table.from_pylist(data)
-    elif hasattr(data, "to_arrow_refs"):
+        return _kept(_json_lines(data), ".jsonl", storage)
+    if hasattr(data, "to_arrow_refs"):
         import ray
 
         table = pa.concat_tables(ray.get(data.to_arrow_refs()))
     elif hasattr(data, "with_format"):
         table = data.with_format("arrow")[:]
     elif hasattr(data, "to_parquet"):
-        table = pa.Table.from_pandas(data, preserve_index=False)
+        try:
+            table = pa.Table.from_pandas(data, preserve_index=False)
+        except pa.ArrowException:  # a column of several types, of which some rows will be rejected
+            return _kept(_json_lines(data.to_dict("records")), ".jsonl", storage)
     else:
         raise DataError(
             f"data of type {type(data).__name__} is not accepted",
             fix="give a path, a pandas DataFrame, a Hugging Face dataset, a Ray Dataset or a list of dicts",
         )
-    if table.num_rows == 0:
-        raise DataError("the dataset is empty")
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(None), sink)
-    content = sink.getvalue()
-    file = Path(storage).resolve() / "data" / f"{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+    return _kept(sink.getvalue() if table.num_rows else b"", ".parquet", storage)
+
+
+def _json_lines(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row, default=str) + "\n" for row in rows).encode()
+
+
+def _kept(content: Any, ending: str, storage: str) -> str:
+    if not content:
+        raise DataError("the dataset is empty")
+    file = Path(storage).resolve() / "data" / f"{hashlib.sha256(content).hexdigest()[:16]}{ending}"
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
         file.write_bytes(content)

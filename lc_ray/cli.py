@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +11,31 @@ import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
-from lc_ray.errors import LcRayError, SpecError, unwrap
+from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
+
+class _Explained(TyperGroup):
+    """Turns our errors into a sentence on stderr and an exit code: 1 for a mistake, 3 for a refused model, 130 for Ctrl-C."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _err.print("\n[yellow]stopped[/]; give the same command again to go on where it was")
+            raise SystemExit(130) from None
+        except Exception as error:
+            ours = unwrap(error)
+            if not isinstance(ours, LcRayError):
+                raise
+            _err.print(f"[red]error[/] {type(ours).__name__}: ", end="")
+            _err.print(str(ours), markup=False)
+            raise SystemExit(3 if isinstance(ours, AcceptError) else 1) from None
+
 
 app = typer.Typer(
+    cls=_Explained,
     help="From labelled data to a small, fast endpoint, on one Ray cluster, from one job file.",
     no_args_is_help=True,
     add_completion=False,
@@ -96,7 +115,7 @@ def predict(
 ) -> None:
     """Ask an endpoint (--url) or an artifact (--artifact)."""
     lines = [line.rstrip("\n") for line in sys.stdin] if inputs == ["-"] else inputs
-    rows = [json.loads(line) if line.startswith("{") else line for line in lines]
+    rows = [_row(line) for line in lines]
     if (url is None) == (artifact is None):
         raise SpecError("give either --url or --artifact")
     if url is not None:
@@ -178,6 +197,16 @@ def init(
     _out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
 
 
+def _row(line: str) -> Any:
+    """A text, or an object by column."""
+    if not line.startswith("{"):
+        return line
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise SpecError(f"not JSON: {error}", line[:80], "a text that begins with { is given as a JSON object by column") from None
+
+
 def _job(path: Path, overrides: list[str] | None) -> Any:
     from lc_ray import spec
 
@@ -190,26 +219,6 @@ def _job(path: Path, overrides: list[str] | None) -> Any:
     return spec.read(path, values)
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Errors for people, on stderr, with an exit code: 1 for a mistake, 3 for a refused model, 130 for Ctrl-C."""
-    from lc_ray.errors import AcceptError
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        _err.print("\n[yellow]stopped[/]; give the same command again to go on where it was")
-        raise SystemExit(130) from None
-    except Exception as error:
-        ours = unwrap(error)
-        if not isinstance(ours, LcRayError):
-            raise
-        _err.print(f"[red]error[/] {type(ours).__name__}: ", end="")
-        _err.print(str(ours), markup=False)
-        raise SystemExit(3 if isinstance(ours, AcceptError) else 1) from None
-
-
 def main() -> None:
     """Entry point of `lc-ray`."""
-    with _explained():
-        app(standalone_mode=False)
+    app()

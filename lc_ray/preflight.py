@@ -43,6 +43,8 @@ def check(job: JobSpec) -> dict[str, Any]:
     targets: list[Any] = []
     for row in next(read.rows(files[0], [*names, job.data.target]), []):
         try:
+            if "_error" in row:
+                raise DataError(row["_error"])
             clean = {name: columns[name].decode(row[name], job.data.encoding_errors) for name in names}
             targets.append(task.clean(row[job.data.target]))
         except DataError as error:

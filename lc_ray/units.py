@@ -20,7 +20,8 @@ def _parse(value: Any, units: dict[str, float], example: str) -> float:
     match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
     if match is None or match[2] not in units:
         raise ValueError(f"expected a quantity such as {example}, got {value!r}")
-    return float(match[1].replace("_", "")) * units[match[2]]
+    number, unit = float(match[1].replace("_", "")), units[match[2]]
+    return number * unit if unit >= 1 else number / round(1 / unit)  # 70 × 0.01 is not 0.7, 70 / 100 is
 
 
 def fraction(value: Any) -> float:

@@ -54,7 +54,7 @@ def select(scores: list[Tensor], costs: list[int], steps: list[int], budget: flo
     taken, gone = [0] * len(scores), 0.0
     for _, layer, size in sorted(atoms):
         if gone + size / 2 > budget:
-            break
+            continue  # a smaller unit elsewhere may still fit
         taken[layer] += steps[layer]
         gone += size
     return [order[:n].sort().values for order, n in zip(ranked, taken, strict=True)]

@@ -11,6 +11,7 @@ import asyncio
 import json
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,15 @@ def search(job: JobSpec, prepared: str, rows: int, store: Path, slots: int, obje
     folder = store.parent / "tune"
     gate = ray.remote(num_cpus=0)(Slots).remote(slots)
     trainable = tune.with_parameters(_member, shared=shared, slots=gate, objective=objective)
-    found = tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": 0.01}),
         param_space={"member": tune.grid_search(list(range(job.search.population)))},
         tune_config=tune.TuneConfig(scheduler=scheduler),
         run_config=tune.RunConfig(storage_path=str(folder.resolve()), verbose=0, failure_config=tune.FailureConfig(max_failures=1)),
-    ).fit()
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consider boosting PBT")  # by reusing actors: a member's holds nothing worth keeping
+        found = tuner.fit()
     results = [r for key in ray.get(gate.done.remote()) if (r := finished(store / key))]
     if not any(r.number + 1 == job.train.segments for r in results):
         errors = [unwrap(e) for e in found.errors]

@@ -1,0 +1,140 @@
+"""Ray Data's stage on small files: what is read, set aside, split and written."""
+
+import json
+from collections import Counter
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from lc_ray import spec
+from lc_ray.data.prepare import order, prepare
+from lc_ray.errors import DataError
+
+pytestmark = pytest.mark.cluster
+TEXTS = [f"{a} {b} {c}" for a in ("good", "bad", "late") for b in ("flight", "day", "service") for c in ("was", "ok", "love", "hate")]
+ROWS = [(text, "xy"[i % 2]) for i, text in enumerate(TEXTS)]
+
+
+@pytest.fixture
+def job(ray_local, tiny_base, tmp_path):
+    """job(rows or path, **values) → JobSpec."""
+
+    def job(rows, validation="25%", **values):
+        file = rows
+        if isinstance(rows, list):
+            file = tmp_path / "rows.jsonl"
+            file.write_text("".join(json.dumps({"text": t, "label": y}) + "\n" for t, y in rows), "utf-8")
+        data = {"train": str(file), "validation": validation, "inputs": [{"column": "text", "max_length": 8}], "target": "label"}
+        tree = {"model": {"base": str(tiny_base)}, "data": data, "storage": str(tmp_path / "runs")}
+        return spec.parse(spec.override(tree, values))
+
+    return job
+
+
+def texts(prepared, split):
+    return prepared.rows(split)["text"]
+
+
+def test_rows_are_split_tokenised_and_kept_once(job):
+    first, reused = prepare(job(ROWS))
+    again, reused_again = prepare(job(ROWS))
+    assert (reused, reused_again) == (False, True)
+    assert again.path == first.path
+    assert Counter(texts(first, "train") + texts(first, "validation")) == Counter(t for t, _ in ROWS)
+    assert first.count("train") + first.count("validation") == len(ROWS)
+    assert first.task().labels == ["x", "y"]
+    rows = first.rows("train")
+    assert all(len(ids) == size <= 8 for ids, size in zip(rows["text.input_ids"], rows["_size"], strict=True))
+    assert len(first.parts("train")) >= 16  # enough for 16 workers
+
+
+def test_rows_keep_their_side_when_others_are_added(job, tmp_path):
+    before, _ = prepare(job(ROWS))
+    after, _ = prepare(job(ROWS + [(f"never {i}", "x") for i in range(30)]))
+    assert set(texts(before, "validation")) <= set(texts(after, "validation"))
+    assert set(texts(before, "train")) <= set(texts(after, "train"))
+
+
+def test_equal_rows_fall_on_one_side_or_are_dropped(job):
+    doubled = ROWS * 3
+    kept, _ = prepare(job(doubled))
+    assert not set(texts(kept, "train")) & set(texts(kept, "validation"))
+    assert kept.count("train") + kept.count("validation") == len(doubled)
+    dropped, _ = prepare(job(doubled, **{"data.duplicates": "drop"}))
+    assert dropped.count("train") + dropped.count("validation") == len(ROWS)
+
+
+def test_rows_and_validation_may_be_counts(job):
+    found, _ = prepare(job(ROWS, validation="6 rows", **{"data.rows": 20}))
+    assert (found.count("train"), found.count("validation")) == (14, 6)
+
+
+def test_the_seed_decides_the_split(job):
+    assert set(texts(prepare(job(ROWS))[0], "validation")) != set(texts(prepare(job(ROWS, seed=1))[0], "validation"))
+    assert order(0, ["a"], "x") == order(0, ["a"], "x") != order(1, ["a"], "x")
+
+
+def test_bad_rows_are_set_aside_with_their_reason(job, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    good = "".join(json.dumps({"text": t, "label": y}) + "\n" for t, y in ROWS)
+    bad = '{"text": null, "label": "x"}\n{"text": 5, "label": "x"}\n{"text": "ok"}\n{oops\n{"text": "\\ud83d", "label": "x"}\n'
+    file.write_text(good + bad, "utf-8")
+    found, _ = prepare(job(file, **{"data.reject.limit": "50%"}))
+    assert found.record["rejected"] == 5
+    rejects = pq.read_table(found.path / "rejects").to_pandas()
+    assert list(rejects.columns) == ["file", "row", "column", "reason", "value"]
+    assert sorted(rejects["row"]) == [len(ROWS) + i for i in range(5)]
+    by_row = rejects.set_index("row")["reason"].to_dict()
+    for i, reason in enumerate(["null", "not text but int", "label missing", "not valid JSON", "not valid Unicode"]):
+        assert by_row[len(ROWS) + i].startswith(reason)
+    with pytest.raises(DataError, match=r"5 of 41 rows can't be used(.|\n)*1 × text: null") as error:
+        prepare(job(file, **{"data.reject.limit": "1%"}))
+    kept = error.value.fix.split("kept in ")[1].split(";")[0]
+    assert len(pd.read_parquet(kept)) == 5
+
+
+def test_csv_that_is_not_utf8(job, tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_bytes(b"text,label\n" + b"".join(f"{t},{y}\n".encode() for t, y in ROWS) + b"caf\xe9 good,x\n")
+    strict, _ = prepare(job(file, **{"data.reject.limit": "50%"}))
+    assert strict.record["reasons"] == {"text: not valid UTF-8": 1}
+    lenient, _ = prepare(job(file, **{"data.encoding_errors": "replace"}))
+    assert lenient.record["rejected"] == 0
+
+
+def test_a_label_that_training_lacks(job, tmp_path):
+    file = tmp_path / "validation.csv"
+    file.write_text("text,label\ngood,x\nbad,z\n", "utf-8")
+    with pytest.raises(DataError, match=r"validation\.csv, row 1: label 'z' was never seen in training"):
+        prepare(job(ROWS, validation=str(file)))
+
+
+def test_a_validation_source_of_its_own(job, tmp_path):
+    file = tmp_path / "validation.csv"
+    file.write_text("text,label\ngood,x\nbad,y\n", "utf-8")
+    found, _ = prepare(job(ROWS, validation=str(file)))
+    assert (found.count("train"), found.count("validation")) == (len(ROWS), 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,label\n", "no training rows are left"),
+        ("text,stars\na,b\n", "no column 'label'; there are: text, stars"),
+        ("text,label\n" + "good,x\n" * 9, "no validation rows|at least 2 labels|no training rows"),
+    ],
+)
+def test_data_that_can_not_be_trained_on(job, tmp_path, content, message):
+    file = tmp_path / "rows.csv"
+    file.write_text(content, "utf-8")
+    with pytest.raises(DataError, match=message):
+        prepare(job(file))
+
+
+def test_nothing_half_prepared_is_taken_for_whole(job):
+    first, _ = prepare(job(ROWS))
+    (first.path / "data.json").unlink()
+    again, reused = prepare(job(ROWS))
+    assert not reused
+    assert texts(again, "train") == texts(first, "train")

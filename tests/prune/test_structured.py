@@ -1,0 +1,164 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lc_ray import artifact, family
+from lc_ray.artifact import Manifest
+from lc_ray.errors import ModelError
+from lc_ray.models import load
+from lc_ray.models.batches import collate, prepare
+from lc_ray.models.shapes import difference
+from lc_ray.prune.structured import Pruner, contribution, select
+from lc_ray.spec import InputSpec, ModelSpec
+from lc_ray.tasks.classification import Task
+
+INPUTS, TASK = [InputSpec(column="text", max_length=16)], Task(["a", "b"])
+TEXTS = ["good day", "the worst flight ever was late", "ok", "love that"]
+
+
+def test_contribution_is_the_change_of_loss_to_first_order():
+    """Against finite differences: scaling a unit's weights by (1 - e) changes a linear loss by exactly -e times its contribution."""
+    layer, x, y = nn.Linear(5, 3), torch.randn(7, 5), torch.randn(7, 3)
+    loss = (layer(x) * y).sum()
+    loss.backward()
+    for unit in range(3):
+        other = copy.deepcopy(layer)
+        with torch.no_grad():
+            other.weight[unit] = 0
+        change = (other(x) * y).sum() - loss
+        assert contribution(layer.weight, 0)[unit].item() == pytest.approx(-change.item(), rel=1e-3, abs=1e-4)
+    assert contribution(layer.weight, 1).shape == (5,)
+    assert contribution(layer.bias, 0).shape == (3,)
+
+
+def test_select_takes_the_least_per_parameter_first():
+    chosen = select([torch.tensor([1.0, 9, 2, 8]), torch.tensor([4.0, 5])], costs=[1, 10], steps=[1, 1], budget=2)
+    assert [c.tolist() for c in chosen] == [[0, 2], []]
+    chosen = select([torch.tensor([10.0, 9, 20, 8]), torch.tensor([1.0, 2])], costs=[1, 1], steps=[1, 1], budget=2)
+    assert [c.tolist() for c in chosen] == [[3], [0]]
+
+
+def test_select_leaves_something_of_every_layer():
+    chosen = select([torch.zeros(64), torch.ones(64)], costs=[1, 1], steps=[16, 1], budget=1000)
+    assert [len(c) for c in chosen] == [48, 56]
+
+
+@pytest.fixture
+def model(tiny_base):
+    torch.manual_seed(0)
+    return load.pretrained(ModelSpec(base=str(tiny_base)), INPUTS, TASK).eval()
+
+
+@pytest.fixture
+def batch(tiny_base):
+    columns = load.modalities(INPUTS, tiny_base)
+    return collate(prepare({"text": TEXTS}, columns), columns)
+
+
+def observed(model, batch):
+    pruner = Pruner(model, {k: v[:2] for k, v in batch.items()}, keep=[model.head])
+    TASK.loss(model(batch), torch.tensor([0, 1, 0, 1])).backward()
+    pruner.observe()
+    return pruner
+
+
+def test_heads_and_neurons_are_found(model, batch):
+    layers = {layer.name.rpartition("encoders.text.model.encoder.")[2]: layer for layer in observed(model, batch).layers}
+    assert {name for name, layer in layers.items() if layer.attention is not None} == {"layer.0.attention.self", "layer.1.attention.self"}
+    assert layers["layer.0.attention.self"].units == 4
+    assert sorted(layer.units for layer in layers.values()) == [4, 4, 64, 64]
+
+
+def test_scores_equal_what_zeroing_a_unit_changes(model, batch):
+    """A neuron whose weights are zero matters nothing, and is the first to go."""
+    dead = model.encoders["text"].model.encoder.layer[0].intermediate.dense
+    out = model.encoders["text"].model.encoder.layer[0].output.dense
+    with torch.no_grad():
+        dead.weight[5], dead.bias[5], out.weight[:, 5] = 0, 0, 0
+    pruner = observed(model, batch)
+    scores = dict(zip([layer.name for layer in pruner.layers], torch.split(pruner.scores, [layer.units for layer in pruner.layers]), strict=True))
+    (neurons,) = [s for name, s in scores.items() if "layer.0.intermediate" in name]
+    assert neurons.argmin().item() == 5
+    assert neurons[5].item() == 0
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.7])
+def test_the_fraction_is_of_the_prunable_parameters(model, batch, fraction):
+    pruner = observed(model, batch)
+    before, prunable = load.parameters(model), pruner.parameters
+    kept = pruner.remove(fraction)
+    assert (before - load.parameters(model)) / prunable == pytest.approx(fraction, abs=0.08)
+    assert all(1 <= k["after"] <= k["before"] for k in kept.values())
+    assert model(batch).shape == (4, 2)
+
+
+def test_removing_dead_units_changes_nothing(model, batch):
+    with torch.no_grad():
+        for layer in model.encoders["text"].model.encoder.layer:
+            layer.intermediate.dense.weight[16:] = 0
+            layer.intermediate.dense.bias[16:] = 0
+            layer.output.dense.weight[:, 16:] = 0
+        before = model(batch)
+    pruner = observed(model, batch)
+    kept = pruner.remove(0.4)
+    neurons = [k for name, k in kept.items() if "intermediate" in name]
+    assert all(k["after"] < k["before"] for k in neurons)
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch), before, atol=1e-5, rtol=1e-4)
+
+
+def test_gradients_and_frozen_parts_are_left_as_they_were(model, batch):
+    load.freeze(model, ("embeddings",))
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    Pruner(model, batch, keep=[model.head])
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
+
+
+def test_the_head_is_never_touched(model, batch):
+    pruner = observed(model, batch)
+    pruner.remove(0.6)
+    assert model.head.weight.shape == (2, 32)
+
+
+def test_a_pruned_artifact_answers_alike(model, batch, tiny_base, tmp_path):
+    original = copy.deepcopy(model)
+    observed(model, batch).remove(0.5)
+    shapes, attributes = difference(model, original)
+    manifest = Manifest(
+        name="p",
+        task={"kind": "classification", **TASK.config},
+        inputs=[i.model_dump() for i in INPUTS],
+        architecture=load.describe(model, INPUTS, shapes, attributes),
+    )
+    load.save(tmp_path / "p", manifest, model.state_dict(), load.modalities(INPUTS, tiny_base))
+    again = load.open_model(artifact.read(tmp_path / "p"))
+    with torch.no_grad():
+        torch.testing.assert_close(again(batch), model(batch), rtol=0, atol=0)
+
+
+def test_nothing_to_prune():
+    model = nn.Sequential(nn.Linear(4, 2))
+    with pytest.raises(ModelError, match="leave out `prune`"):
+        Pruner(model, torch.randn(2, 4), keep=[model[0]])
+
+
+def test_the_pruner_of_the_contributing_guide(model, batch, monkeypatch, tmp_path):
+    """CONTRIBUTING's ten lines, added as the file it says, prune."""
+    import re
+    from pathlib import Path
+
+    import lc_ray.prune
+
+    text = Path("CONTRIBUTING.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(code.splitlines()) <= 16
+    (tmp_path / "random.py").write_text(code, "utf-8")
+    monkeypatch.setattr(lc_ray.prune, "__path__", [*lc_ray.prune.__path__, str(tmp_path)])
+    assert "random" in family.kinds("prune")
+    pruner = family.load("prune", "random").Pruner(model, batch, keep=[model.head])
+    pruner.observe()
+    before = load.parameters(model)
+    pruner.remove(0.5)
+    assert load.parameters(model) < before

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+from lc_ray.errors import DataError
+from lc_ray.tasks.classification import Task
+
+TASK = Task(["bad", "good", "ok"])
+
+
+def test_labels_come_from_the_training_rows_sorted():
+    assert Task.fit(["ok", "bad", "ok", "good"]).labels == ["bad", "good", "ok"]
+
+
+def test_one_label_is_not_enough():
+    with pytest.raises(DataError, match="at least 2 labels"):
+        Task.fit(["ok", "ok"])
+
+
+@pytest.mark.parametrize(("value", "label"), [("ok", "ok"), (b" ok ", "ok"), (1, "1"), (True, "True"), (2.0, "2.0")])
+def test_cells_as_labels(value, label):
+    assert Task.clean(value) == label
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "", "  ", b"\xff"])
+def test_cells_that_are_no_label(value):
+    with pytest.raises(DataError):
+        Task.clean(value)
+
+
+def test_an_unknown_label_names_the_nearest():
+    with pytest.raises(DataError, match="did you mean 'good'"):
+        TASK.encode("goood")
+
+
+def test_metrics_equal_scikit_learns():
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(500, 3)).astype(np.float32)
+    targets = random.integers(0, 3, 500)
+    probability = torch.from_numpy(logits).softmax(-1).numpy()
+    found = TASK.metrics(logits, targets)
+    assert found["accuracy"] == pytest.approx(accuracy_score(targets, logits.argmax(1)))
+    assert found["macro_f1"] == pytest.approx(f1_score(targets, logits.argmax(1), average="macro"))
+    assert found["log_loss"] == pytest.approx(log_loss(targets, probability), rel=1e-5)
+
+
+def test_calibration_error_by_hand():
+    sure = np.log(np.array([[0.9, 0.05, 0.05]], np.float32)).repeat(10, 0)
+    targets = np.array([0] * 6 + [1] * 4)  # 90% sure, right 60% of the time
+    assert TASK.metrics(sure, targets)["calibration_error"] == pytest.approx(0.3, abs=1e-6)
+
+
+def test_a_label_that_nobody_predicts_or_has_does_not_count():
+    logits = np.array([[5, 0, 0], [5, 0, 0]], np.float32)
+    assert TASK.metrics(logits, np.array([0, 0]))["macro_f1"] == 1.0
+
+
+def test_distilling_from_oneself_costs_nothing():
+    outputs = torch.randn(4, 3)
+    assert TASK.distill(outputs, outputs, 2.0).item() == pytest.approx(0, abs=1e-6)
+    assert TASK.distill(outputs, outputs.flip(1), 2.0).item() > 0.01
+
+
+def test_decode_gives_probabilities():
+    answer = TASK.decode(np.array([0.0, 2.0, 0.0], np.float32))
+    assert answer["label"] == "good"
+    assert sum(answer["probabilities"].values()) == pytest.approx(1)
+    assert list(answer["probabilities"]) == TASK.labels

@@ -1,0 +1,143 @@
+"""The object API: the article's calls as written, on a packaged kind of base model."""
+
+import logging
+
+import datasets
+import pandas as pd
+import pytest
+import ray.data
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import lc_ray
+from lc_ray import AutoHyperparameterOptimizer, DeployModel, LangChain, PruneModel, QuantizeModel, evaluate_model
+from lc_ray.data import read
+from lc_ray.errors import DataError, DeployError, ModelError, SpecError
+from lc_ray.models import load
+
+
+@pytest.fixture
+def rows(tiny_rows):
+    return pd.read_csv(tiny_rows)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Runs are kept below the folder one works in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+
+def test_plans_are_recorded_and_not_shared(tiny_base, tiny_rows):
+    gpt = LangChain(str(tiny_base), dataset=tiny_rows)
+    prune_model = PruneModel(gpt, pruning_ratio=0.5)
+    quantized_model = QuantizeModel(prune_model, quantization_bits=8)
+    plain, whole = (AutoHyperparameterOptimizer(m, epochs=10).plan() for m in (gpt, quantized_model))
+    assert (plain.prune, plain.quantize) == (None, None)
+    assert (whole.prune.parameters, whole.quantize.kind, whole.train.epochs, whole.search.population) == (0.5, "int8", 10, 3)
+    assert plain.name != whole.name
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("kind", ["path", "DataFrame", "datasets", "ray", "list"])
+def test_data_of_every_kind(ray_local, tiny_base, tiny_rows, rows, kind):
+    data = {
+        "path": lambda: tiny_rows,
+        "DataFrame": lambda: rows,
+        "datasets": lambda: datasets.Dataset.from_pandas(rows),
+        "ray": lambda: ray.data.from_pandas(rows),
+        "list": lambda: rows.to_dict("records"),
+    }[kind]()
+    plan = AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=data).plan()
+    (file,) = read.files(plan.data.train)
+    read.require(file, ["text", "label"])
+    found = [r for chunk in read.rows(file, ["text"]) for r in chunk]
+    texts = [r["text"].decode() if isinstance(r["text"], bytes) else r["text"] for r in found]
+    assert texts == rows["text"].tolist()
+    assert AutoHyperparameterOptimizer(LangChain(str(tiny_base), dataset=data)).plan().data.train == plan.data.train
+
+
+def test_rows_of_mixed_types_are_kept_for_the_rejects(tiny_base):
+    rows = pd.DataFrame({"text": ["good", 5, None], "label": ["a", "b", "a"]})
+    for data in (rows, rows.to_dict("records")):
+        plan = AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=data).plan()
+        (file,) = read.files(plan.data.train)
+        assert [r["text"] for chunk in read.rows(file, ["text"]) for r in chunk][:2] == ["good", 5]
+
+
+@pytest.mark.parametrize(("given", "meant"), [(None, 0.1), (0.3, 0.3), (50, 50), ("20%", 0.2), ("held_out.csv", "held_out.csv")])
+def test_validation(tiny_base, tiny_rows, given, meant):
+    assert AutoHyperparameterOptimizer(LangChain(str(tiny_base), dataset=tiny_rows, validation=given)).plan().data.validation == meant
+
+
+def test_no_data_says_how(tiny_base):
+    with pytest.raises(DataError, match=r"dataset="):
+        AutoHyperparameterOptimizer(LangChain(str(tiny_base))).train()
+
+
+@pytest.mark.parametrize("data", [[], pd.DataFrame({"text": [], "label": []})], ids=["list", "DataFrame"])
+def test_empty_data(tiny_base, data):
+    with pytest.raises(DataError, match="empty"):
+        AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=data).plan()
+
+
+def test_data_of_an_unknown_kind(tiny_base):
+    with pytest.raises(DataError, match="set is not accepted"):
+        AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset={"a"}).plan()
+
+
+def test_bits_that_are_not_known(tiny_base):
+    with pytest.raises(SpecError, match="known: 8"):
+        QuantizeModel(LangChain(str(tiny_base)), quantization_bits=3)
+
+
+def test_platforms_that_are_not_known(tiny_base):
+    with pytest.raises(DeployError, match=r"'Amazon SageMaker' is not known here\n.*known platforms: .*ray"):
+        DeployModel(LangChain(str(tiny_base)), platform="Amazon SageMaker")
+
+
+def test_an_untrained_model_says_what_to_do(tiny_base):
+    with pytest.raises(ModelError, match=r"train\(\) first"):
+        evaluate_model(LangChain(str(tiny_base)), [{"text": "good", "label": "positive"}])
+
+
+def test_a_loaded_model_and_tokenizer(tiny_base, tiny_rows):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_base)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    first, second = (LangChain(model, tokenizer, dataset=tiny_rows) for _ in range(2))
+    assert first.job == second.job
+    assert load.find(first.job["model"]["base"])
+    with pytest.raises(ModelError, match="tokenizer"):
+        LangChain(model)
+
+
+def test_an_alias_is_named_never_silent(caplog):
+    with caplog.at_level(logging.WARNING):
+        load.find(LangChain("gpt3").job["model"]["base"])
+    assert "openai-community/gpt2" in caplog.text
+
+
+@pytest.mark.cluster
+def test_the_article(ray_local, tiny_base, rows):
+    """Its calls in its order; only the names of the base and of the platform differ."""
+    dataset, test_dataset = rows[:400], rows[400:]
+    gpt = LangChain(str(tiny_base), dataset=dataset)
+    prune_model = PruneModel(gpt, pruning_ratio=0.5)
+    quantized_model = QuantizeModel(prune_model, quantization_bits=8)
+    optimizer = AutoHyperparameterOptimizer(quantized_model, epochs=10, population=1, learning_rate=3e-3, batch_size=16)
+    result = optimizer.train("quiet")
+    metrics = evaluate_model(quantized_model, test_dataset)
+    assert metrics["rows"] == 80
+    assert metrics["accuracy"] > 0.8
+    manifest = result.artifact.manifest
+    assert manifest.engine == "int8"
+    assert manifest.lineage["pruned"] == 0.5
+    assert all(k["after"] <= k["before"] for k in manifest.lineage["kept"].values())
+    deploy_model = DeployModel(quantized_model, platform="ray")
+    deployed = deploy_model.deploy()
+    try:
+        (answer,) = deployed.predict(["i love that flight"])
+    finally:
+        deployed.delete()
+    assert answer == pytest.approx(quantized_model.predict(["i love that flight"])[0], abs=1e-4)
+    assert evaluate_model(result.artifact.path, test_dataset) == metrics
+    assert lc_ray.load(result.artifact.path).predict(["love"]) == quantized_model.predict(["love"])

@@ -1,0 +1,207 @@
+"""The command line as a user meets it: exit codes, messages, and runs that are stopped and go on."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+
+import lc_ray
+from lc_ray import cli, spec
+
+
+@pytest.fixture
+def lc(monkeypatch, capsys):
+    """lc(arguments...) → (exit code, stdout, stderr)."""
+
+    def lc(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lc-ray", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return lc
+
+
+@pytest.fixture
+def job_file(tiny_job, tmp_path):
+    """job_file(**values) → path."""
+
+    def write(**values):
+        file = tmp_path / "job.yaml"
+        file.write_text(yaml.safe_dump(spec.override({**tiny_job, "storage": str(tmp_path / "runs")}, values)), "utf-8")
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trian": {}}, "did you mean 'train'?"),
+        ({"data.train": "nothing.csv"}, "nothing.csv: no such file or folder"),
+        ({"data.target": "stars"}, "no column 'stars'; there are: text, label"),
+        ({"model.base": "./nothing"}, "no such folder"),
+        ({"model.base": "package:nothing_there/x"}, "pip install nothing-there"),
+        ({"task.kind": "juggling"}, "known kinds: classification"),
+        ({"train.workers.count": 64, "train.batch_size": 64}, "need 64 CPUs"),
+    ],
+)
+@pytest.mark.cluster
+def test_mistakes_end_with_a_sentence(ray_local, lc, job_file, values, message):
+    code, _, err = lc("run", job_file(**values), "--quiet")
+    assert code == 1
+    assert message in err.replace("\n", " ").replace("  ", " ") or message in err
+    assert "Traceback" not in err
+
+
+def test_set_needs_a_value(lc, job_file):
+    code, _, err = lc("run", job_file(), "--set", "train.epochs")
+    assert code == 1
+    assert "PATH=VALUE" in err
+
+
+@pytest.mark.cluster
+def test_check(ray_local, lc, job_file):
+    code, out, _ = lc("check", job_file())
+    assert code == 0
+    assert "the cluster can place the job" in out
+    code, out, _ = lc("check", job_file(), "--json", "--set", "train.workers.count=64", "--set", "train.batch_size=64")
+    assert code == 1
+    assert json.loads(out)["slots"] == 0
+
+
+def test_schema_is_json_schema(lc):
+    code, out, _ = lc("schema")
+    assert code == 0
+    assert json.loads(out)["properties"]["model"]
+
+
+def test_init_writes_a_valid_job_and_never_over_another(lc, tmp_path):
+    file = tmp_path / "job.yaml"
+    assert lc("init", "classification", "--output", file)[0] == 0
+    assert spec.read(file).task.kind == "classification"
+    assert lc("init")[1] == file.read_text("utf-8")
+    code, _, err = lc("init", "-o", file)
+    assert code == 1
+    assert "exists already" in err
+    code, _, err = lc("init", "juggling")
+    assert code == 1
+    assert "classification" in err
+
+
+def test_predict_from_an_artifact(lc, tiny_artifact, monkeypatch):
+    expected = lc_ray.load(tiny_artifact).predict(["good day", "bad"])
+    code, out, _ = lc("predict", "--artifact", tiny_artifact, "--json", "good day", "bad")
+    assert code == 0
+    assert [json.loads(line)["label"] for line in out.splitlines()] == [a["label"] for a in expected]
+    monkeypatch.setattr(sys, "stdin", io.StringIO('good day\n{"text": "bad"}\n'))
+    assert lc("predict", "--artifact", tiny_artifact, "--json", "-")[1] == out
+    code, out, _ = lc("predict", "--artifact", tiny_artifact, "good day")
+    assert expected[0]["label"] in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["good"], "either --url or --artifact"),
+        (["good", "--url", "http://127.0.0.1:9"], "can't be reached"),
+        (["good", "--artifact", "nothing"], "no manifest.json"),
+        (["{oops", "--artifact", "nothing"], "not JSON"),
+    ],
+)
+def test_predict_mistakes(lc, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    code, _, err = lc("predict", *arguments)
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_evaluate(lc, tiny_artifact, tiny_rows):
+    code, out, _ = lc("evaluate", tiny_artifact, tiny_rows, "--json")
+    assert code == 0
+    assert json.loads(out)["rows"] == 480
+    assert "accuracy" in lc("evaluate", tiny_artifact, tiny_rows)[1]
+    code, _, err = lc("evaluate", tiny_artifact, tiny_rows, "--target", "stars")
+    assert code == 1
+    assert "no column 'stars'" in err
+
+
+def test_report_needs_a_run(lc, tmp_path):
+    code, _, err = lc("report", tmp_path)
+    assert code == 1
+    assert "record.json" in err
+
+
+def test_unknown_commands_and_options_are_explained(lc):
+    for arguments in (["rum"], ["run", "--quite", "x"], ["run"]):
+        code, _, err = lc(*arguments)
+        assert code == 2
+        assert "Traceback" not in err
+
+
+def ours() -> list[str]:
+    """Commands of Ray processes."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if "ray::" in command or "raylet" in command or "gcs_server" in command:
+            found.append(f"{process.pid} {command[:60]}")
+    return found
+
+
+@pytest.mark.cluster
+def test_stopped_runs_go_on(job_file, tmp_path):
+    """Ctrl-C, then SIGKILL, then to the end, then again: the same command each time."""
+    before = set(ours())
+    changes = {"search": None, "train.epochs": 12, "train.segments": 3, "prune.start": 0.66}
+    command = [sys.executable, "-m", "lc_ray", "run", str(job_file(**changes)), "--json"]
+
+    def run(until=None, number=None):
+        """Events of a run, stopped by a signal at the first event that `until` accepts."""
+        events = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                events.append(json.loads(line))
+                if until and until(events[-1]):
+                    os.kill(process.pid, number)
+                    until = None
+            errors = process.stderr.read()
+        return process.returncode, events, errors
+
+    code, _, errors = run(lambda e: e.get("event") == "step", signal.SIGINT)
+    assert code == 130, errors
+    assert "go on where it was" in errors
+    deadline = time.monotonic() + 15
+    while set(ours()) - before and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert set(ours()) - before == set()
+
+    code, events, _ = run(lambda e: e.get("event") == "segment", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    finished = [e["segment"] for e in events if e["event"] == "segment"]
+
+    code, events, errors = run()
+    assert code == 0, errors
+    assert finished[0] in [e["segment"] for e in events if e.get("event") == "reused"]
+    assert finished[0] not in [e["segment"] for e in events if e.get("event") == "step"]
+    assert next(e for e in events if e.get("event") == "stage_end" and e["name"] == "prepare")["reused"] is True
+    end = events[-1]
+    assert lc_ray.load(end["artifact"]).predict(["i love that flight"])[0]["label"] == "positive"
+
+    start = time.perf_counter()
+    code, events, _ = run()
+    assert code == 0
+    assert events == [end | {"reused": True}]
+    assert time.perf_counter() - start < 20

@@ -1,0 +1,37 @@
+import pickle
+
+import pytest
+
+from lc_ray import errors
+from lc_ray.errors import DataError, LcRayError, unwrap
+
+TREE = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, LcRayError)]
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_survives_pickling(kind):
+    error = pickle.loads(pickle.dumps(kind("what", "where", "fix")))
+    assert type(error) is kind
+    assert (error.what, error.where, error.fix) == ("what", "where", "fix")
+
+
+def test_says_what_where_and_what_to_do():
+    assert str(DataError("no column 'x'", "rows.csv", "correct it")) == "rows.csv: no column 'x'\n  → correct it"
+    assert str(DataError("no rows")) == "no rows"
+
+
+@pytest.mark.parametrize("kind", TREE[1:])
+def test_every_error_is_drawn_in_the_tree(kind):
+    assert kind.__name__ in errors.__doc__
+
+
+def test_unwrap_finds_ours_inside_the_wrappers():
+    ours, outer = DataError("inner"), RuntimeError("outer")
+    outer.__cause__ = ValueError("between")
+    outer.__cause__.__cause__ = ours
+    assert unwrap(outer) is ours
+    wrapper = RuntimeError("ray")
+    wrapper.cause = ours
+    assert unwrap(wrapper) is ours
+    other = KeyError("x")
+    assert unwrap(other) is other

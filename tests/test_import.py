@@ -1,0 +1,25 @@
+import subprocess
+import sys
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_importing_lc_ray_loads_nothing_heavy():
+    code = "import lc_ray, sys; print(*[m for m in ('torch', 'ray', 'transformers', 'openvino', 'deepspeed') if m in sys.modules])"
+    assert run(code) == ""
+
+
+def test_every_public_name_is_there():
+    assert run("import lc_ray; print(all(hasattr(lc_ray, name) for name in lc_ray.__all__))") == "True"
+
+
+def test_help_needs_neither_torch_nor_ray():
+    code = """
+import sys
+from typer.testing import CliRunner
+from lc_ray.cli import app
+assert CliRunner().invoke(app, ['--help']).exit_code == 0
+print(*[m for m in ('torch', 'ray') if m in sys.modules])"""
+    assert run(code) == ""

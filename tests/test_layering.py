@@ -1,0 +1,56 @@
+"""Imports point one way."""
+
+import ast
+from pathlib import Path
+
+import lc_ray
+
+ROOT = Path(lc_ray.__file__).parent
+ORDER = [  # of the design, lowest first
+    *("errors", "units", "spec", "artifact", "family", "templates", "modalities", "tasks", "models", "data", "prune", "quantize"),
+    *("quantizer", "predictor", "evaluate", "train", "progress", "runtime", "tune", "serve", "client", "pipeline", "deploy", "api"),
+    *("preflight", "cli", "__main__"),
+]
+BESIDE = [{"modalities", "tasks"}, {"prune", "quantize"}, {"serve", "client"}, {"api", "preflight"}]  # not one above the other
+
+
+def arrows() -> list[tuple[str, str, str]]:
+    """(file, part it is in, part it imports)."""
+    found = []
+    for file in sorted(ROOT.rglob("*.py")):
+        inside = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        if inside == "__init__":
+            continue
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module == "lc_ray":
+                names = [f"lc_ray.{a.name}" for a in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            elif isinstance(node, ast.Import):
+                names = [a.name for a in node.names]
+            found += [(str(file.relative_to(ROOT)), inside, n.split(".")[1]) for n in names if n.startswith("lc_ray.")]
+    return found
+
+
+def test_every_part_has_its_place():
+    parts = {p.name.removesuffix(".py") for p in ROOT.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert parts - {"__init__"} == set(ORDER)
+
+
+def test_imports_point_one_way():
+    place = {part: i for i, part in enumerate(ORDER)}
+    public = ("__version__", "RunResult")
+    back = [
+        f"{file}: {inside} imports {imported}"
+        for file, inside, imported in arrows()
+        if imported not in public and place[imported] > place[inside] and {inside, imported} not in BESIDE
+    ]
+    assert back == []
+
+
+def test_client_imports_of_serve_only_what_needs_no_ray():
+    assert {i for f, i, _ in arrows() if f == "client.py"} == {"client"}
+    tree = ast.parse((ROOT / "serve" / "auth.py").read_text("utf-8"))
+    modules = {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
+    assert "ray" not in modules

@@ -1,0 +1,60 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from lc_ray import preflight, spec
+from lc_ray.errors import DataError, ModelError
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def job(ray_local, tiny_job, tmp_path):
+    def job(**values):
+        return spec.parse(spec.override({**tiny_job, "storage": str(tmp_path)}, values))
+
+    return job
+
+
+def test_what_will_happen_is_shown(job, tmp_path):
+    found = preflight.check(job())
+    assert found["missing"] == []
+    assert found["slots"] == 2
+    assert [set(r) for r in found["rows"]] == [{"text", "label", "fed"}] * 5
+    assert found["rows"][0]["fed"]["text.input_ids"][0] == 2  # [CLS]
+    assert found["parameters"] == found["trained"] > 10_000
+    assert found["memory"][3] < found["memory"][2] < found["memory"][1] < found["memory"][0]
+    json.dumps(found)
+    page = io.StringIO()
+    preflight.show(found, Console(file=page, width=100))
+    assert "the cluster can place the job; 2 member(s) train at a time" in page.getvalue()
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_what_is_missing_is_shown(job):
+    found = preflight.check(job(**{"train.workers.count": 64, "train.batch_size": 64}))
+    assert "64 workers of 1 CPU need 64 CPUs" in found["missing"][0]
+    page = io.StringIO()
+    preflight.show(found, Console(file=page, width=200))
+    assert "64 CPUs" in page.getvalue()
+
+
+def test_rows_that_will_be_rejected_are_shown(job, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "good", "label": "x"}\n{"text": null, "label": "y"}\n{oops\n{"text": "bad", "label": "y"}\n', "utf-8")
+    found = preflight.check(job(**{"data.train": str(file)}))
+    assert [(r["row"], r["reason"]) for r in found["rejected"]] == [(1, "null"), (2, "not valid JSON")]
+
+
+def test_files_and_columns_that_are_not_there(job):
+    with pytest.raises(DataError, match="no such file"):
+        preflight.check(job(**{"data.train": "nothing.csv"}))
+    with pytest.raises(DataError, match="no column 'stars'"):
+        preflight.check(job(**{"data.target": "stars"}))
+
+
+def test_a_base_that_is_not_there(job):
+    with pytest.raises(ModelError, match="no such folder"):
+        preflight.check(job(**{"model.base": "./nothing"}))

@@ -1,0 +1,136 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from lc_ray import spec, templates
+from lc_ray.errors import SpecError
+
+SMALL = {"model": {"base": "b"}, "data": {"train": "t.csv", "inputs": [{"column": "text"}], "target": "label"}}
+
+
+def job(**values):
+    return spec.parse(spec.override(SMALL, values))
+
+
+def test_units_are_parsed_once():
+    parsed = job(**{"data.validation": "1000 rows", "accept": {"max_drop": "3 points"}, "serve.batch": {"wait": "5ms"}, "serve.max_body": "2MiB"})
+    assert (parsed.data.validation, parsed.accept.max_drop, parsed.serve.batch.wait, parsed.serve.max_body) == (1000, 0.03, 0.005, 2 * 2**20)
+
+
+def test_sections_are_frozen():
+    with pytest.raises(ValidationError):
+        job().name = "other"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trian": {}}, r"trian: unknown field \(did you mean 'train'\?\)"),
+        ({"train.epoch": 3}, r"train\.epoch: unknown field \(did you mean 'epochs'\?\)"),
+        ({"train.workers.cuont": 3}, r"train\.workers\.cuont: unknown field \(did you mean 'count'\?\)"),
+        ({"data.inputs": [{"colum": "text"}]}, r"data\.inputs\.0\.colum: unknown field \(did you mean 'column'\?\)"),
+        ({"train.epochs": "many"}, r"train\.epochs: .*got 'many'"),
+        ({"train.epochs": 0}, r"train\.epochs"),
+        ({"train.batch_size": 30, "train.workers.count": 4}, "30 rows do not divide among 4 workers"),
+        ({"prune": {}}, "train.segments to at least 2"),
+        ({"train.segments": 2, "prune": {"start": 0.5, "end": 0.2}}, "end comes before start"),
+        ({"train.segments": 2, "prune": {"parameters": 0.99}}, "95%"),
+        ({"search": {"genes": {}}}, "no genes"),
+        ({"search": {"genes": {"train.learning_rat": {"uniform": [0, 1]}}}}, r"did you mean 'learning_rate'\?"),
+        ({"search": {"genes": {"train.learning_rate": {"log_uniform": [0, 1]}}}}, "low > 0"),
+        ({"search": {"genes": {"train.learning_rate": {"normal": [0, 1]}}}}, "expected one of uniform"),
+        ({"serve.replicas": {"min": 3, "max": 2}}, "min"),
+        ({"data.target": "text"}, "is an input too"),
+        ({"data.inputs": [{"column": "a b"}, {"column": "a.b"}]}, "columns must differ"),
+        ({"data.inputs": []}, r"data\.inputs"),
+        ({"accept": {"max_drop": "3 apples"}}, "3 points"),
+        ({"name": "../x"}, "name"),
+    ],
+)
+def test_mistakes_are_named(values, message):
+    with pytest.raises(SpecError, match=message):
+        job(**values)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(SpecError) as found:
+        job(**{"trian": {}, "train.epochs": -1})
+    assert "trian" in str(found.value)
+    assert "train.epochs" in str(found.value)
+
+
+def test_missing_fields_are_named():
+    with pytest.raises(SpecError, match=r"model: this field is required"):
+        spec.parse({"data": SMALL["data"]})
+
+
+@pytest.mark.parametrize("tree", [None, [], "text", 3])
+def test_not_a_mapping(tree):
+    with pytest.raises(SpecError, match="mapping"):
+        spec.parse(tree)
+
+
+def test_files(tmp_path):
+    file = tmp_path / "job.yaml"
+    with pytest.raises(SpecError, match=r"job\.yaml: can't read"):
+        spec.read(file)
+    file.write_text("model: [", "utf-8")
+    with pytest.raises(SpecError, match="not valid YAML"):
+        spec.read(file)
+    file.write_text(yaml.safe_dump(SMALL), "utf-8")
+    assert spec.read(file, {"train.epochs": 7}).train.epochs == 7
+
+
+def test_override_sets_paths_and_list_items_without_touching_its_argument():
+    before = json.dumps(SMALL)
+    changed = spec.override(SMALL, {"data.inputs.0.max_length": 8, "train.workers.count": 2})
+    assert changed["data"]["inputs"][0] == {"column": "text", "max_length": 8}
+    assert changed["train"] == {"workers": {"count": 2}}
+    assert json.dumps(SMALL) == before
+
+
+def test_digest_depends_on_content_only():
+    assert spec.digest({"a": 1, "b": 2}) == spec.digest({"b": 2, "a": 1}) != spec.digest({"a": 1, "b": 3})
+    assert spec.digest(job(seed=1)) != spec.digest(job(seed=2))
+
+
+def test_a_job_survives_json():
+    parsed = job(**{"train.segments": 2, "prune": {}, "search": {"genes": {"train.learning_rate": {"uniform": [0.1, 1]}}}})
+    assert spec.parse(json.loads(parsed.model_dump_json())) == parsed
+
+
+@pytest.mark.parametrize(
+    ("segments", "start", "starts"),
+    [(2, 0.67, [0, 0.67, 1]), (4, 0.5, [0, 0.25, 0.5, 0.75, 1]), (3, 0.9, [0, 0.45, 0.9, 1]), (2, 0.01, [0, 0.01, 1])],
+)
+def test_one_segment_starts_where_pruning_does(segments, start, starts):
+    assert job(**{"train.segments": segments, "prune": {"start": start}}).starts() == pytest.approx(starts)
+
+
+def test_no_pruning_gives_equal_segments():
+    assert job(**{"train.segments": 4}).starts() == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+
+
+@pytest.mark.parametrize("file", [*Path("jobs").glob("*.yaml"), *Path("benchmarks").glob("*.yaml")], ids=str)
+def test_job_files_of_the_project_are_valid(file):
+    assert spec.read(file).name
+
+
+@pytest.mark.parametrize("name", templates.names())
+def test_templates_are_valid_and_commented(name):
+    text = templates.text(name)
+    assert spec.parse(yaml.safe_load(text)).task.kind == name
+    assert text.count("#") > 10
+
+
+def test_an_unknown_template_lists_the_known():
+    with pytest.raises(SpecError, match="classification"):
+        templates.text("juggling")
+
+
+def test_schema_describes_units():
+    properties = spec.JobSpec.model_json_schema()["$defs"]["AcceptSpec"]["properties"]
+    assert "3 points" in properties["max_drop"]["examples"]

@@ -1,0 +1,19 @@
+import pytest
+
+from lc_ray.spec import ModelSpec, TrainSpec
+from lc_ray.train.deepspeed import config
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_batches_and_stage(stage):
+    settings = config(TrainSpec(batch_size=64, workers={"count": 4}, zero={"stage": stage}, clip_norm=0.5), ModelSpec(base="b"))
+    assert settings["train_micro_batch_size_per_gpu"] == 16
+    assert settings["zero_optimization"] == {"stage": stage}
+    assert settings["gradient_clipping"] == 0.5
+    assert settings["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+
+
+def test_offload_and_fp32():
+    settings = config(TrainSpec(zero={"stage": 2, "offload": "cpu"}), ModelSpec(base="b", dtype="fp32"))
+    assert settings["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
+    assert "torch_autocast" not in settings

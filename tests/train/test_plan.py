@@ -1,0 +1,65 @@
+import pytest
+
+from lc_ray import spec
+from lc_ray.errors import PlacementError
+from lc_ray.spec import WorkersSpec
+from lc_ray.train import plan
+from lc_ray.train.plan import Resources
+
+MILLION = 1_000_000
+
+
+def test_zero_shards_what_the_paper_says():
+    """AdamW in fp32: 4 bytes of weights, 4 of gradients, 8 of moments per parameter (Rajbhandari et al. 2020, section 3)."""
+    by_stage = [sum(plan.memory(MILLION, MILLION, 4, stage, "none").values()) for stage in range(4)]
+    assert by_stage == [16 * MILLION, (8 + 2) * MILLION, (4 + 1 + 2) * MILLION, 4 * MILLION]
+
+
+def test_frozen_parameters_have_no_gradients_or_moments():
+    assert sum(plan.memory(MILLION, MILLION // 2, 1, 0, "none").values()) == 4 * MILLION + 6 * MILLION
+
+
+def test_offloaded_moments_leave_the_device():
+    assert plan.memory(MILLION, MILLION, 1, 1, "cpu")["optimizer"] == 0
+
+
+def test_the_teacher_counts():
+    small = {"model": {"base": "b"}, "data": {"train": "t", "inputs": [{"column": "x"}], "target": "y"}, "train": {"segments": 2}}
+    plain, pruned = spec.parse(small), spec.parse({**small, "prune": {}})
+    assert plan.estimate(pruned, MILLION, MILLION)[1] - plan.estimate(plain, MILLION, MILLION)[1] == 4 * MILLION
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes", "slots"),
+    [
+        (WorkersSpec(count=2, cpu=1), [Resources(2)], 1),
+        (WorkersSpec(count=2, cpu=1), [Resources(4)], 2),
+        (WorkersSpec(count=4, cpu=2), [Resources(4), Resources(4)], 1),
+        (WorkersSpec(count=2, cpu=1, gpu=1), [Resources(16, 4), Resources(16, 1)], 2),
+        (WorkersSpec(count=2, cpu=0.5), [Resources(1)], 1),
+    ],
+)
+def test_slots(workers, nodes, slots):
+    found = plan.placement(workers, nodes)
+    assert found.slots == slots
+    assert plan.require(found, workers, nodes) == slots
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes", "message"),
+    [
+        (WorkersSpec(count=3, cpu=1), [Resources(2)], "need 3 CPUs; the cluster has 2"),
+        (WorkersSpec(count=2, cpu=1, gpu=1), [Resources(8)], "need 2 GPUs; the cluster has 0"),
+        (WorkersSpec(count=1, cpu=8), [Resources(4), Resources(4)], "no node has room for one worker of 8 CPU"),
+        (WorkersSpec(count=3, cpu=2), [Resources(3), Resources(3)], "room for 1, 1"),
+    ],
+)
+def test_what_is_missing_is_said_exactly(workers, nodes, message):
+    with pytest.raises(PlacementError, match=message):
+        plan.require(plan.placement(workers, nodes), workers, nodes)
+
+
+def test_the_fix_names_what_would_fit():
+    workers, nodes = WorkersSpec(count=8, cpu=1), [Resources(3)]
+    with pytest.raises(PlacementError, match=r"set train\.workers\.count: 3"):
+        plan.require(plan.placement(workers, nodes), workers, nodes)

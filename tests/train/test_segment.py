@@ -1,0 +1,94 @@
+import dataclasses
+
+import pytest
+
+from lc_ray import spec
+from lc_ray.train.segment import Segment, SegmentResult, finished, learning_rate, removed_at
+
+JOB = {
+    "model": {"base": "b"},
+    "data": {"train": "t.csv", "inputs": [{"column": "text"}], "target": "label"},
+    "train": {"epochs": 4, "segments": 4, "batch_size": 10},
+    "prune": {"parameters": 0.6, "start": 0.5},
+}
+
+
+def segment(number=0, rows=1000, member=0, parent=None, **values):
+    job = spec.parse(spec.override(JOB, values)).model_dump(mode="json")
+    return Segment(job, "/prepared/key", "/store", number, rows, parent, None, member)
+
+
+def test_segments_cover_the_training_without_gaps():
+    parts = [segment(n) for n in range(4)]
+    assert [p.first for p in parts] == [0, 100, 200, 300]
+    assert [p.until for p in parts] == [100, 200, 300, 400]
+
+
+@pytest.mark.parametrize("rows", [11, 95, 1003, 12345])
+def test_boundaries_meet_whatever_the_rows(rows):
+    parts = [segment(n, rows) for n in range(4)]
+    assert all(a.until == b.first for a, b in zip(parts, parts[1:], strict=False))
+    assert parts[-1].until == parts[0].total
+
+
+def test_the_key_holds_all_that_the_result_depends_on():
+    keys = [
+        segment().key,
+        segment(1).key,
+        segment(rows=2000).key,
+        segment(member=1).key,
+        segment(parent="p").key,
+        segment(seed=5).key,
+        segment(**{"train.learning_rate": 1e-3}).key,
+        segment(**{"model.base": "c"}).key,
+        segment(**{"prune.start": 0.4}).key,
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_key_holds_nothing_else():
+    assert segment(**{"accept": {"max_drop": 0.2}}).key == segment().key
+    assert segment(**{"prune.parameters": 0.3}).key == segment().key, "an unpruned segment does not depend on how much is pruned later"
+    assert segment(2, **{"prune.parameters": 0.3}).key != segment(2).key
+
+
+def test_pruning_starts_at_its_segment_and_stays():
+    assert [segment(n).pruned for n in range(4)] == pytest.approx([0, 0, 0.6, 0.6])
+    assert [segment(n).prunes for n in range(4)] == [False, False, True, False]
+
+
+def test_a_ramp_removes_more_at_first():
+    job = spec.parse(spec.override(JOB, {"train.segments": 5, "prune": {"parameters": 0.8, "start": 0.4, "end": 1.0}}))
+    removed = [removed_at(job, n) for n in range(5)]
+    assert removed[:2] == [0, 0]
+    assert removed[-1] == pytest.approx(0.8)
+    steps = [b - a for a, b in zip(removed[1:], removed[2:], strict=False)]
+    assert steps == sorted(steps, reverse=True)
+
+
+def test_the_optimizer_is_kept_only_for_one_that_goes_on_with_it():
+    assert [segment(n).keeps_optimizer for n in range(4)] == [True, False, True, False]
+
+
+def test_each_phase_warms_up_and_ends_at_zero():
+    assert [segment(n).phase for n in range(4)] == [(0, 200), (0, 200), (200, 400), (200, 400)]
+    for phase in ((0, 200), (200, 400)):
+        rates = [learning_rate(1.0, step, phase, 0.1) for step in range(*phase)]
+        assert rates[0] == pytest.approx(1 / 20)
+        assert max(rates) == 1.0 == rates[19]
+        assert rates[-1] < 0.01
+        assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+def test_a_one_step_phase_has_a_rate():
+    assert learning_rate(1.0, 5, (5, 6), 0.1) == 1.0
+
+
+def test_a_record_is_finished_once_it_is_whole(tmp_path):
+    result = SegmentResult("k", 0, 1, None, "k", 0.0, {"accuracy": 0.5}, [{"step": 1, "loss": 2.0}], {"total": 1.0}, None, {"g": 1})
+    assert finished(tmp_path) is None
+    result.write(tmp_path, "result.json")
+    assert finished(tmp_path) is None
+    result.write(tmp_path)
+    assert finished(tmp_path) == result
+    assert dataclasses.replace(result, member=2) != finished(tmp_path)
