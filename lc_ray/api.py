@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lc_ray import family, pipeline
-from lc_ray.data import read
 from lc_ray.errors import DataError, DeployError, ModelError, SpecError
 from lc_ray.evaluate.labelled import evaluate
 from lc_ray.pipeline import RunResult

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,10 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
+
+# What Ray prints however quiet it is asked to be, and means nothing here. It reads this once, when it is imported.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "graceful_shutdown failed|worker processes have been started")
+
 
 class _Explained(TyperGroup):
     """Turns our errors into a sentence on stderr and an exit code: 1 for a mistake, 3 for a refused model, 130 for Ctrl-C."""
@@ -70,9 +75,12 @@ def run(job: JobFile, overrides: Overrides = None, as_json: AsJson = False, quie
         if result.reused:
             _out.print(f"[bold]{spec.name}[/] was finished before with this very job; nothing to do.")
         print_table(result.record, _out)
-        if answer := result.record["answer"]:
-            _out.print(f"\n[bold]asked[/]    {answer['question']}\n[bold]answered[/] {answer['answer']}  ({answer['milliseconds']:.1f} ms over HTTP)")
-        _out.print(f"\nreport   {result.report}\nartifact {result.artifact.path}\nserve it: [bold]lc-ray serve {result.artifact.path}[/]")
+        if asked := result.record["answer"]:
+            _say("asked", asked["question"])
+            _say("answered", f"{_short(asked['answer'])} ({asked['milliseconds']:.1f} ms over HTTP)")
+        _say("report", result.report)
+        _say("artifact", result.artifact.path)
+        _say("serve it", f"lc-ray serve {result.artifact.path}")
     else:
         print(result.artifact.path)
 
@@ -130,8 +138,7 @@ def predict(
         if as_json:
             print(json.dumps(answer))
         else:
-            odds = "  ".join(f"{name} {p:.3f}" for name, p in answer.get("probabilities", {}).items())
-            _out.print(f"[bold]{answer.get('label', answer)}[/]  [dim]{odds}[/]  {row}")
+            _out.print(_short(answer), row, sep="  ", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -195,6 +202,16 @@ def init(
         raise SpecError("the file exists already", str(output), "give another name")
     output.write_text(text, "utf-8")
     _out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
+
+
+def _say(name: str, value: Any) -> None:
+    _out.print(f"{name:<9}{value}", markup=False, soft_wrap=True)
+
+
+def _short(answer: dict[str, Any]) -> str:
+    """An answer on one line: the label, and the probability of each."""
+    odds = ", ".join(f"{name} {p:.2f}" for name, p in answer.get("probabilities", {}).items())
+    return f"{answer.get('label', answer)} ({odds})" if odds else str(answer)
 
 
 def _row(line: str) -> Any:

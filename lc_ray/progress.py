@@ -130,6 +130,9 @@ class Display:
             case "pruned":
                 before, after = (sum(k[w] * k["size"] for k in event["kept"].values()) for w in ("before", "after"))
                 self.console.print(f"  member {event['member']}: pruned from {before} to {after} channels")
+            case "exploit":
+                moved = ", ".join(f"{k} {_number(event['before'][k])} → {_number(v)}" for k, v in event["genes"].items())
+                self.console.print(f"  member {event['member']}: goes on from member {event['donor']}'s weights with {moved}")
             case "segment" | "reused":
                 again = " (finished before)" if event["event"] == "reused" else ""
                 metrics = "  ".join(f"{k} {v:.3f}" for k, v in [*event["metrics"].items()][:_METRICS])
@@ -144,3 +147,7 @@ class Display:
     def close(self) -> None:
         """Close the log."""
         self._log.close()
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -138,6 +138,8 @@ def test_the_article(ray_local, tiny_base, rows):
         (answer,) = deployed.predict(["i love that flight"])
     finally:
         deployed.delete()
-    assert answer == pytest.approx(quantized_model.predict(["i love that flight"])[0], abs=1e-4)
+    expected = quantized_model.predict(["i love that flight"])[0]
+    assert answer["label"] == expected["label"] == "positive"
+    assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)
     assert evaluate_model(result.artifact.path, test_dataset) == metrics
     assert lc_ray.load(result.artifact.path).predict(["love"]) == quantized_model.predict(["love"])

@@ -99,7 +99,7 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
     Raises:
         DataError: a file or column is missing, nothing is left, too many rows are rejected, or validation has a label that training lacks.
     """
-    folder = Path(job.storage) / "prepared" / key(job)
+    folder = Path(job.storage).resolve() / "prepared" / key(job)
     if (folder / "data.json").exists():
         return open_prepared(folder), True
     partial = folder.with_name(f".{folder.name}.partial")
@@ -234,24 +234,26 @@ def _split(rows: ray.data.Dataset, held_out: int | float, limit: int | None) -> 
 
 
 def _write(rows: ray.data.Dataset, job: JobSpec, folder: Path) -> list[dict[str, Any]]:
-    """Parts of equal size in order; each is prepared and written by one task."""
+    """Parts in order. A task prepares a block and writes it in as many parts as make enough of them for all workers."""
     folder.mkdir()
-    total = rows.count()
-    parts = min(total, max(_LEAST_PARTS, total // _ROWS_PER_PART))
-    write = functools.partial(_write_part, job=job, folder=str(folder))
-    written = rows.repartition(parts).map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=1).take_all()
+    tasks = -(-rows.count() // _ROWS_PER_PART)
+    write = functools.partial(_write_parts, parts=-(-_LEAST_PARTS // tasks), job=job, folder=str(folder))
+    written = rows.repartition(tasks).map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=1).take_all()
     return sorted(({"file": w["file"], "rows": int(w["rows"])} for w in written), key=lambda w: w["file"])
 
 
-def _write_part(table: pa.Table, job: JobSpec, folder: str) -> dict[str, Any]:
+def _write_parts(table: pa.Table, parts: int, job: JobSpec, folder: str) -> dict[str, Any]:
     columns = _columns(tuple(job.data.inputs), find(job.model.base))
     prepared = batches.prepare({name: table[name].to_pylist() for name in columns}, columns)
     for name, values in prepared.items():
         table = table.append_column(name, pa.array(values))
-    first = table["_order"][0].as_py()
-    file = f"part-{first:019d}-{table['_row'][0].as_py():09d}.parquet"
-    pq.write_table(table, Path(folder) / file)
-    return {"file": np.array([file]), "rows": np.array([table.num_rows])}
+    written: dict[str, list[Any]] = {"file": [], "rows": []}
+    for rows in np.array_split(np.arange(table.num_rows), min(parts, table.num_rows)):
+        part = table.slice(rows[0], len(rows))
+        written["file"].append(f"part-{part['_order'][0].as_py():019d}-{part['_row'][0].as_py():09d}.parquet")
+        written["rows"].append(len(rows))
+        pq.write_table(part, Path(folder) / written["file"][-1])
+    return {name: np.array(values) for name, values in written.items()}
 
 
 @functools.lru_cache(maxsize=8)

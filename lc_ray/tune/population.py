@@ -67,6 +67,7 @@ class Search:
         genes = pointer.genes if pointer else draw(spec, member, self.job.seed) if spec else {}
         if spec and pointer and pointer.member != member:
             genes = perturb(spec, genes, member, number, self.job.seed)
+            self.post({"event": "exploit", "member": member, "donor": pointer.member, "before": pointer.genes, "genes": genes})
         parent, dense = (pointer.results[-1], pointer.dense) if pointer else (None, None)
         result = run_segment(self.segment(number, genes, member, parent, dense), self.post)
         before = pointer.results if pointer else ()
@@ -93,11 +94,11 @@ def search(job: JobSpec, prepared: str, rows: int, store: Path, slots: int, obje
     """
     shared = Search(job, prepared, rows, str(store.resolve()), post)
     if job.search is None:
-        results, pointer = [], None
-        for _ in range(job.train.segments):
-            result, pointer = shared.advance(pointer, member=0)
-            results.append(result)
-        return results
+        # In a task, as members are: a trainer in the driver would take Ctrl-C for itself.
+        try:
+            return ray.get(ray.remote(num_cpus=0)(_alone).remote(shared))  # type: ignore[no-any-return]
+        except ray.exceptions.RayTaskError as error:
+            raise unwrap(error) from None
     scheduler = PopulationBasedTraining(
         time_attr="training_iteration",
         metric=objective,
@@ -126,6 +127,15 @@ def search(job: JobSpec, prepared: str, rows: int, store: Path, slots: int, obje
         ours = next((e for e in errors if isinstance(e, LcRayError)), None)
         raise ours or TrainError(f"every member of the population failed: {errors[0] if errors else 'no result'}")
     shutil.rmtree(folder, ignore_errors=True)  # pointers and logs of a search that is over
+    return results
+
+
+def _alone(shared: Search) -> list[SegmentResult]:
+    """The segments of a single member, one after the other."""
+    results, pointer = [], None
+    for _ in range(shared.job.train.segments):
+        result, pointer = shared.advance(pointer, member=0)
+        results.append(result)
     return results
 
 

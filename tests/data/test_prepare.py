@@ -37,8 +37,8 @@ def texts(prepared, split):
 
 
 def test_rows_are_split_tokenised_and_kept_once(job):
-    first, reused = prepare(job(ROWS))
-    again, reused_again = prepare(job(ROWS))
+    asked = job(ROWS)
+    (first, reused), (again, reused_again) = prepare(asked), prepare(asked)
     assert (reused, reused_again) == (False, True)
     assert again.path == first.path
     assert Counter(texts(first, "train") + texts(first, "validation")) == Counter(t for t, _ in ROWS)
@@ -133,8 +133,9 @@ def test_data_that_can_not_be_trained_on(job, tmp_path, content, message):
 
 
 def test_nothing_half_prepared_is_taken_for_whole(job):
-    first, _ = prepare(job(ROWS))
+    asked = job(ROWS)
+    first, _ = prepare(asked)
     (first.path / "data.json").unlink()
-    again, reused = prepare(job(ROWS))
+    again, reused = prepare(asked)
     assert not reused
     assert texts(again, "train") == texts(first, "train")

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_segments_cover_the_training_without_gaps():
 @pytest.mark.parametrize("rows", [11, 95, 1003, 12345])
 def test_boundaries_meet_whatever_the_rows(rows):
     parts = [segment(n, rows) for n in range(4)]
-    assert all(a.until == b.first for a, b in zip(parts, parts[1:], strict=False))
+    assert all(a.until == b.first for a, b in itertools.pairwise(parts))
     assert parts[-1].until == parts[0].total
 
 
@@ -62,7 +63,7 @@ def test_a_ramp_removes_more_at_first():
     removed = [removed_at(job, n) for n in range(5)]
     assert removed[:2] == [0, 0]
     assert removed[-1] == pytest.approx(0.8)
-    steps = [b - a for a, b in zip(removed[1:], removed[2:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(removed)]
     assert steps == sorted(steps, reverse=True)
 
 

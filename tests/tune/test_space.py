@@ -49,7 +49,8 @@ def test_most_steps_are_by_a_factor():
 
 
 def test_genes_become_a_job():
-    job = spec.parse({"model": {"base": "b"}, "data": {"train": "t", "inputs": [{"column": "x"}], "target": "y"}, "train": {"segments": 2}, "prune": {}})
+    data = {"train": "t", "inputs": [{"column": "x"}], "target": "y"}
+    job = spec.parse({"model": {"base": "b"}, "data": data, "train": {"segments": 2}, "prune": {}})
     changed = express(job, {"train.learning_rate": 3e-4, "prune.parameters": 0.4})
     assert (changed.train.learning_rate, changed.prune.parameters) == (3e-4, 0.4)
     with pytest.raises(SpecError, match="do not divide"):
