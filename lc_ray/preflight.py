@@ -55,9 +55,12 @@ def check(job: JobSpec) -> dict[str, Any]:
             rows.append({**clean, job.data.target: targets[-1], "fed": fed})
     model = load.pretrained(job.model, inputs, task.fit(targets))
     with runtime.session():
-        placement = plan.placement(job.train.workers, runtime.nodes())
+        nodes = runtime.nodes()
+        placement = plan.placement(job.train.workers, nodes)
         resources = dict(ray.cluster_resources())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    memory = plan.estimate(job, load.parameters(model), trained, *_extent(model))
+    shortage = plan.shortage(memory, job.train.zero.stage, job.train.workers, nodes)
     return {
         "name": job.name,
         "files": [str(f) for f in files],
@@ -65,11 +68,11 @@ def check(job: JobSpec) -> dict[str, Any]:
         "rejected": rejected[:_ROWS],
         "parameters": load.parameters(model),
         "trained": trained,
-        "memory": plan.estimate(job, load.parameters(model), trained, *_extent(model)),
+        "memory": memory,
         "stage": job.train.zero.stage,
         "slots": placement.slots,
         "cluster": {"cpu": resources.get("CPU", 0.0), "gpu": resources.get("GPU", 0.0), "memory": resources.get("memory", 0.0)},
-        "missing": list(placement.missing),
+        "missing": [*placement.missing, *([shortage] if shortage else [])],
     }
 
 

@@ -115,8 +115,13 @@ class TrainSpec(Section):
 class RecoverSpec(Section):
     """Recovery after pruning, by distillation from the unpruned parent (Hinton et al. 2015)."""
 
-    distill: Fraction = Field(0.5, description="weight of the parent's soft labels against the true ones; 0 for none")
+    distill: Fraction = Field(0.5, description="weight of the parent's soft labels against the true ones; true for 0.5, false for none")
     temperature: float = Field(2.0, gt=0)
+
+    @field_validator("distill", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {True: 0.5, False: 0.0}[value] if isinstance(value, bool) else value
 
 
 class PruneSpec(Section):

@@ -20,6 +20,11 @@ def test_units_are_parsed_once():
     assert (parsed.data.validation, parsed.accept.max_drop, parsed.serve.batch.wait, parsed.serve.max_body) == (1000, 0.03, 0.005, 2 * 2**20)
 
 
+@pytest.mark.parametrize(("given", "weight"), [(True, 0.5), (False, 0), ("30%", 0.3), (0.7, 0.7)])
+def test_distillation_is_a_switch_or_a_weight(given, weight):
+    assert job(**{"train.segments": 2, "prune": {"recover": {"distill": given}}}).prune.recover.distill == weight
+
+
 def test_sections_are_frozen():
     with pytest.raises(ValidationError):
         job().name = "other"

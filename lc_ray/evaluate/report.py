@@ -67,12 +67,17 @@ def print_table(record: Record, console: Console) -> None:
     for label in _labels(record):
         table.add_column(Text(label, "bold"), justify="right")
     for row in comparison(record):
-        table.add_row(row.name, *(Text.assemble(figure, (f"  {versus:>13}" if versus else "", "dim")) for figure, versus in row.cells))
+        table.add_row(row.name, *(Text.assemble(figure, (_beside(versus), "dim")) for figure, versus in row.cells))
     console.print(table)
     if verdict := _verdict(record):
         console.print(Text(verdict, "bold green" if verdict == "accepted" else "bold red"))
         for reason in record["accept"]["reasons"]:
             console.print(Text(f"  {reason}"))
+
+
+def _beside(versus: str) -> str:
+    """A difference in a column of its own, narrow enough that three models fit 80 characters."""
+    return f"  {versus.replace('points', 'pts'):>9}" if versus else ""
 
 
 def headline(record: Record) -> str:

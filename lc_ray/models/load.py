@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
+import httpx
+import huggingface_hub
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -21,17 +24,19 @@ from lc_ray.spec import InputSpec, ModelSpec, module_name
 
 # Open models that stand in for closed or unwieldy names of the article; the choice is always logged.
 ALIASES = {"gpt3": "openai-community/gpt2", "gpt-3": "openai-community/gpt2"}
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]  # never a pickle
+_HUB_ANSWERS = 5.0  # seconds
 _log = logging.getLogger(__name__)
 
 
 def find(name: str) -> str:
-    """A base model's folder, or its hub id if it is not on this machine.
+    """A base model's folder. A model of the hub is downloaded once, and then found in the cache even without a network.
 
     Args:
         name: hub id, folder, `package:NAME/path`, or an alias.
 
     Raises:
-        ModelError: a path or package that does not exist.
+        ModelError: a path, package or hub id that does not exist, or the hub can't be reached and the model was not downloaded before.
     """
     if name in ALIASES:
         _log.warning("'%s' can't be had: using the open model '%s' in its place", name, ALIASES[name])
@@ -42,7 +47,22 @@ def find(name: str) -> str:
         return str(Path(name).expanduser().resolve())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError("no such folder", name, "give a folder with config.json, a Hugging Face id, or package:NAME/path")
-    return name
+    return _download(name)
+
+
+@functools.lru_cache(maxsize=8)
+def _download(name: str) -> str:
+    """The folder of a hub model. The hub is tried once: its client would try each file for half a minute."""
+    try:
+        httpx.head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_ANSWERS)
+        offline = False
+    except httpx.TransportError:
+        offline = True
+    try:
+        return str(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=offline))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        known = "it is not on this machine, and the hub can't be reached" if offline else str(error).strip().splitlines()[0]
+        raise ModelError(f"no such model: {known}", name, "check the name and the network, or give a folder or package:NAME/path") from None
 
 
 def package_path(name: str) -> Path:

@@ -33,10 +33,10 @@ def restore(engine: Any, path: str | Path) -> dict[str, Any]:
     return json.loads((Path(path) / _PROGRESS).read_text("utf-8"))  # type: ignore[no-any-return]
 
 
-def whole_weights(engine: Any, stage: int) -> dict[str, Tensor]:
+def whole_weights(engine: Any) -> dict[str, Tensor]:
     """All weights on the CPU of rank 0, gathered one by one where ZeRO-3 has sharded them. Every worker must call it."""
     module: nn.Module = engine.module
-    if stage < 3:
+    if engine.zero_optimization_stage() < 3:
         return {k: v.detach().cpu() for k, v in module.state_dict().items()}
     weights = {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in module.state_dict()}
     for name, parameter in module.named_parameters():

@@ -15,7 +15,8 @@ def config(train: TrainSpec, model: ModelSpec) -> dict[str, Any]:
     Weights stay fp32 and bf16 is autocast around the matrix products: as fast on CPU as bf16 weights with an fp32 master copy, and
     what is saved is what was trained.
     """
-    zero: dict[str, Any] = {"stage": train.zero.stage}
+    alone = train.workers.count == 1 and train.zero.offload == "none"  # nobody to shard with: only the bookkeeping would be left
+    zero: dict[str, Any] = {"stage": 0 if alone else train.zero.stage}
     if train.zero.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}
     settings: dict[str, Any] = {

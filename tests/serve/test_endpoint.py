@@ -107,9 +107,14 @@ def test_no_artifact(tmp_path):
         app.start(tmp_path, ServeSpec(port=0), [KEY])
 
 
-def test_stop_closes_the_port(url, tiny_artifact):
+def test_stop_answers_what_was_accepted_and_closes_the_port(url):
     """Last, as it ends the endpoint of this module."""
+    long = {"instances": ["the worst day ever, so late. " * 5] * 256}
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(httpx.post, url + PREDICT, json=long, headers=HEADERS, timeout=90) for _ in range(4)]
+        time.sleep(0.3)
+        app.stop()
+        assert [task.result().status_code for task in tasks] == [200] * 4
     parts = urlsplit(url)
-    app.stop()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((parts.hostname, parts.port), timeout=2).close()

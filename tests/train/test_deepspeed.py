@@ -17,3 +17,8 @@ def test_offload_and_fp32():
     settings = config(TrainSpec(zero={"stage": 2, "offload": "cpu"}), ModelSpec(base="b", dtype="fp32"))
     assert settings["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
     assert "torch_autocast" not in settings
+
+
+def test_one_worker_shards_nothing():
+    assert config(TrainSpec(zero={"stage": 3}), ModelSpec(base="b"))["zero_optimization"] == {"stage": 0}
+    assert config(TrainSpec(zero={"stage": 2, "offload": "cpu"}), ModelSpec(base="b"))["zero_optimization"]["stage"] == 2

@@ -63,3 +63,26 @@ def test_the_fix_names_what_would_fit():
     workers, nodes = WorkersSpec(count=8, cpu=1), [Resources(3)]
     with pytest.raises(PlacementError, match=r"set train\.workers\.count: 3"):
         plan.require(plan.placement(workers, nodes), workers, nodes)
+
+
+GIB = 2**30
+BY_STAGE = {0: 16 * GIB, 1: 12 * GIB, 2: 8 * GIB, 3: 4 * GIB}
+
+
+@pytest.mark.parametrize(
+    ("count", "nodes", "said"),
+    [
+        (2, [Resources(8, memory=32 * GIB)], None),
+        (2, [Resources(8, memory=20 * GIB)], "train.zero.stage: 2 would fit"),
+        (4, [Resources(8, memory=20 * GIB)], "train.zero.stage: 3 would fit"),
+        (8, [Resources(8, memory=20 * GIB)], "a worker needs about 12.0 GiB; the largest node has 20.0 GiB, all have 20.0 GiB"),
+        (2, [Resources(8, memory=10 * GIB)] * 4, "train.zero.stage: 2 would fit"),
+    ],
+)
+def test_memory_that_is_not_there(count, nodes, said):
+    found = plan.shortage(BY_STAGE, 1, WorkersSpec(count=count), nodes)
+    assert (found is None) if said is None else (said in found)
+
+
+def test_memory_of_gpus_is_not_judged():
+    assert plan.shortage(BY_STAGE, 0, WorkersSpec(gpu=1), [Resources(8, 1, memory=GIB)]) is None
