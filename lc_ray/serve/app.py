@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
@@ -71,6 +73,7 @@ def application(path: str | Path, spec: ServeSpec, keys: Sequence[str]) -> Any:
         max_queued_requests=admitted,  # counts those that are just arriving too, so less would refuse bursts that the endpoint can take
         backpressure_config={"retry_after_s": 1},
         max_constructor_retry_count=1,
+        graceful_shutdown_timeout_s=spec.timeout,
         ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": environment()}},
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
@@ -111,7 +114,9 @@ def start(path: str | Path, spec: ServeSpec, keys: Sequence[str]) -> str:
 
 
 def stop() -> None:
-    """Answer what was accepted, then close the endpoint."""
+    """Answer what was accepted, then close the endpoint, if there is one."""
+    with contextlib.suppress(RayServeException):
+        serve.delete(NAME)
     serve.shutdown()
 
 

@@ -173,7 +173,7 @@ def test_terminal_table_has_ratios() -> None:
     assert "148 rows/s" in lines["throughput, batch 32"]
     assert lines["throughput, batch 32"].split()[-3:] == ["903", "rows/s", "6.10×"]
     assert lines["size on disk"].split()[-3:] == ["21.8", "MB", "0.24×"]
-    assert lines["accuracy"].split()[-3:] == ["74.10%", "−1.20", "points"]
+    assert lines["accuracy"].split()[-3:] == ["74.10%", "−1.20", "pts"]
     assert "int8 pruned" in terminal_of(made_record())
     assert "accepted" in lines
 
