@@ -78,9 +78,9 @@ def run(job: JobFile, overrides: Overrides = None, as_json: AsJson = False, quie
         if asked := result.record["answer"]:
             _say("asked", asked["question"])
             _say("answered", f"{_short(asked['answer'])} ({asked['milliseconds']:.1f} ms over HTTP)")
-        _say("report", result.report)
-        _say("artifact", result.artifact.path)
-        _say("serve it", f"lc-ray serve {result.artifact.path}")
+        _say("report", _near(result.report))
+        _say("artifact", _near(result.artifact.path))
+        _say("serve it", f"lc-ray serve {_near(result.artifact.path)}")
     else:
         print(result.artifact.path)
 
@@ -206,6 +206,11 @@ def init(
 
 def _say(name: str, value: Any) -> None:
     _out.print(f"{name:<9}{value}", markup=False, soft_wrap=True)
+
+
+def _near(path: Path) -> Path:
+    """The path as it would be typed here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _short(answer: dict[str, Any]) -> str:

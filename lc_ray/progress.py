@@ -62,7 +62,7 @@ class Display:
     def __init__(self, folder: Path, mode: Mode) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._log, self.mode, self.stages = open(folder / "events.jsonl", "a", encoding="utf-8"), mode, list[dict[str, Any]]()  # noqa: SIM115
-        self.console = Console(stderr=mode == "json", quiet=mode != "bars", highlight=False)
+        self.console = Console(stderr=mode == "json", quiet=mode != "bars", highlight=False, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
         self._bars, self._tasks = Progress(*columns, console=self.console, transient=True), dict[str, TaskID]()
 
@@ -76,7 +76,7 @@ class Display:
         record["seconds"] = time.perf_counter() - start
         self.stages.append(record)
         state = "reused" if record["reused"] else f"{record['seconds']:.1f} s"
-        self.show({"event": "stage_end", **record, "title": f"{title}: {state}", "time": time.time()})
+        self.show({"event": "stage_end", **record, "title": f"{name}: {state}", "time": time.time()})
 
     @contextmanager
     def following(self, board: Any, steps: int) -> Iterator[None]:
