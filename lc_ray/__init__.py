@@ -6,17 +6,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lc_ray.api import AutoHyperparameterOptimizer, DeployModel, LangChain, PruneModel, QuantizeModel, evaluate_model
+    from lc_ray.api import (
+        AudioModel,
+        AutoHyperparameterOptimizer,
+        DeployModel,
+        ImageModel,
+        LangChain,
+        MultimodalModel,
+        PruneModel,
+        QuantizeModel,
+        evaluate_model,
+    )
     from lc_ray.pipeline import RunResult, run
     from lc_ray.predictor import Predictor, load
     from lc_ray.spec import JobSpec
 
 __version__ = "0.1.0"
 __all__ = [
+    "AudioModel",
     "AutoHyperparameterOptimizer",
     "DeployModel",
+    "ImageModel",
     "JobSpec",
     "LangChain",
+    "MultimodalModel",
     "Predictor",
     "PruneModel",
     "QuantizeModel",

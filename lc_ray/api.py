@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import tempfile
 from pathlib import Path
@@ -22,26 +23,27 @@ import pyarrow.parquet as pq
 from lc_ray import family, pipeline
 from lc_ray.errors import DataError, DeployError, ModelError, SpecError
 from lc_ray.evaluate.labelled import evaluate
+from lc_ray.models.load import find
 from lc_ray.pipeline import RunResult
 from lc_ray.predictor import Predictor, load
 from lc_ray.progress import Mode
-from lc_ray.spec import JobSpec, parse
+from lc_ray.spec import InputSpec, JobSpec, parse
 
 _BITS = {8: "int8"}
 _PLATFORMS = {"amazon sagemaker": "sagemaker", "google cloud": "vertex", "google vertex ai": "vertex"}
 
 
-class LangChain:
-    """A pretrained text model and what is planned for it.
+class Model:
+    """A pretrained model and what is planned for it: the common part of `LangChain`, `ImageModel`, `AudioModel` and `MultimodalModel`.
 
     Args:
-        model: Hugging Face id, folder, `package:NAME/path`, or a model loaded with `from_pretrained`.
-        tokenizer: of a loaded model; not needed for a name.
+        inputs: sections of the job's `data.inputs`.
         dataset: labelled rows: a path, a pandas DataFrame, a Hugging Face dataset, a Ray Dataset or a list of dicts.
         validation: held-out rows likewise, or a fraction or number of rows of the dataset; a tenth if not given.
-        text: column with the text.
         target: column with the label.
+        task: a file in lc_ray/tasks.
         storage: folder in which runs are kept.
+        fusion: section `model.fusion` of the job, for several inputs.
 
     Attributes:
         result: of the last `train()`.
@@ -49,22 +51,53 @@ class LangChain:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any = None,
+        inputs: list[dict[str, Any]],
         dataset: Any = None,
         validation: Any = None,
-        text: str = "text",
         target: str = "label",
+        task: str = "classification",
         storage: str = "runs",
+        fusion: dict[str, Any] | None = None,
     ) -> None:
         self.storage = storage
         self.job: dict[str, Any] = {
-            "model": {"base": self._base(model, tokenizer)},
-            "data": {"inputs": [{"column": text, "modality": "text"}], "target": target},
+            "model": {"fusion": fusion or {}},
+            "data": {"inputs": inputs, "target": target},
+            "task": {"kind": task},
             "train": {},
         }
         self.dataset, self.validation = dataset, validation
         self.result: RunResult | None = None
+
+    @property
+    def predictor(self) -> Predictor:
+        """The trained model.
+
+        Raises:
+            ModelError: it was not trained yet.
+        """
+        if self.result is None:
+            raise ModelError("this model was not trained yet", fix="AutoHyperparameterOptimizer(model).train() first")
+        return load(self.result.artifact.path)
+
+    def predict(self, rows: list[Any]) -> list[dict[str, Any]]:
+        """Answers for values or rows, from the trained model."""
+        return self.predictor.predict(rows)
+
+
+class LangChain(Model):
+    """A pretrained text model and what is planned for it.
+
+    Args:
+        model: Hugging Face id, folder, `package:NAME/path`, or a model loaded with `from_pretrained`.
+        tokenizer: of a loaded model; not needed for a name.
+        text: column with the text.
+        **options: of `Model`: `dataset`, `validation`, `target`, `task`, `storage`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any = None, text: str = "text", **options: Any) -> None:
+        self.storage = options.get("storage", "runs")
+        super().__init__([{"column": text, "modality": "text", "base": self._base(model, tokenizer)}], **options)
 
     def _base(self, model: Any, tokenizer: Any) -> str:
         if isinstance(model, str | Path):
@@ -81,23 +114,61 @@ class LangChain:
                 (kept / file.name).write_bytes(file.read_bytes())
         return str(kept.resolve())
 
-    @property
-    def predictor(self) -> Predictor:
-        """The trained model.
 
-        Raises:
-            ModelError: it was not trained yet.
-        """
-        if self.result is None:
-            raise ModelError("this model was not trained yet", fix="AutoHyperparameterOptimizer(model).train() first")
-        return load(self.result.artifact.path)
+class ImageModel(Model):
+    """A pretrained vision model and what is planned for it.
 
-    def predict(self, rows: list[Any]) -> list[dict[str, Any]]:
-        """Answers for texts or rows, from the trained model."""
-        return self.predictor.predict(rows)
+    Args:
+        model: torchvision name such as "resnet50", Hugging Face id, or folder.
+        pretrained: whether it starts from the published weights; or a safetensors file with weights.
+        image: column with the picture: bytes, a path or a URI.
+        size: side in pixels to which pictures are resized.
+        augment: whether training pictures are cropped, flipped and recoloured.
+        **options: of `Model`.
+
+    Raises:
+        ModelError: the model or its weights can't be had; says where they were looked for.
+    """
+
+    def __init__(
+        self, model: str, pretrained: bool | str | Path = True, image: str = "image", size: int = 224, augment: bool = True, **options: Any
+    ) -> None:
+        weights = "pretrained" if pretrained is True else "random" if pretrained is False else str(pretrained)
+        column = {"column": image, "modality": "image", "base": model, "weights": weights, "size": size, "augment": augment}
+        spec = InputSpec(**column)
+        family.load("modalities", "image").Encoder.pretrained(spec, find(model))  # what can't be had is said now, not after the data is read
+        super().__init__([column], **options)
 
 
-def PruneModel(model: LangChain, pruning_ratio: float = 0.5) -> LangChain:
+class AudioModel(Model):
+    """A pretrained speech model and what is planned for it.
+
+    Args:
+        model: Hugging Face id, folder, or `package:NAME/path` of wav2vec2, HuBERT, Whisper, AST and their like.
+        audio: column with the clip: bytes, a path or a URI.
+        seconds: longest clip; longer ones are cut.
+        augment: whether training clips are shifted, masked and noisy.
+        **options: of `Model`.
+    """
+
+    def __init__(self, model: str, audio: str = "audio", seconds: float = 10.0, augment: bool = False, **options: Any) -> None:
+        super().__init__([{"column": audio, "modality": "audio", "base": model, "seconds": seconds, "augment": augment}], **options)
+
+
+class MultimodalModel(Model):
+    """Several models, each for a column of its own, fused.
+
+    Args:
+        models: such as `[LangChain(...), ImageModel(...)]`; their data and targets are not looked at.
+        fusion: concat, gated or attention.
+        **options: of `Model`.
+    """
+
+    def __init__(self, models: list[Model], fusion: str = "concat", **options: Any) -> None:
+        super().__init__([i for model in models for i in model.job["data"]["inputs"]], fusion={"kind": fusion, "drop": 0.1}, **options)
+
+
+def PruneModel(model: Model, pruning_ratio: float = 0.5) -> Model:
     """Plan to remove a fraction of the prunable layers' parameters after half of the training, and to recover by distillation.
 
     Args:
@@ -110,7 +181,7 @@ def PruneModel(model: LangChain, pruning_ratio: float = 0.5) -> LangChain:
     return _extended(model, "prune", {"parameters": pruning_ratio})
 
 
-def QuantizeModel(model: LangChain, quantization_bits: int = 8) -> LangChain:
+def QuantizeModel(model: Model, quantization_bits: int = 8) -> Model:
     """Plan to quantize the trained model.
 
     Args:
@@ -128,7 +199,7 @@ def QuantizeModel(model: LangChain, quantization_bits: int = 8) -> LangChain:
     return _extended(model, "quantize", {"kind": _BITS[quantization_bits]})
 
 
-def _extended(model: LangChain, section: str, fields: dict[str, Any]) -> LangChain:
+def _extended(model: Model, section: str, fields: dict[str, Any]) -> Model:
     planned = copy.copy(model)
     planned.job, planned.result = {**model.job, section: fields}, None
     return planned
@@ -147,7 +218,7 @@ class AutoHyperparameterOptimizer:
     """
 
     def __init__(
-        self, model: LangChain, epochs: float = 3, dataset: Any = None, validation: Any = None, population: int = 3, **train: Any
+        self, model: Model, epochs: float = 3, dataset: Any = None, validation: Any = None, population: int = 3, **train: Any
     ) -> None:
         self.model, self.epochs, self.population, self.train_fields = model, epochs, population, train
         self.dataset = dataset if dataset is not None else model.dataset
@@ -162,10 +233,11 @@ class AutoHyperparameterOptimizer:
         if self.dataset is None:
             raise DataError("no labelled data was given", fix="AutoHyperparameterOptimizer(model, dataset=...) or LangChain(name, dataset=...)")
         job = {**self.model.job, "storage": self.model.storage}
-        data = {**job["data"], "train": _source(self.dataset, self.model.storage)}
+        media = {i["column"] for i in job["data"]["inputs"] if i["modality"] in ("image", "audio")}
+        data = {**job["data"], "train": _source(self.dataset, self.model.storage, media)}
         if self.validation is not None:
             given = isinstance(self.validation, str | int | float)  # "10%", 200, 0.1 or a path: what the job file takes
-            data["validation"] = self.validation if given else _source(self.validation, self.model.storage)
+            data["validation"] = self.validation if given else _source(self.validation, self.model.storage, media)
         if self.population > 1:
             job["search"] = {"population": self.population, "genes": {"train.learning_rate": {"log_uniform": [3e-5, 5e-4]}}}
         job |= {"data": data, "train": {"epochs": self.epochs, "segments": 2, "checkpoint_every": 500, **self.train_fields}}
@@ -178,7 +250,7 @@ class AutoHyperparameterOptimizer:
         return self.model.result
 
 
-def evaluate_model(model: LangChain | Predictor | str | Path, dataset: Any, target: str | None = None) -> dict[str, Any]:
+def evaluate_model(model: Model | Predictor | str | Path, dataset: Any, target: str | None = None) -> dict[str, Any]:
     """Metrics of a trained model on labelled rows.
 
     Args:
@@ -186,11 +258,13 @@ def evaluate_model(model: LangChain | Predictor | str | Path, dataset: Any, targ
         dataset: a path, a pandas DataFrame, a Hugging Face dataset, a Ray Dataset or a list of dicts.
         target: column with the label; the one trained on if not given.
     """
-    if isinstance(model, LangChain):
+    if isinstance(model, Model):
         target = target or model.job["data"]["target"]
         model = model.predictor
+    predictor = model if isinstance(model, Predictor) else load(model)
+    media = {i.column for i in predictor.inputs if i.modality in ("image", "audio")}
     with tempfile.TemporaryDirectory() as folder:
-        return evaluate(model, _source(dataset, folder), target or "label")
+        return evaluate(predictor, _source(dataset, folder, media), target or "label")
 
 
 class DeployModel:
@@ -204,7 +278,7 @@ class DeployModel:
         DeployError: an unknown platform; the message lists the known ones.
     """
 
-    def __init__(self, model: LangChain | str | Path, platform: str = "ray") -> None:
+    def __init__(self, model: Model | str | Path, platform: str = "ray") -> None:
         known = family.kinds("deploy")
         kind = _PLATFORMS.get(platform.lower(), platform.lower())
         if kind not in known:
@@ -213,23 +287,31 @@ class DeployModel:
 
     def deploy(self) -> Any:
         """Deploy; returns a handle with `url`, `predict(rows)` and `delete()`."""
-        path = self.model.predictor.artifact.path if isinstance(self.model, LangChain) else Path(self.model)
+        path = self.model.predictor.artifact.path if isinstance(self.model, Model) else Path(self.model)
         return self.platform.deploy(path)
 
 
-def _source(data: Any, storage: str) -> str:
-    """Any accepted form of data as a file that a job can name. In-memory rows are kept under a name made of their content."""
+def _source(data: Any, storage: str, media: set[str]) -> str:
+    """Any accepted form of data as a file that a job can name. In-memory rows are kept under a name made of their content.
+
+    Relative paths in `media` columns are meant from where the program runs.
+    """
     if isinstance(data, str | Path):
         return str(data)
     if isinstance(data, list):
-        return _kept(_json_lines(data), ".jsonl", storage)
-    if hasattr(data, "to_arrow_refs"):
+        rows = [{name: _cell(value, name in media) for name, value in row.items()} for row in data]
+        if not any(isinstance(value, bytes) for row in rows for value in row.values()):
+            return _kept(_json_lines(rows), ".jsonl", storage)
+        table = pa.Table.from_pylist(rows)
+    elif hasattr(data, "to_arrow_refs"):
         import ray
 
         table = pa.concat_tables(ray.get(data.to_arrow_refs()))
     elif hasattr(data, "with_format"):
         table = data.with_format("arrow")[:]
     elif hasattr(data, "to_parquet"):
+        if media & set(data.columns):
+            return _source(data.to_dict("records"), storage, media)
         try:
             table = pa.Table.from_pandas(data, preserve_index=False)
         except pa.ArrowException:  # a column of several types, of which some rows will be rejected
@@ -242,6 +324,17 @@ def _source(data: Any, storage: str) -> str:
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(None), sink)
     return _kept(sink.getvalue() if table.num_rows else b"", ".parquet", storage)
+
+
+def _cell(value: Any, media: bool) -> Any:
+    """A cell as a file can hold it: a picture as PNG, a relative path as an absolute one."""
+    if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
+        file = io.BytesIO()
+        value.save(file, "PNG")
+        return file.getvalue()
+    if media and isinstance(value, str | Path) and "://" not in str(value) and not str(value).startswith("data:"):
+        return str(Path(value).expanduser().resolve())
+    return str(value) if isinstance(value, Path) else value
 
 
 def _json_lines(rows: list[Any]) -> bytes:

@@ -25,6 +25,8 @@ from lc_ray.errors import AcceptError
 from lc_ray.evaluate import cost, hardware, quality
 from lc_ray.evaluate.gate import judge
 from lc_ray.evaluate.report import write_html
+from lc_ray.models.batches import parts_of, show
+from lc_ray.models.load import modalities
 from lc_ray.predictor import Predictor
 from lc_ray.progress import Display, Mode
 from lc_ray.quantizer import quantize
@@ -105,10 +107,10 @@ def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, A
             models["quantized"] = _quantized(job, data, list(models.values())[-1], target)
 
     with display.stage("evaluate", f"evaluate: {', '.join(models)} side by side"):
-        measured, mistakes = _evaluate(job, data, models)
+        measured, mistakes, ablation = _evaluate(job, data, models)
 
-    accept = judge(job.accept, objective, measured[0], measured[-1]) if job.accept else None
     final = list(models.values())[-1]
+    accept = judge(job.accept, objective, measured[0], measured[-1]) if job.accept else None
     record = {
         "name": job.name,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -125,6 +127,7 @@ def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, A
         "winner": winner.key,
         "architecture": _units(models),
         "mistakes": mistakes,
+        "ablation": ablation,
         "answer": None,
     }
     if accept is None or accept["passed"]:
@@ -171,8 +174,10 @@ def _quantized(job: JobSpec, data: Prepared, found: Artifact, folder: Path) -> A
     return quantize(found, job.quantize, rows, folder, job.name)
 
 
-def _evaluate(job: JobSpec, data: Prepared, models: dict[str, Artifact]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Every model on the same held-out rows with the same threads; and the last one's most confident mistakes."""
+def _evaluate(
+    job: JobSpec, data: Prepared, models: dict[str, Artifact]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """Every model on the same held-out rows with the same threads; the last one's most confident mistakes, and its quality without columns."""
     rows = data.rows("validation", job.evaluate.rows)
     predictors = {name: Predictor(found, threads=max(1, round(job.serve.replicas.cpu))) for name, found in models.items()}
     costs = cost.measure(predictors, quality.prepared_only(rows), job.serve.batch.max, job.evaluate.rounds)
@@ -182,7 +187,7 @@ def _evaluate(job: JobSpec, data: Prepared, models: dict[str, Artifact]) -> tupl
         metrics, mistakes = quality.measure(predictor, rows, mistakes=10)
         found = models[name]
         measured.append({"name": name, "artifact": str(found.path), "digest": found.digest, "metrics": metrics, "cost": costs[name]})
-    return measured, mistakes
+    return measured, mistakes, quality.ablation(predictors[list(models)[-1]], rows)
 
 
 def _units(models: dict[str, Artifact]) -> dict[str, dict[str, int]] | None:
@@ -204,8 +209,8 @@ def _promote(final: Artifact, measured: dict[str, Any], folder: Path) -> Artifac
 
 def _ask(job: JobSpec, promoted: Artifact, data: Prepared) -> dict[str, Any]:
     """Serve the model, ask it about one held-out row over HTTP, and stop serving."""
-    rows = data.rows("validation", 1)
-    question = {i.column: rows[i.column][0] for i in job.data.inputs}
+    columns = modalities(job.inputs())
+    question = show(parts_of(data.rows("validation", 1), columns, 0), columns)
     key = os.urandom(16).hex()
     url = app.start(promoted.path, job.serve.model_copy(update={"port": 0}), [key])
     try:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lc_ray import artifact, family
 from lc_ray.artifact import Artifact
 from lc_ray.errors import DataError
-from lc_ray.models.batches import collate, prepare
+from lc_ray.models.batches import collate, decode, parts_of, prepare
 from lc_ray.models.load import inputs_of, modalities, task_of
 
 
@@ -31,8 +31,12 @@ class Predictor:
         self.task = task_of(found.manifest)
         self.engine = family.load("quantize", found.manifest.engine).load(found, threads or os.cpu_count() or 1)
 
-    def decode(self, row: Any) -> dict[str, Any]:
+    def decode(self, row: Any, folder: Path | None = None) -> dict[str, Any]:
         """One instance as clean values by column. With one input column, the value alone will do.
+
+        Args:
+            row: an object by column, or a value.
+            folder: in which paths are looked for; without it a picture or sound is bytes or base64, and no file is opened.
 
         Raises:
             DataError: a column is missing, unknown, or its value can't be used.
@@ -42,25 +46,25 @@ class Predictor:
             if len(names) != 1:
                 raise DataError(f"expected an object with the columns {', '.join(names)}")
             row = {names[0]: row}
-        if missing := [n for n in names if n not in row]:
+        if missing := [i.column for i in self.inputs if i.column not in row and not i.optional]:
             raise DataError(f"missing column {', '.join(missing)}; expected {', '.join(names)}")
-        clean = {}
-        for name in names:
-            try:
-                clean[name] = self.columns[name].decode(row[name])
-            except DataError as error:
-                raise DataError(error.what, name) from None
-        return clean
+        return decode(row, self.columns, folder=folder)
 
-    def outputs(self, prepared: dict[str, list[Any]], batch_size: int = 32) -> NDArray[np.float32]:
-        """Raw outputs (rows, ...) for prepared rows, batched by like size, in the order given."""
+    def outputs(self, prepared: dict[str, list[Any]], batch_size: int = 32) -> list[NDArray[np.float32]]:
+        """Raw outputs of each prepared row, in the order given; rows of like size are batched together."""
         order = np.argsort(prepared["_size"], kind="stable")
-        parts = []
+        found: list[Any] = [None] * len(order)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            parts.append(self.engine(collate({k: [v[i] for i in chosen] for k, v in prepared.items()}, self.columns)))
-        joined = np.concatenate(parts)
-        return joined[np.argsort(order)]  # type: ignore[no-any-return]
+            batch = self.engine(collate({k: [v[i] for i in chosen] for k, v in prepared.items()}, self.columns))
+            for i, output in zip(chosen, batch, strict=True):
+                found[i] = output
+        return found
+
+    def answers(self, prepared: dict[str, list[Any]], batch_size: int = 32) -> list[dict[str, Any]]:
+        """Decoded answers for prepared rows, in the order given."""
+        outputs = self.outputs(prepared, batch_size)
+        return [self.task.decode(output, parts_of(prepared, self.columns, i)) for i, output in enumerate(outputs)]
 
     def predict(self, rows: list[Any], batch_size: int = 32) -> list[dict[str, Any]]:
         """Answers for instances, for example `[{"label": "positive", "probabilities": {...}}]`.
@@ -77,7 +81,7 @@ class Predictor:
             except DataError as error:
                 raise DataError(error.what, f"instance {number}" + (f", {error.where}" if error.where else "")) from None
         values = {i.column: [row[i.column] for row in clean] for i in self.inputs}
-        return [self.task.decode(output) for output in self.outputs(prepare(values, self.columns), batch_size)]
+        return self.answers(prepare(values, self.columns), batch_size)
 
 
 def load(path: str | Path, threads: int | None = None) -> Predictor:

@@ -11,9 +11,9 @@ from rich.table import Table
 from lc_ray import family, runtime
 from lc_ray.data import read
 from lc_ray.errors import DataError
-from lc_ray.models import load
+from lc_ray.models import batches, load
 from lc_ray.models.fusion import FusionModel
-from lc_ray.spec import JobSpec, module_name
+from lc_ray.spec import JobSpec
 from lc_ray.train import plan
 from lc_ray.units import size_text
 
@@ -30,30 +30,33 @@ def check(job: JobSpec) -> dict[str, Any]:
     Raises:
         DataError, ModelError: the data or the base model is not there.
     """
-    inputs = list(job.data.inputs)
+    inputs = job.inputs()
     names = [i.column for i in inputs]
     sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
     files = [file for source in sources for file in read.files(source)]
     for file in files:
-        read.require(file, [*names, job.data.target])
-    columns = load.modalities(inputs, load.find(job.model.base))
+        read.Reader(file, job.data.columns).require([*names, job.data.target])
+    columns = load.modalities(inputs)
     task = family.load("tasks", job.task.kind).Task
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     targets: list[Any] = []
-    for row in next(read.rows(files[0], [*names, job.data.target]), []):
+    for row in next(read.Reader(files[0], job.data.columns).rows([*names, job.data.target]), []):
         try:
             if "_error" in row:
                 raise DataError(row["_error"])
-            clean = {name: columns[name].decode(row[name], job.data.encoding_errors) for name in names}
+            clean = batches.decode(row, columns, job.data.encoding_errors, files[0].parent)
             targets.append(task.clean(row[job.data.target]))
         except DataError as error:
             rejected.append({"row": row["_row"], "reason": error.what})
             continue
         if len(rows) < _ROWS:
-            fed = {f"{module_name(n)}.{part}": values[0] for n in names for part, values in columns[n].prepare([clean[n]]).items()}
-            rows.append({**clean, job.data.target: targets[-1], "fed": fed})
-    model = load.pretrained(job.model, inputs, task.fit(targets))
+            fed = batches.prepare({name: [value] for name, value in clean.items()}, columns)
+            shown = batches.show(batches.parts_of(fed, columns, 0), columns)
+            tensors = {name: list(tensor.shape) for name, tensor in batches.collate(fed, columns).items()}
+            plain = {name: values[0] for name, values in fed.items() if not isinstance(values[0], bytes) and name != "_size"}
+            rows.append({**shown, job.data.target: targets[-1], "fed": plain | {n: f"tensor {shape[1:]}" for n, shape in tensors.items() if n not in plain}})
+    model = load.pretrained(job.model, inputs, task.fit(targets, job.task))
     with runtime.session():
         nodes = runtime.nodes()
         placement = plan.placement(job.train.workers, nodes)
@@ -80,7 +83,8 @@ def _extent(model: FusionModel) -> tuple[int, int]:
     """Width and number of layers of the widest encoder; 0 layers where its configuration does not say."""
     encoders: list[Any] = list(model.encoders.values())
     widest = max(encoders, key=lambda e: int(e.width))
-    return int(widest.width), int(widest.config.get("num_hidden_layers") or 0)
+    config = widest.config.get("transformers", widest.config)
+    return int(widest.width), int(config.get("num_hidden_layers") or config.get("encoder_layers") or 0)
 
 
 def show(report: dict[str, Any], console: Console) -> None:
@@ -89,7 +93,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     table = Table("row", "fed to the model as", show_lines=True)
     for row in report["rows"]:
         fed = "\n".join(f"{name} = {str(value)[:90]}" for name, value in row["fed"].items())
-        table.add_row("\n".join(f"{k}: {v}" for k, v in row.items() if k != "fed"), fed)
+        table.add_row("\n".join(f"{k}: {str(v)[:200]}" for k, v in row.items() if k != "fed"), fed)
     console.print(table)
     for row in report["rejected"]:
         console.print(f"  [yellow]row {row['row']} would be rejected: {row['reason']}[/]")

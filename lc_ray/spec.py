@@ -16,27 +16,54 @@ from lc_ray.errors import SpecError
 from lc_ray.units import Bytes, Count, Fraction, Points, Seconds, fraction, share
 
 
+_OWN_ENCODERS = ("tabular",)  # modalities that need no base model
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-class ModelSpec(Section):
-    """The pretrained model to start from."""
+class FusionSpec(Section):
+    """How the encoded columns of a row become one vector."""
 
-    base: str = Field(description="Hugging Face id, local folder, or package:NAME/path of a folder that an installed package carries")
+    kind: Literal["concat", "gated", "attention"] = Field(
+        "concat",
+        description="concat: pooled vectors side by side; gated: their weighted sum, the weights computed from them; "
+        "attention: a transformer over the positions of all columns",
+    )
+    width: int = Field(256, ge=8, multiple_of=8, description="length of the fused vector")
+    drop: Fraction = Field(0.0, description="modality dropout: how often each column of a training row is hidden; never all of them")
+
+
+class ModelSpec(Section):
+    """The pretrained model to start from, and what joins its encoders."""
+
+    base: str | None = Field(
+        None, description="Hugging Face id, local folder, package:NAME/path, or a torchvision model such as resnet50; for columns without their own"
+    )
+    weights: str = Field("pretrained", description="pretrained, random, or a safetensors file for a torchvision model")
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="precision of the matrix products in training; weights stay fp32")
     freeze: tuple[str, ...] = Field((), description="parts of parameter names that are not trained, for example [embeddings]")
     dropout: Fraction = Field(0.1, description="dropout before the head")
+    fusion: FusionSpec = FusionSpec()
 
 
 class InputSpec(Section):
-    """One input column."""
+    """One input column. `max_length`, `size` and `seconds` each concern the modality that they name."""
 
     column: str
     modality: str = Field("text", description="a file in lc_ray/modalities")
-    max_length: int = Field(128, ge=2, description="longest sequence, in tokens; longer ones are cut")
+    base: str | None = Field(None, description="this column's base model; model.base if not given")
+    weights: str | None = Field(None, description="likewise; model.weights if not given")
+    rate: float = Field(1.0, ge=0, description="factor on train.learning_rate for this column's encoder; 0 freezes it")
+    optional: bool | None = Field(None, description="whether a row may lack it, and is then used without; yes if there are other inputs")
+    path: str = Field("{}", description="image, audio: what a cell that holds a name becomes, for example images/{}.png; from the data file's folder")
+    max_length: int = Field(128, ge=2, description="text: longest sequence, in tokens; longer ones are cut")
+    size: int = Field(224, ge=8, le=4096, description="image: side in pixels to which it is resized")
+    seconds: Seconds = Field(10.0, description="audio: longest clip; longer ones are cut")
+    augment: bool = Field(False, description="vary training rows: images are cropped, flipped and recoloured; audio is shifted, masked and noisy")
 
 
 class RejectSpec(Section):
@@ -50,6 +77,9 @@ class DataSpec(Section):
 
     train: str = Field(description="CSV, TSV, JSON Lines or Parquet: a file, a folder, or package:NAME/path")
     validation: str | int | float = Field("10%", description="another source, or a fraction or a number of rows to hold out")
+    columns: tuple[str, ...] | None = Field(None, description="names of the columns, for files without a header: CSV, TSV, JSON lists of lists")
+    split: str | None = Field(None, description="a column; rows with equal values in it (a speaker, a patient, a picture) stay on one side")
+    stratify: bool = Field(False, description="hold out the same fraction of every label")
     inputs: tuple[InputSpec, ...] = Field(min_length=1)
     target: str = Field(description="the column that holds the label")
     rows: Count | None = Field(None, description="use at most so many rows, chosen by a hash of their content")
@@ -62,6 +92,8 @@ class DataSpec(Section):
         columns = [i.column for i in self.inputs]
         if self.target in columns:
             raise ValueError(f"target: '{self.target}' is an input too")
+        if self.split and self.stratify:
+            raise ValueError("stratify: can't hold out the same fraction of every label and keep the rows of a split column together")
         if len({module_name(c) for c in columns}) < len(columns):
             raise ValueError(f"inputs: columns must differ in letters, digits or _ (got {', '.join(columns)})")
         return self
@@ -79,6 +111,7 @@ class TaskSpec(Section):
     """What the model is to learn."""
 
     kind: str = Field("classification", description="a file in lc_ray/tasks")
+    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare labels weigh more in the loss")
 
 
 class WorkersSpec(Section):
@@ -250,7 +283,24 @@ class JobSpec(Section):
             raise ValueError(f"train.batch_size: {self.train.batch_size} rows do not divide among {self.train.workers.count} workers")
         for path in self.search.genes if self.search else ():
             self.get(path)
+        for i in self.data.inputs:
+            if i.modality not in _OWN_ENCODERS and (i.base or self.model.base) is None:
+                raise ValueError(f"data.inputs: column '{i.column}' has no base model; set model.base, or base of that column")
         return self
+
+    def inputs(self) -> list[InputSpec]:
+        """The input columns, with what they take from the model section filled in."""
+        optional, model = len(self.data.inputs) > 1, self.model
+        return [
+            i.model_copy(
+                update={
+                    "base": i.base or (None if i.modality in _OWN_ENCODERS else model.base),
+                    "weights": i.weights or model.weights,
+                    "optional": optional if i.optional is None else i.optional,
+                }
+            )
+            for i in self.data.inputs
+        ]
 
     def starts(self) -> list[float]:
         """The parts of training, from 0 to 1, at which segments start, and 1. One of them is the start of pruning."""

@@ -49,8 +49,8 @@ def test_data_of_every_kind(ray_local, tiny_base, tiny_rows, rows, kind):
     }[kind]()
     plan = AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=data).plan()
     (file,) = read.files(plan.data.train)
-    read.require(file, ["text", "label"])
-    found = [r for chunk in read.rows(file, ["text"]) for r in chunk]
+    read.Reader(file).require(["text", "label"])
+    found = [r for chunk in read.Reader(file).rows(["text"]) for r in chunk]
     texts = [r["text"].decode() if isinstance(r["text"], bytes) else r["text"] for r in found]
     assert texts == rows["text"].tolist()
     assert AutoHyperparameterOptimizer(LangChain(str(tiny_base), dataset=data)).plan().data.train == plan.data.train
@@ -61,7 +61,7 @@ def test_rows_of_mixed_types_are_kept_for_the_rejects(tiny_base):
     for data in (rows, rows.to_dict("records")):
         plan = AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=data).plan()
         (file,) = read.files(plan.data.train)
-        assert [r["text"] for chunk in read.rows(file, ["text"]) for r in chunk][:2] == ["good", 5]
+        assert [r["text"] for chunk in read.Reader(file).rows(["text"]) for r in chunk][:2] == ["good", 5]
 
 
 @pytest.mark.parametrize(("given", "meant"), [(None, 0.1), (0.3, 0.3), (50, 50), ("20%", 0.2), ("held_out.csv", "held_out.csv")])

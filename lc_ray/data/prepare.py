@@ -30,11 +30,12 @@ from lc_ray.data import read
 from lc_ray.errors import DataError
 from lc_ray.models import batches
 from lc_ray.models.load import find, modalities
-from lc_ray.spec import InputSpec, JobSpec, digest
+from lc_ray.spec import DataSpec, InputSpec, JobSpec, digest
 
 TARGET = "_target"
 _ORDERS = 2**63
-_LEAST_PARTS, _ROWS_PER_PART = 16, 2048
+_GROUP = 32  # bits of an order that are left to rows of the same group
+_LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ def key(job: JobSpec) -> str:
     """Name of the prepared dataset: the data section, the tokenizer's source, and every file's size and time of change."""
     sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for source in sources for f in read.files(source)]
-    return digest(job.data, job.task, find(job.model.base), job.seed, stats)
+    bases = [find(i.base) if i.base else None for i in job.inputs()]
+    preparing = [i.model_dump(exclude={"rate", "weights", "augment"}) for i in job.inputs()]
+    return digest(job.data.model_dump(mode="json", exclude={"inputs"}), preparing, job.task, bases, job.seed, stats)
 
 
 def prepare(job: JobSpec) -> tuple[Prepared, bool]:
@@ -123,7 +126,7 @@ def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
         rejected = rejected + rejected_too
         train = train.limit(data.rows) if data.rows else train
     else:
-        validation, train = _split(train, data.validation, data.rows)  # type: ignore[arg-type]
+        validation, train = _split(train, data)
     seen = train.count() + validation.count() + sum(rejected.values())
     if sum(rejected.values()) > data.reject.limit * seen:
         common = "\n  ".join(f"{n} × {reason}" for reason, n in rejected.most_common(5))
@@ -137,14 +140,12 @@ def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
     for name, split in (("training", train), ("validation", validation)):
         if split.count() == 0:
             raise DataError(f"no {name} rows are left", data.train, "give more rows, or another `data.validation`")
-    labels: set[str] = set(train.unique(TARGET))
-    task = family.load("tasks", job.task.kind).Task.fit(list(labels))
-    for target in sorted(set(validation.unique(TARGET)) - labels):
-        row = validation.filter(lambda r, t=target: r[TARGET] == t).take(1)[0]
+    task = family.load("tasks", job.task.kind).Task.fit((t for t, _ in _targets(train)), job.task)
+    for target, where in _targets(validation):
         try:
             task.encode(target)
         except DataError as error:
-            raise DataError(error.what, f"{row['_file']}, row {row['_row']}", error.fix) from None
+            raise DataError(error.what, where, error.fix) from None
     return {
         "task": {"kind": job.task.kind, **task.config},
         "train": _write(train, job, folder / "train"),
@@ -155,20 +156,30 @@ def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
     }
 
 
+def _targets(rows: ray.data.Dataset) -> Iterator[tuple[Any, str]]:
+    """Each row's clean target, and where it is from."""
+    for table in rows.select_columns([TARGET, "_file", "_row"]).iter_batches(batch_format="pyarrow", batch_size=65536):
+        for target, file, row in zip(*(table[name].to_pylist() for name in (TARGET, "_file", "_row")), strict=True):
+            yield target, f"{file}, row {row}"
+
+
 def _checked(job: JobSpec, source: str, folder: Path) -> tuple[ray.data.Dataset, Counter[str]]:
     """Usable rows in the order of their hash, and the count of rejected rows by reason. The rejected ones are written."""
-    wanted = [i.column for i in job.data.inputs] + [job.data.target]
     found = read.files(source)
     for file in found:
-        read.require(file, wanted)
-    dataset = ray.data.from_items([{"file": str(f)} for f in found], override_num_blocks=len(found))
+        read.Reader(file, job.data.columns).require(_wanted(job))
+    # Where a cell takes long to decode, several tasks share a file, each with chunks of its own.
+    media = any(m.TYPE == pa.binary() for m in _columns(tuple(job.inputs())).values())
+    shards = int(ray.cluster_resources().get("CPU", 1)) if media else 1
+    work = [{"file": str(f), "shard": n, "shards": shards} for f in found for n in range(shards)]
+    dataset = ray.data.from_items(work, override_num_blocks=len(work))
     dataset = dataset.map_batches(functools.partial(_check_files, job=job), batch_size=1, num_cpus=1).materialize()
     rejects = dataset.filter(expr="_reason != ''").select_columns(["_file", "_row", "_column", "_reason", "_value"])
     reasons: Counter[str] = Counter()
     (folder / "rejects").mkdir(exist_ok=True)
     for number, table in enumerate(rejects.iter_batches(batch_format="pyarrow", batch_size=65536)):
         named = table.rename_columns(["file", "row", "column", "reason", "value"])
-        pq.write_table(named, folder / "rejects" / f"{Path(source).name}-{number:05d}.parquet")
+        pq.write_table(named.sort_by([("file", "ascending"), ("row", "ascending")]), folder / "rejects" / f"{Path(source).name}-{number:05d}.parquet")
         reasons.update(f"{c}: {r}" for c, r in zip(table["_column"].to_pylist(), table["_reason"].to_pylist(), strict=True))
     good = dataset.filter(expr="_reason == ''").drop_columns(["_reason", "_column", "_value"])
     if not good.count():
@@ -184,67 +195,112 @@ def _settle(table: pa.Table, drop: bool) -> pa.Table:
     return table.filter(pa.array(np.append(True, place[1:] != place[:-1]))) if drop and len(place) else table
 
 
-def _check_files(batch: dict[str, Any], job: JobSpec) -> Iterator[dict[str, Any]]:
-    """Read files; decode each cell; say per row what is wrong with it."""
-    columns = _columns(tuple(job.data.inputs), find(job.model.base))
-    clean = family.load("tasks", job.task.kind).Task.clean
-    decoders: dict[str, Callable[[Any], Any]] = {
-        name: functools.partial(modality.decode, errors=job.data.encoding_errors) for name, modality in columns.items()
-    }
-    target = job.data.target
-    for file in batch["file"]:
-        for chunk in read.rows(Path(str(file)), [*columns, target]):
-            table = [_check(row, str(file), decoders, target, clean, job) for row in chunk]
-            yield {name: _cells([row[name] for row in table]) for name in table[0]} if table else {}
+def _wanted(job: JobSpec) -> list[str]:
+    """Columns of the files that are read."""
+    return [i.column for i in job.data.inputs] + [job.data.target] + ([job.data.split] if job.data.split else [])
 
 
-def _check(row: dict[str, Any], file: str, decoders: dict[str, Any], target: str, clean: Any, job: JobSpec) -> dict[str, Any]:
-    values: dict[str, Any] = dict.fromkeys(decoders)
-    out = {"_file": file, "_row": row["_row"], "_column": "", "_reason": row.get("_error", ""), "_value": "", TARGET: "", "_order": 0}
+def _check_files(batch: dict[str, Any], job: JobSpec) -> Iterator[pa.Table]:
+    """Read a share of a file; decode each cell; say per row what is wrong with it."""
+    columns = _columns(tuple(job.inputs()))
+    task = family.load("tasks", job.task.kind).Task
+    fields = [("_file", pa.string()), ("_row", pa.int64()), ("_column", pa.string()), ("_reason", pa.string()), ("_value", pa.string())]
+    fields += [("_order", pa.int64()), (TARGET, task.TYPE), *((name, modality.TYPE) for name, modality in columns.items())]
+    for file, shard, shards in zip(batch["file"], batch["shard"], batch["shards"], strict=True):
+        for chunk in read.Reader(Path(str(file)), job.data.columns).rows(_wanted(job), int(shard), int(shards)):
+            yield pa.Table.from_pylist([_check(row, Path(str(file)), columns, task.clean, job) for row in chunk], pa.schema(fields))
+
+
+def _check(row: dict[str, Any], file: Path, columns: dict[str, Any], clean: Callable[[Any], Any], job: JobSpec) -> dict[str, Any]:
+    out = {"_file": str(file), "_row": row["_row"], "_column": "", "_reason": row.get("_error", ""), "_value": "", "_order": 0}
+    if out["_reason"]:
+        return out
     column = ""
     try:
-        for column, decode in () if out["_reason"] else decoders.items():
-            values[column] = decode(row[column])
-        if not out["_reason"]:
-            column, out[TARGET] = target, clean(row[target])
-            out["_order"] = order(job.seed, [values[c] for c in decoders], out[TARGET])
+        values = batches.decode(row, columns, job.data.encoding_errors, file.parent)
+        column = job.data.target
+        target = clean(row[column])
+        group = row[job.data.split] if job.data.split else None
+        return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, group)}
     except DataError as error:
-        out |= {"_column": column, "_reason": error.what, "_value": repr(row[column])[:200]}
-    return out | {name: "" if out["_reason"] else value for name, value in values.items()}
+        column = column or error.where
+        return out | {"_column": column, "_reason": error.what, "_value": repr(_short(row.get(column)))[:200]}
 
 
-def order(seed: int, values: list[Any], target: str) -> int:
-    """A row's place in the shuffled order: a 63-bit hash of its content, so equal rows fall on the same side of a split."""
-    content = json.dumps([seed, values, target], ensure_ascii=False, default=str).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+def _short(value: Any) -> Any:
+    return value[:200] if isinstance(value, str | bytes) else value
 
 
-def _split(rows: ray.data.Dataset, held_out: int | float, limit: int | None) -> tuple[ray.data.Dataset, ray.data.Dataset]:
+def order(seed: int, values: list[Any], target: Any, group: Any = None) -> int:
+    """A row's place in the shuffled order: a 63-bit hash of its content, so equal rows fall on the same side of a split.
+
+    With a group, its hash makes the upper 31 bits, so that its rows are neighbours.
+    """
+
+    def hashed(content: Any) -> int:
+        text = json.dumps(content, ensure_ascii=False, default=_fingerprint).encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+    own = hashed([seed, values, target])
+    return own if group is None else (hashed([seed, group]) >> _GROUP << _GROUP) | (own >> 63 - _GROUP)
+
+
+def _fingerprint(value: Any) -> str:
+    return hashlib.blake2b(value, digest_size=16).hexdigest() if isinstance(value, bytes) else str(value)
+
+
+def _split(rows: ray.data.Dataset, data: DataSpec) -> tuple[ray.data.Dataset, ray.data.Dataset]:
     """Validation and training rows. A fraction of all rows is cut at a hash value, so a row keeps its side when others are added."""
+    held_out, limit = data.validation, data.rows
+    assert not isinstance(held_out, str)
     rows = rows.limit(limit) if limit else rows
+    total = rows.count()
+    if not total:
+        return rows, rows
+    if data.stratify:
+        return _stratified(rows, held_out / total if isinstance(held_out, int) else held_out)
     if isinstance(held_out, int):
         cut = held_out
     elif limit:
-        cut = round(held_out * rows.count())
+        cut = round(held_out * total)
     else:
         cut = rows.filter(expr=f"_order < {int(held_out * _ORDERS)}").count()
-    total = rows.count()
-    validation, train = rows.split_at_indices([min(cut, total)]) if total else (rows, rows)
+    if data.split and 0 < cut < total:
+        last = int(rows.limit(cut).max("_order"))  # to the end of the group that the cut falls into
+        cut = rows.filter(expr=f"_order < {(last >> _GROUP) + 1 << _GROUP}").count()
+    validation, train = rows.split_at_indices([min(cut, total)])
     return validation, train
+
+
+def _stratified(rows: ray.data.Dataset, held_out: float) -> tuple[ray.data.Dataset, ray.data.Dataset]:
+    """The first part by hash of every target's rows, and the rest."""
+    places: dict[str, list[int]] = {}
+    for table in rows.select_columns([TARGET, "_order"]).iter_batches(batch_format="pyarrow", batch_size=65536):
+        for target, place in zip(table[TARGET].to_pylist(), table["_order"].to_pylist(), strict=True):
+            places.setdefault(json.dumps(target), []).append(place)
+    cuts = {target: sorted(found)[min(len(found) - 1, round(held_out * len(found)))] for target, found in places.items()}
+
+    def side(table: pa.Table, held: bool) -> pa.Table:
+        places = zip(table[TARGET].to_pylist(), table["_order"].to_pylist(), strict=True)
+        return table.filter(pa.array([(place < cuts[json.dumps(target)]) == held for target, place in places], pa.bool_()))
+
+    validation, train = (rows.map_batches(side, batch_size=None, batch_format="pyarrow", fn_args=(held,)) for held in (True, False))
+    return validation.materialize(), train.materialize()
 
 
 def _write(rows: ray.data.Dataset, job: JobSpec, folder: Path) -> list[dict[str, Any]]:
     """Parts in order. A task prepares a block and writes it in as many parts as make enough of them for all workers."""
     folder.mkdir()
-    tasks = -(-rows.count() // _ROWS_PER_PART)
+    tasks = max(-(-rows.count() // _ROWS_PER_PART), -(-rows.size_bytes() // _BYTES_PER_PART))
     write = functools.partial(_write_parts, parts=-(-_LEAST_PARTS // tasks), job=job, folder=str(folder))
     written = rows.repartition(tasks).map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=1).take_all()
     return sorted(({"file": w["file"], "rows": int(w["rows"])} for w in written), key=lambda w: w["file"])
 
 
 def _write_parts(table: pa.Table, parts: int, job: JobSpec, folder: str) -> dict[str, Any]:
-    columns = _columns(tuple(job.data.inputs), find(job.model.base))
+    columns = _columns(tuple(job.inputs()))
     prepared = batches.prepare({name: table[name].to_pylist() for name in columns}, columns)
+    table = table.drop_columns(list(columns))
     for name, values in prepared.items():
         table = table.append_column(name, pa.array(values))
     written: dict[str, list[Any]] = {"file": [], "rows": []}
@@ -252,15 +308,11 @@ def _write_parts(table: pa.Table, parts: int, job: JobSpec, folder: str) -> dict
         part = table.slice(rows[0], len(rows))
         written["file"].append(f"part-{part['_order'][0].as_py():019d}-{part['_row'][0].as_py():09d}.parquet")
         written["rows"].append(len(rows))
-        pq.write_table(part, Path(folder) / written["file"][-1])
+        pq.write_table(part, Path(folder) / written["file"][-1], row_group_size=_ROWS_PER_GROUP)
     return {name: np.array(values) for name, values in written.items()}
 
 
 @functools.lru_cache(maxsize=8)
-def _columns(inputs: tuple[InputSpec, ...], source: str) -> dict[str, Any]:
+def _columns(inputs: tuple[InputSpec, ...]) -> dict[str, Any]:
     """Modalities, loaded once per process."""
-    return modalities(list(inputs), source)
-
-
-def _cells(values: list[Any]) -> Any:
-    return np.array(values, dtype=object if isinstance(values[0], str) else None)
+    return modalities(list(inputs))

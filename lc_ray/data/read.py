@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lc_ray.errors import DataError
 from lc_ray.models.load import package_path
 
 _ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
-_CHUNK = 4096  # rows
+_CHUNK, _SMALL = 4096, 128  # rows at a time, and where tasks share a file
 
 
 def files(source: str) -> list[Path]:
@@ -36,81 +37,113 @@ def files(source: str) -> list[Path]:
     return found
 
 
-def columns(file: Path) -> list[str]:
-    """Names of the columns of a file. Those of JSON Lines are taken from the first row.
+class Reader:
+    """Reads labelled rows of one file.
 
-    Raises:
-        DataError: the file has no header or can't be read.
+    Args:
+        file: CSV, TSV, JSON Lines, JSON (a list of objects or of lists) or Parquet.
+        names: of the columns, for a file without a header.
     """
-    try:
-        match _ENDINGS[file.suffix.lower()]:
+
+    def __init__(self, file: Path, names: Sequence[str] | None = None) -> None:
+        self.file, self.names, self.kind = file, list(names) if names else None, _ENDINGS[file.suffix.lower()]
+        if self.kind == "jsonl" and file.suffix.lower() == ".json" and _starts_with(file, b"["):
+            self.kind = "json"
+
+    def columns(self) -> list[str]:
+        """Names of the columns. Those of JSON are taken from the first row.
+
+        Raises:
+            DataError: the file has no header or can't be read.
+        """
+        try:
+            match self.kind:
+                case "parquet":
+                    return list(pq.read_schema(self.file).names)
+                case "json" | "jsonl":
+                    first = next(row for chunk in self._chunks([], 1) for row in chunk)
+                    return [name for name in first if name != "_error"]
+                case _ if self.names:
+                    return self.names
+                case kind:
+                    with open(self.file, "rb") as lines:
+                        header = lines.readline()
+                    return list(pyarrow.csv.read_csv(pa.BufferReader(header), parse_options=_csv(kind)).column_names)
+        except StopIteration:
+            return []
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise DataError(f"can't be read: {str(error).splitlines()[0]}", str(self.file)) from None
+
+    def require(self, wanted: Sequence[str]) -> None:
+        """Raise DataError if the file lacks one of the columns, listing those it has."""
+        there = self.columns()
+        for name in wanted:
+            if name not in there:
+                raise DataError(
+                    f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), "correct `data.inputs` or `data.target`"
+                )
+
+    def rows(self, wanted: Sequence[str], shard: int = 0, shards: int = 1) -> Iterator[list[dict[str, Any]]]:
+        """Chunks of raw rows: the wanted cells, `_row` (from 0, the header not counted), and `_error` where the line itself is broken.
+
+        Cells of CSV files are bytes, so that one that is not UTF-8 costs a row and not the file. Of several shards, each has every so many
+        chunks.
+        """
+        number = 0
+        for place, chunk in enumerate(self._chunks(wanted, _CHUNK if shards == 1 else _SMALL)):
+            if place % shards == shard:
+                yield [row | {"_row": number + i} for i, row in enumerate(chunk.to_pylist() if isinstance(chunk, pa.RecordBatch) else chunk)]
+            number += chunk.num_rows if isinstance(chunk, pa.RecordBatch) else len(chunk)
+
+    def _chunks(self, wanted: Sequence[str], size: int) -> Iterator[Any]:
+        """Record batches, or lists of dicts, of `size` rows; all columns of a JSON row where none is wanted."""
+        match self.kind:
             case "parquet":
-                return list(pq.read_schema(file).names)
+                yield from pq.ParquetFile(self.file).iter_batches(size, columns=list(wanted))
+            case "json":
+                yield from _batched((self._row(row, wanted) for row in self._list()), size)
             case "jsonl":
-                with open(file, "rb") as lines:
-                    first = next((line for line in lines if line.strip()), b"{}")
-                return list(json.loads(first))
+                with open(self.file, "rb") as lines:
+                    yield from _batched((self._line(line, wanted) for line in lines if line.strip()), size)
             case kind:
-                with open(file, "rb") as lines:
-                    header = lines.readline()
-                return list(pyarrow.csv.read_csv(pa.BufferReader(header), parse_options=_csv(kind)).column_names)
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise DataError(f"can't be read: {str(error).splitlines()[0]}", str(file)) from None
+                read = pyarrow.csv.ReadOptions(column_names=self.names)
+                types = dict.fromkeys(wanted, pa.binary())
+                convert = pyarrow.csv.ConvertOptions(include_columns=list(wanted), column_types=types, strings_can_be_null=False)
+                try:
+                    for batch in pyarrow.csv.open_csv(self.file, read_options=read, parse_options=_csv(kind), convert_options=convert):
+                        yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
+                except pa.ArrowException as error:
+                    raise DataError(f"not valid {kind.upper()}: {error}", str(self.file)) from None
+
+    def _list(self) -> list[Any]:
+        try:
+            return list(json.loads(self.file.read_bytes()))
+        except ValueError as error:
+            raise DataError(f"not valid JSON: {error}", str(self.file)) from None
+
+    def _line(self, line: bytes, wanted: Sequence[str]) -> dict[str, Any]:
+        try:
+            return self._row(json.loads(line), wanted)
+        except ValueError:
+            return {"_error": "not valid JSON"}
+
+    def _row(self, row: Any, wanted: Sequence[str]) -> dict[str, Any]:
+        if self.names and isinstance(row, list):
+            row = dict(zip(self.names, row, strict=False))
+        if not isinstance(row, dict):
+            return {"_error": "not a JSON object" if not self.names else "neither a JSON object nor a list"}
+        return {name: row.get(name) for name in wanted} if wanted else row
 
 
-def require(file: Path, wanted: list[str]) -> None:
-    """Raise DataError if a file lacks one of the columns, listing those it has."""
-    there = columns(file)
-    for name in wanted:
-        if name not in there:
-            raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(file), "correct `data.inputs` or `data.target`")
+def _batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    rest = iter(rows)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
 
 
-def rows(file: Path, wanted: list[str]) -> Iterator[list[dict[str, Any]]]:
-    """Chunks of raw rows: the wanted cells, `_row` (from 0, the header not counted), and `_error` where the line itself is broken.
-
-    Cells of CSV files are bytes, so that one that is not UTF-8 costs a row and not the file.
-    """
-    number = 0
-    for chunk in _chunks(file, wanted):
-        for row in chunk:
-            row["_row"] = number
-            number += 1
-        yield chunk
-
-
-def _chunks(file: Path, wanted: list[str]) -> Iterator[list[dict[str, Any]]]:
-    match _ENDINGS[file.suffix.lower()]:
-        case "parquet":
-            for batch in pq.ParquetFile(file).iter_batches(_CHUNK, columns=wanted):
-                yield batch.to_pylist()
-        case "jsonl":
-            yield from _json_lines(file, wanted)
-        case kind:
-            convert = pyarrow.csv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.binary()), strings_can_be_null=False)
-            try:
-                for batch in pyarrow.csv.open_csv(file, parse_options=_csv(kind), convert_options=convert):
-                    yield batch.to_pylist()
-            except pa.ArrowException as error:
-                raise DataError(f"not valid {kind.upper()}: {error}", str(file)) from None
-
-
-def _json_lines(file: Path, wanted: list[str]) -> Iterator[list[dict[str, Any]]]:
-    chunk: list[dict[str, Any]] = []
+def _starts_with(file: Path, sign: bytes) -> bool:
     with open(file, "rb") as lines:
-        for line in lines:
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                chunk.append({name: row.get(name) for name in wanted} if isinstance(row, dict) else {"_error": "not a JSON object"})
-            except ValueError:
-                chunk.append({"_error": "not valid JSON"})
-            if len(chunk) == _CHUNK:
-                yield chunk
-                chunk = []
-    if chunk:
-        yield chunk
+        return lines.read(64).lstrip().startswith(sign)
 
 
 def _csv(kind: str) -> Any:

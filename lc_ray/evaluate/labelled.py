@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lc_ray.data import read
 from lc_ray.errors import DataError
 from lc_ray.models.batches import prepare
@@ -26,15 +24,17 @@ def evaluate(model: str | Path | Predictor, source: str, target: str) -> dict[st
     """
     predictor = model if isinstance(model, Predictor) else load(model)
     names = [i.column for i in predictor.inputs]
+    required = [i.column for i in predictor.inputs if not i.optional]
     values: dict[str, list[Any]] = {name: [] for name in names}
     targets, rejected = [], 0
     for file in read.files(source):
-        read.require(file, [*names, target])
-        for row in (row for chunk in read.rows(file, [*names, target]) for row in chunk):
+        reader = read.Reader(file)
+        reader.require([*required, target])
+        for row in (row for chunk in reader.rows([n for n in [*names, target] if n in reader.columns()]) for row in chunk):
             try:
                 if "_error" in row:
                     raise DataError(row["_error"])
-                clean, label = predictor.decode(row), predictor.task.clean(row[target])
+                clean, label = predictor.decode(row, file.parent), predictor.task.clean(row[target])
             except DataError:
                 rejected += 1
                 continue
@@ -46,5 +46,5 @@ def evaluate(model: str | Path | Predictor, source: str, target: str) -> dict[st
                 values[name].append(clean[name])
     if not targets:
         raise DataError(f"no row can be used ({rejected} rejected)", source)
-    metrics = predictor.task.metrics(predictor.outputs(prepare(values, predictor.columns)), np.array(targets))
+    metrics = predictor.task.metrics(predictor.outputs(prepare(values, predictor.columns)), targets)
     return {**metrics, "rows": len(targets), "rejected": rejected}

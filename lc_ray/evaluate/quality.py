@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from lc_ray.data.prepare import TARGET
+from lc_ray.models.batches import parts_of, show
 from lc_ray.predictor import Predictor
+from lc_ray.spec import module_name
 
 Rows = dict[str, list[Any]]
 
@@ -26,12 +26,33 @@ def measure(predictor: Predictor, rows: Rows, mistakes: int = 0) -> tuple[dict[s
         mistakes: how many to give.
     """
     outputs = predictor.outputs(prepared_only(rows))
-    targets = [predictor.task.encode(t) for t in rows[TARGET]]
-    metrics = predictor.task.metrics(outputs, np.array(targets))
+    metrics = predictor.task.metrics(outputs, [predictor.task.encode(t) for t in rows[TARGET]])
     wrong = []
     for number, (output, target) in enumerate(zip(outputs, rows[TARGET], strict=True) if mistakes else ()):
-        answer = predictor.task.decode(output)
-        if answer.get("label", target) != target:
-            row = {i.column: str(rows[i.column][number]) for i in predictor.inputs}
-            wrong.append({"row": row, "target": target, "predicted": answer["label"], "probability": answer["probabilities"][answer["label"]]})
-    return metrics, sorted(wrong, key=lambda w: -w["probability"])[:mistakes]
+        answer = predictor.task.decode(output, parts_of(rows, predictor.columns, number))
+        if (sure := predictor.task.mistake(answer, target)) is not None:
+            wrong.append((sure, number, target, answer))
+    return metrics, [
+        {"row": show(parts_of(rows, predictor.columns, number), predictor.columns), "target": target, "predicted": next(iter(answer.values())), "sure": sure}
+        for sure, number, target, answer in sorted(wrong, key=lambda w: (-w[0], w[1]))[:mistakes]
+    ]
+
+
+def ablation(predictor: Predictor, rows: Rows) -> dict[str, dict[str, float]]:
+    """Metrics with each input column alone, and with each one removed; empty if there is but one, or if rows must have all.
+
+    Args:
+        predictor: the model.
+        rows: prepared rows by column, with their targets.
+    """
+    present = {i.column: f"{module_name(i.column)}.present" for i in predictor.inputs}
+    if len(present) < 2 or not all(i.optional for i in predictor.inputs):
+        return {}
+    views = {f"only {column}": [column] for column in present}
+    if len(present) > 2:
+        views |= {f"without {column}": [c for c in present if c != column] for column in present}
+    found = {}
+    for view, kept in views.items():
+        hidden = {name: [0.0] * len(rows[name]) for column, name in present.items() if column not in kept}
+        found[view], _ = measure(predictor, rows | hidden)
+    return found

@@ -41,6 +41,7 @@ def write_html(record: Record, path: Path) -> None:
         verdict=_verdict(record),
         labels=_labels(record),
         table=comparison(record),
+        ablation=ablation(record),
         exploits=exploits(segments, objective),
         objective=objective.replace("_", " "),
         curves=plots.curves(segments, objective, winner),
@@ -69,6 +70,9 @@ def print_table(record: Record, console: Console) -> None:
     for row in comparison(record):
         table.add_row(row.name, *(Text.assemble(figure, (_beside(versus), "dim")) for figure, versus in row.cells))
     console.print(table)
+    objective = _objective(record).replace("_", " ")
+    for row in ablation(record):
+        console.print(f"{row.name:<24}{next((value for value, name in row.cells if name == objective), '')} {objective}", highlight=False)
     if verdict := _verdict(record):
         console.print(Text(verdict, "bold green" if verdict == "accepted" else "bold red"))
         for reason in record["accept"]["reasons"]:
@@ -112,6 +116,14 @@ def comparison(record: Record) -> list[Row]:
         values = [m["cost"][part] for m in models]
         rows.append(Row(name, [(write(v), f"{v / values[0]:.2f}×" if i else "") for i, v in enumerate(values)]))
     return rows
+
+
+def ablation(record: Record) -> list[Row]:
+    """The final model's metrics with all inputs and with some of them hidden; empty if that was not measured."""
+    if not record.get("ablation"):
+        return []
+    views = {"all inputs": record["models"][-1]["metrics"], **record["ablation"]}
+    return [Row(view, [(plots.metric(name, value, 2), name.replace("_", " ")) for name, value in metrics.items()]) for view, metrics in views.items()]
 
 
 def exploits(segments: list[Record], objective: str) -> list[str]:

@@ -2,12 +2,17 @@
 
 A modality file defines two classes:
 
-    Modality(spec, source)            for rows
-        .decode(value, errors)        a cell → a clean value; DataError says why not
-        .prepare(values)              clean values → columns of variable-length lists, computed once per dataset
+    Modality(spec, source)            for rows; `source` is the base model's folder or name, or an artifact's processor folder
+        .TYPE                         Arrow type of a clean value
+        .decode(value, errors, folder)  a cell → a clean value; DataError says why not. `folder` is the data file's, in which
+                                      a path in a cell is looked for; without it, in a request, no file is ever opened
+        .prepare(values)              clean values → columns of lists, computed once per dataset; None stands for a missing one
         .sizes(columns)               cost of each row, by which rows of like size are batched together
         .collate(columns)             those lists → padded tensors
+        .augment(tensors, random)     collated training tensors, varied
+        .show(parts)                  one row's prepared parts → what a request may carry, as JSON
         .save(folder)                 what is needed to do the same when serving
+        .example                      a value that may stand for any, to warm up with
     Encoder                           for tensors
         Encoder.pretrained(spec, source)  /  Encoder.rebuild(config)
         .config, .width

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
@@ -25,6 +26,9 @@ class Modality:
         ModelError: the source has no tokenizer.
     """
 
+    TYPE = pa.string()
+    example = "warm up"
+
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         self.spec = spec
         try:
@@ -34,7 +38,7 @@ class Modality:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
-    def decode(self, value: Any, errors: str = "strict") -> str:
+    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> str:
         """A cell as text. Bytes are decoded as UTF-8, with `errors` "strict" or "replace".
 
         Raises:
@@ -55,10 +59,18 @@ class Modality:
             raise DataError("empty text")
         return value
 
-    def prepare(self, values: list[str]) -> dict[str, list[Any]]:
-        """Token ids of each text, cut at `max_length`, not padded."""
-        ids = self.tokenizer(values, truncation=True, max_length=self.spec.max_length)["input_ids"]
-        return {"input_ids": list(ids)}
+    def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
+        """Each text, and its token ids, cut at `max_length`, not padded."""
+        ids = self.tokenizer([value or "" for value in values], truncation=True, max_length=self.spec.max_length)["input_ids"]
+        return {"text": values, "input_ids": list(ids)}
+
+    def show(self, parts: dict[str, Any]) -> Any:
+        """The text."""
+        return parts["text"]
+
+    def augment(self, tensors: dict[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
+        """Texts are left as they are."""
+        return tensors
 
     def sizes(self, columns: dict[str, list[Any]]) -> list[int]:
         """Tokens per row."""
@@ -94,15 +106,17 @@ class Encoder(nn.Module):
         self.model = model
 
     @classmethod
-    def pretrained(cls, spec: InputSpec, source: str) -> Encoder:
-        """With pretrained weights from a folder or hub id."""
+    def pretrained(cls, spec: InputSpec, source: str) -> Self:
+        """With pretrained weights from a folder or hub id, or random ones of that shape."""
         try:
+            if spec.weights == "random":
+                return cls(AutoModel.from_config(AutoConfig.from_pretrained(source)))
             return cls(AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True))
         except (OSError, ValueError) as error:
             raise ModelError(f"no model can be loaded: {str(error).splitlines()[0]}", source) from None
 
     @classmethod
-    def rebuild(cls, config: dict[str, Any]) -> Encoder:
+    def rebuild(cls, config: dict[str, Any]) -> Self:
         """With weights yet to be loaded, from `config`."""
         kept = {k: v for k, v in config.items() if k != "model_type"}
         return cls(AutoModel.from_config(AutoConfig.for_model(config["model_type"], **kept)))

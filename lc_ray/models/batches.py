@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from lc_ray.errors import DataError
 from lc_ray.spec import module_name
 
 
 def collate(rows: dict[str, list[Any]], columns: dict[str, Any]) -> dict[str, Tensor]:
-    """Padded tensors named `column.tensor`.
+    """Padded tensors named `column.tensor`; `column.present` too, for columns that a row may lack.
 
     Args:
         rows: prepared lists named `column.part`.
@@ -18,19 +21,88 @@ def collate(rows: dict[str, list[Any]], columns: dict[str, Any]) -> dict[str, Te
     """
     batch: dict[str, Tensor] = {}
     for column, modality in columns.items():
-        prefix = f"{module_name(column)}."
-        parts = {k.removeprefix(prefix): v for k, v in rows.items() if k.startswith(prefix)}
-        batch |= {f"{prefix}{name}": tensor for name, tensor in modality.collate(parts).items()}
+        name = module_name(column)
+        parts = {k.removeprefix(f"{name}."): v for k, v in rows.items() if k.startswith(f"{name}.")}
+        if (present := parts.pop("present", None)) is not None:
+            batch[f"{name}.present"] = torch.tensor(present, dtype=torch.float32)
+        batch |= {f"{name}.{part}": tensor for part, tensor in modality.collate(parts).items()}
     return batch
 
 
+def vary(batch: dict[str, Tensor], columns: dict[str, Any], random: torch.Generator) -> dict[str, Tensor]:
+    """A training batch with the columns that ask for it augmented."""
+    for column, modality in columns.items():
+        if modality.spec.augment:
+            prefix = f"{module_name(column)}."
+            own = {k.removeprefix(prefix): v for k, v in batch.items() if k.startswith(prefix)}
+            batch = batch | {f"{prefix}{name}": tensor for name, tensor in modality.augment(own, random).items()}
+    return batch
+
+
+def hide(batch: dict[str, Tensor], drop: float, random: torch.Generator) -> dict[str, Tensor]:
+    """Modality dropout (Neverova et al. 2016, arXiv:1501.00102): each column of a row is hidden with probability `drop`, never all of them."""
+    names = [name for name in batch if name.endswith(".present")]
+    if not drop or len(names) < 2:
+        return batch
+    present = torch.stack([batch[name] for name in names], 1)  # (batch, columns)
+    kept = present * (torch.rand(present.shape, generator=random) >= drop)
+    kept = torch.where(kept.any(1, keepdim=True), kept, present)
+    return batch | {name: kept[:, i] for i, name in enumerate(names)}
+
+
 def prepare(values: dict[str, list[Any]], columns: dict[str, Any]) -> dict[str, list[Any]]:
-    """Clean values by column → prepared lists named `column.part`, and `_size`, each row's cost."""
+    """Clean values by column, None where a row lacks one → prepared lists named `column.part`, and `_size`, each row's cost."""
     rows: dict[str, list[Any]] = {}
     sizes: list[list[int]] = []
     for column, modality in columns.items():
-        parts = modality.prepare(values[column])
-        rows |= {f"{module_name(column)}.{name}": part for name, part in parts.items()}
+        parts, name = modality.prepare(values[column]), module_name(column)
+        rows |= {f"{name}.{part}": cells for part, cells in parts.items()}
+        if modality.spec.optional:
+            rows[f"{name}.present"] = [float(value is not None) for value in values[column]]
         sizes.append(modality.sizes(parts))
     rows["_size"] = [sum(of_row) for of_row in zip(*sizes, strict=True)]
     return rows
+
+
+def parts_of(rows: dict[str, Any], columns: dict[str, Any], number: int | None = None) -> dict[str, dict[str, Any]]:
+    """One row's prepared parts by column: of lists, row `number`; or of a row, all of it."""
+    found: dict[str, dict[str, Any]] = {}
+    for column in columns:
+        prefix = f"{module_name(column)}."
+        found[column] = {k.removeprefix(prefix): v if number is None else v[number] for k, v in rows.items() if k.startswith(prefix)}
+    return found
+
+
+def show(parts: dict[str, dict[str, Any]], columns: dict[str, Any]) -> dict[str, Any]:
+    """A prepared row as a request may carry it, by column; a missing value is null."""
+    return {c: None if parts[c].get("present") == 0 else modality.show(parts[c]) for c, modality in columns.items()}
+
+
+def decode(row: dict[str, Any], columns: dict[str, Any], errors: str = "strict", folder: Path | None = None) -> dict[str, Any]:
+    """Clean values of a row by column, None for one that it lacks and may lack.
+
+    Args:
+        row: cells by column.
+        columns: a `Modality` per column.
+        errors: "strict" or "replace", for text that is not UTF-8.
+        folder: in which paths are looked for; None opens no file.
+
+    Raises:
+        DataError: a value can't be used, or all are missing; `where` is the column.
+    """
+    clean: dict[str, Any] = {}
+    for name, modality in columns.items():
+        if modality.spec.optional and _absent(row.get(name)):
+            clean[name] = None
+            continue
+        try:
+            clean[name] = modality.decode(row[name], errors, folder)
+        except DataError as error:
+            raise DataError(error.what, name) from None
+    if all(value is None for value in clean.values()):
+        raise DataError("all of them are missing", ", ".join(clean))
+    return clean
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value) or (isinstance(value, str | bytes) and not value.strip())

@@ -1,37 +1,150 @@
-"""One encoder per input column, pooled, joined, and a head. One text column is its simplest case."""
+"""One encoder per input column, joined, and a head. One text column is its simplest case."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lc_ray.spec import module_name
+from lc_ray.errors import ModelError
+from lc_ray.spec import FusionSpec, module_name
+
+_LAYERS, _HEADS = 2, 4  # of the attention fusion
 
 
 class FusionModel(nn.Module):
-    """Encoders by column → concatenation of their mean-pooled vectors → dropout → head.
+    """Encoders by column → fused vector → dropout → head.
+
+    A column's tensors may include `present` (batch,), 0 where a row lacks it: its positions are then hidden from everything behind.
 
     Args:
         encoders: one per input column, in order; see `lc_ray.modalities`.
-        head: (batch, sum of widths) → outputs.
+        fusion: how they are joined.
+        task: gives the head; its `POSITIONS` says whether it is for each position of the only column instead of the row.
         dropout: before the head.
+
+    Raises:
+        ModelError: several columns for a task of positions.
     """
 
-    def __init__(self, encoders: dict[str, nn.Module], head: nn.Module, dropout: float) -> None:
+    def __init__(self, encoders: dict[str, nn.Module], fusion: FusionSpec, task: object, dropout: float) -> None:
         super().__init__()
         self.columns = list(encoders)
+        self.fusion = fusion
+        self.positions = bool(getattr(task, "POSITIONS", False))
+        if self.positions and len(encoders) > 1:
+            raise ModelError("this task labels each position of one input column; there are several", ", ".join(encoders), "leave one in data.inputs")
+        widths = [int(e.width) for e in encoders.values()]  # type: ignore[arg-type]
         self.encoders = nn.ModuleDict({module_name(c): e for c, e in encoders.items()})
+        self.join = nn.Identity() if len(encoders) == 1 else {"concat": Concat, "gated": Gated, "attention": Attention}[fusion.kind](widths, fusion.width)
         self.dropout = nn.Dropout(dropout)
-        self.head = head
+        self.head: nn.Module = task.head(widths[0] if len(encoders) == 1 else self.join.width)  # type: ignore[attr-defined, arg-type]
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Outputs of the head for a batch of tensors named `column.tensor`."""
-        pooled = []
+        """Outputs of the head for a batch of tensors named `column.tensor`: (batch, ...), or (batch, positions, ...) for a task of positions."""
+        hidden, masks, present = [], [], []
         for column in self.columns:
             prefix = f"{module_name(column)}."
             tensors = {k.removeprefix(prefix): v for k, v in batch.items() if k.startswith(prefix)}
-            hidden, mask = self.encoders[module_name(column)](**tensors)  # (batch, positions, width), (batch, positions)
-            weight = mask.unsqueeze(-1).to(hidden.dtype)
-            pooled.append((hidden * weight).sum(1) / weight.sum(1).clamp(min=1))  # (batch, width)
-        outputs: Tensor = self.head(self.dropout(torch.cat(pooled, dim=-1)))
+            there = tensors.pop("present", None)
+            states, mask = self.encoders[module_name(column)](**tensors)  # (batch, positions, width), (batch, positions)
+            if there is None:
+                there = mask.new_ones(mask.shape[:1])
+            hidden.append(states)
+            masks.append(mask * there.unsqueeze(-1).to(mask.dtype))
+            present.append(there)
+        if self.positions:
+            outputs: Tensor = self.head(self.dropout(hidden[0]))
+        elif len(hidden) == 1:
+            outputs = self.head(self.dropout(pool(hidden[0], masks[0])))
+        else:
+            outputs = self.head(self.dropout(self.join(hidden, masks, torch.stack(present, 1))))
         return outputs
+
+
+def pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the positions that a mask leaves: (batch, positions, width), (batch, positions) → (batch, width); 0 where it leaves none."""
+    weight = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+class Concat(nn.Module):
+    """Pooled vectors, normalised so that none drowns the others, side by side; then a layer in which they can interact."""
+
+    def __init__(self, widths: list[int], width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(w) for w in widths)
+        self.mix = nn.Linear(sum(widths), width)
+        self.width = width
+
+    def forward(self, hidden: list[Tensor], masks: list[Tensor], present: Tensor) -> Tensor:
+        """→ (batch, width)."""
+        pooled = [
+            norm(pool(h, m)) * present[:, i : i + 1].to(h.dtype) for i, (norm, h, m) in enumerate(zip(self.norms, hidden, masks, strict=True))
+        ]
+        return torch.relu(self.mix(torch.cat(pooled, -1)))
+
+
+class Gated(nn.Module):
+    """Gated multimodal units (Arevalo et al. 2017, arXiv:1702.01992): a sum of the columns' vectors, weighted by what all of them say."""
+
+    def __init__(self, widths: list[int], width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(w) for w in widths)
+        self.project = nn.ModuleList(nn.Linear(w, width) for w in widths)
+        self.gates = nn.ModuleList(nn.Linear(sum(widths), width) for _ in widths)
+        self.width = width
+
+    def forward(self, hidden: list[Tensor], masks: list[Tensor], present: Tensor) -> Tensor:
+        """→ (batch, width)."""
+        there = [present[:, i : i + 1].to(hidden[0].dtype) for i in range(len(hidden))]
+        pooled = [norm(pool(h, m)) * t for norm, h, m, t in zip(self.norms, hidden, masks, there, strict=True)]
+        joined = torch.cat(pooled, -1)
+        gated = [
+            torch.sigmoid(gate(joined)) * torch.tanh(project(p)) * t
+            for gate, project, p, t in zip(self.gates, self.project, pooled, there, strict=True)
+        ]
+        return torch.stack(gated).sum(0)
+
+
+class Attention(nn.Module):
+    """A transformer over the positions of all columns, each marked with its column, read at a position of its own."""
+
+    def __init__(self, widths: list[int], width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(w) for w in widths)
+        self.project = nn.ModuleList(nn.Linear(w, width) for w in widths)
+        self.column = nn.Parameter(0.02 * torch.randn(len(widths), width))
+        self.read = nn.Parameter(0.02 * torch.randn(width))
+        self.blocks = nn.ModuleList(Block(width, _HEADS) for _ in range(_LAYERS))
+        self.width = width
+
+    def forward(self, hidden: list[Tensor], masks: list[Tensor], present: Tensor) -> Tensor:
+        """→ (batch, width)."""
+        parts = [p(n(h)) + c for p, n, h, c in zip(self.project, self.norms, hidden, self.column, strict=True)]
+        read = self.read.expand(len(present), 1, -1).to(parts[0].dtype)
+        mask = torch.cat([masks[0].new_ones(len(present), 1), *(m.to(masks[0].dtype) for m in masks)], 1)  # (batch, 1 + positions)
+        mixed, seen = torch.cat([read, *parts], 1), mask[:, None, None].bool()
+        for block in self.blocks:
+            mixed = block(mixed, seen)
+        return mixed[:, 0]
+
+
+class Block(nn.Module):
+    """A transformer layer, normalised before each part (Xiong et al. 2020, arXiv:2002.04745)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = heads, width // heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        """x (batch, positions, width), seen (batch, 1, 1, positions) → (batch, positions, width)."""
+        normal = self.before(x)
+        q, k, v = (part(normal).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)  # (batch, positions, width)
+        x = x + self.out(attended)
+        up: Tensor = self.down(F.gelu(self.up(self.between(x))))
+        return x + up

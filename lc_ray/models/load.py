@@ -20,7 +20,7 @@ from lc_ray.artifact import Artifact, Manifest
 from lc_ray.errors import ArtifactError, ModelError
 from lc_ray.models.fusion import FusionModel
 from lc_ray.models.shapes import Attributes, Shapes, apply
-from lc_ray.spec import InputSpec, ModelSpec, module_name
+from lc_ray.spec import FusionSpec, InputSpec, ModelSpec, module_name
 
 # Open models that stand in for closed or unwieldy names of the article; the choice is always logged.
 ALIASES = {"gpt3": "openai-community/gpt2", "gpt-3": "openai-community/gpt2"}
@@ -33,7 +33,7 @@ def find(name: str) -> str:
     """A base model's folder. A model of the hub is downloaded once, and then found in the cache even without a network.
 
     Args:
-        name: hub id, folder, `package:NAME/path`, or an alias.
+        name: hub id, folder, `package:NAME/path`, a torchvision model, whose name is returned as it is, or an alias.
 
     Raises:
         ModelError: a path, package or hub id that does not exist, or the hub can't be reached and the model was not downloaded before.
@@ -47,7 +47,13 @@ def find(name: str) -> str:
         return str(Path(name).expanduser().resolve())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError("no such folder", name, "give a folder with config.json, a Hugging Face id, or package:NAME/path")
-    return _download(name)
+    return name if _in_torchvision(name) else _download(name)
+
+
+def _in_torchvision(name: str) -> bool:
+    import torchvision  # slow to import, and most names are folders
+
+    return "/" not in name and name in torchvision.models.list_models()
 
 
 @functools.lru_cache(maxsize=8)
@@ -81,29 +87,30 @@ def package_path(name: str) -> Path:
     return path
 
 
-def modalities(inputs: list[InputSpec], source: str | Path) -> dict[str, Any]:
-    """A `Modality` per column. `source` is the base model, or an artifact's processor folder with a subfolder per column."""
-    of_column = {i.column: Path(source) / module_name(i.column) for i in inputs}
+def modalities(inputs: list[InputSpec], processors: Path | None = None) -> dict[str, Any]:
+    """A `Modality` per column, from its base model, or from an artifact's processor folder with a subfolder per column."""
     return {
-        i.column: family.load("modalities", i.modality).Modality(i, of_column[i.column] if of_column[i.column].is_dir() else source)
+        i.column: family.load("modalities", i.modality).Modality(i, processors / module_name(i.column) if processors else _source(i))
         for i in inputs
     }
 
 
+def _source(spec: InputSpec) -> str:
+    return find(spec.base) if spec.base else ""
+
+
 def pretrained(spec: ModelSpec, inputs: list[InputSpec], task: Any) -> FusionModel:
-    """The base model's encoder for each column, and a new head for the task.
+    """The base model's encoder for each column, what joins them, and a new head for the task.
 
     Raises:
-        ModelError: the base can't be found or loaded.
+        ModelError: a base can't be found or loaded.
     """
-    source = find(spec.base)
-    encoders = {i.column: _quietly(lambda i=i: family.load("modalities", i.modality).Encoder.pretrained(i, source)) for i in inputs}
-    model = FusionModel(encoders, task.head(sum(e.width for e in encoders.values())), spec.dropout)
-    return freeze(model, spec.freeze)
+    encoders = {i.column: _quietly(lambda i=i: family.load("modalities", i.modality).Encoder.pretrained(i, _source(i))) for i in inputs}
+    return freeze(FusionModel(encoders, spec.fusion, task, spec.dropout), spec.freeze, inputs)
 
 
-def freeze(model: FusionModel, parts: tuple[str, ...]) -> FusionModel:
-    """Stop training parameters whose name contains one of `parts`.
+def freeze(model: FusionModel, parts: tuple[str, ...], inputs: list[InputSpec]) -> FusionModel:
+    """Stop training parameters whose name contains one of `parts`, and encoders whose rate is 0.
 
     Raises:
         ModelError: a part that no parameter's name contains.
@@ -112,6 +119,7 @@ def freeze(model: FusionModel, parts: tuple[str, ...]) -> FusionModel:
     for part in parts:
         if not any(part in n for n in names):
             raise ModelError(f"model.freeze: no parameter's name contains '{part}'", fix=f"for example {names[0]}")
+    parts = (*parts, *(f"encoders.{module_name(i.column)}." for i in inputs if i.rate == 0))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(part in name for part in parts))
     return model
@@ -120,15 +128,15 @@ def freeze(model: FusionModel, parts: tuple[str, ...]) -> FusionModel:
 def describe(model: FusionModel, inputs: list[InputSpec], shapes: Shapes, attributes: Attributes) -> dict[str, Any]:
     """A manifest's `architecture`."""
     encoders = {i.column: {"modality": i.modality, "config": model.encoders[module_name(i.column)].config} for i in inputs}
-    return {"encoders": encoders, "dropout": model.dropout.p, "shapes": shapes, "attributes": attributes}
+    fusion = model.fusion.model_dump(mode="json")
+    return {"encoders": encoders, "fusion": fusion, "dropout": model.dropout.p, "shapes": shapes, "attributes": attributes}
 
 
 def rebuild(manifest: Manifest) -> FusionModel:
     """The unloaded model of a manifest, pruned shapes included."""
     known = manifest.architecture
     encoders = {c: family.load("modalities", e["modality"]).Encoder.rebuild(e["config"]) for c, e in known["encoders"].items()}
-    head = task_of(manifest).head(sum(e.width for e in encoders.values()))
-    model = FusionModel(encoders, head, known["dropout"])
+    model = FusionModel(encoders, FusionSpec(**known["fusion"]), task_of(manifest), known["dropout"])
     return apply(model, known["shapes"], known["attributes"])  # type: ignore[return-value]
 
 

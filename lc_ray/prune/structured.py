@@ -67,7 +67,7 @@ class Layer:
     Attributes:
         name: module whose outputs they are.
         group: DepGraph's record of what must go together.
-        parts: parameters and the dimension that the channels lie along.
+        parts: parameters, the dimension that the channels lie along, and which of its indices they are.
         size: channels per unit: those of a head, or 1.
         units: how many there are.
         step: how many are removed at a time.
@@ -76,7 +76,7 @@ class Layer:
 
     name: str
     group: Any
-    parts: list[tuple[nn.Parameter, int]]
+    parts: list[tuple[nn.Parameter, int, list[int]]]
     size: int
     units: int
     step: int
@@ -85,11 +85,11 @@ class Layer:
     @property
     def cost(self) -> int:
         """Parameters of one unit."""
-        return sum(p.numel() // p.shape[dim] for p, dim in self.parts) * self.size
+        return sum(p.numel() // p.shape[dim] for p, dim, _ in self.parts) * self.size
 
     def score(self) -> Tensor:
         """Squared contribution of each unit (units,)."""
-        channels = torch.stack([contribution(p, dim).cpu().double() for p, dim in self.parts]).sum(0)  # (units × size,)
+        channels = torch.stack([contribution(p, dim).cpu().double()[indices] for p, dim, indices in self.parts]).sum(0)  # (units × size,)
         return channels.view(self.units, self.size).sum(1).square()
 
 
@@ -167,10 +167,9 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
             continue
         if len(indices) != channels:
             return None
-        inputs = "in_channels" in dep.handler.__name__
-        parts.append((module.weight, 1 if inputs else 0))
-        if not inputs and module.bias is not None:
-            parts.append((module.bias, 0))
+        inputs = "in_channels" in dep.handler.__name__ and module.weight.dim() > 1
+        along = [(module.weight, 1)] if inputs else [(module.weight, 0), (module.bias, 0)]
+        parts += [(tensor, dim, list(indices)) for tensor, dim in along if tensor is not None]
         owner = _owner(names[module], names)
         if not inputs and (width := getattr(owner, "attention_head_size", None) or getattr(owner, "head_dim", None)):
             attention, size = owner, int(width)

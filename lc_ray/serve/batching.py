@@ -149,7 +149,7 @@ class Batcher:
         """Run a batch; if it fails, run each of its requests alone, so that one can't fail its neighbours."""
         try:
             merged = {name: [row.parts[name] for row in batch] for name in batch[0].parts}
-            answers = [self.predictor.task.decode(output) for output in self.predictor.outputs(merged, len(batch))]
+            answers = self.predictor.answers(merged, len(batch))
         except Exception as error:
             jobs = {id(row.job): row.job for row in batch}
             if len(jobs) == 1:

@@ -26,8 +26,7 @@ class Endpoint:
     def __init__(self, predictor: Predictor, spec: ServeSpec) -> None:
         self.predictor, self.spec = predictor, spec
         self.name, self.version = predictor.artifact.manifest.name, predictor.artifact.digest
-        # A modality whose values are not text says in `example` what may stand for one.
-        example = {column: getattr(modality, "example", "warm up") for column, modality in predictor.columns.items()}
+        example = {column: modality.example for column, modality in predictor.columns.items()}
         for rows in (1, spec.batch.max, spec.batch.max):
             predictor.predict([example] * rows, spec.batch.max)
         self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue)

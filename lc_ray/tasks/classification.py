@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError
+from lc_ray.spec import TaskSpec
 
 
 class Task:
@@ -19,12 +23,15 @@ class Task:
 
     Args:
         labels: their names; a label's index is its position.
+        weights: of each label in the loss, if they differ.
     """
 
+    TYPE = pa.string()
     objective = "accuracy"
+    POSITIONS = False
 
-    def __init__(self, labels: list[str]) -> None:
-        self.labels = labels
+    def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:
+        self.labels, self.weights = labels, weights
         self._index = {label: i for i, label in enumerate(labels)}
 
     @staticmethod
@@ -44,21 +51,23 @@ class Task:
         return str(value).strip()
 
     @classmethod
-    def fit(cls, targets: list[str]) -> Task:
-        """Labels of the training rows, sorted.
+    def fit(cls, targets: Iterable[str], spec: TaskSpec) -> Task:
+        """Labels of the training rows, sorted. Balanced weights are inversely proportional to how often a label occurs.
 
         Raises:
             DataError: fewer than two of them.
         """
-        labels = sorted(set(targets))
+        counts = Counter(targets)
+        labels = sorted(counts)
         if len(labels) < 2:
             raise DataError(f"classification needs at least 2 labels; the training rows have {labels}", fix="check `data.target`")
-        return cls(labels)
+        balanced = [counts.total() / len(labels) / counts[label] for label in labels]
+        return cls(labels, balanced if spec.class_weights == "balanced" else None)
 
     @property
     def config(self) -> dict[str, Any]:
         """Arguments of this class, as JSON."""
-        return {"labels": self.labels}
+        return {"labels": self.labels} | ({"weights": self.weights} if self.weights else {})
 
     def encode(self, target: str) -> int:
         """Index of a label.
@@ -75,27 +84,32 @@ class Task:
             )
         return self._index[target]
 
+    def collate(self, encoded: list[int]) -> Tensor:
+        """Label indices (batch,)."""
+        return torch.tensor(encoded)
+
     def head(self, width: int) -> nn.Module:
         """(batch, width) → (batch, labels)."""
         return nn.Linear(width, len(self.labels))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of outputs (batch, labels) against targets (batch,)."""
-        return F.cross_entropy(outputs.float(), targets)
+        weight = torch.tensor(self.weights, device=outputs.device) if self.weights else None
+        return F.cross_entropy(outputs.float(), targets, weight)
 
-    def distill(self, outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Kullback-Leibler divergence from the teacher's softened labels (Hinton et al. 2015, arXiv:1503.02531)."""
         student, parent = (F.log_softmax(x.float() / temperature, dim=-1) for x in (outputs, teacher))
         return F.kl_div(student, parent, log_target=True, reduction="batchmean") * temperature**2
 
-    def metrics(self, outputs: NDArray[np.float32], targets: NDArray[np.int64]) -> dict[str, float]:
-        """Accuracy, macro F1, log loss in nats, and expected calibration error in 15 bins (Guo et al. 2017).
+    def metrics(self, outputs: list[NDArray[np.float32]], encoded: list[int]) -> dict[str, float]:
+        """Accuracy, macro F1, log loss in nats, and expected calibration error in 15 bins (Guo et al. 2017); top-5 accuracy above 5 labels.
 
         Args:
-            outputs: logits (rows, labels).
-            targets: label indices (rows,).
+            outputs: logits of each row, (labels,).
+            encoded: each row's label index.
         """
-        logits = torch.from_numpy(outputs).double()
+        logits, targets = torch.from_numpy(np.stack(outputs)).double(), np.array(encoded)
         probability = logits.softmax(-1).numpy()  # (rows, labels)
         predicted, rows = probability.argmax(-1), np.arange(len(targets))
         true_positive = np.array([((predicted == k) & (targets == k)).sum() for k in range(len(self.labels))])
@@ -105,15 +119,21 @@ class Task:
         confidence, correct = probability.max(-1), predicted == targets
         bins = np.minimum((confidence * 15).astype(int), 14)
         gaps = [abs(correct[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
+        five = (np.argsort(-probability, -1)[:, :5] == targets[:, None]).any(1)
         return {
             "accuracy": float(correct.mean()),
+            **({"top5_accuracy": float(five.mean())} if len(self.labels) > 5 else {}),
             "macro_f1": float(f1),
             "log_loss": float(-np.log(np.maximum(probability[rows, targets], 1e-12)).mean()),
             "calibration_error": float(np.sum(gaps)),
         }
 
-    def decode(self, output: NDArray[np.float32]) -> dict[str, Any]:
+    def decode(self, output: NDArray[np.float32], parts: dict[str, Any]) -> dict[str, Any]:
         """Logits (labels,) → the label and every label's probability."""
         probability = torch.from_numpy(np.asarray(output)).double().softmax(-1).tolist()
         best = int(np.argmax(probability))
         return {"label": self.labels[best], "probabilities": dict(zip(self.labels, probability, strict=True))}
+
+    def mistake(self, answer: dict[str, Any], target: str) -> float | None:
+        """Probability of a wrong label."""
+        return None if answer["label"] == target else float(answer["probabilities"][answer["label"]])

@@ -24,9 +24,10 @@ from lc_ray.data.batch import stream
 from lc_ray.data.prepare import TARGET, Prepared, open_prepared
 from lc_ray.errors import TrainError
 from lc_ray.models import load
-from lc_ray.models.batches import collate
+from lc_ray.models.batches import collate, hide, vary
 from lc_ray.models.fusion import FusionModel
 from lc_ray.models.shapes import difference
+from lc_ray.spec import module_name
 from lc_ray.train import checkpoint
 from lc_ray.train.clock import Clock
 from lc_ray.train.deepspeed import config as deepspeed_config
@@ -57,8 +58,8 @@ def train_segment(config: dict[str, Any]) -> None:
         with clock("data"):
             inputs, targets = next(batches)
         rate = learning_rate(worker.spec.train.learning_rate, step, segment.phase, worker.spec.train.warmup)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = rate
+        for group, factor in zip(engine.optimizer.param_groups, worker.rates, strict=True):
+            group["lr"] = rate * factor
         with clock("compute"):
             loss = worker.loss(engine(inputs), inputs, targets, teacher)
             engine.backward(loss)
@@ -106,9 +107,9 @@ class Worker:
             _keep_freed_memory()
         self.data: Prepared = open_prepared(segment.prepared)
         self.task = self.data.task()
-        self.inputs = list(self.spec.data.inputs)
+        self.inputs = self.spec.inputs()
         with self.clock("start"):
-            self.columns = load.modalities(self.inputs, load.find(self.spec.model.base))
+            self.columns = load.modalities(self.inputs)
             self.kept: dict[str, Any] = {}
             torch.manual_seed(segment.seed)
             self.model = self._starting_model().to(self.device)
@@ -119,7 +120,7 @@ class Worker:
             return load.pretrained(self.spec.model, self.inputs, self.task)
         parent = artifact.read(self._artifact_folder(self.segment.parent), verify=False)
         self.kept = parent.manifest.lineage.get("kept", {})
-        return load.freeze(load.open_model(parent), self.spec.model.freeze)
+        return load.freeze(load.open_model(parent), self.spec.model.freeze, self.inputs)
 
     def _artifact_folder(self, key: str) -> Any:
         return self.segment.folder.with_name(key) / "model"
@@ -157,19 +158,31 @@ class Worker:
         pruner.scores = scores.cpu()
         removed = pruner.remove((self.segment.pruned - parent) / (1 - parent))
         self.kept = {name: units | {"before": self.kept.get(name, units)["before"]} for name, units in removed.items()}
-        load.freeze(self.model, self.spec.model.freeze)
+        load.freeze(self.model, self.spec.model.freeze, self.inputs)
         self.tell(post, "pruned", kept=self.kept)
 
     def initialize(self) -> Any:
         """The DeepSpeed engine around the model."""
         self.shapes = difference(self.model, self._original())  # before ZeRO-3 leaves this worker with a slice of each tensor
         self.model.train()
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        groups = self._groups()
+        self.rates = list(groups)
+        trained = [{"params": parameters} for parameters in groups.values()]
         optimizer = torch.optim.AdamW(trained, lr=self.spec.train.learning_rate, weight_decay=self.spec.train.weight_decay, fused=True)
         settings = deepspeed_config(self.spec.train, self.spec.model)
-        engine, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, model_parameters=trained, config=settings)
+        engine, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, config=settings)
         engine.enable_backward_allreduce = self.world > 1  # one worker's gradients would be copied to and fro
         return engine
+
+    def _groups(self) -> dict[float, list[Any]]:
+        """Trained parameters by the factor on their learning rate."""
+        of_encoder = {f"encoders.{module_name(i.column)}.": i.rate for i in self.inputs}
+        groups: dict[float, list[Any]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                rate = next((r for prefix, r in of_encoder.items() if name.startswith(prefix)), 1.0)
+                groups.setdefault(rate, []).append(parameter)
+        return groups
 
     def resume(self, engine: Any) -> dict[str, Any]:
         """Progress of this segment: its own checkpoint after a failure, else its parent's optimizer, else a fresh start."""
@@ -184,13 +197,19 @@ class Worker:
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This worker's training batches from a step on."""
-        for rows in stream(self.data, self.rank, self.world, self.spec.train.batch_size, self.segment.seed, start):
-            yield self._tensors(rows)
+        random = torch.Generator()
+        for step, rows in enumerate(stream(self.data, self.rank, self.world, self.spec.train.batch_size, self.segment.seed, start), start):
+            random.manual_seed((self.segment.seed * 1_000_003 + step) * 1009 + self.rank)
+            yield self._tensors(rows, random)
 
-    def _tensors(self, rows: dict[str, list[Any]]) -> Batch:
-        inputs = {k: v.to(self.device) for k, v in collate(rows, self.columns).items()}
-        targets = torch.tensor([self.task.encode(t) for t in rows[TARGET]], device=self.device)
-        return inputs, targets
+    def _tensors(self, rows: dict[str, list[Any]], random: torch.Generator | None = None) -> Batch:
+        """A batch on the device; varied, and with columns hidden, where `random` is given."""
+        inputs = collate(rows, self.columns)
+        if random is not None:
+            inputs = vary(inputs, self.columns, random)
+            inputs = hide(inputs, self.spec.model.fusion.drop, random)
+        targets = self.task.collate([self.task.encode(t) for t in rows[TARGET]])
+        return {k: v.to(self.device) for k, v in inputs.items()}, targets.to(self.device)
 
     def loss(self, outputs: Tensor, inputs: dict[str, Tensor], targets: Tensor, teacher: FusionModel | None) -> Tensor:
         """The task's loss, mixed with distance from the teacher while recovering."""
@@ -200,29 +219,38 @@ class Worker:
         recover = self.spec.prune.recover
         with torch.no_grad(), self._autocast():
             soft = teacher(inputs)
-        softened: Tensor = self.task.distill(outputs, soft, recover.temperature)
+        softened: Tensor = self.task.distill(outputs, soft, targets, recover.temperature)
         return (1 - recover.distill) * loss + recover.distill * softened
 
     def evaluate(self, model: FusionModel) -> dict[str, float]:
         """Metrics over all validation rows: each worker takes some parts, and none is dropped to make shares equal."""
-        outputs, targets = [], []
+        outputs, targets = list[Any](), list[Any]()
+        self._agree(model)
         model.eval()
         parts = self.data.parts("validation")
         batches = [table for part in parts[self.rank :: self.world] for table in _by_length(part)]
         spare = next(_by_length(parts[0]))
         for step in range(self._most(len(batches))):
             # A worker that is done goes on with spare rows while others need it: with ZeRO-3 each forward gathers weights from all.
-            inputs, truth = self._tensors((batches[step] if step < len(batches) else spare).to_pydict())
+            rows = (batches[step] if step < len(batches) else spare).to_pydict()
+            inputs, _ = self._tensors(rows)
             with torch.no_grad(), self._autocast():
                 answer = model(inputs)
             if step < len(batches):
-                outputs.append(answer.float().cpu().numpy())
-                targets.append(truth.cpu().numpy())
+                outputs += list(answer.float().cpu().numpy())
+                targets += [self.task.encode(t) for t in rows[TARGET]]
         model.train()
         gathered: list[Any] = [None] * self.world
         dist.all_gather_object(gathered, (outputs, targets))
-        metrics = self.task.metrics(*(np.concatenate([x for part in gathered for x in part[i]]) for i in (0, 1)))
+        metrics = self.task.metrics(*([x for part in gathered for x in part[i]] for i in (0, 1)))
         return {name: float(value) for name, value in metrics.items()}
+
+    def _agree(self, model: FusionModel) -> None:
+        """Average what workers have counted by themselves, such as the statistics of batch normalisation."""
+        for buffer in model.buffers():
+            if self.world > 1 and buffer.is_floating_point() and buffer.numel():
+                dist.all_reduce(buffer)
+                buffer /= self.world
 
     def _most(self, count: int) -> int:
         """The largest of all workers' counts."""
@@ -249,7 +277,7 @@ class Worker:
             architecture=load.describe(self.model, self.inputs, shapes, attributes),
             metrics=metrics,
             lineage={
-                "base": self.spec.model.base,
+                "base": [i.base for i in self.inputs if i.base],
                 "segment": self.segment.key,
                 "parent": self.segment.parent,
                 "pruned": self.segment.pruned,

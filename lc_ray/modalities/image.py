@@ -1,0 +1,235 @@
+"""Images: decoded and resized once per dataset, encoded by a torchvision or Hugging Face vision model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Self, cast
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import safetensors.torch
+import torch
+import torchvision
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from transformers import AutoConfig, AutoModel
+
+from lc_ray.errors import DataError, ModelError
+from lc_ray.modalities import _media
+from lc_ray.spec import InputSpec
+
+_LEAST, _MOST = 2, 50_000_000  # pixels along a side, pixels in all
+_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+_ANSWERS = 5.0  # seconds in which the host of weights must answer
+
+
+class Modality:
+    """One column of images, resized to a square of `spec.size` pixels.
+
+    Args:
+        spec: the column.
+        source: the base model; not needed.
+    """
+
+    TYPE = pa.binary()
+
+    def __init__(self, spec: InputSpec, source: str | Path) -> None:
+        self.spec = spec
+        side = spec.size
+        self.varied = v2.Compose(
+            [v2.RandomResizedCrop(side, scale=(0.6, 1.0), antialias=True), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2)]
+        )
+
+    @property
+    def example(self) -> str:
+        """A grey picture."""
+        return str(self.show({"pixels": bytes([128]) * (3 * self.spec.size**2)}))
+
+    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> bytes:
+        """An encoded image as RGB bytes (size × size × 3), rows first.
+
+        Raises:
+            DataError: missing, damaged, of another format, 1 pixel wide, or of more than 50 megapixels.
+        """
+        data = _media.fetch(value, folder, self.spec.path)
+        try:
+            with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+                warnings.simplefilter("ignore")
+                width, height = image.size
+                if min(width, height) < _LEAST or width * height > _MOST:
+                    raise DataError(f"image of {width} × {height} pixels" if min(width, height) < _LEAST else "image of more than 50 megapixels")
+                image.draft("RGB", (self.spec.size * 2, self.spec.size * 2))  # JPEG: decoded at a fraction of its size where that is enough
+                turned = ImageOps.exif_transpose(image)
+                plain = turned if turned.mode == "RGB" else _without_alpha(turned)
+                return plain.resize((self.spec.size, self.spec.size), Image.Resampling.BILINEAR, reducing_gap=2.0).tobytes()
+        except DataError:
+            raise
+        except Image.UnidentifiedImageError:
+            raise DataError("not an image of a known format") from None
+        except Image.DecompressionBombError:
+            raise DataError("image of more than 50 megapixels") from None
+        except (OSError, SyntaxError, ValueError, MemoryError, EOFError) as error:
+            raise DataError(f"damaged image: {str(error).split(' (')[0]}") from None
+
+    def prepare(self, values: list[bytes | None]) -> dict[str, list[Any]]:
+        """The pixels."""
+        return {"pixels": values}
+
+    def sizes(self, columns: dict[str, list[Any]]) -> list[int]:
+        """All images cost the same."""
+        return [0] * len(columns["pixels"])
+
+    def collate(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """`pixels` (batch, 3, size, size), uint8; 0 where an image is missing."""
+        side = self.spec.size
+        blank = bytes(3 * side * side)
+        joined = np.frombuffer(bytearray().join(row or blank for row in columns["pixels"]), np.uint8)
+        return {"pixels": torch.from_numpy(joined).view(-1, side, side, 3).permute(0, 3, 1, 2).contiguous()}
+
+    def augment(self, tensors: dict[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
+        """Cropped, flipped and recoloured, each image in its own way."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=random)))
+            return {"pixels": torch.stack([self.varied(image) for image in tensors["pixels"]])}
+
+    def show(self, parts: dict[str, Any]) -> Any:
+        """The resized image as a data URI."""
+        if parts["pixels"] is None:
+            return None
+        file = io.BytesIO()
+        Image.frombytes("RGB", (self.spec.size, self.spec.size), parts["pixels"]).save(file, "PNG")
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+    def save(self, folder: Path) -> None:
+        """Nothing: the size is in the manifest."""
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+class Encoder(nn.Module):
+    """A vision model without its head, normalisation included.
+
+    Args:
+        model: pixels (batch, 3, side, side) in model units → a feature map or hidden states.
+        config: what `rebuild` needs.
+    """
+
+    def __init__(self, model: nn.Module, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(config[name]).view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def pretrained(cls, spec: InputSpec, source: str) -> Self:
+        """With pretrained weights, weights of a safetensors file, or random ones, as `spec.weights` says.
+
+        Raises:
+            ModelError: the model or its weights can't be had.
+        """
+        weights = spec.weights or "pretrained"
+        if source in torchvision.models.list_models():
+            whole = torchvision.models.get_model(source, weights=None)
+            if weights != "random":
+                _fill(whole, source, weights)
+            model = _trunk(whole, source)
+            with torch.no_grad():
+                width = model.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+            return cls(model.train(), {"torchvision": source, "width": width, **_IMAGENET})
+        try:
+            config = AutoConfig.from_pretrained(source)
+            found = (
+                AutoModel.from_config(config)
+                if weights == "random"
+                else AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"no vision model can be loaded: {str(error).splitlines()[0]}", source) from None
+        return cls(_headless(found), {"transformers": config.to_dict(), "width": _width(config), **_statistics(Path(source))})
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any]) -> Self:
+        """With weights yet to be loaded, from `config`."""
+        if name := config.get("torchvision"):
+            return cls(_trunk(torchvision.models.get_model(name, weights=None), name), config)
+        kept = {k: v for k, v in config["transformers"].items() if k != "model_type"}
+        return cls(_headless(AutoModel.from_config(AutoConfig.for_model(config["transformers"]["model_type"], **kept))), config)
+
+    @property
+    def width(self) -> int:
+        """Length of a hidden vector."""
+        return int(self.config["width"])
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (batch, 3, side, side) → hidden (batch, positions, width) and mask (batch, positions), all ones."""
+        scaled = (pixels.float() / 255 - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+        hidden = self.model(scaled)
+        if not isinstance(hidden, Tensor):
+            hidden = hidden.last_hidden_state
+        if hidden.dim() == 4:
+            hidden = hidden.flatten(2).transpose(1, 2)  # (batch, height × width, width)
+        return hidden, torch.ones(hidden.shape[:2], dtype=hidden.dtype, device=hidden.device)
+
+
+def _trunk(model: nn.Module, name: str) -> nn.Module:
+    """What comes before pooling and classifier."""
+    if hasattr(model, "features"):
+        return cast(nn.Module, model.features)
+    if hasattr(model, "layer4"):
+        return nn.Sequential(*(part for part_name, part in model.named_children() if part_name not in ("avgpool", "fc")))
+    if hasattr(model, "trunk_output"):
+        return nn.Sequential(cast(nn.Module, model.stem), cast(nn.Module, model.trunk_output))
+    raise ModelError("this torchvision model has no convolutional trunk to build on", name, "for example resnet50, convnext_tiny or mobilenet_v3_small")
+
+
+def _headless(model: nn.Module) -> nn.Module:
+    if getattr(model, "pooler", None) is not None:
+        setattr(model, "pooler", None)  # noqa: B010 an unused layer would break the gradient's all-reduce
+    return model
+
+
+def _width(config: Any) -> int:
+    sizes = getattr(config, "hidden_sizes", None)
+    return int(sizes[-1] if sizes else config.hidden_size)
+
+
+def _statistics(folder: Path) -> dict[str, Any]:
+    """Mean and standard deviation per colour that a Hugging Face model was trained with."""
+    try:
+        known = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return dict(_IMAGENET)
+    return {"mean": known.get("image_mean", _IMAGENET["mean"]), "std": known.get("image_std", _IMAGENET["std"])}
+
+
+def _fill(model: nn.Module, name: str, weights: str) -> None:
+    """Load a torchvision model's weights: a safetensors file, or the published ones.
+
+    Raises:
+        ModelError: they can't be had or do not fit.
+    """
+    try:
+        state = _published(name) if weights == "pretrained" else safetensors.torch.load_file(Path(weights).expanduser())
+        model.load_state_dict(state)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ModelError(f"weights can't be loaded: {str(error).splitlines()[0]}", weights if weights != "pretrained" else name) from None
+
+
+def _published(name: str) -> Any:
+    url = str(torchvision.models.get_model_weights(name).DEFAULT.url)
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not file.exists():
+        try:
+            httpx.head(url, timeout=_ANSWERS)
+        except httpx.TransportError:
+            raise ModelError(
+                f"no pretrained weights: {file.name} is neither in {file.parent} nor can {url} be reached",
+                name,
+                "put that file there, set weights to a safetensors file of this model, or weights: random",
+            ) from None
+    return torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True, map_location="cpu", progress=False)

@@ -1,0 +1,118 @@
+"""A table's cell: a number or a category. Numbers are standardised by statistics that training collects; categories share an embedding by hash."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from lc_ray.errors import DataError
+from lc_ray.modalities import _media
+from lc_ray.spec import InputSpec
+
+_BUCKETS = 4096  # of categories; 0 is for numbers
+_WIDTH = 64
+
+
+class Modality:
+    """One column of numbers or categories.
+
+    Args:
+        spec: the column.
+        source: not needed.
+    """
+
+    TYPE = pa.string()
+    example = 0
+
+    def __init__(self, spec: InputSpec, source: str | Path) -> None:
+        self.spec = spec
+
+    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> str:
+        """A cell as the text of a number or a category's name.
+
+        Raises:
+            DataError: null, empty, infinite, not UTF-8, or neither a number nor a text.
+        """
+        if isinstance(value, bytes):
+            try:
+                value = value.decode("utf-8", errors)
+            except UnicodeDecodeError:
+                raise DataError("not valid UTF-8") from None
+        if _media.missing(value) or (isinstance(value, str) and not value.strip()):
+            raise DataError("null")
+        if not isinstance(value, str | int | float | bool):
+            raise DataError(f"neither a number nor a text but {type(value).__name__}")
+        if (number := _number(str(value))) is not None and not math.isfinite(number):
+            raise DataError("not a finite number")
+        return str(value).strip()
+
+    def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
+        """The cell, its number (0 if it has none) and its category (0 if it is a number)."""
+        numbers = [_number(value) if value is not None else None for value in values]
+        categories = [0 if v is None or n is not None else 1 + zlib.crc32(v.encode()) % (_BUCKETS - 1) for v, n in zip(values, numbers, strict=True)]
+        return {"cell": values, "number": [n or 0.0 for n in numbers], "category": categories}
+
+    def sizes(self, columns: dict[str, list[Any]]) -> list[int]:
+        """All cells cost the same."""
+        return [0] * len(columns["cell"])
+
+    def collate(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """`number` (batch,), float32, and `category` (batch,)."""
+        number = torch.tensor(columns["number"], dtype=torch.float64).clamp(-1e30, 1e30).float()
+        return {"number": number, "category": torch.tensor(columns["category"])}
+
+    def augment(self, tensors: dict[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
+        """Cells are left as they are."""
+        return tensors
+
+    def show(self, parts: dict[str, Any]) -> Any:
+        """The cell."""
+        return parts["cell"]
+
+    def save(self, folder: Path) -> None:
+        """Nothing is needed."""
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+class Encoder(nn.Module):
+    """One position per cell: the number and its signed logarithm, standardised, or the category's vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.standardise = nn.BatchNorm1d(2, affine=False)
+        self.number = nn.Linear(2, _WIDTH)
+        self.category = nn.Embedding(_BUCKETS, _WIDTH)
+        self.out = nn.Linear(_WIDTH, _WIDTH)
+
+    @classmethod
+    def pretrained(cls, spec: InputSpec, source: str) -> Self:
+        """A new one: there is nothing to start from."""
+        return cls()
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any]) -> Self:
+        """With weights yet to be loaded."""
+        return cls()
+
+    config: dict[str, Any] = {}  # noqa: RUF012 nothing varies
+    width = _WIDTH
+
+    def forward(self, number: Tensor, category: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns hidden (batch, 1, width) and mask (batch, 1)."""
+        both = torch.stack([number, number.sign() * number.abs().log1p()], dim=-1)  # (batch, 2)
+        known = self.number(self.standardise(both)).where((category == 0).unsqueeze(-1), self.category(category))
+        hidden = self.out(torch.relu(known)).unsqueeze(1)
+        return hidden, torch.ones(hidden.shape[:2], dtype=hidden.dtype, device=hidden.device)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

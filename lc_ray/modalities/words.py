@@ -1,0 +1,66 @@
+"""Words: a list of them, or a text that is split at spaces; encoded as text is, one position per word, that of its first token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from lc_ray.errors import DataError
+from lc_ray.modalities import text
+
+
+class Modality(text.Modality):
+    """One column of words. See `text.Modality`."""
+
+    TYPE = pa.list_(pa.string())
+    example = "warm up"
+
+    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> Any:
+        """A cell as a list of words.
+
+        Raises:
+            DataError: neither a text nor a list of texts, or no word in it.
+        """
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if not isinstance(value, list):
+            return super().decode(value, errors).split()
+        if not value:
+            raise DataError("no words")
+        return [super(Modality, self).decode(word, errors) for word in value]
+
+    def prepare(self, values: list[Any]) -> dict[str, list[Any]]:
+        """The words, their token ids, and where in them each word starts; words past `max_length` tokens have no start."""
+        coded = self.tokenizer([value or [""] for value in values], is_split_into_words=True, truncation=True, max_length=self.spec.max_length)
+        starts = []
+        for row in range(len(values)):
+            owners = coded.word_ids(row)
+            starts.append([p for p, owner in enumerate(owners) if owner is not None and (p == 0 or owners[p - 1] != owner)])
+        return {"words": values, "input_ids": list(coded["input_ids"]), "starts": starts}
+
+    def show(self, parts: dict[str, Any]) -> Any:
+        """The words."""
+        return parts["words"]
+
+    def collate(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """As for text, and `starts` (batch, most words), -1 where a row has no such word."""
+        rows = columns["starts"]
+        starts = np.full((len(rows), max(1, *(len(s) for s in rows))), -1, dtype=np.int64)
+        for i, positions in enumerate(rows):
+            starts[i, : len(positions)] = positions
+        return {**super().collate(columns), "starts": torch.from_numpy(starts)}
+
+
+class Encoder(text.Encoder):
+    """A text encoder, read at the first token of each word."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Returns hidden (batch, words, width) and mask (batch, words)."""
+        hidden, _ = super().forward(input_ids, attention_mask)
+        index = starts.clamp(min=0).unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+        return hidden.gather(1, index), (starts >= 0).to(attention_mask.dtype)

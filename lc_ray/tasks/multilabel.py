@@ -1,0 +1,127 @@
+"""Multi-label classification: any number of labels per row, each decided by itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lc_ray.errors import DataError
+from lc_ray.spec import TaskSpec
+from lc_ray.tasks import classification
+
+_SEPARATOR = "|"
+
+
+class Task:
+    """Zero or more of several labels.
+
+    Args:
+        labels: their names; a label's index is its position.
+        weights: of the rows that have a label, against those that lack it, if they differ from 1.
+    """
+
+    TYPE = pa.list_(pa.string())
+    objective = "micro_f1"
+    POSITIONS = False
+
+    def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:
+        self.labels, self.weights = labels, weights
+        self._one = classification.Task(labels)
+
+    @staticmethod
+    def clean(value: Any) -> list[str]:
+        """A list of labels, or a text of labels separated by "|"; an empty one has none.
+
+        Raises:
+            DataError: missing, or something else.
+        """
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if isinstance(value, str):
+            value = [part for part in value.split(_SEPARATOR) if part.strip()]
+        if not isinstance(value, list):
+            raise DataError("labels missing" if value is None else f"not a list of labels but {type(value).__name__}")
+        return sorted({classification.Task.clean(label) for label in value})
+
+    @classmethod
+    def fit(cls, targets: Iterable[list[str]], spec: TaskSpec) -> Task:
+        """Labels of the training rows, sorted.
+
+        Raises:
+            DataError: there are none.
+        """
+        rows, counts = 0, Counter[str]()
+        for target in targets:
+            rows += 1
+            counts.update(target)
+        if not counts:
+            raise DataError("no training row has a label", fix="check `data.target`")
+        labels = sorted(counts)
+        balanced = [max(1.0, (rows - counts[label]) / counts[label]) for label in labels]
+        return cls(labels, balanced if spec.class_weights == "balanced" else None)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Arguments of this class, as JSON."""
+        return {"labels": self.labels} | ({"weights": self.weights} if self.weights else {})
+
+    def encode(self, target: list[str]) -> list[float]:
+        """1 for each label that the row has.
+
+        Raises:
+            DataError: a label never seen in training.
+        """
+        there = {self._one.encode(label) for label in target}
+        return [float(i in there) for i in range(len(self.labels))]
+
+    def collate(self, encoded: list[list[float]]) -> Tensor:
+        """(batch, labels)."""
+        return torch.tensor(encoded)
+
+    def head(self, width: int) -> nn.Module:
+        """(batch, width) → (batch, labels)."""
+        return nn.Linear(width, len(self.labels))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean binary cross-entropy over rows and labels."""
+        weight = torch.tensor(self.weights, device=outputs.device) if self.weights else None
+        return F.binary_cross_entropy_with_logits(outputs.float(), targets, pos_weight=weight)
+
+    def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """Binary cross-entropy against the teacher's softened probabilities."""
+        soft = torch.sigmoid(teacher.float() / temperature)
+        return F.binary_cross_entropy_with_logits(outputs.float() / temperature, soft) * temperature**2
+
+    def metrics(self, outputs: list[NDArray[np.float32]], encoded: list[list[float]]) -> dict[str, float]:
+        """Micro and macro F1 at probability 0.5, accuracy of whole rows, and log loss in nats per label."""
+        logits, truth = np.stack(outputs).astype(np.float64), np.array(encoded) > 0.5  # (rows, labels)
+        chosen = logits > 0
+        hit, either = (chosen & truth).sum(0), chosen.sum(0) + truth.sum(0)
+        each = 2 * hit[either > 0] / either[either > 0]
+        return {
+            "micro_f1": float(2 * hit.sum() / max(1, either.sum())),
+            "macro_f1": float(each.mean()) if len(each) else 0.0,
+            "exact_match": float((chosen == truth).all(1).mean()),
+            "log_loss": float(np.logaddexp(0, np.where(truth, -logits, logits)).mean()),
+        }
+
+    def decode(self, output: NDArray[np.float32], parts: dict[str, Any]) -> dict[str, Any]:
+        """Logits (labels,) → the labels above probability 0.5, and every label's probability."""
+        probability = torch.from_numpy(np.asarray(output)).double().sigmoid().tolist()
+        chosen = [label for label, p in zip(self.labels, probability, strict=True) if p > 0.5]
+        return {"labels": chosen, "probabilities": dict(zip(self.labels, probability, strict=True))}
+
+    def mistake(self, answer: dict[str, Any], target: list[str]) -> float | None:
+        """The largest distance of a wrong label's probability from the truth."""
+        wrong = set(answer["labels"]) ^ set(target)
+        return max(abs(answer["probabilities"].get(label, 0.0) - (label in target)) for label in wrong) if wrong else None

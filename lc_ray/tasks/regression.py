@@ -1,0 +1,104 @@
+"""Regression: one number per row, squared error of the standardised target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lc_ray.errors import DataError
+from lc_ray.spec import TaskSpec
+
+
+class Task:
+    """One number.
+
+    Args:
+        mean: of the training rows' targets.
+        std: their standard deviation.
+    """
+
+    TYPE = pa.float64()
+    objective = "r2"
+    POSITIONS = False
+
+    def __init__(self, mean: float, std: float) -> None:
+        self.mean, self.std = mean, std
+
+    @staticmethod
+    def clean(value: Any) -> float:
+        """A target cell as a finite number.
+
+        Raises:
+            DataError: missing, not a number, or not finite.
+        """
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise DataError("target missing")
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise DataError("target is not a number") from None
+        if not math.isfinite(number):
+            raise DataError("target is not a finite number" if not math.isnan(number) else "target missing")
+        return number
+
+    @classmethod
+    def fit(cls, targets: Iterable[float], spec: TaskSpec) -> Task:
+        """Mean and standard deviation of the training rows.
+
+        Raises:
+            DataError: all targets are equal.
+        """
+        values = np.fromiter(targets, np.float64)
+        if not len(values) or values.std() == 0:
+            raise DataError("all training targets are equal", fix="check `data.target`")
+        return cls(float(values.mean()), float(values.std()))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Arguments of this class, as JSON."""
+        return {"mean": self.mean, "std": self.std}
+
+    def encode(self, target: float) -> float:
+        """The standardised target."""
+        return (target - self.mean) / self.std
+
+    def collate(self, encoded: list[float]) -> Tensor:
+        """(batch,), float32."""
+        return torch.tensor(encoded, dtype=torch.float32)
+
+    def head(self, width: int) -> nn.Module:
+        """(batch, width) → (batch, 1)."""
+        return nn.Linear(width, 1)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error of outputs (batch, 1) against targets (batch,)."""
+        return F.mse_loss(outputs.float().squeeze(-1), targets)
+
+    def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """Mean squared distance from the teacher."""
+        return F.mse_loss(outputs.float(), teacher.float())
+
+    def metrics(self, outputs: list[NDArray[np.float32]], encoded: list[float]) -> dict[str, float]:
+        """R², and mean absolute and root mean squared error in the target's unit."""
+        error = (np.stack(outputs).astype(np.float64)[:, 0] - np.array(encoded)) * self.std
+        spread = np.array(encoded).std() * self.std
+        rmse = float(np.sqrt((error**2).mean()))
+        return {"r2": 1 - rmse**2 / max(float(spread) ** 2, 1e-12), "mae": float(np.abs(error).mean()), "rmse": rmse}
+
+    def decode(self, output: NDArray[np.float32], parts: dict[str, Any]) -> dict[str, Any]:
+        """The number."""
+        return {"value": float(np.asarray(output)[0]) * self.std + self.mean}
+
+    def mistake(self, answer: dict[str, Any], target: float) -> float | None:
+        """How far off it is, in standard deviations, at most 1."""
+        return min(1.0, abs(answer["value"] - target) / self.std) or None

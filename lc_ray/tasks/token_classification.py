@@ -1,0 +1,167 @@
+"""Token classification, such as named entities: a tag per word in the IOB2 scheme, scored by whole entities."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lc_ray.errors import DataError
+from lc_ray.spec import TaskSpec
+from lc_ray.tasks import classification
+
+_IGNORED = -100  # targets of padding, as PyTorch's cross-entropy has it
+OUTSIDE = "O"
+
+
+class Task:
+    """A tag for each word of the one input column, whose modality is `words`.
+
+    Args:
+        labels: the tags; "O" is outside of any entity, "B-x" begins an entity of type x, "I-x" goes on with it.
+        weights: of each tag in the loss, if they differ.
+    """
+
+    TYPE = pa.list_(pa.string())
+    objective = "f1"
+    POSITIONS = True
+
+    def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:
+        self.labels, self.weights = labels, weights
+        self._one = classification.Task(labels)
+
+    @staticmethod
+    def clean(value: Any) -> list[str]:
+        """A list of tags, or its JSON, or tags separated by spaces.
+
+        Raises:
+            DataError: missing, or something else.
+        """
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if isinstance(value, str):
+            try:
+                value = json.loads(value) if value.lstrip().startswith("[") else value.split()
+            except ValueError:
+                raise DataError("tags are not valid JSON") from None
+        if not isinstance(value, list) or not value:
+            raise DataError("tags missing" if not value else f"not a list of tags but {type(value).__name__}")
+        return [classification.Task.clean(tag) for tag in value]
+
+    @classmethod
+    def fit(cls, targets: Iterable[list[str]], spec: TaskSpec) -> Task:
+        """Tags of the training rows, sorted; an entity type's "I-" is there whenever its "B-" is.
+
+        Raises:
+            DataError: fewer than two of them.
+        """
+        counts = Counter(tag for target in targets for tag in target)
+        labels = sorted(counts.keys() | {f"I-{tag[2:]}" for tag in counts if tag.startswith("B-")} | {OUTSIDE})
+        if len(counts) < 2:
+            raise DataError(f"token classification needs at least 2 tags; the training rows have {sorted(counts)}", fix="check `data.target`")
+        balanced = [(counts.total() / len(labels) / max(1, counts[label])) ** 0.5 for label in labels]
+        return cls(labels, balanced if spec.class_weights == "balanced" else None)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Arguments of this class, as JSON."""
+        return {"labels": self.labels} | ({"weights": self.weights} if self.weights else {})
+
+    def encode(self, target: list[str]) -> list[int]:
+        """Index of each tag.
+
+        Raises:
+            DataError: a tag never seen in training.
+        """
+        return [self._one.encode(tag) for tag in target]
+
+    def collate(self, encoded: list[list[int]]) -> Tensor:
+        """Tag indices (batch, words), padded."""
+        padded = np.full((len(encoded), max(len(row) for row in encoded)), _IGNORED)
+        for i, row in enumerate(encoded):
+            padded[i, : len(row)] = row
+        return torch.from_numpy(padded)
+
+    def head(self, width: int) -> nn.Module:
+        """(batch, words, width) → (batch, words, tags)."""
+        return nn.Linear(width, len(self.labels))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy over the words; those that were cut off with the text's end do not count."""
+        words = min(outputs.shape[1], targets.shape[1])
+        weight = torch.tensor(self.weights, device=outputs.device) if self.weights else None
+        return F.cross_entropy(outputs[:, :words].flatten(0, 1).float(), targets[:, :words].flatten(), weight, ignore_index=_IGNORED)
+
+    def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """Kullback-Leibler divergence from the teacher's softened tags, mean over the words."""
+        words = min(outputs.shape[1], targets.shape[1])
+        real = targets[:, :words] != _IGNORED
+        student, parent = (F.log_softmax(x[:, :words][real].float() / temperature, dim=-1) for x in (outputs, teacher))
+        return F.kl_div(student, parent, log_target=True, reduction="batchmean") * temperature**2
+
+    def metrics(self, outputs: list[NDArray[np.float32]], encoded: list[list[int]]) -> dict[str, float]:
+        """Precision, recall and F1 of whole entities (CoNLL-2000's definition, as seqeval's), and accuracy of the words.
+
+        Args:
+            outputs: logits of each row, (words or more, tags); a word that was cut off counts as outside.
+            encoded: each row's tag indices.
+        """
+        right = found = there = 0
+        same = words = 0
+        for output, target in zip(outputs, encoded, strict=True):
+            truth = [self.labels[i] for i in target]
+            guess = self._tags(output, len(target))
+            a, b = set(entities(truth)), set(entities(guess))
+            right, found, there = right + len(a & b), found + len(b), there + len(a)
+            same, words = same + sum(x == y for x, y in zip(truth, guess, strict=True)), words + len(truth)
+        precision, recall = right / max(1, found), right / max(1, there)
+        f1 = 2 * precision * recall / (precision + recall) if right else 0.0
+        return {"f1": f1, "precision": precision, "recall": recall, "word_accuracy": same / max(1, words)}
+
+    def _tags(self, output: NDArray[np.float32], words: int) -> list[str]:
+        tags = [self.labels[i] for i in np.asarray(output)[:words].argmax(-1)]
+        return tags + [OUTSIDE] * (words - len(tags))
+
+    def decode(self, output: NDArray[np.float32], parts: dict[str, Any]) -> dict[str, Any]:
+        """Logits (words or more, tags) → the entities (type, text, first word and the one after its last, score), and each word's tag."""
+        (column,) = parts.values()
+        words = column["words"] or []
+        tags = self._tags(output, len(words))
+        probability = torch.from_numpy(np.asarray(output)).double().softmax(-1).amax(-1).numpy()
+        found = [
+            {"type": kind, "text": " ".join(words[start:end]), "start": start, "end": end, "score": float(probability[start:end].mean())}
+            for kind, start, end in entities(tags)
+        ]
+        return {"entities": found, "tags": tags}
+
+    def mistake(self, answer: dict[str, Any], target: list[str]) -> float | None:
+        """Mean score of the entities that are wrong; 0 if some are only missing."""
+        truth = set(entities(target))
+        wrong = [e["score"] for e in answer["entities"] if (e["type"], e["start"], e["end"]) not in truth]
+        if wrong:
+            return float(np.mean(wrong))
+        return None if len(answer["entities"]) == len(truth) else 0.0
+
+
+def entities(tags: list[str]) -> list[tuple[str, int, int]]:
+    """(type, first word, the one after its last) of each entity. An "I-" that goes on with nothing begins an entity, as in CoNLL-2000."""
+    found: list[tuple[str, int, int]] = []
+    kind, start = "", 0
+    for i, tag in enumerate([*tags, OUTSIDE]):
+        prefix, _, name = tag.partition("-")
+        if kind and (prefix != "I" or name != kind):
+            found.append((kind, start, i))
+            kind = ""
+        if not kind and prefix in ("B", "I"):
+            kind, start = name, i
+    return found
