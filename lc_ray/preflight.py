@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -18,6 +21,7 @@ from lc_ray.train import plan
 from lc_ray.units import size_text
 
 _ROWS = 5
+_TARGETS = 1_000_000  # rows
 
 
 def check(job: JobSpec) -> dict[str, Any]:
@@ -40,20 +44,19 @@ def check(job: JobSpec) -> dict[str, Any]:
     task = family.load("tasks", job.task.kind).Task
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
-    targets: list[Any] = []
     for row in next(read.rows(files[0], [*names, job.data.target]), []):
         try:
             if "_error" in row:
                 raise DataError(row["_error"])
             clean = {name: columns[name].decode(row[name], job.data.encoding_errors) for name in names}
-            targets.append(task.clean(row[job.data.target]))
+            target = task.clean(row[job.data.target])
         except DataError as error:
             rejected.append({"row": row["_row"], "reason": error.what})
             continue
         if len(rows) < _ROWS:
             fed = {f"{module_name(n)}.{part}": values[0] for n in names for part, values in columns[n].prepare([clean[n]]).items()}
-            rows.append({**clean, job.data.target: targets[-1], "fed": fed})
-    model = load.pretrained(job.model, inputs, task.fit(targets))
+            rows.append({**clean, job.data.target: target, "fed": fed})
+    model = load.pretrained(job.model, inputs, task.fit(list(_targets(job, task))))
     with runtime.session():
         nodes = runtime.nodes()
         placement = plan.placement(job.train.workers, nodes)
@@ -74,6 +77,14 @@ def check(job: JobSpec) -> dict[str, Any]:
         "cluster": {"cpu": resources.get("CPU", 0.0), "gpu": resources.get("GPU", 0.0), "memory": resources.get("memory", 0.0)},
         "missing": [*placement.missing, *([shortage] if shortage else [])],
     }
+
+
+def _targets(job: JobSpec, task: Any) -> Iterator[Any]:
+    """Clean targets of the training files: of many rows, since a file may be sorted by them."""
+    chunks = (chunk for file in read.files(job.data.train) for chunk in read.rows(file, [job.data.target]))
+    for row in itertools.islice((row for chunk in chunks for row in chunk), _TARGETS):
+        with contextlib.suppress(DataError, KeyError):
+            yield task.clean(row[job.data.target])
 
 
 def _extent(model: FusionModel) -> tuple[int, int]:
