@@ -117,6 +117,7 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
 
 def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
     data, held_out = job.data, isinstance(job.data.validation, str)
+    kind = family.load("tasks", job.task.kind)  # an unknown one is found before any work is done
     train, rejected = _checked(job, data.train, folder)
     if held_out:
         validation, rejected_too = _checked(job, str(data.validation), folder)
@@ -138,7 +139,7 @@ def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
         if split.count() == 0:
             raise DataError(f"no {name} rows are left", data.train, "give more rows, or another `data.validation`")
     labels: set[str] = set(train.unique(TARGET))
-    task = family.load("tasks", job.task.kind).Task.fit(list(labels))
+    task = kind.Task.fit(list(labels))
     for target in sorted(set(validation.unique(TARGET)) - labels):
         row = validation.filter(lambda r, t=target: r[TARGET] == t).take(1)[0]
         try:
