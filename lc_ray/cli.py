@@ -47,7 +47,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-_out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
+_out, _err = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
 
 JobFile = Annotated[Path, typer.Argument(help="a job file, see [bold]lc-ray init[/]", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="replace a field: --set train.epochs=5")]

@@ -74,6 +74,9 @@ class DeployError(LcRayError):
 def unwrap(error: BaseException) -> BaseException:
     """The error of ours inside the ones that Ray wraps around it, or the error itself."""
     inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, LcRayError):
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return inner or error
+    while inner is not None:
+        wrapped = getattr(inner, "cause", None)  # Ray's wrapper of an error is a subclass of that error's class, and prints its traceback
+        if isinstance(inner, LcRayError) and not isinstance(wrapped, BaseException):
+            return inner
+        inner = wrapped or inner.__cause__
+    return error

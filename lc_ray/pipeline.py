@@ -21,7 +21,7 @@ from lc_ray import spec as specs
 from lc_ray.artifact import Artifact
 from lc_ray.client import Client
 from lc_ray.data.prepare import Prepared, prepare
-from lc_ray.errors import AcceptError
+from lc_ray.errors import AcceptError, unwrap
 from lc_ray.evaluate import cost, hardware, quality
 from lc_ray.evaluate.gate import judge
 from lc_ray.evaluate.report import write_html
@@ -80,6 +80,10 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
             with display.stage("start", "start: connect to Ray, or start a local one"):
                 stack.enter_context(runtime.session())
             record = _run(job, folder, name, display)
+    except Exception as error:
+        if (ours := unwrap(error)) is error:
+            raise
+        raise ours from None
     finally:
         display.close()
     if record["accept"] and not record["accept"]["passed"]:

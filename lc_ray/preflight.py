@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -17,7 +20,8 @@ from lc_ray.spec import JobSpec
 from lc_ray.train import plan
 from lc_ray.units import size_text
 
-_ROWS = 5
+_ROWS, _LOOKED_AT = 5, 256
+_TARGETS = 1_000_000  # rows
 
 
 def check(job: JobSpec) -> dict[str, Any]:
@@ -40,13 +44,12 @@ def check(job: JobSpec) -> dict[str, Any]:
     task = family.load("tasks", job.task.kind).Task
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
-    targets: list[Any] = []
-    for row in next(read.Reader(files[0], job.data.columns).rows([*names, job.data.target]), []):
+    for row in itertools.islice(next(read.Reader(files[0], job.data.columns).rows([*names, job.data.target]), []), _LOOKED_AT):
         try:
             if "_error" in row:
                 raise DataError(row["_error"])
             clean = batches.decode(row, columns, job.data.encoding_errors, files[0].parent)
-            targets.append(task.clean(row[job.data.target]))
+            target = task.clean(row[job.data.target])
         except DataError as error:
             rejected.append({"row": row["_row"], "reason": error.what})
             continue
@@ -54,9 +57,10 @@ def check(job: JobSpec) -> dict[str, Any]:
             fed = batches.prepare({name: [value] for name, value in clean.items()}, columns)
             shown = batches.show(batches.parts_of(fed, columns, 0), columns)
             tensors = {name: list(tensor.shape) for name, tensor in batches.collate(fed, columns).items()}
-            plain = {name: values[0] for name, values in fed.items() if not isinstance(values[0], bytes) and name != "_size"}
-            rows.append({**shown, job.data.target: targets[-1], "fed": plain | {n: f"tensor {shape[1:]}" for n, shape in tensors.items() if n not in plain}})
-    model = load.pretrained(job.model, inputs, task.fit(targets, job.task))
+            plain = {name: values[0] for name, values in fed.items() if name in tensors}
+            fed = {name: plain.get(name, f"tensor of {' × '.join(map(str, shape[1:]))}") for name, shape in tensors.items()}
+            rows.append({**shown, job.data.target: target, "fed": fed})
+    model = load.pretrained(job.model, inputs, task.fit(_targets(job, task), job.task))
     with runtime.session():
         nodes = runtime.nodes()
         placement = plan.placement(job.train.workers, nodes)
@@ -77,6 +81,14 @@ def check(job: JobSpec) -> dict[str, Any]:
         "cluster": {"cpu": resources.get("CPU", 0.0), "gpu": resources.get("GPU", 0.0), "memory": resources.get("memory", 0.0)},
         "missing": [*placement.missing, *([shortage] if shortage else [])],
     }
+
+
+def _targets(job: JobSpec, task: Any) -> Iterator[Any]:
+    """Clean targets of the training files: of many rows, since a file may be sorted by them."""
+    chunks = (chunk for file in read.files(job.data.train) for chunk in read.Reader(file, job.data.columns).rows([job.data.target]))
+    for row in itertools.islice((row for chunk in chunks for row in chunk), _TARGETS):
+        with contextlib.suppress(DataError, KeyError):
+            yield task.clean(row[job.data.target])
 
 
 def _extent(model: FusionModel) -> tuple[int, int]:

@@ -88,7 +88,7 @@ class Display:
                 self._drain(board, steps)
 
         thread = threading.Thread(target=follow, daemon=True)
-        if self.mode == "bars":
+        if self.mode == "bars" and self.console.is_terminal:
             self._bars.start()
         thread.start()
         try:

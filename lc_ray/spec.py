@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lc_ray.errors import SpecError
 from lc_ray.units import Bytes, Count, Fraction, Points, Seconds, fraction, share
 
-
 _OWN_ENCODERS = ("tabular",)  # modalities that need no base model
 
 

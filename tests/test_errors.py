@@ -33,5 +33,8 @@ def test_unwrap_finds_ours_inside_the_wrappers():
     wrapper = RuntimeError("ray")
     wrapper.cause = ours
     assert unwrap(wrapper) is ours
+    ray_task_error = type("RayTaskError", (DataError,), {})("with a traceback")  # as Ray makes them
+    ray_task_error.cause = ours
+    assert unwrap(ray_task_error) is ours
     other = KeyError("x")
     assert unwrap(other) is other

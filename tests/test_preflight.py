@@ -48,6 +48,12 @@ def test_rows_that_will_be_rejected_are_shown(job, tmp_path):
     assert [(r["row"], r["reason"]) for r in found["rejected"]] == [(1, "null"), (2, "not valid JSON")]
 
 
+def test_a_file_sorted_by_label_is_read_to_the_last_one(job, tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "good,x\n" * 10_000 + "bad,y\n", "utf-8")
+    assert preflight.check(job(**{"data.train": str(file)}))["missing"] == []
+
+
 def test_files_and_columns_that_are_not_there(job):
     with pytest.raises(DataError, match="no such file"):
         preflight.check(job(**{"data.train": "nothing.csv"}))

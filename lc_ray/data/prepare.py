@@ -120,6 +120,7 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
 
 def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
     data, held_out = job.data, isinstance(job.data.validation, str)
+    kind = family.load("tasks", job.task.kind)  # an unknown one is found before any work is done
     train, rejected = _checked(job, data.train, folder)
     if held_out:
         validation, rejected_too = _checked(job, str(data.validation), folder)
@@ -140,7 +141,7 @@ def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
     for name, split in (("training", train), ("validation", validation)):
         if split.count() == 0:
             raise DataError(f"no {name} rows are left", data.train, "give more rows, or another `data.validation`")
-    task = family.load("tasks", job.task.kind).Task.fit((t for t, _ in _targets(train)), job.task)
+    task = kind.Task.fit((t for t, _ in _targets(train)), job.task)
     for target, where in _targets(validation):
         try:
             task.encode(target)
@@ -169,7 +170,7 @@ def _checked(job: JobSpec, source: str, folder: Path) -> tuple[ray.data.Dataset,
     for file in found:
         read.Reader(file, job.data.columns).require(_wanted(job))
     # Where a cell takes long to decode, several tasks share a file, each with chunks of its own.
-    media = any(m.TYPE == pa.binary() for m in _columns(tuple(job.inputs())).values())
+    media = any(pa.binary() == m.TYPE for m in _columns(tuple(job.inputs())).values())
     shards = int(ray.cluster_resources().get("CPU", 1)) if media else 1
     work = [{"file": str(f), "shard": n, "shards": shards} for f in found for n in range(shards)]
     dataset = ray.data.from_items(work, override_num_blocks=len(work))

@@ -49,6 +49,7 @@ class Reader:
         self.file, self.names, self.kind = file, list(names) if names else None, _ENDINGS[file.suffix.lower()]
         if self.kind == "jsonl" and file.suffix.lower() == ".json" and _starts_with(file, b"["):
             self.kind = "json"
+        self._ragged: dict[int, str] = {}  # row number → what is wrong, of CSV rows that were skipped
 
     def columns(self) -> list[str]:
         """Names of the columns. Those of JSON are taken from the first row.
@@ -91,9 +92,17 @@ class Reader:
         """
         number = 0
         for place, chunk in enumerate(self._chunks(wanted, _CHUNK if shards == 1 else _SMALL)):
+            found: list[dict[str, Any]] = []
+            for row in chunk.to_pylist() if isinstance(chunk, pa.RecordBatch) else chunk:
+                while number in self._ragged:
+                    found.append({"_error": self._ragged.pop(number), "_row": number})
+                    number += 1
+                found.append(row | {"_row": number})
+                number += 1
             if place % shards == shard:
-                yield [row | {"_row": number + i} for i, row in enumerate(chunk.to_pylist() if isinstance(chunk, pa.RecordBatch) else chunk)]
-            number += chunk.num_rows if isinstance(chunk, pa.RecordBatch) else len(chunk)
+                yield found
+        if self._ragged and shard == 0:
+            yield [{"_error": reason, "_row": row} for row, reason in sorted(self._ragged.items())]
 
     def _chunks(self, wanted: Sequence[str], size: int) -> Iterator[Any]:
         """Record batches, or lists of dicts, of `size` rows; all columns of a JSON row where none is wanted."""
@@ -106,14 +115,21 @@ class Reader:
                 with open(self.file, "rb") as lines:
                     yield from _batched((self._line(line, wanted) for line in lines if line.strip()), size)
             case kind:
-                read = pyarrow.csv.ReadOptions(column_names=self.names)
+                read, parse = pyarrow.csv.ReadOptions(column_names=self.names), _csv(kind)
+                parse.invalid_row_handler = self._skip
                 types = dict.fromkeys(wanted, pa.binary())
                 convert = pyarrow.csv.ConvertOptions(include_columns=list(wanted), column_types=types, strings_can_be_null=False)
                 try:
-                    for batch in pyarrow.csv.open_csv(self.file, read_options=read, parse_options=_csv(kind), convert_options=convert):
+                    for batch in pyarrow.csv.open_csv(self.file, read_options=read, parse_options=parse, convert_options=convert):
                         yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
                 except pa.ArrowException as error:
                     raise DataError(f"not valid {kind.upper()}: {error}", str(self.file)) from None
+
+    def _skip(self, row: Any) -> str:
+        """Note a CSV row of another length than the header's, and go on with the next."""
+        header = 0 if self.names else 1
+        self._ragged[row.number - 1 - header] = f"{row.actual_columns} fields where the header has {row.expected_columns}"
+        return "skip"
 
     def _list(self) -> list[Any]:
         try:

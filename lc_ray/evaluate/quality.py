@@ -33,7 +33,12 @@ def measure(predictor: Predictor, rows: Rows, mistakes: int = 0) -> tuple[dict[s
         if (sure := predictor.task.mistake(answer, target)) is not None:
             wrong.append((sure, number, target, answer))
     return metrics, [
-        {"row": show(parts_of(rows, predictor.columns, number), predictor.columns), "target": target, "predicted": next(iter(answer.values())), "sure": sure}
+        {
+            "row": show(parts_of(rows, predictor.columns, number), predictor.columns),
+            "target": target,
+            "predicted": next(iter(answer.values())),
+            "sure": sure,
+        }
         for sure, number, target, answer in sorted(wrong, key=lambda w: (-w[0], w[1]))[:mistakes]
     ]
 

@@ -237,7 +237,7 @@ def _is_ast(extractor: Any) -> bool:
 
 
 def _waveform(samples: bytes) -> NDArray[np.float32]:
-    return np.frombuffer(samples, "<i2").astype(np.float32) / 32767
+    return cast("NDArray[np.float32]", np.frombuffer(samples, "<i2").astype(np.float32) / 32767)
 
 
 def _normal(samples: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import safetensors.torch
 import torch
 import torchvision
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from transformers import AutoConfig, AutoModel
@@ -70,7 +70,7 @@ class Modality:
                 return plain.resize((self.spec.size, self.spec.size), Image.Resampling.BILINEAR, reducing_gap=2.0).tobytes()
         except DataError:
             raise
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             raise DataError("not an image of a known format") from None
         except Image.DecompressionBombError:
             raise DataError("image of more than 50 megapixels") from None
@@ -176,6 +176,17 @@ class Encoder(nn.Module):
         return hidden, torch.ones(hidden.shape[:2], dtype=hidden.dtype, device=hidden.device)
 
 
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """RGB; what is transparent becomes white, and 16-bit grey is scaled to 8 bits rather than clipped."""
+    if image.mode.startswith("I"):
+        levels = np.asarray(image, np.float64)
+        return Image.fromarray((levels / max(1.0, levels.max() / 255 if levels.max() > 255 else 1.0)).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layers = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    return image.convert("RGB")
+
+
 def _trunk(model: nn.Module, name: str) -> nn.Module:
     """What comes before pooling and classifier."""
     if hasattr(model, "features"):
@@ -184,7 +195,7 @@ def _trunk(model: nn.Module, name: str) -> nn.Module:
         return nn.Sequential(*(part for part_name, part in model.named_children() if part_name not in ("avgpool", "fc")))
     if hasattr(model, "trunk_output"):
         return nn.Sequential(cast(nn.Module, model.stem), cast(nn.Module, model.trunk_output))
-    raise ModelError("this torchvision model has no convolutional trunk to build on", name, "for example resnet50, convnext_tiny or mobilenet_v3_small")
+    raise ModelError("this torchvision model has no convolutional trunk to build on", name, "for example resnet50 or convnext_tiny")
 
 
 def _headless(model: nn.Module) -> nn.Module:

@@ -36,7 +36,8 @@ class FusionModel(nn.Module):
             raise ModelError("this task labels each position of one input column; there are several", ", ".join(encoders), "leave one in data.inputs")
         widths = [int(e.width) for e in encoders.values()]  # type: ignore[arg-type]
         self.encoders = nn.ModuleDict({module_name(c): e for c, e in encoders.items()})
-        self.join = nn.Identity() if len(encoders) == 1 else {"concat": Concat, "gated": Gated, "attention": Attention}[fusion.kind](widths, fusion.width)
+        kind = {"concat": Concat, "gated": Gated, "attention": Attention}[fusion.kind]
+        self.join = nn.Identity() if len(encoders) == 1 else kind(widths, fusion.width)
         self.dropout = nn.Dropout(dropout)
         self.head: nn.Module = task.head(widths[0] if len(encoders) == 1 else self.join.width)  # type: ignore[attr-defined, arg-type]
 

@@ -9,9 +9,9 @@ from lc_ray import spec
 
 pytestmark = pytest.mark.cluster
 SMALLER = {
-    "data.rows": 300,
-    "data.validation": "60 rows",
-    "train.epochs": 0.5,
+    "data.rows": 200,
+    "data.validation": "40 rows",
+    "train.epochs": 0.4,
     "train.batch_size": 32,
     "search.population": 2,
     "evaluate.rounds": 1,

@@ -18,7 +18,7 @@ import torch
 import lc_ray
 from lc_ray import artifact, spec
 from lc_ray.data.prepare import prepare
-from lc_ray.errors import AcceptError, PlacementError
+from lc_ray.errors import AcceptError, DataError, PlacementError
 from lc_ray.train.segment import Segment
 from lc_ray.train.trainer import run_segment
 
@@ -94,6 +94,14 @@ def test_a_changed_gate_trains_nothing_again_and_refuses(result: lc_ray.RunResul
 def test_more_workers_than_the_cluster_has(ray_local: None, tiny_job: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match="64 CPU"):
         lc_ray.run(spec.override({**tiny_job, "storage": str(tmp_path)}, {"train.workers.count": 64, "train.batch_size": 64}))
+
+
+def test_a_mistake_found_in_a_task_is_told_without_its_traceback(ray_local: None, tiny_job: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"text": "a", "label": "x"}, {"text"')
+    with pytest.raises(DataError, match="not valid JSON") as found:
+        lc_ray.run(spec.override({**tiny_job, "storage": str(tmp_path)}, {"data.train": str(tmp_path / "rows.json")}))
+    assert "Traceback" not in str(found.value)
+    assert "File" not in str(found.value)
 
 
 def _segment(job: dict[str, Any], storage: Path, **changes: Any) -> Segment:
