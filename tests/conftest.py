@@ -86,7 +86,7 @@ def tiny_artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from lc_ray.tasks.classification import Task
 
     torch.manual_seed(0)
-    inputs, task = [InputSpec(column="text", max_length=32)], Task(LABELS)
+    inputs, task = [InputSpec(column="text", base=str(tiny_base), max_length=32)], Task(LABELS)
     model = load.pretrained(ModelSpec(base=str(tiny_base)), inputs, task)
     manifest = Manifest(
         name="tiny",
@@ -94,4 +94,4 @@ def tiny_artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         inputs=[i.model_dump() for i in inputs],
         architecture=load.describe(model, inputs, {}, {}),
     )
-    return load.save(tmp_path_factory.mktemp("artifacts") / "tiny", manifest, model.state_dict(), load.modalities(inputs, tiny_base)).path
+    return load.save(tmp_path_factory.mktemp("artifacts") / "tiny", manifest, model.state_dict(), load.modalities(inputs)).path

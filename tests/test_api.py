@@ -105,7 +105,7 @@ def test_a_loaded_model_and_tokenizer(tiny_base, tiny_rows):
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     first, second = (LangChain(model, tokenizer, dataset=tiny_rows) for _ in range(2))
     assert first.job == second.job
-    assert load.find(first.job["model"]["base"])
+    assert load.find(first.job["data"]["inputs"][0]["base"])
     with pytest.raises(ModelError, match="tokenizer"):
         LangChain(model)
 
@@ -113,5 +113,5 @@ def test_a_loaded_model_and_tokenizer(tiny_base, tiny_rows):
 def test_an_alias_is_named_never_silent(caplog, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with caplog.at_level(logging.WARNING), pytest.raises(ModelError, match="openai-community/gpt2"):
-        load.find(LangChain("gpt3").job["model"]["base"])
+        load.find(LangChain("gpt3").job["data"]["inputs"][0]["base"])
     assert "openai-community/gpt2" in caplog.text

@@ -62,16 +62,16 @@ class Reader:
                 case "parquet":
                     return list(pq.read_schema(self.file).names)
                 case "json" | "jsonl":
-                    first = next(row for chunk in self._chunks([], 1) for row in chunk)
-                    return [name for name in first if name != "_error"]
+                    rows = [row for chunk in itertools.islice(self._chunks([], 1), _SMALL) for row in chunk]
+                    if rows and all("_error" in row for row in rows):
+                        raise ValueError(rows[0]["_error"])
+                    return list(next((row for row in rows if "_error" not in row), []))
                 case _ if self.names:
                     return self.names
                 case kind:
                     with open(self.file, "rb") as lines:
                         header = lines.readline()
                     return list(pyarrow.csv.read_csv(pa.BufferReader(header), parse_options=_csv(kind)).column_names)
-        except StopIteration:
-            return []
         except (pa.ArrowException, ValueError, OSError) as error:
             raise DataError(f"can't be read: {str(error).splitlines()[0]}", str(self.file)) from None
 
@@ -115,7 +115,7 @@ class Reader:
                 with open(self.file, "rb") as lines:
                     yield from _batched((self._line(line, wanted) for line in lines if line.strip()), size)
             case kind:
-                read, parse = pyarrow.csv.ReadOptions(column_names=self.names), _csv(kind)
+                read, parse = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False), _csv(kind)
                 parse.invalid_row_handler = self._skip
                 types = dict.fromkeys(wanted, pa.binary())
                 convert = pyarrow.csv.ConvertOptions(include_columns=list(wanted), column_types=types, strings_can_be_null=False)

@@ -33,7 +33,7 @@ def job(ray_local, tiny_base, tmp_path):
 
 
 def texts(prepared, split):
-    return prepared.rows(split)["text"]
+    return prepared.rows(split)["text.text"]
 
 
 def test_rows_are_split_tokenised_and_kept_once(job):

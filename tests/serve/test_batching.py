@@ -2,15 +2,17 @@ import asyncio
 import threading
 import time
 
-import numpy as np
 import pytest
 
 from lc_ray.errors import DataError
 from lc_ray.serve.batching import Batcher, QueueFull, choose
+from lc_ray.spec import InputSpec
 
 
 class Column:
     """Texts whose size is their length; "poison" fails where the tokenizer would, "bomb" where the engine would."""
+
+    spec = InputSpec(column="text")
 
     def prepare(self, values):
         if "poison" in values:
@@ -25,19 +27,16 @@ class Fake:
     """A predictor that answers with the text and remembers its batches."""
 
     def __init__(self):
-        self.columns, self.task, self.batches = {"text": Column()}, self, []
+        self.columns, self.batches = {"text": Column()}, []
         self.gate = threading.Event()
         self.gate.set()
 
-    def outputs(self, prepared, batch_size):
+    def answers(self, prepared, batch_size):
         self.gate.wait(10)
         self.batches.append(prepared["x.text" if "x.text" in prepared else "text.text"])
         if "bomb" in self.batches[-1]:
             raise RuntimeError("boom")
-        return np.array(self.batches[-1], dtype=object)
-
-    def decode(self, output):
-        return output.upper()
+        return [text.upper() for text in self.batches[-1]]
 
 
 @pytest.fixture

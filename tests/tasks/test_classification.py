@@ -4,18 +4,19 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from lc_ray.errors import DataError
+from lc_ray.spec import TaskSpec
 from lc_ray.tasks.classification import Task
 
 TASK = Task(["bad", "good", "ok"])
 
 
 def test_labels_come_from_the_training_rows_sorted():
-    assert Task.fit(["ok", "bad", "ok", "good"]).labels == ["bad", "good", "ok"]
+    assert Task.fit(["ok", "bad", "ok", "good"], TaskSpec()).labels == ["bad", "good", "ok"]
 
 
 def test_one_label_is_not_enough():
     with pytest.raises(DataError, match="at least 2 labels"):
-        Task.fit(["ok", "ok"])
+        Task.fit(["ok", "ok"], TaskSpec())
 
 
 @pytest.mark.parametrize(("value", "label"), [("ok", "ok"), (b" ok ", "ok"), (1, "1"), (True, "True"), (2.0, "2.0")])
@@ -58,12 +59,12 @@ def test_a_label_that_nobody_predicts_or_has_does_not_count():
 
 def test_distilling_from_oneself_costs_nothing():
     outputs = torch.randn(4, 3)
-    assert TASK.distill(outputs, outputs, 2.0).item() == pytest.approx(0, abs=1e-6)
-    assert TASK.distill(outputs, outputs.flip(1), 2.0).item() > 0.01
+    assert TASK.distill(outputs, outputs, None, 2.0).item() == pytest.approx(0, abs=1e-6)
+    assert TASK.distill(outputs, outputs.flip(1), None, 2.0).item() > 0.01
 
 
 def test_decode_gives_probabilities():
-    answer = TASK.decode(np.array([0.0, 2.0, 0.0], np.float32))
+    answer = TASK.decode(np.array([0.0, 2.0, 0.0], np.float32), {})
     assert answer["label"] == "good"
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
     assert list(answer["probabilities"]) == TASK.labels
