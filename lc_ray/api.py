@@ -40,8 +40,8 @@ class Model:
         inputs: sections of the job's `data.inputs`.
         dataset: labelled rows: a path, a pandas DataFrame, a Hugging Face dataset, a Ray Dataset or a list of dicts.
         validation: held-out rows likewise, or a fraction or number of rows of the dataset; a tenth if not given.
-        target: column with the label.
-        task: a file in lc_ray/tasks.
+        target: column with the label; None for a task that needs none.
+        task: a file in lc_ray/tasks, or the job's task section.
         storage: folder in which runs are kept.
         fusion: section `model.fusion` of the job, for several inputs.
 
@@ -54,8 +54,8 @@ class Model:
         inputs: list[dict[str, Any]],
         dataset: Any = None,
         validation: Any = None,
-        target: str = "label",
-        task: str = "classification",
+        target: str | None = "label",
+        task: str | dict[str, Any] = "classification",
         storage: str = "runs",
         fusion: dict[str, Any] | None = None,
     ) -> None:
@@ -63,7 +63,7 @@ class Model:
         self.job: dict[str, Any] = {
             "model": {"fusion": fusion or {}},
             "data": {"inputs": inputs, "target": target},
-            "task": {"kind": task},
+            "task": {"kind": task} if isinstance(task, str) else task,
             "train": {},
         }
         self.dataset, self.validation = dataset, validation

@@ -174,7 +174,7 @@ def _quantized(job: JobSpec, data: Prepared, found: Artifact, folder: Path) -> A
     assert job.quantize is not None
     if artifact.exists(folder):
         return artifact.read(folder)
-    rows = quality.prepared_only(data.rows("train", job.quantize.calibration))
+    rows = data.rows("train", job.quantize.calibration)
     return quantize(found, job.quantize, rows, folder, job.name)
 
 
@@ -184,7 +184,7 @@ def _evaluate(
     """Every model on the same held-out rows with the same threads; the last one's most confident mistakes, and its quality without columns."""
     rows = data.rows("validation", job.evaluate.rows)
     predictors = {name: Predictor(found, threads=max(1, round(job.serve.replicas.cpu))) for name, found in models.items()}
-    costs = cost.measure(predictors, quality.prepared_only(rows), job.serve.batch.max, job.evaluate.rounds)
+    costs = cost.measure(predictors, rows, job.serve.batch.max, job.evaluate.rounds)
     measured: list[dict[str, Any]] = []
     mistakes: list[dict[str, Any]] = []
     for name, predictor in predictors.items():

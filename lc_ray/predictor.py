@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from lc_ray import artifact, family
 from lc_ray.artifact import Artifact
 from lc_ray.errors import DataError
-from lc_ray.models.batches import collate, decode, parts_of, prepare
+from lc_ray.models.batches import collate, decode, feed, parts_of, prepare
 from lc_ray.models.load import inputs_of, modalities, task_of
+
+Rows = dict[str, list[Any]]  # prepared, by column.part
 
 
 class Predictor:
@@ -28,7 +31,7 @@ class Predictor:
         self.artifact = found
         self.inputs = inputs_of(found.manifest)
         self.columns = modalities(self.inputs, found.path / "processor")
-        self.task = task_of(found.manifest)
+        self.task = task_of(found.manifest).bind(self.columns)
         self.engine = family.load("quantize", found.manifest.engine).load(found, threads or os.cpu_count() or 1)
 
     def decode(self, row: Any, folder: Path | None = None) -> dict[str, Any]:
@@ -50,21 +53,28 @@ class Predictor:
             raise DataError(f"missing column {', '.join(missing)}; expected {', '.join(names)}")
         return decode(row, self.columns, folder=folder)
 
-    def outputs(self, prepared: dict[str, list[Any]], batch_size: int = 32) -> list[NDArray[np.float32]]:
-        """Raw outputs of each prepared row, in the order given; rows of like size are batched together."""
+    def outputs(self, prepared: Rows, batch_size: int = 32) -> list[NDArray[np.float32]]:
+        """Raw outputs of each prepared row in one forward pass, in the order given."""
+        return self._by_size(prepared, batch_size, lambda rows: list(self.engine(feed(rows, self.columns, self.task)[0])))
+
+    def scores(self, prepared: Rows, batch_size: int = 32) -> list[Any]:
+        """What the task's metrics need of each prepared row that has its target, in the order given."""
+        return self._by_size(prepared, batch_size, lambda rows: self.task.score(self.engine, *feed(rows, self.columns, self.task)))
+
+    def answers(self, prepared: Rows, batch_size: int = 32) -> list[dict[str, Any]]:
+        """Decoded answers for prepared rows, in the order given."""
+        outputs = self._by_size(prepared, batch_size, lambda rows: self.task.answer(self.engine, collate(rows, self.columns)))
+        return [self.task.decode(output, parts_of(prepared, self.columns, i)) for i, output in enumerate(outputs)]
+
+    def _by_size(self, prepared: Rows, batch_size: int, call: Callable[[Rows], list[Any]]) -> list[Any]:
+        """What `call` gives for each row; rows of like size are batched together."""
         order = np.argsort(prepared["_size"], kind="stable")
         found: list[Any] = [None] * len(order)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = self.engine(collate({k: [v[i] for i in chosen] for k, v in prepared.items()}, self.columns))
-            for i, output in zip(chosen, batch, strict=True):
+            for i, output in zip(chosen, call({k: [v[i] for i in chosen] for k, v in prepared.items()}), strict=True):
                 found[i] = output
         return found
-
-    def answers(self, prepared: dict[str, list[Any]], batch_size: int = 32) -> list[dict[str, Any]]:
-        """Decoded answers for prepared rows, in the order given."""
-        outputs = self.outputs(prepared, batch_size)
-        return [self.task.decode(output, parts_of(prepared, self.columns, i)) for i, output in enumerate(outputs)]
 
     def predict(self, rows: list[Any], batch_size: int = 32) -> list[dict[str, Any]]:
         """Answers for instances, for example `[{"label": "positive", "probabilities": {...}}]`.

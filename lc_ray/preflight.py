@@ -15,7 +15,6 @@ from lc_ray import family, runtime
 from lc_ray.data import read
 from lc_ray.errors import DataError
 from lc_ray.models import batches, load
-from lc_ray.models.fusion import FusionModel
 from lc_ray.spec import JobSpec
 from lc_ray.train import plan
 from lc_ray.units import size_text
@@ -35,21 +34,22 @@ def check(job: JobSpec) -> dict[str, Any]:
         DataError, ModelError: the data or the base model is not there.
     """
     inputs = job.inputs()
-    names = [i.column for i in inputs]
+    names, target_column = [i.column for i in inputs], [job.data.target] if job.data.target else []
+    task = family.load("tasks", job.task.kind).Task
+    options = task.options(job.task)
     sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
     files = [file for source in sources for file in read.files(source)]
     for file in files:
-        read.Reader(file, job.data.columns).require([*names, job.data.target])
+        read.Reader(file, job.data.columns).require([*names, *target_column])
     columns = load.modalities(inputs)
-    task = family.load("tasks", job.task.kind).Task
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
-    for row in itertools.islice(next(read.Reader(files[0], job.data.columns).rows([*names, job.data.target]), []), _LOOKED_AT):
+    for row in itertools.islice(next(read.Reader(files[0], job.data.columns).rows([*names, *target_column]), []), _LOOKED_AT):
         try:
             if "_error" in row:
                 raise DataError(row["_error"])
             clean = batches.decode(row, columns, job.data.encoding_errors, files[0].parent)
-            target = task.clean(row[job.data.target])
+            target = {name: task.clean(row[name]) for name in target_column}
         except DataError as error:
             rejected.append({"row": row["_row"], "reason": error.what})
             continue
@@ -59,8 +59,8 @@ def check(job: JobSpec) -> dict[str, Any]:
             tensors = {name: list(tensor.shape) for name, tensor in batches.collate(fed, columns).items()}
             plain = {name: values[0] for name, values in fed.items() if name in tensors}
             fed = {name: plain.get(name, f"tensor of {' × '.join(map(str, shape[1:]))}") for name, shape in tensors.items()}
-            rows.append({**shown, job.data.target: target, "fed": fed})
-    model = load.pretrained(job.model, inputs, task.fit(_targets(job, task), job.task))
+            rows.append({**shown, **target, "fed": fed})
+    model = load.pretrained(job.model, inputs, task.fit(_targets(job, task), options, columns).bind(columns))
     with runtime.session():
         nodes = runtime.nodes()
         placement = plan.placement(job.train.workers, nodes)
@@ -85,18 +85,20 @@ def check(job: JobSpec) -> dict[str, Any]:
 
 def _targets(job: JobSpec, task: Any) -> Iterator[Any]:
     """Clean targets of the training files: of many rows, since a file may be sorted by them."""
-    chunks = (chunk for file in read.files(job.data.train) for chunk in read.Reader(file, job.data.columns).rows([job.data.target]))
+    wanted = [job.data.target] if job.data.target else []
+    chunks = (chunk for file in read.files(job.data.train) for chunk in read.Reader(file, job.data.columns).rows(wanted))
     for row in itertools.islice((row for chunk in chunks for row in chunk), _TARGETS):
         with contextlib.suppress(DataError, KeyError):
-            yield task.clean(row[job.data.target])
+            yield task.clean(row[job.data.target]) if job.data.target else None
 
 
-def _extent(model: FusionModel) -> tuple[int, int]:
-    """Width and number of layers of the widest encoder; 0 layers where its configuration does not say."""
-    encoders: list[Any] = list(model.encoders.values())
-    widest = max(encoders, key=lambda e: int(e.width))
-    config = widest.config.get("transformers", widest.config)
-    return int(widest.width), int(config.get("num_hidden_layers") or config.get("encoder_layers") or 0)
+def _extent(model: Any) -> tuple[int, int]:
+    """Width and number of layers of the widest transformer in the model; 0 where no configuration says."""
+    configs = [part.config.to_dict() for part in model.modules() if hasattr(getattr(part, "config", None), "to_dict")]
+    extents = [
+        (int(c.get("hidden_size") or c.get("d_model") or 0), int(c.get("num_hidden_layers") or c.get("encoder_layers") or 0)) for c in configs
+    ]
+    return max(extents, default=(0, 0))
 
 
 def show(report: dict[str, Any], console: Console) -> None:

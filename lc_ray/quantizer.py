@@ -10,8 +10,8 @@ import numpy as np
 
 from lc_ray import artifact, family
 from lc_ray.artifact import Artifact
-from lc_ray.models.batches import collate
-from lc_ray.models.load import inputs_of, modalities, open_model
+from lc_ray.models.batches import feed
+from lc_ray.models.load import inputs_of, modalities, open_model, task_of
 from lc_ray.spec import QuantizeSpec
 
 _BATCH = 8  # rows
@@ -23,7 +23,7 @@ def quantize(found: Artifact, spec: QuantizeSpec, rows: dict[str, list[Any]], fo
     Args:
         found: the model in PyTorch; pruned shapes are kept.
         spec: the scheme, and how many rows it is calibrated on.
-        rows: prepared lists named `column.part`, and `_size`; the first `spec.calibration` are used.
+        rows: prepared lists named `column.part`, with their `_size` and targets; the first `spec.calibration` are used.
         folder: of the new artifact.
         name: of the new artifact.
 
@@ -33,9 +33,10 @@ def quantize(found: Artifact, spec: QuantizeSpec, rows: dict[str, list[Any]], fo
     """
     engine = family.load("quantize", spec.kind)
     columns = modalities(inputs_of(found.manifest), found.path / "processor")
+    task = task_of(found.manifest).bind(columns)
     order = np.argsort(rows["_size"][: spec.calibration], kind="stable")  # like sizes together, for little padding
     chunks = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
-    batches = [collate({part: [values[i] for i in chunk] for part, values in rows.items()}, columns) for chunk in chunks]
+    batches = [feed({part: [values[i] for i in chunk] for part, values in rows.items()}, columns, task)[0] for chunk in chunks]
     lineage = {**found.manifest.lineage, "parent": found.digest}
     manifest = found.manifest.model_copy(update={"name": name, "engine": spec.kind, "metrics": {}, "cost": {}, "lineage": lineage})
 

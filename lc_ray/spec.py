@@ -80,7 +80,7 @@ class DataSpec(Section):
     split: str | None = Field(None, description="a column; rows with equal values in it (a speaker, a patient, a picture) stay on one side")
     stratify: bool = Field(False, description="hold out the same fraction of every label")
     inputs: tuple[InputSpec, ...] = Field(min_length=1)
-    target: str = Field(description="the column that holds the label")
+    target: str | None = Field(None, description="the column that holds the label; some tasks need none")
     rows: Count | None = Field(None, description="use at most so many rows, chosen by a hash of their content")
     duplicates: Literal["keep", "drop"] = Field("keep", description="equal rows: keep all (on one side of the split) or the first")
     encoding_errors: Literal["strict", "replace"] = Field("strict", description="strict rejects a row that is not valid UTF-8")
@@ -107,10 +107,11 @@ class DataSpec(Section):
 
 
 class TaskSpec(Section):
-    """What the model is to learn."""
+    """What the model is to learn. Further fields are the task's own: see `Options` in its file."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     kind: str = Field("classification", description="a file in lc_ray/tasks")
-    class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare labels weigh more in the loss")
 
 
 class WorkersSpec(Section):
@@ -360,7 +361,7 @@ def parse(tree: Any, where: str = "job") -> JobSpec:
     try:
         return JobSpec.model_validate(tree)
     except ValidationError as error:
-        raise SpecError("\n  ".join(_explain(e) for e in error.errors()), where, "`lc-ray schema` prints every field") from None
+        raise SpecError("\n  ".join(explain(e) for e in error.errors()), where, "`lc-ray schema` prints every field") from None
 
 
 def read(path: str | Path, values: dict[str, Any] | None = None) -> JobSpec:
@@ -385,11 +386,18 @@ def _nearest(name: str, known: list[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else f" (known: {', '.join(known)})" if known else ""
 
 
-def _explain(error: Any) -> str:
+def explain(error: Any, known: list[str] | None = None, prefix: str = "") -> str:
+    """One of Pydantic's errors in a sentence.
+
+    Args:
+        error: of a `ValidationError`.
+        known: names of the section's fields, if it is no section of the job.
+        prefix: of the field's path.
+    """
     path = [str(p) for p in error["loc"]]
-    field = ".".join(path) or "job"
+    field = prefix + ".".join(path) or "job"
     if error["type"] == "extra_forbidden":
-        return f"{'.'.join(path)}: unknown field{_nearest(path[-1], _fields_at(path[:-1]))}"
+        return f"{field}: unknown field{_nearest(path[-1], _fields_at(path[:-1]) if known is None else known)}"
     if error["type"] == "missing":
         return f"{field}: this field is required"
     given = "" if isinstance(error.get("input"), dict) else f" (got {error.get('input')!r})"

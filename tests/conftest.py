@@ -92,6 +92,6 @@ def tiny_artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         name="tiny",
         task={"kind": "classification", **task.config},
         inputs=[i.model_dump() for i in inputs],
-        architecture=load.describe(model, inputs, {}, {}),
+        architecture=load.describe(model, {}, {}),
     )
     return load.save(tmp_path_factory.mktemp("artifacts") / "tiny", manifest, model.state_dict(), load.modalities(inputs)).path

@@ -27,12 +27,12 @@ import ray.data
 
 from lc_ray import family
 from lc_ray.data import read
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, SpecError
 from lc_ray.models import batches
+from lc_ray.models.batches import TARGET
 from lc_ray.models.load import find, modalities
 from lc_ray.spec import DataSpec, InputSpec, JobSpec, digest
 
-TARGET = "_target"
 _ORDERS = 2**63
 _GROUP = 32  # bits of an order that are left to rows of the same group
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
@@ -63,15 +63,19 @@ class Prepared:
         """Files of a split, in order."""
         return [str(self.path / split / part["file"]) for part in self.record[split]]
 
+    def first(self, split: str, limit: int) -> list[tuple[str, int]]:
+        """Files that hold the first rows of a split, and how many of each file's rows."""
+        found = []
+        for path, part in zip(self.parts(split), self.record[split], strict=True):
+            if limit > 0:
+                found.append((path, min(limit, part["rows"])))
+            limit -= part["rows"]
+        return found
+
     def rows(self, split: str, limit: int | None = None) -> dict[str, list[Any]]:
         """The first rows of a split by column: a fair sample, since the order is drawn by hash."""
-        tables, have = [], 0
-        for file in self.parts(split):
-            if limit is not None and have >= limit:
-                break
-            tables.append(pq.read_table(file))
-            have += tables[-1].num_rows
-        return pa.concat_tables(tables).slice(0, limit).to_pydict()  # type: ignore[no-any-return]
+        first = self.first(split, self.count(split) if limit is None else limit)
+        return pa.concat_tables(pq.read_table(file).slice(0, rows) for file, rows in first).to_pydict()  # type: ignore[no-any-return]
 
     def task(self) -> Any:
         """The task, fitted to the training rows' targets."""
@@ -120,7 +124,10 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
 
 def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
     data, held_out = job.data, isinstance(job.data.validation, str)
-    kind = family.load("tasks", job.task.kind)  # an unknown one is found before any work is done
+    kind = family.load("tasks", job.task.kind).Task  # an unknown one is found before any work is done
+    options, columns = kind.options(job.task), _columns(tuple(job.inputs()))
+    if kind.LABELLED and data.target is None:
+        raise SpecError(f"data.target: the task '{job.task.kind}' needs a column with the label")
     train, rejected = _checked(job, data.train, folder)
     if held_out:
         validation, rejected_too = _checked(job, str(data.validation), folder)
@@ -141,7 +148,7 @@ def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
     for name, split in (("training", train), ("validation", validation)):
         if split.count() == 0:
             raise DataError(f"no {name} rows are left", data.train, "give more rows, or another `data.validation`")
-    task = kind.Task.fit((t for t, _ in _targets(train)), job.task)
+    task = kind.fit((t for t, _ in _targets(train)), options, columns).bind(columns)
     for target, where in _targets(validation):
         try:
             task.encode(target)
@@ -198,7 +205,7 @@ def _settle(table: pa.Table, drop: bool) -> pa.Table:
 
 def _wanted(job: JobSpec) -> list[str]:
     """Columns of the files that are read."""
-    return [i.column for i in job.data.inputs] + [job.data.target] + ([job.data.split] if job.data.split else [])
+    return [i.column for i in job.data.inputs] + [name for name in (job.data.target, job.data.split) if name]
 
 
 def _check_files(batch: dict[str, Any], job: JobSpec) -> Iterator[pa.Table]:
@@ -219,8 +226,8 @@ def _check(row: dict[str, Any], file: Path, columns: dict[str, Any], clean: Call
     column = ""
     try:
         values = batches.decode(row, columns, job.data.encoding_errors, file.parent)
-        column = job.data.target
-        target = clean(row[column])
+        column = job.data.target or ""
+        target = clean(row[column]) if column else None
         group = row[job.data.split] if job.data.split else None
         return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, group)}
     except DataError as error:

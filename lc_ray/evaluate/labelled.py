@@ -7,34 +7,37 @@ from typing import Any
 
 from lc_ray.data import read
 from lc_ray.errors import DataError
-from lc_ray.models.batches import prepare
+from lc_ray.models.batches import TARGET, prepare
 from lc_ray.predictor import Predictor, load
 
 
-def evaluate(model: str | Path | Predictor, source: str, target: str) -> dict[str, Any]:
+def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> dict[str, Any]:
     """Metrics over all usable rows, with `rows` and `rejected` counts.
 
     Args:
         model: an artifact's folder, or one that is loaded.
         source: a file, a folder or `package:NAME/path`.
-        target: the column that holds the label.
+        target: the column that holds the label; None for a task that needs none.
 
     Raises:
         DataError: a file or column is missing, no row can be used, or a label the model does not know.
     """
     predictor = model if isinstance(model, Predictor) else load(model)
+    target = target if predictor.task.LABELLED else None
+    wanted = [target] if target else []
     names = [i.column for i in predictor.inputs]
     required = [i.column for i in predictor.inputs if not i.optional]
     values: dict[str, list[Any]] = {name: [] for name in names}
+    labels: list[Any] = []
     targets, rejected = [], 0
     for file in read.files(source):
         reader = read.Reader(file)
-        reader.require([*required, target])
-        for row in (row for chunk in reader.rows([n for n in [*names, target] if n in reader.columns()]) for row in chunk):
+        reader.require([*required, *wanted])
+        for row in (row for chunk in reader.rows([n for n in [*names, *wanted] if n in reader.columns()]) for row in chunk):
             try:
                 if "_error" in row:
                     raise DataError(row["_error"])
-                clean, label = predictor.decode(row, file.parent), predictor.task.clean(row[target])
+                clean, label = predictor.decode(row, file.parent), predictor.task.clean(row[target]) if target else None
             except DataError:
                 rejected += 1
                 continue
@@ -42,9 +45,10 @@ def evaluate(model: str | Path | Predictor, source: str, target: str) -> dict[st
                 targets.append(predictor.task.encode(label))
             except DataError as error:
                 raise DataError(error.what, f"{file}, row {row['_row']}", error.fix) from None
+            labels.append(label)
             for name in names:
                 values[name].append(clean[name])
     if not targets:
         raise DataError(f"no row can be used ({rejected} rejected)", source)
-    metrics = predictor.task.metrics(predictor.outputs(prepare(values, predictor.columns)), targets)
+    metrics = predictor.task.metrics(predictor.scores(prepare(values, predictor.columns) | {TARGET: labels}), targets)
     return {**metrics, "rows": len(targets), "rejected": rejected}

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lc_ray.data.prepare import TARGET
-from lc_ray.models.batches import parts_of, show
-from lc_ray.predictor import Predictor
+from lc_ray.models.batches import TARGET, parts_of, show
+from lc_ray.predictor import Predictor, Rows
 from lc_ray.spec import module_name
-
-Rows = dict[str, list[Any]]
-
-
-def prepared_only(rows: Rows) -> Rows:
-    """The columns that an engine is fed."""
-    return {name: values for name, values in rows.items() if "." in name or name == "_size"}
 
 
 def measure(predictor: Predictor, rows: Rows, mistakes: int = 0) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -25,10 +17,11 @@ def measure(predictor: Predictor, rows: Rows, mistakes: int = 0) -> tuple[dict[s
         rows: prepared rows by column, with their targets.
         mistakes: how many to give.
     """
-    outputs = predictor.outputs(prepared_only(rows))
-    metrics = predictor.task.metrics(outputs, [predictor.task.encode(t) for t in rows[TARGET]])
+    scores = predictor.scores(rows)
+    metrics = predictor.task.metrics(scores, [predictor.task.encode(t) for t in rows[TARGET]])
     wrong = []
-    for number, (output, target) in enumerate(zip(outputs, rows[TARGET], strict=True) if mistakes else ()):
+    shown = mistakes and predictor.task.DECODES_SCORES
+    for number, (output, target) in enumerate(zip(scores, rows[TARGET], strict=True) if shown else ()):
         answer = predictor.task.decode(output, parts_of(rows, predictor.columns, number))
         if (sure := predictor.task.mistake(answer, target)) is not None:
             wrong.append((sure, number, target, answer))

@@ -11,6 +11,8 @@ from torch import Tensor
 from lc_ray.errors import DataError
 from lc_ray.spec import module_name
 
+TARGET = "_target"  # column of the prepared rows
+
 
 def collate(rows: dict[str, list[Any]], columns: dict[str, Any]) -> dict[str, Tensor]:
     """Padded tensors named `column.tensor`; `column.present` too, for columns that a row may lack.
@@ -27,6 +29,28 @@ def collate(rows: dict[str, list[Any]], columns: dict[str, Any]) -> dict[str, Te
             batch[f"{name}.present"] = torch.tensor(present, dtype=torch.float32)
         batch |= {f"{name}.{part}": tensor for part, tensor in modality.collate(parts).items()}
     return batch
+
+
+def feed(
+    rows: dict[str, list[Any]], columns: dict[str, Any], task: Any, random: torch.Generator | None = None, training: bool = False, drop: float = 0.0
+) -> tuple[dict[str, Tensor], Any]:
+    """Prepared rows as a model takes them, and the targets it is judged by; None where the rows have no target.
+
+    Args:
+        rows: prepared lists named `column.part`, and `TARGET`.
+        columns: a `Modality` per column.
+        task: bound to those.
+        random: of all that is drawn; the same each time if not given.
+        training: whether columns are augmented and hidden.
+        drop: how often a column is hidden.
+    """
+    random = random or torch.Generator().manual_seed(0)
+    inputs = collate(rows, columns)
+    if training:
+        inputs = hide(vary(inputs, columns, random), drop, random)
+    if TARGET not in rows:
+        return inputs, None
+    return task.teach(inputs, task.collate([task.encode(t) for t in rows[TARGET]]), random, training)  # type: ignore[no-any-return]
 
 
 def vary(batch: dict[str, Tensor], columns: dict[str, Any], random: torch.Generator) -> dict[str, Tensor]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lc_ray import family
 from lc_ray.errors import ModelError
-from lc_ray.spec import FusionSpec, module_name
+from lc_ray.spec import FusionSpec, InputSpec, ModelSpec, module_name
 
 _LAYERS, _HEADS = 2, 4  # of the attention fusion
 
@@ -27,11 +30,11 @@ class FusionModel(nn.Module):
         ModelError: several columns for a task of positions.
     """
 
-    def __init__(self, encoders: dict[str, nn.Module], fusion: FusionSpec, task: object, dropout: float) -> None:
+    def __init__(self, encoders: dict[str, nn.Module], fusion: FusionSpec, task: Any, dropout: float) -> None:
         super().__init__()
         self.columns = list(encoders)
         self.fusion = fusion
-        self.positions = bool(getattr(task, "POSITIONS", False))
+        self.positions = bool(task.POSITIONS)
         if self.positions and len(encoders) > 1:
             raise ModelError("this task labels each position of one input column; there are several", ", ".join(encoders), "leave one in data.inputs")
         widths = [int(e.width) for e in encoders.values()]  # type: ignore[arg-type]
@@ -39,7 +42,27 @@ class FusionModel(nn.Module):
         kind = {"concat": Concat, "gated": Gated, "attention": Attention}[fusion.kind]
         self.join = nn.Identity() if len(encoders) == 1 else kind(widths, fusion.width)
         self.dropout = nn.Dropout(dropout)
-        self.head: nn.Module = task.head(widths[0] if len(encoders) == 1 else self.join.width)  # type: ignore[attr-defined, arg-type]
+        self.head: nn.Module = task.head(widths[0] if len(encoders) == 1 else self.join.width)
+        self.keep = [self.head]
+
+    @classmethod
+    def pretrained(cls, spec: ModelSpec, inputs: list[InputSpec], sources: dict[str, str], task: Any) -> Self:
+        """The base model's encoder for each column, what joins them, and a new head for the task."""
+        encoders = {i.column: family.load("modalities", i.modality).Encoder.pretrained(i, sources[i.column]) for i in inputs}
+        return cls(encoders, spec.fusion, task, spec.dropout)
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
+        """With weights yet to be loaded, from `config`."""
+        encoders = {c: family.load("modalities", e["modality"]).Encoder.rebuild(e["config"]) for c, e in config["encoders"].items()}
+        return cls(encoders, FusionSpec(**config["fusion"]), task, config["dropout"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `rebuild` needs, as JSON."""
+        known = {c: self.encoders[module_name(c)] for c in self.columns}
+        encoders = {c: {"modality": type(e).__module__.rpartition(".")[2], "config": e.config} for c, e in known.items()}
+        return {"encoders": encoders, "fusion": self.fusion.model_dump(mode="json"), "dropout": self.dropout.p}
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Outputs of the head for a batch of tensors named `column.tensor`: (batch, ...), or (batch, positions, ...) for a task of positions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
@@ -20,7 +21,7 @@ from lc_ray.artifact import Artifact, Manifest
 from lc_ray.errors import ArtifactError, ModelError
 from lc_ray.models.fusion import FusionModel
 from lc_ray.models.shapes import Attributes, Shapes, apply
-from lc_ray.spec import FusionSpec, InputSpec, ModelSpec, module_name
+from lc_ray.spec import InputSpec, ModelSpec, module_name
 
 # Open models that stand in for closed or unwieldy names of the article; the choice is always logged.
 ALIASES = {"gpt3": "openai-community/gpt2", "gpt-3": "openai-community/gpt2"}
@@ -99,17 +100,22 @@ def _source(spec: InputSpec) -> str:
     return find(spec.base) if spec.base else ""
 
 
-def pretrained(spec: ModelSpec, inputs: list[InputSpec], task: Any) -> FusionModel:
-    """The base model's encoder for each column, what joins them, and a new head for the task.
+def pretrained(spec: ModelSpec, inputs: list[InputSpec], task: Any) -> nn.Module:
+    """The task's model, with pretrained weights: encoders by column with a new head, unless the task's file defines another.
 
     Raises:
         ModelError: a base can't be found or loaded.
     """
-    encoders = {i.column: _quietly(lambda i=i: family.load("modalities", i.modality).Encoder.pretrained(i, _source(i))) for i in inputs}
-    return freeze(FusionModel(encoders, spec.fusion, task, spec.dropout), spec.freeze, inputs)
+    sources = {i.column: _source(i) for i in inputs}
+    return freeze(_quietly(lambda: _kind(task).pretrained(spec, inputs, sources, task)), spec.freeze, inputs)
 
 
-def freeze(model: FusionModel, parts: tuple[str, ...], inputs: list[InputSpec]) -> FusionModel:
+def _kind(task: Any) -> Any:
+    """Class of a task's model."""
+    return getattr(importlib.import_module(type(task).__module__), "Model", FusionModel)
+
+
+def freeze(model: nn.Module, parts: tuple[str, ...], inputs: list[InputSpec]) -> nn.Module:
     """Stop training parameters whose name contains one of `parts`, and encoders whose rate is 0.
 
     Raises:
@@ -125,19 +131,15 @@ def freeze(model: FusionModel, parts: tuple[str, ...], inputs: list[InputSpec]) 
     return model
 
 
-def describe(model: FusionModel, inputs: list[InputSpec], shapes: Shapes, attributes: Attributes) -> dict[str, Any]:
+def describe(model: nn.Module, shapes: Shapes, attributes: Attributes) -> dict[str, Any]:
     """A manifest's `architecture`."""
-    encoders = {i.column: {"modality": i.modality, "config": model.encoders[module_name(i.column)].config} for i in inputs}
-    fusion = model.fusion.model_dump(mode="json")
-    return {"encoders": encoders, "fusion": fusion, "dropout": model.dropout.p, "shapes": shapes, "attributes": attributes}
+    return {"config": model.config, "shapes": shapes, "attributes": attributes}
 
 
-def rebuild(manifest: Manifest) -> FusionModel:
+def rebuild(manifest: Manifest) -> nn.Module:
     """The unloaded model of a manifest, pruned shapes included."""
-    known = manifest.architecture
-    encoders = {c: family.load("modalities", e["modality"]).Encoder.rebuild(e["config"]) for c, e in known["encoders"].items()}
-    model = FusionModel(encoders, FusionSpec(**known["fusion"]), task_of(manifest), known["dropout"])
-    return apply(model, known["shapes"], known["attributes"])  # type: ignore[return-value]
+    known, task = manifest.architecture, task_of(manifest)
+    return apply(_kind(task).rebuild(known["config"], task), known["shapes"], known["attributes"])
 
 
 def save(folder: Path, manifest: Manifest, weights: dict[str, Tensor], columns: dict[str, Any]) -> Artifact:
@@ -152,7 +154,7 @@ def save(folder: Path, manifest: Manifest, weights: dict[str, Tensor], columns: 
     return artifact.write(folder, manifest, fill)
 
 
-def open_model(found: Artifact) -> FusionModel:
+def open_model(found: Artifact) -> nn.Module:
     """The PyTorch model of an artifact, in evaluation mode and fp32.
 
     Raises:

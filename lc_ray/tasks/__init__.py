@@ -1,19 +1,18 @@
 """One file per task: head, loss, metrics and decoding.
 
-A task file defines `Task`:
+A task file defines `Task`, a subclass of `_task.Task`, whose methods are called in this order:
 
-    Task.TYPE                         Arrow type of a clean target
-    Task.objective                    metric that is maximised
-    Task.POSITIONS                    True if every position of the input is labelled, not the row
-    Task.clean(value)                 a raw target cell → a clean one; DataError says why not
-    Task.fit(targets, spec) -> Task   from the training rows' clean targets and the job's task section
-    Task(**task.config)               from an artifact
-    .encode(value)                    a clean target → a number or numbers; DataError says why not
-    .collate(encoded)                 those of a batch → a tensor
-    .head(width)                      the layer after the fused encoders
-    .loss(outputs, targets)           mean over the batch
-    .distill(outputs, teacher, targets, temperature)
-    .metrics(outputs, encoded)        {name: value} over all rows; both are lists with an item per row
-    .decode(output, parts)            one row's output, and its prepared parts by column → a JSON answer, the gist of it first
-    .mistake(answer, target)          None if a clean target is met, else how sure of its error the answer is, in [0, 1]
+    preparing   Task.options(section), Task.clean(cell), Task.fit(targets, options, columns), .bind(columns), .encode(target)
+    training    .collate(encoded), .teach(inputs, targets, random, training), .loss(outputs, targets), .distill(...)
+    measuring   .collate, .teach, .score(run, inputs, targets), .metrics(scores, encoded)
+    answering   .answer(run, inputs), .decode(output, parts)
+    from an artifact   Task(**task.config).bind(columns)
+
+A task that is more than a head on fused encoders defines `Model` too, a torch module:
+
+    Model.pretrained(spec, inputs, sources, task)   `spec` is the job's model section; `sources` has each input column's base folder
+    Model.rebuild(config, task)                     with weights yet to be loaded
+    .config                       what `rebuild` needs, as JSON
+    .keep                         modules that are never pruned
+    .forward(batch)               tensors named `column.tensor`, those that `teach` added included → one tensor (batch, ...)
 """

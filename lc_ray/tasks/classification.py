@@ -5,20 +5,22 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError
-from lc_ray.spec import TaskSpec
+from lc_ray.spec import Section
+from lc_ray.tasks import _task
 
 
-class Task:
+class Task(_task.Task):
     """One of several labels.
 
     Args:
@@ -28,7 +30,11 @@ class Task:
 
     TYPE = pa.string()
     objective = "accuracy"
-    POSITIONS = False
+
+    class Options(Section):
+        """Fields of the task section."""
+
+        class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare labels weigh more in the loss")
 
     def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:
         self.labels, self.weights = labels, weights
@@ -51,7 +57,7 @@ class Task:
         return str(value).strip()
 
     @classmethod
-    def fit(cls, targets: Iterable[str], spec: TaskSpec) -> Task:
+    def fit(cls, targets: Iterable[str], options: Any, columns: dict[str, Any]) -> Self:
         """Labels of the training rows, sorted. Balanced weights are inversely proportional to how often a label occurs.
 
         Raises:
@@ -62,7 +68,7 @@ class Task:
         if len(labels) < 2:
             raise DataError(f"classification needs at least 2 labels; the training rows have {labels}", fix="check `data.target`")
         balanced = [counts.total() / len(labels) / counts[label] for label in labels]
-        return cls(labels, balanced if spec.class_weights == "balanced" else None)
+        return cls(labels, balanced if options.class_weights == "balanced" else None)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -102,14 +108,14 @@ class Task:
         student, parent = (F.log_softmax(x.float() / temperature, dim=-1) for x in (outputs, teacher))
         return F.kl_div(student, parent, log_target=True, reduction="batchmean") * temperature**2
 
-    def metrics(self, outputs: list[NDArray[np.float32]], encoded: list[int]) -> dict[str, float]:
+    def metrics(self, scores: list[NDArray[np.float32]], encoded: list[int]) -> dict[str, float]:
         """Accuracy, macro F1, log loss in nats, and expected calibration error in 15 bins (Guo et al. 2017); top-5 accuracy above 5 labels.
 
         Args:
-            outputs: logits of each row, (labels,).
+            scores: logits of each row, (labels,).
             encoded: each row's label index.
         """
-        logits, targets = torch.from_numpy(np.stack(outputs)).double(), np.array(encoded)
+        logits, targets = torch.from_numpy(np.stack(scores)).double(), np.array(encoded)
         probability = logits.softmax(-1).numpy()  # (rows, labels)
         predicted, rows = probability.argmax(-1), np.arange(len(targets))
         true_positive = np.array([((predicted == k) & (targets == k)).sum() for k in range(len(self.labels))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError
-from lc_ray.spec import TaskSpec
-from lc_ray.tasks import classification
+from lc_ray.tasks import _task, classification
 
 _SEPARATOR = "|"
 
 
-class Task:
+class Task(_task.Task):
     """Zero or more of several labels.
 
     Args:
@@ -30,7 +29,7 @@ class Task:
 
     TYPE = pa.list_(pa.string())
     objective = "micro_f1"
-    POSITIONS = False
+    Options = classification.Task.Options
 
     def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:
         self.labels, self.weights = labels, weights
@@ -54,7 +53,7 @@ class Task:
         return sorted({classification.Task.clean(label) for label in value})
 
     @classmethod
-    def fit(cls, targets: Iterable[list[str]], spec: TaskSpec) -> Task:
+    def fit(cls, targets: Iterable[list[str]], options: Any, columns: dict[str, Any]) -> Self:
         """Labels of the training rows, sorted.
 
         Raises:
@@ -68,7 +67,7 @@ class Task:
             raise DataError("no training row has a label", fix="check `data.target`")
         labels = sorted(counts)
         balanced = [max(1.0, (rows - counts[label]) / counts[label]) for label in labels]
-        return cls(labels, balanced if spec.class_weights == "balanced" else None)
+        return cls(labels, balanced if options.class_weights == "balanced" else None)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -102,9 +101,9 @@ class Task:
         soft = torch.sigmoid(teacher.float() / temperature)
         return F.binary_cross_entropy_with_logits(outputs.float() / temperature, soft) * temperature**2
 
-    def metrics(self, outputs: list[NDArray[np.float32]], encoded: list[list[float]]) -> dict[str, float]:
+    def metrics(self, scores: list[NDArray[np.float32]], encoded: list[list[float]]) -> dict[str, float]:
         """Micro and macro F1 at probability 0.5, accuracy of whole rows, and log loss in nats per label."""
-        logits, truth = np.stack(outputs).astype(np.float64), np.array(encoded) > 0.5  # (rows, labels)
+        logits, truth = np.stack(scores).astype(np.float64), np.array(encoded) > 0.5  # (rows, labels)
         chosen = logits > 0
         hit, either = (chosen & truth).sum(0), chosen.sum(0) + truth.sum(0)
         each = 2 * hit[either > 0] / either[either > 0]

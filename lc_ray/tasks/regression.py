@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError
-from lc_ray.spec import TaskSpec
+from lc_ray.tasks import _task
 
 
-class Task:
+class Task(_task.Task):
     """One number.
 
     Args:
@@ -27,7 +27,6 @@ class Task:
 
     TYPE = pa.float64()
     objective = "r2"
-    POSITIONS = False
 
     def __init__(self, mean: float, std: float) -> None:
         self.mean, self.std = mean, std
@@ -52,7 +51,7 @@ class Task:
         return number
 
     @classmethod
-    def fit(cls, targets: Iterable[float], spec: TaskSpec) -> Task:
+    def fit(cls, targets: Iterable[float], options: Any, columns: dict[str, Any]) -> Self:
         """Mean and standard deviation of the training rows.
 
         Raises:
@@ -88,9 +87,9 @@ class Task:
         """Mean squared distance from the teacher."""
         return F.mse_loss(outputs.float(), teacher.float())
 
-    def metrics(self, outputs: list[NDArray[np.float32]], encoded: list[float]) -> dict[str, float]:
+    def metrics(self, scores: list[NDArray[np.float32]], encoded: list[float]) -> dict[str, float]:
         """R², and mean absolute and root mean squared error in the target's unit."""
-        error = (np.stack(outputs).astype(np.float64)[:, 0] - np.array(encoded)) * self.std
+        error = (np.stack(scores).astype(np.float64)[:, 0] - np.array(encoded)) * self.std
         spread = np.array(encoded).std() * self.std
         rmse = float(np.sqrt((error**2).mean()))
         return {"r2": 1 - rmse**2 / max(float(spread) ** 2, 1e-12), "mae": float(np.abs(error).mean()), "rmse": rmse}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError
-from lc_ray.spec import TaskSpec
-from lc_ray.tasks import classification
+from lc_ray.tasks import _task, classification
 
 _IGNORED = -100  # targets of padding, as PyTorch's cross-entropy has it
 OUTSIDE = "O"
 
 
-class Task:
+class Task(_task.Task):
     """A tag for each word of the one input column, whose modality is `words`.
 
     Args:
@@ -33,6 +32,7 @@ class Task:
     TYPE = pa.list_(pa.string())
     objective = "f1"
     POSITIONS = True
+    Options = classification.Task.Options
 
     def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:
         self.labels, self.weights = labels, weights
@@ -59,7 +59,7 @@ class Task:
         return [classification.Task.clean(tag) for tag in value]
 
     @classmethod
-    def fit(cls, targets: Iterable[list[str]], spec: TaskSpec) -> Task:
+    def fit(cls, targets: Iterable[list[str]], options: Any, columns: dict[str, Any]) -> Self:
         """Tags of the training rows, sorted; an entity type's "I-" is there whenever its "B-" is.
 
         Raises:
@@ -70,7 +70,7 @@ class Task:
         if len(counts) < 2:
             raise DataError(f"token classification needs at least 2 tags; the training rows have {sorted(counts)}", fix="check `data.target`")
         balanced = [(counts.total() / len(labels) / max(1, counts[label])) ** 0.5 for label in labels]
-        return cls(labels, balanced if spec.class_weights == "balanced" else None)
+        return cls(labels, balanced if options.class_weights == "balanced" else None)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -109,16 +109,16 @@ class Task:
         student, parent = (F.log_softmax(x[:, :words][real].float() / temperature, dim=-1) for x in (outputs, teacher))
         return F.kl_div(student, parent, log_target=True, reduction="batchmean") * temperature**2
 
-    def metrics(self, outputs: list[NDArray[np.float32]], encoded: list[list[int]]) -> dict[str, float]:
+    def metrics(self, scores: list[NDArray[np.float32]], encoded: list[list[int]]) -> dict[str, float]:
         """Precision, recall and F1 of whole entities (CoNLL-2000's definition, as seqeval's), and accuracy of the words.
 
         Args:
-            outputs: logits of each row, (words or more, tags); a word that was cut off counts as outside.
+            scores: logits of each row, (words or more, tags); a word that was cut off counts as outside.
             encoded: each row's tag indices.
         """
         right = found = there = 0
         same = words = 0
-        for output, target in zip(outputs, encoded, strict=True):
+        for output, target in zip(scores, encoded, strict=True):
             truth = [self.labels[i] for i in target]
             guess = self._tags(output, len(target))
             a, b = set(entities(truth)), set(entities(guess))

@@ -16,16 +16,15 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from lc_ray import artifact, family
 from lc_ray.artifact import Manifest
 from lc_ray.data.batch import stream
-from lc_ray.data.prepare import TARGET, Prepared, open_prepared
+from lc_ray.data.prepare import Prepared, open_prepared
 from lc_ray.errors import TrainError
 from lc_ray.models import load
-from lc_ray.models.batches import collate, hide, vary
-from lc_ray.models.fusion import FusionModel
+from lc_ray.models.batches import TARGET, feed
 from lc_ray.models.shapes import difference
 from lc_ray.spec import module_name
 from lc_ray.train import checkpoint
@@ -35,7 +34,7 @@ from lc_ray.train.segment import RESULT, Post, Segment, SegmentResult, finished,
 
 _EVALUATE = 64  # rows at a time
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-Batch = tuple[dict[str, Tensor], Tensor]  # inputs by column.tensor, targets (batch,)
+Batch = tuple[dict[str, Tensor], Any]  # inputs by column.tensor, and targets: a tensor (batch, ...), or several by name
 
 
 def train_segment(config: dict[str, Any]) -> None:
@@ -110,12 +109,13 @@ class Worker:
         self.inputs = self.spec.inputs()
         with self.clock("start"):
             self.columns = load.modalities(self.inputs)
+            self.task.bind(self.columns)
             self.kept: dict[str, Any] = {}
             torch.manual_seed(segment.seed)
             self.model = self._starting_model().to(self.device)
         torch.manual_seed(segment.seed * 1000 + self.rank)  # dropout differs between workers, weights do not
 
-    def _starting_model(self) -> FusionModel:
+    def _starting_model(self) -> nn.Module:
         if self.segment.parent is None:
             return load.pretrained(self.spec.model, self.inputs, self.task)
         parent = artifact.read(self._artifact_folder(self.segment.parent), verify=False)
@@ -130,7 +130,7 @@ class Worker:
         if self.rank == 0:
             post({"event": event, "segment": self.segment.key, "member": self.segment.member, **fields})
 
-    def teacher(self) -> FusionModel | None:
+    def teacher(self) -> nn.Module | None:
         """The unpruned parent, while recovering by distillation."""
         prune = self.spec.prune
         if prune is None or self.segment.dense is None or not self.segment.pruned or not prune.recover.distill:
@@ -144,7 +144,7 @@ class Worker:
         assert spec is not None
         batches = self.batches(start=self.segment.first)
         first, _ = next(batches)
-        pruner = family.load("prune", spec.kind).Pruner(self.model, {k: v[:2] for k, v in first.items()}, keep=[self.model.head])
+        pruner = family.load("prune", spec.kind).Pruner(self.model, {k: v[:2] for k, v in first.items()}, keep=self.model.keep)
         self.model.eval().requires_grad_(True)
         for inputs, targets in itertools.islice(batches, max(1, spec.calibration // self.spec.train.batch_size)):
             self.model.zero_grad()
@@ -202,16 +202,13 @@ class Worker:
             random.manual_seed((self.segment.seed * 1_000_003 + step) * 1009 + self.rank)
             yield self._tensors(rows, random)
 
-    def _tensors(self, rows: dict[str, list[Any]], random: torch.Generator | None = None) -> Batch:
-        """A batch on the device; varied, and with columns hidden, where `random` is given."""
-        inputs = collate(rows, self.columns)
-        if random is not None:
-            inputs = vary(inputs, self.columns, random)
-            inputs = hide(inputs, self.spec.model.fusion.drop, random)
-        targets = self.task.collate([self.task.encode(t) for t in rows[TARGET]])
-        return {k: v.to(self.device) for k, v in inputs.items()}, targets.to(self.device)
+    def _tensors(self, rows: dict[str, list[Any]], random: torch.Generator, training: bool = True) -> Batch:
+        """A batch on the device; varied, and with columns hidden, while training."""
+        inputs, targets = feed(rows, self.columns, self.task, random, training, self.spec.model.fusion.drop)
+        inputs = {k: v.to(self.device) for k, v in inputs.items()}
+        return inputs, {k: v.to(self.device) for k, v in targets.items()} if isinstance(targets, dict) else targets.to(self.device)
 
-    def loss(self, outputs: Tensor, inputs: dict[str, Tensor], targets: Tensor, teacher: FusionModel | None) -> Tensor:
+    def loss(self, outputs: Tensor, inputs: dict[str, Tensor], targets: Any, teacher: nn.Module | None) -> Tensor:
         """The task's loss, mixed with distance from the teacher while recovering."""
         loss: Tensor = self.task.loss(outputs, targets)
         if teacher is None or self.spec.prune is None:
@@ -222,30 +219,33 @@ class Worker:
         softened: Tensor = self.task.distill(outputs, soft, targets, recover.temperature)
         return (1 - recover.distill) * loss + recover.distill * softened
 
-    def evaluate(self, model: FusionModel) -> dict[str, float]:
-        """Metrics over all validation rows: each worker takes some parts, and none is dropped to make shares equal."""
-        outputs, targets = list[Any](), list[Any]()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics over the first `evaluate.rows` validation rows: each worker takes some parts, and none is dropped to make shares equal."""
+        scores, encoded = list[Any](), list[Any]()
         self._agree(model)
         model.eval()
-        parts = self.data.parts("validation")
-        batches = [table for part in parts[self.rank :: self.world] for table in _by_length(part)]
-        spare = next(_by_length(parts[0]))
+        parts = self.data.first("validation", self.spec.evaluate.rows)
+        batches = [table for part in parts[self.rank :: self.world] for table in _by_length(*part)]
+        spare = next(_by_length(*parts[0]))
         for step in range(self._most(len(batches))):
             # A worker that is done goes on with spare rows while others need it: with ZeRO-3 each forward gathers weights from all.
             rows = (batches[step] if step < len(batches) else spare).to_pydict()
-            inputs, _ = self._tensors(rows)
-            with torch.no_grad(), self._autocast():
-                answer = model(inputs)
+            inputs, targets = self._tensors(rows, torch.Generator().manual_seed(step), training=False)
+            found = self.task.score(lambda batch: self._run(model, batch), inputs, targets)
             if step < len(batches):
-                outputs += list(answer.float().cpu().numpy())
-                targets += [self.task.encode(t) for t in rows[TARGET]]
+                scores += found
+                encoded += [self.task.encode(t) for t in rows[TARGET]]
         model.train()
         gathered: list[Any] = [None] * self.world
-        dist.all_gather_object(gathered, (outputs, targets))
+        dist.all_gather_object(gathered, (scores, encoded))
         metrics = self.task.metrics(*([x for part in gathered for x in part[i]] for i in (0, 1)))
         return {name: float(value) for name, value in metrics.items()}
 
-    def _agree(self, model: FusionModel) -> None:
+    def _run(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
+        with torch.no_grad(), self._autocast():
+            return model({k: v.to(self.device) for k, v in batch.items()}).float().cpu().numpy()
+
+    def _agree(self, model: nn.Module) -> None:
         """Average what workers have counted by themselves, such as the statistics of batch normalisation."""
         for buffer in model.buffers():
             if self.world > 1 and buffer.is_floating_point() and buffer.numel():
@@ -274,7 +274,7 @@ class Worker:
             name=self.spec.name,
             task={"kind": self.spec.task.kind, **self.task.config},
             inputs=[i.model_dump(mode="json") for i in self.inputs],
-            architecture=load.describe(self.model, self.inputs, shapes, attributes),
+            architecture=load.describe(self.model, shapes, attributes),
             metrics=metrics,
             lineage={
                 "base": [i.base for i in self.inputs if i.base],
@@ -288,13 +288,13 @@ class Worker:
         )
         load.save(self._artifact_folder(self.segment.key), manifest, weights, self.columns)
 
-    def _original(self) -> FusionModel:
+    def _original(self) -> nn.Module:
         with torch.device("meta"):
             plain = Manifest(
                 name="",
                 task={"kind": self.spec.task.kind, **self.task.config},
                 inputs=[],
-                architecture=load.describe(self.model, self.inputs, {}, {}),
+                architecture=load.describe(self.model, {}, {}),
             )
             return load.rebuild(plain)
 
@@ -316,8 +316,8 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_MMAP_THRESHOLD, 2**25)
 
 
-def _by_length(part: str) -> Iterator[pa.Table]:
-    """Rows of a file in batches of like length."""
-    table = pq.read_table(part).sort_by("_size")
+def _by_length(part: str, rows: int) -> Iterator[pa.Table]:
+    """The first rows of a file in batches of like length."""
+    table = pq.read_table(part).slice(0, rows).sort_by("_size")
     for start in range(0, table.num_rows, _EVALUATE):
         yield table.slice(start, _EVALUATE)

@@ -62,7 +62,7 @@ def batch(tiny_base):
 
 
 def observed(model, batch):
-    pruner = Pruner(model, {k: v[:2] for k, v in batch.items()}, keep=[model.head])
+    pruner = Pruner(model, {k: v[:2] for k, v in batch.items()}, keep=model.keep)
     TASK.loss(model(batch), torch.tensor([0, 1, 0, 1])).backward()
     pruner.observe()
     return pruner
@@ -116,7 +116,7 @@ def test_removing_dead_units_changes_nothing(model, batch):
 def test_gradients_and_frozen_parts_are_left_as_they_were(model, batch):
     load.freeze(model, ("embeddings",), [])
     flags = {n: p.requires_grad for n, p in model.named_parameters()}
-    Pruner(model, batch, keep=[model.head])
+    Pruner(model, batch, keep=model.keep)
     assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
 
 
@@ -134,7 +134,7 @@ def test_a_pruned_artifact_answers_alike(model, batch, tiny_base, tmp_path):
         name="p",
         task={"kind": "classification", **TASK.config},
         inputs=[i.model_dump() for i in inputs(tiny_base)],
-        architecture=load.describe(model, inputs(tiny_base), shapes, attributes),
+        architecture=load.describe(model, shapes, attributes),
     )
     load.save(tmp_path / "p", manifest, model.state_dict(), load.modalities(inputs(tiny_base)))
     again = load.open_model(artifact.read(tmp_path / "p"))
@@ -161,7 +161,7 @@ def test_the_pruner_of_the_contributing_guide(model, batch, monkeypatch, tmp_pat
     (tmp_path / "random.py").write_text(code, "utf-8")
     monkeypatch.setattr(lc_ray.prune, "__path__", [*lc_ray.prune.__path__, str(tmp_path)])
     assert "random" in family.kinds("prune")
-    pruner = family.load("prune", "random").Pruner(model, batch, keep=[model.head])
+    pruner = family.load("prune", "random").Pruner(model, batch, keep=model.keep)
     pruner.observe()
     before = load.parameters(model)
     pruner.remove(0.5)

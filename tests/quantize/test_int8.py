@@ -41,7 +41,7 @@ def write(folder, model, changed=({}, {})):
         name=folder.name,
         task={"kind": "classification", **TASK.config},
         inputs=[i.model_dump() for i in INPUTS],
-        architecture=models.describe(model, INPUTS, *changed),
+        architecture=models.describe(model, *changed),
         metrics={"accuracy": 0.9},
         lineage={"seed": 3},
     )

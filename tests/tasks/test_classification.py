@@ -4,19 +4,18 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from lc_ray.errors import DataError
-from lc_ray.spec import TaskSpec
 from lc_ray.tasks.classification import Task
 
 TASK = Task(["bad", "good", "ok"])
 
 
 def test_labels_come_from_the_training_rows_sorted():
-    assert Task.fit(["ok", "bad", "ok", "good"], TaskSpec()).labels == ["bad", "good", "ok"]
+    assert Task.fit(["ok", "bad", "ok", "good"], Task.Options(), {}).labels == ["bad", "good", "ok"]
 
 
 def test_one_label_is_not_enough():
     with pytest.raises(DataError, match="at least 2 labels"):
-        Task.fit(["ok", "ok"], TaskSpec())
+        Task.fit(["ok", "ok"], Task.Options(), {})
 
 
 @pytest.mark.parametrize(("value", "label"), [("ok", "ok"), (b" ok ", "ok"), (1, "1"), (True, "True"), (2.0, "2.0")])

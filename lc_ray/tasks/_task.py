@@ -1,0 +1,116 @@
+"""What all tasks share, and what a task file may override."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from lc_ray.errors import SpecError
+from lc_ray.spec import Section, TaskSpec, explain
+
+Batch = dict[str, Tensor]  # tensors named `column.tensor`
+Run = Callable[[Batch], NDArray[np.float32]]  # a model's forward on any engine
+Parts = dict[str, dict[str, Any]]  # one row's prepared parts by column
+
+
+class Task:
+    """Base of all tasks. What is not overridden suits a task whose target is one row's label.
+
+    Attributes:
+        TYPE: Arrow type of a clean target.
+        objective: the metric that is maximised.
+        POSITIONS: whether every position of the only input column is labelled, not the row.
+        LABELLED: whether rows need a target.
+        DECODES_SCORES: whether what `score` gives can be decoded, so that mistakes can be shown.
+        Options: fields of the job's task section beside `kind`.
+    """
+
+    TYPE: ClassVar[pa.DataType] = pa.string()
+    objective: ClassVar[str] = ""
+    POSITIONS: ClassVar[bool] = False
+    LABELLED: ClassVar[bool] = True
+    DECODES_SCORES: ClassVar[bool] = True
+    Options: ClassVar[type[Section]] = Section
+
+    @classmethod
+    def options(cls, spec: TaskSpec) -> Any:
+        """The job's task section as this task's options.
+
+        Raises:
+            SpecError: an unknown field, or a value that does not fit.
+        """
+        try:
+            return cls.Options.model_validate(spec.model_extra or {})
+        except ValidationError as error:
+            known = list(cls.Options.model_fields)
+            raise SpecError("\n  ".join(explain(e, known, "task.") for e in error.errors()), f"task '{spec.kind}'") from None
+
+    @staticmethod
+    def clean(value: Any) -> Any:
+        """A raw target cell as a clean one of `TYPE`. DataError says why not."""
+        return value
+
+    @classmethod
+    def fit(cls, targets: Iterable[Any], options: Any, columns: dict[str, Any]) -> Self:
+        """From the training rows' clean targets, the options, and the input columns' modalities."""
+        return cls()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Arguments of this class, as JSON."""
+        return {}
+
+    def bind(self, columns: dict[str, Any]) -> Self:
+        """Take what is needed of the input columns' modalities, such as a tokenizer, before targets are encoded or answers decoded."""
+        return self
+
+    def encode(self, target: Any) -> Any:
+        """A clean target as a number or numbers. DataError says why not."""
+        return target
+
+    def collate(self, encoded: list[Any]) -> Any:
+        """Encoded targets of a batch as a tensor, or a dict of tensors."""
+        return torch.zeros(len(encoded))
+
+    def teach(self, inputs: Batch, targets: Any, random: torch.Generator, training: bool) -> tuple[Batch, Any]:
+        """What the model is given and judged by, where that is more than the inputs and their targets: masks, noise, an answer's beginning."""
+        return inputs, targets
+
+    def head(self, width: int) -> nn.Module:
+        """The layer after the fused encoders: (batch, width) → (batch, ...)."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Tensor, targets: Any) -> Tensor:
+        """Mean over the batch."""
+        raise NotImplementedError
+
+    def distill(self, outputs: Tensor, teacher: Tensor, targets: Any, temperature: float) -> Tensor:
+        """Mean distance from the teacher's outputs."""
+        raise NotImplementedError
+
+    def score(self, run: Run, inputs: Batch, targets: Any) -> list[Any]:
+        """What `metrics` needs of each row of a batch that was taught."""
+        return self.answer(run, inputs)
+
+    def answer(self, run: Run, inputs: Batch) -> list[Any]:
+        """What `decode` needs of each row of a batch."""
+        return list(run(inputs))
+
+    def metrics(self, scores: list[Any], encoded: list[Any]) -> dict[str, float]:
+        """{name: value} over all rows, from what `score` gave and the encoded targets, an item per row each."""
+        raise NotImplementedError
+
+    def decode(self, output: Any, parts: Parts) -> dict[str, Any]:
+        """One row's output, and its prepared parts by column, as a JSON answer, the gist of it first."""
+        raise NotImplementedError
+
+    def mistake(self, answer: dict[str, Any], target: Any) -> float | None:
+        """None if a clean target is met, else how sure of its error the answer is, in [0, 1]."""
+        return None
