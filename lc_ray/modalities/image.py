@@ -59,8 +59,7 @@ class Modality:
         """
         data = _media.fetch(value, folder, self.spec.path)
         try:
-            with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
                 if min(width, height) < _LEAST or width * height > _MOST:
                     raise DataError(f"image of {width} × {height} pixels" if min(width, height) < _LEAST else "image of more than 50 megapixels")

@@ -17,6 +17,7 @@ from lc_ray.spec import InputSpec
 
 _BUCKETS = 4096  # of categories; 0 is for numbers
 _WIDTH = 64
+_LEAST, _FARTHEST = 1e-12, 10.0  # variance that counts; standard deviations from the mean, beyond which values are alike
 
 
 class Modality:
@@ -85,7 +86,7 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.standardise = nn.BatchNorm1d(2, affine=False)
+        self.standardise = nn.BatchNorm1d(2, eps=_LEAST, affine=False)
         self.number = nn.Linear(2, _WIDTH)
         self.category = nn.Embedding(_BUCKETS, _WIDTH)
         self.out = nn.Linear(_WIDTH, _WIDTH)
@@ -106,7 +107,7 @@ class Encoder(nn.Module):
     def forward(self, number: Tensor, category: Tensor) -> tuple[Tensor, Tensor]:
         """Returns hidden (batch, 1, width) and mask (batch, 1)."""
         both = torch.stack([number, number.sign() * number.abs().log1p()], dim=-1)  # (batch, 2)
-        known = self.number(self.standardise(both)).where((category == 0).unsqueeze(-1), self.category(category))
+        known = self.number(self.standardise(both).clamp(-_FARTHEST, _FARTHEST)).where((category == 0).unsqueeze(-1), self.category(category))
         hidden = self.out(torch.relu(known)).unsqueeze(1)
         return hidden, torch.ones(hidden.shape[:2], dtype=hidden.dtype, device=hidden.device)
 

@@ -1,0 +1,142 @@
+"""Sounds: decoded, refused, batched, varied and encoded."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+from lc_ray.errors import DataError
+from lc_ray.modalities.audio import Encoder, Modality
+from lc_ray.spec import InputSpec
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    """Folders of a tiny wav2vec2 and a tiny Whisper."""
+    torch.manual_seed(0)
+    raw, mel = tmp_path_factory.mktemp("wav2vec2"), tmp_path_factory.mktemp("whisper")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "num_conv_pos_embeddings": 16}
+    conv = {"conv_dim": (16, 16, 16), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 4), "num_conv_pos_embedding_groups": 2}
+    layers = {"num_feat_extract_layers": 3, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+    Wav2Vec2Model(Wav2Vec2Config(**shape, **conv, **layers)).save_pretrained(raw)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(raw)
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    ends = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
+    WhisperModel(WhisperConfig(d_model=16, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=50, **layers, **ends)).save_pretrained(mel)
+    WhisperFeatureExtractor().save_pretrained(mel)
+    return {"raw": str(raw), "mel": str(mel)}
+
+
+def modality(speech, kind, seconds=1.0):
+    return Modality(InputSpec(column="audio", modality="audio", seconds=seconds), speech[kind])
+
+
+def tone(hertz=440.0, seconds=0.5, rate=RATE, form="WAV", subtype=None, channels=1):
+    wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+    file = io.BytesIO()
+    soundfile.write(file, np.stack([wave] * channels, 1), rate, format=form, subtype=subtype)
+    return file.getvalue()
+
+
+def pitch(samples):
+    wave = np.frombuffer(samples, "<i2").astype(float)
+    return np.abs(np.fft.rfft(wave)).argmax() * RATE / len(wave)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"subtype": s} for s in ("PCM_U8", "PCM_16", "PCM_24", "FLOAT")),
+        {"form": "FLAC"},
+        {"form": "OGG"},
+        {"channels": 2},
+        {"rate": 8000},
+        {"rate": 44100},
+    ],
+)
+def test_a_tone_keeps_its_pitch_and_length(speech, options):
+    found = modality(speech, "raw").decode(tone(**options))
+    assert pitch(found) == pytest.approx(440, abs=4)
+    assert len(found) / 2 / RATE == pytest.approx(0.5, abs=0.01)
+    assert np.abs(np.frombuffer(found, "<i2")).max() / 32767 == pytest.approx(0.5, abs=0.03)
+
+
+def test_long_clips_are_cut_and_short_ones_padded(speech):
+    assert len(modality(speech, "raw").decode(tone(seconds=3))) == 2 * RATE
+    assert len(modality(speech, "raw").decode(tone(seconds=0.001))) == 2 * round(0.025 * RATE)
+
+
+def header(rate=RATE, frames=None):
+    """A WAV whose header says something else."""
+    data = bytearray(tone())
+    data[24:28] = rate.to_bytes(4, "little")
+    if frames:
+        data[40:44] = (2 * frames).to_bytes(4, "little")
+    return bytes(data)
+
+
+def not_numbers():
+    file = io.BytesIO()
+    soundfile.write(file, np.full(800, np.nan), RATE, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (tone()[:4000], "ends before its header says"),
+        (header(rate=3), "sample rate of 3 Hz"),
+        (tone(seconds=1.3 * 3600, rate=1000), "audio of 1.3 hours"),
+        (tone(seconds=0), "no samples"),
+        (not_numbers(), "not numbers"),
+        (b"\0not a sound", "not audio of a known format"),
+        (None, "null"),
+    ],
+)
+def test_bad_sounds_are_told_apart(speech, data, reason):
+    with pytest.raises(DataError, match=reason):
+        modality(speech, "raw").decode(data)
+
+
+@pytest.mark.parametrize("kind", ["raw", "mel"])
+def test_shown_saved_and_opened_again(speech, kind, tmp_path):
+    audio = modality(speech, kind)
+    clean = audio.decode(tone())
+    assert audio.decode(audio.show({"samples": clean})) == clean
+    audio.decode(audio.example)
+    audio.save(tmp_path)
+    again = Modality(audio.spec, tmp_path)
+    for name, tensor in audio.collate(audio.prepare([clean, None])).items():
+        assert torch.equal(again.collate(again.prepare([clean, None]))[name], tensor)
+
+
+@pytest.mark.parametrize("kind", ["raw", "mel"])
+def test_neighbours_and_rebuilding_change_nothing(speech, kind):
+    audio = modality(speech, kind)
+    encoder = Encoder.pretrained(audio.spec, speech[kind]).eval()
+    again = Encoder.rebuild(encoder.config).eval()
+    again.load_state_dict(encoder.state_dict())
+    clips = [audio.decode(tone(300, 0.2)), audio.decode(tone(900, 0.9))]
+    alone, both = (audio.collate(audio.prepare(c)) for c in (clips[:1], clips))
+    with torch.no_grad():
+        (one, _), (two, mask) = encoder(**alone), encoder(**both)
+        torch.testing.assert_close(again(**both)[0], two)
+    assert two.shape[2] == encoder.width
+    real = int(mask[0].sum())
+    assert real == one.shape[1]
+    torch.testing.assert_close(two[0, :real], one[0], rtol=1e-3, atol=1e-4)
+    assert kind == "raw" or two.shape[1] == 50  # a second, of the 30 that Whisper was made for
+
+
+@pytest.mark.parametrize("kind", ["raw", "mel"])
+def test_variations_are_seeded(speech, kind):
+    audio = modality(speech, kind)
+    batch = audio.collate(audio.prepare([audio.decode(tone())]))
+    one, same, other = (audio.augment(batch, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert all(one[k].shape == batch[k].shape and torch.equal(one[k], same[k]) for k in batch)
+    assert any(not torch.equal(one[k], other[k]) for k in batch)

@@ -1,0 +1,175 @@
+"""Pictures: decoded, refused, batched, varied and encoded."""
+
+import base64
+import io
+import struct
+import time
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torchvision.models import resnet18
+from transformers import ConvNextConfig, ConvNextModel, ViTConfig, ViTModel
+
+import lc_ray
+from lc_ray.errors import DataError, ModelError
+from lc_ray.modalities.image import Encoder, Modality
+from lc_ray.spec import InputSpec
+
+SIDE = 32
+IMAGE = Modality(InputSpec(column="image", modality="image", size=SIDE), "")
+
+
+def picture(mode="RGB", size=(40, 24), color=(200, 30, 60), form="PNG", **options):
+    file = io.BytesIO()
+    image = Image.new("RGB", size, color)
+    (image.quantize() if mode == "P" else image.convert(mode)).save(file, form, **options)
+    return file.getvalue()
+
+
+def pixels(data):
+    return np.frombuffer(IMAGE.decode(data), np.uint8).reshape(SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"), [("RGB", "PNG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("P", "GIF"), ("RGBA", "PNG"), ("RGB", "WEBP"), ("P", "PNG"), ("RGB", "BMP")]
+)
+def test_a_colour_survives_every_format(mode, form):
+    assert np.abs(pixels(picture(mode, form=form)).astype(int) - [200, 30, 60]).max() < 12
+
+
+def test_transparent_is_white_and_deep_grey_is_scaled():
+    file = io.BytesIO()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(file, "PNG")
+    assert pixels(file.getvalue()).min() == 255
+    file = io.BytesIO()
+    Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)).save(file, "PNG")
+    grey = pixels(file.getvalue())
+    assert grey[0].max() < 10
+    assert 100 < grey.mean() < 155
+    assert grey[-1].min() > 245
+
+
+def test_a_turned_camera_is_turned_back():
+    image, file = Image.new("RGB", (40, 40), "black"), io.BytesIO()
+    image.paste("white", (0, 0, 40, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.save(file, "PNG", exif=exif)
+    found = pixels(file.getvalue())
+    assert found[0].max() < 10
+    assert found[-1].min() > 245
+
+
+def claimed(width, height):
+    """A PNG of a few bytes that says it is large."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (picture(form="JPEG", size=(400, 400), quality=95)[:700], "damaged image"),
+        (picture(size=(1, 1)), "image of 1 × 1 pixels"),
+        (claimed(10_000, 10_000), "more than 50 megapixels"),
+        (claimed(100_000, 100_000), "more than 50 megapixels"),
+        (b"\x00\x01hello", "not an image of a known format"),
+        (None, "null"),
+        (float("nan"), "null"),
+        (b"", "empty"),
+        (7, "not bytes, a path or a URI but int"),
+    ],
+)
+def test_bad_pictures_are_told_apart(data, reason):
+    with pytest.raises(DataError, match=reason):
+        IMAGE.decode(data)
+
+
+def test_a_request_may_carry_base64_but_never_opens_a_file(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture())
+    plain = base64.b64encode(picture()).decode()
+    assert IMAGE.decode(plain) == IMAGE.decode("data:image/png;base64," + plain) == IMAGE.decode(picture())
+    assert IMAGE.decode("a.png", folder=tmp_path) == IMAGE.decode({"bytes": None, "path": "a.png"}, folder=tmp_path) == IMAGE.decode(picture())
+    with pytest.raises(DataError, match="not base64"):
+        IMAGE.decode(str(tmp_path / "a.png"))
+    with pytest.raises(DataError, match="no such file"):
+        IMAGE.decode("b.png", folder=tmp_path)
+
+
+def test_a_shown_picture_decodes_to_itself():
+    random = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8).tobytes()
+    assert IMAGE.decode(IMAGE.show({"pixels": random})) == random
+    assert IMAGE.show({"pixels": None}) is None
+    IMAGE.decode(IMAGE.example)
+
+
+def test_batches_and_variations():
+    rows = [IMAGE.decode(picture()), None]
+    batch = IMAGE.collate(IMAGE.prepare(rows))["pixels"]
+    assert (batch.shape, batch.dtype) == ((2, 3, SIDE, SIDE), torch.uint8)
+    assert batch[0, :, 5, 5].tolist() == pytest.approx([200, 30, 60], abs=3)
+    assert batch[1].max() == 0
+    noise = {"pixels": torch.randint(255, (2, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))}
+    one, same, other = (IMAGE.augment(noise, torch.Generator().manual_seed(seed))["pixels"] for seed in (1, 1, 2))
+    assert one.shape == noise["pixels"].shape
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "convnext_tiny", "regnet_y_400mf"])
+def test_torchvision_models_by_name(name):
+    torch.manual_seed(0)
+    check(Encoder.pretrained(InputSpec(column="image", weights="random"), name), 64)
+
+
+@pytest.mark.parametrize("kind", ["vit", "convnext"])
+def test_hugging_face_models_from_a_folder(kind, tmp_path):
+    torch.manual_seed(0)
+    if kind == "vit":
+        shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": SIDE, "patch_size": 8}
+        ViTModel(ViTConfig(**shape), add_pooling_layer=False).save_pretrained(tmp_path)
+    else:
+        ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}')
+    found = Encoder.pretrained(InputSpec(column="image"), str(tmp_path))
+    assert found.mean.flatten().tolist() == [0.5] * 3
+    check(found, SIDE)
+
+
+def check(encoder, side):
+    """Rebuilt, it gives the same; a row's result does not depend on its neighbours."""
+    batch = torch.randint(255, (3, 3, side, side), dtype=torch.uint8)
+    again = Encoder.rebuild(encoder.config)
+    again.load_state_dict(encoder.state_dict())
+    with torch.no_grad():
+        hidden, mask = encoder.eval()(batch)
+        assert hidden.shape[::2] == (3, encoder.width)
+        assert mask.shape == hidden.shape[:2]
+        torch.testing.assert_close(again.eval()(batch)[0], hidden)
+        torch.testing.assert_close(encoder(batch[1:2])[0], hidden[1:2], rtol=1e-3, atol=1e-4)
+
+
+def test_weights_that_cannot_be_had_are_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    published = SimpleNamespace(DEFAULT=SimpleNamespace(url="https://weights.invalid/r-0a.pth"))
+    monkeypatch.setattr("torchvision.models.get_model_weights", lambda name: published)
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"no pretrained weights: r-0a.pth is neither in .*checkpoints nor can https://weights.invalid"):
+        lc_ray.ImageModel("resnet18", pretrained=True)
+    assert time.monotonic() - start < 10
+
+
+def test_weights_of_a_safetensors_file(tmp_path):
+    torch.manual_seed(0)
+    save_file(resnet18().state_dict(), tmp_path / "resnet.safetensors")
+    model = lc_ray.ImageModel("resnet18", pretrained=tmp_path / "resnet.safetensors")
+    assert model.job["data"]["inputs"][0]["weights"] == str(tmp_path / "resnet.safetensors")
+    assert lc_ray.ImageModel("resnet18", pretrained=False).job["data"]["inputs"][0]["weights"] == "random"
+    with pytest.raises(ModelError, match="weights can't be loaded"):
+        lc_ray.ImageModel("resnet50", pretrained=tmp_path / "resnet.safetensors")

@@ -1,0 +1,121 @@
+"""Regression, several labels per row, and entities: against the libraries that define their metrics."""
+
+import numpy as np
+import pytest
+import torch
+from seqeval.metrics import f1_score as entity_f1
+from seqeval.metrics import precision_score, recall_score
+from sklearn.metrics import f1_score, log_loss, mean_absolute_error, r2_score, root_mean_squared_error
+
+from lc_ray.errors import DataError, SpecError
+from lc_ray.spec import TaskSpec
+from lc_ray.tasks import multilabel, regression, token_classification
+
+RANDOM = np.random.default_rng(0)
+
+
+def fit(kind, targets, **options):
+    return kind.Task.fit(targets, kind.Task.options(TaskSpec(kind="any", **options)), {})
+
+
+def test_regression_has_the_targets_unit():
+    targets = RANDOM.normal(200, 40, 50).tolist()
+    task = fit(regression, targets)
+    guesses = RANDOM.normal(200, 40, 50)
+    scores = [np.array([(g - task.mean) / task.std], np.float32) for g in guesses]
+    found = task.metrics(scores, [task.encode(t) for t in targets])
+    assert found["mae"] == pytest.approx(mean_absolute_error(targets, guesses), rel=1e-4)
+    assert found["rmse"] == pytest.approx(root_mean_squared_error(targets, guesses), rel=1e-4)
+    assert found["r2"] == pytest.approx(r2_score(targets, guesses), rel=1e-3)
+    assert task.decode(scores[0], {})["value"] == pytest.approx(guesses[0], rel=1e-4)
+    assert task.collate([task.encode(t) for t in targets]).std().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("value", "reason"), [("", "missing"), (None, "missing"), ("tall", "not a number"), (float("inf"), "not a finite"), ([1], "not a")])
+def test_bad_numbers_are_told_apart(value, reason):
+    with pytest.raises(DataError, match=reason):
+        regression.Task.clean(value)
+
+
+def test_equal_targets_teach_nothing():
+    with pytest.raises(DataError, match="all training targets are equal"):
+        fit(regression, [3.0, 3.0])
+
+
+def test_multilabel_metrics_are_those_of_scikit_learn():
+    task = multilabel.Task(["a", "b", "c"])
+    logits = RANDOM.normal(size=(60, 3)).astype(np.float32)
+    truth = (RANDOM.random((60, 3)) < 0.4).astype(float)
+    found = task.metrics(list(logits), truth.tolist())
+    chosen = logits > 0
+    assert found["micro_f1"] == pytest.approx(f1_score(truth, chosen, average="micro"))
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, chosen, average="macro"))
+    assert found["exact_match"] == pytest.approx((chosen == truth).all(1).mean())
+    flat = 1 / (1 + np.exp(-logits.astype(float).ravel()))
+    assert found["log_loss"] == pytest.approx(log_loss(truth.ravel(), flat), rel=1e-5)
+    answer = task.decode(np.array([2.0, -1.0, 0.5]), {})
+    assert answer["labels"] == ["a", "c"]
+    assert task.mistake(answer, ["a", "c"]) is None
+    assert task.mistake(answer, ["c"]) == pytest.approx(answer["probabilities"]["a"])
+
+
+def test_labels_come_in_several_forms_and_rare_ones_may_weigh_more():
+    assert [multilabel.Task.clean(v) for v in (["b", "a"], "a | b", np.array(["a", "b"]), "", [])] == [["a", "b"]] * 3 + [[], []]
+    rows = [["a"], ["a"], ["a", "b"], []]
+    assert fit(multilabel, rows).weights is None
+    assert fit(multilabel, rows, class_weights="balanced").weights == [1.0, 3.0]
+    with pytest.raises(DataError, match="labels missing"):
+        multilabel.Task.clean(None)
+    with pytest.raises(DataError, match="never seen"):
+        fit(multilabel, rows).encode(["z"])
+
+
+TAGS = ["B-loc", "B-per", "I-loc", "I-per", "O"]
+
+
+def test_entity_metrics_are_those_of_seqeval():
+    task = token_classification.Task(TAGS)
+    truth = [RANDOM.integers(5, size=n).tolist() for n in RANDOM.integers(1, 12, 80)]
+    logits = [RANDOM.normal(size=(len(row) + 2, 5)) + 2 * np.eye(5)[row + [4, 4]] for row in truth]  # longer than the words: padding
+    words = [[TAGS[i] for i in row] for row in truth]
+    guess = [[TAGS[i] for i in x[: len(row)].argmax(-1)] for x, row in zip(logits, truth, strict=True)]
+    found = task.metrics(logits, truth)
+    assert 0.1 < found["f1"] < 0.95
+    for name, reference in (("f1", entity_f1), ("precision", precision_score), ("recall", recall_score)):
+        assert found[name] == pytest.approx(reference(words, guess)), name
+
+
+def test_words_that_were_cut_off_count_as_outside():
+    task = token_classification.Task(TAGS)
+    short = [np.eye(5)[[1]] * 9]  # one word, of three
+    found = task.metrics(short, [[1, 3, 0]])
+    assert found["recall"] == 0
+    assert found["word_accuracy"] == pytest.approx(1 / 3)
+    loss = task.loss(torch.eye(5)[None, [1]] * 50, task.collate([[1, 3, 0]]))
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_entities_are_decoded_with_their_words():
+    task = token_classification.Task(TAGS)
+    parts = {"words": {"words": ["Ann", "Lee", "in", "Bonn"]}}
+    answer = task.decode(np.eye(5)[[1, 3, 4, 0]] * 9, parts)
+    assert [(e["type"], e["text"], e["start"], e["end"]) for e in answer["entities"]] == [("per", "Ann Lee", 0, 2), ("loc", "Bonn", 3, 4)]
+    assert answer["tags"] == ["B-per", "I-per", "O", "B-loc"]
+    assert task.mistake(answer, answer["tags"]) is None
+    assert task.mistake(answer, ["O", "O", "O", "B-loc"]) > 0.9
+    assert task.mistake(answer, ["B-per", "I-per", "B-loc", "B-loc"]) is not None
+
+
+def test_tags_come_in_several_forms_and_inner_ones_are_known():
+    assert [token_classification.Task.clean(v) for v in (["O", "B-x"], '["O", "B-x"]', "O B-x", b"O B-x")] == [["O", "B-x"]] * 4
+    assert fit(token_classification, [["O", "B-x"]]).labels == ["B-x", "I-x", "O"]
+    for bad, reason in ((None, "missing"), ("[1", "not valid JSON"), (7, "not a list")):
+        with pytest.raises(DataError, match=reason):
+            token_classification.Task.clean(bad)
+
+
+def test_an_unknown_option_of_a_task_is_an_error():
+    with pytest.raises(SpecError, match=r"task.class_weight: unknown field \(did you mean 'class_weights'"):
+        fit(multilabel, [["a"]], class_weight="balanced")
+    with pytest.raises(SpecError, match="task.class_weights"):
+        fit(multilabel, [["a"]], class_weights="some")
