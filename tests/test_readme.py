@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from lc_ray import spec
+from lc_ray import family, spec
 
 README = Path("README.md").read_text("utf-8")
 ROOT = Path.cwd()
@@ -39,9 +39,16 @@ def test_links_lead_somewhere():
 
 
 def test_folders_of_the_table_exist():
-    named = [n for row in re.findall(r"^\| (`.*?`) \|", README, re.MULTILINE) for n in re.findall(r"`([^`]+)`", row)]
+    table = README.partition("## How it is built")[2]
+    named = [n for row in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE) for n in re.findall(r"`([^`]+)`", row)]
     assert len(named) > 10
     assert [n for n in named if not (ROOT / n).exists() and not (ROOT / "lc_ray" / n).exists()] == []
+
+
+def test_every_task_and_modality_is_in_its_table():
+    tables = README.partition("## Other columns")[2].partition("## What")[0]
+    named = {n for row in re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE) for n in re.findall(r"`([^`.]+)`", row)}
+    assert named - {"modality"} == {*family.kinds("tasks"), *family.kinds("modalities")}
 
 
 @pytest.fixture

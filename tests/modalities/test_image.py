@@ -36,7 +36,8 @@ def pixels(data):
 
 
 @pytest.mark.parametrize(
-    ("mode", "form"), [("RGB", "PNG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("P", "GIF"), ("RGBA", "PNG"), ("RGB", "WEBP"), ("P", "PNG"), ("RGB", "BMP")]
+    ("mode", "form"),
+    [("RGB", "PNG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("P", "GIF"), ("RGBA", "PNG"), ("RGB", "WEBP"), ("P", "PNG"), ("RGB", "BMP")],
 )
 def test_a_colour_survives_every_format(mode, form):
     assert np.abs(pixels(picture(mode, form=form)).astype(int) - [200, 30, 60]).max() < 12

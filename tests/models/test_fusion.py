@@ -41,7 +41,7 @@ def fitted(inputs, kind, drop=0.0, steps=200):
     values, labels = rows(512, 0)
     known = batches.prepare(values, columns) | {TARGET: labels}
     optimizer, draw = torch.optim.AdamW(model.parameters(), 3e-3), torch.Generator().manual_seed(0)
-    for step in range(steps):
+    for _ in range(steps):
         chosen = torch.randint(512, (32,), generator=draw).tolist()
         tensors, targets = feed({k: [v[i] for i in chosen] for k, v in known.items()}, columns, task, draw, True, drop)
         loss = task.loss(model(tensors), targets)

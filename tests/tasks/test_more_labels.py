@@ -31,7 +31,9 @@ def test_regression_has_the_targets_unit():
     assert task.collate([task.encode(t) for t in targets]).std().item() == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize(("value", "reason"), [("", "missing"), (None, "missing"), ("tall", "not a number"), (float("inf"), "not a finite"), ([1], "not a")])
+@pytest.mark.parametrize(
+    ("value", "reason"), [("", "missing"), (None, "missing"), ("tall", "not a number"), (float("inf"), "not a finite"), ([1], "not a number")]
+)
 def test_bad_numbers_are_told_apart(value, reason):
     with pytest.raises(DataError, match=reason):
         regression.Task.clean(value)
@@ -76,7 +78,7 @@ TAGS = ["B-loc", "B-per", "I-loc", "I-per", "O"]
 def test_entity_metrics_are_those_of_seqeval():
     task = token_classification.Task(TAGS)
     truth = [RANDOM.integers(5, size=n).tolist() for n in RANDOM.integers(1, 12, 80)]
-    logits = [RANDOM.normal(size=(len(row) + 2, 5)) + 2 * np.eye(5)[row + [4, 4]] for row in truth]  # longer than the words: padding
+    logits = [RANDOM.normal(size=(len(row) + 2, 5)) + 2 * np.eye(5)[[*row, 4, 4]] for row in truth]  # longer than the words: padding
     words = [[TAGS[i] for i in row] for row in truth]
     guess = [[TAGS[i] for i in x[: len(row)].argmax(-1)] for x, row in zip(logits, truth, strict=True)]
     found = task.metrics(logits, truth)
@@ -117,5 +119,5 @@ def test_tags_come_in_several_forms_and_inner_ones_are_known():
 def test_an_unknown_option_of_a_task_is_an_error():
     with pytest.raises(SpecError, match=r"task.class_weight: unknown field \(did you mean 'class_weights'"):
         fit(multilabel, [["a"]], class_weight="balanced")
-    with pytest.raises(SpecError, match="task.class_weights"):
+    with pytest.raises(SpecError, match=r"task\.class_weights"):
         fit(multilabel, [["a"]], class_weights="some")
