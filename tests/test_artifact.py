@@ -115,7 +115,7 @@ def test_weights_that_do_not_fit_the_manifest(tiny_artifact, tmp_path):
     folder = tmp_path / "a"
     shutil.copytree(tiny_artifact, folder)
     manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-    manifest["architecture"]["encoders"]["text"]["config"]["intermediate_size"] = 8
+    manifest["architecture"]["config"]["encoders"]["text"]["config"]["intermediate_size"] = 8
     (folder / MANIFEST).write_text(json.dumps(manifest), "utf-8")
     with pytest.raises(ArtifactError, match="do not fit"):
         load.open_model(artifact.read(folder))
