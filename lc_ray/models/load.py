@@ -146,12 +146,18 @@ def save(folder: Path, manifest: Manifest, weights: dict[str, Tensor], columns: 
     """Write weights and processors as an artifact."""
 
     def fill(partial: Path) -> None:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in untied(weights).items()}
         safetensors.torch.save_file(tensors, partial / artifact.WEIGHTS)
         for column, modality in columns.items():
             modality.save(partial / "processor" / module_name(column))
 
     return artifact.write(folder, manifest, fill)
+
+
+def untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without those that are another one by a second name, as an output layer may be the embedding."""
+    first: dict[Any, str] = {}
+    return {name: w for name, w in weights.items() if not w.numel() or first.setdefault((w.data_ptr(), w.shape, w.stride()), name) == name}
 
 
 def open_model(found: Artifact) -> nn.Module:
@@ -161,8 +167,11 @@ def open_model(found: Artifact) -> nn.Module:
         ArtifactError: weights that do not fit the manifest's shapes.
     """
     model = rebuild(found.manifest)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}  # the first one of each
     try:
-        model.load_state_dict(safetensors.torch.load_file(found.path / artifact.WEIGHTS))
+        weights = safetensors.torch.load_file(found.path / artifact.WEIGHTS)
+        tied = {n: weights[names[id(p)]] for n, p in model.named_parameters(remove_duplicate=False) if names[id(p)] in weights}
+        model.load_state_dict(weights | tied)
     except (RuntimeError, OSError) as error:
         raise ArtifactError(f"the weights do not fit the manifest: {error}", str(found.path)) from None
     return model.eval()

@@ -27,7 +27,7 @@ class Task:
         TYPE: Arrow type of a clean target.
         objective: the metric that is maximised.
         POSITIONS: whether every position of the only input column is labelled, not the row.
-        LABELLED: whether rows need a target.
+        LABELLED: whether rows need a target; of a fitted task, whether they have one.
         DECODES_SCORES: whether what `score` gives can be decoded, so that mistakes can be shown.
         Options: fields of the job's task section beside `kind`.
     """
@@ -35,7 +35,7 @@ class Task:
     TYPE: ClassVar[pa.DataType] = pa.string()
     objective: ClassVar[str] = ""
     POSITIONS: ClassVar[bool] = False
-    LABELLED: ClassVar[bool] = True
+    LABELLED: bool = True
     DECODES_SCORES: ClassVar[bool] = True
     Options: ClassVar[type[Section]] = Section
 

@@ -12,6 +12,8 @@ import ray.train
 import torch
 from torch import Tensor, nn
 
+from lc_ray.models.load import untied
+
 _TAG = "deepspeed"
 _PROGRESS = "progress.json"
 
@@ -37,7 +39,7 @@ def whole_weights(engine: Any) -> dict[str, Tensor]:
     """All weights on the CPU of rank 0, gathered one by one where ZeRO-3 has sharded them. Every worker must call it."""
     module: nn.Module = engine.module
     if engine.zero_optimization_stage() < 3:
-        return {k: v.detach().cpu() for k, v in module.state_dict().items()}
+        return {k: v.detach().cpu() for k, v in untied(module.state_dict()).items()}
     weights = {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in module.state_dict()}
     for name, parameter in module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]), torch.no_grad():

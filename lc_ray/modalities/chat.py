@@ -1,0 +1,115 @@
+"""Chat: a conversation, written out by the tokenizer's chat template; what the assistant says is marked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from lc_ray.errors import DataError, ModelError
+from lc_ray.modalities import text
+from lc_ray.spec import InputSpec
+
+_ROLES = ("system", "user", "assistant")
+_MESSAGES = 256
+SAID = 2  # in the mask, where the assistant speaks
+
+
+class Modality(text.Modality):
+    """One column of conversations. See `text.Modality`.
+
+    Raises:
+        ModelError: the tokenizer has no chat template.
+    """
+
+    TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    example: Any = [{"role": "user", "content": "warm up"}]  # noqa: RUF012
+
+    def __init__(self, spec: InputSpec, source: str | Path) -> None:
+        super().__init__(spec, source)
+        if not self.tokenizer.chat_template:
+            fix = "use a model that was made to chat, or give a prompt and its completion: modality text, and data.target"
+            raise ModelError("the tokenizer has no chat template", str(source), fix)
+
+    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> Any:
+        """A cell as messages {"role", "content"}: a list of them, its JSON, or a text, which is what the user says.
+
+        Raises:
+            DataError: something else, an unknown role, a message without text, or a conversation that the template refuses.
+        """
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if not isinstance(value, list):
+            value = super().decode(value, errors)
+            try:
+                value = json.loads(value) if value.lstrip().startswith("[") else [{"role": "user", "content": value}]
+            except ValueError:
+                raise DataError("the conversation is not valid JSON") from None
+        if not value or len(value) > _MESSAGES:
+            raise DataError(f"a conversation has 1 to {_MESSAGES} messages, not {len(value)}")
+        messages = [self._message(number, message, errors) for number, message in enumerate(value)]
+        if messages[0]["role"] == "assistant":
+            raise DataError("the conversation begins with the assistant")
+        try:
+            self._written(messages)
+        except TemplateError as error:
+            raise DataError(f"the model's chat template refuses the conversation: {error}") from None
+        return messages
+
+    def _message(self, number: int, message: Any, errors: str) -> dict[str, str]:
+        if not isinstance(message, dict) or message.get("role") not in _ROLES:
+            raise DataError(f'message {number} is not {{"role": one of {", ".join(_ROLES)}, "content": ...}}')
+        try:
+            return {"role": message["role"], "content": super().decode(message.get("content"), errors)}
+        except DataError as error:
+            raise DataError(f"message {number}: {error.what}") from None
+
+    def _written(self, messages: list[dict[str, str]]) -> str:
+        """The conversation as the model reads it, up to where the assistant is to speak if it has not yet."""
+        asked = messages[-1]["role"] != "assistant"
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked))
+
+    def prepare(self, values: list[Any]) -> dict[str, list[Any]]:
+        """The messages, their token ids, and `mask`, `SAID` for the assistant's, 1 for others. Long conversations lose their beginning."""
+        coded = [self._coded(messages) if messages else ([], []) for messages in values]
+        longest = self.spec.max_length
+        return {"messages": values, "input_ids": [ids[-longest:] for ids, _ in coded], "mask": [mask[-longest:] for _, mask in coded]}
+
+    def _coded(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+        """Token ids and mask. Each turn of the assistant is tokenised by itself, as what it says after a prompt will be."""
+        whole, done, pieces = self._written(messages), 0, []
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before, after = self._written(messages[:i]), self._written(messages[: i + 1])
+                if whole.startswith(before) and whole.startswith(after):  # some templates shorten the turns before the last
+                    pieces += [(whole[done : len(before)], 1), (whole[len(before) : len(after)], SAID)]
+                    done = len(after)
+        pieces += [(whole[done:], 1)] if whole[done:] else []
+        coded = self.tokenizer([piece for piece, _ in pieces], add_special_tokens=False)["input_ids"]
+        mask = [kind for ids, (_, kind) in zip(coded, pieces, strict=True) for _ in ids]
+        return [token for ids in coded for token in ids], mask
+
+    def show(self, parts: dict[str, Any]) -> Any:
+        """The messages."""
+        return parts["messages"]
+
+    def collate(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """As for text; in `attention_mask`, `SAID` where the assistant speaks."""
+        tensors = super().collate(columns)
+        for row, mask in enumerate(columns["mask"]):
+            tensors["attention_mask"][row, : len(mask)] = torch.tensor(mask)
+        return tensors
+
+
+class Encoder(text.Encoder):
+    """A text encoder that reads the whole conversation."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns hidden (batch, positions, width) and mask (batch, positions)."""
+        return super().forward(input_ids, attention_mask.clamp(max=1))
