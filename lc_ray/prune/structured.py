@@ -7,12 +7,15 @@ batches. Units of all layers compete by importance per parameter, so that the le
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch_pruning
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lc_ray.errors import ModelError
 
@@ -144,10 +147,12 @@ def _layers(model: nn.Module, example: dict[str, Tensor], keep: list[nn.Module])
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     training = model.training
     model.eval().requires_grad_(True)  # the graph is traced through gradients, frozen layers included
-    graph = torch_pruning.DependencyGraph().build_dependency(model, example, forward_fn=lambda m, batch: m(batch))
+    graph = torch_pruning.DependencyGraph().build_dependency(
+        model, example, forward_fn=lambda m, batch: m(batch), customized_pruners={Conv1D: _Transposed()}, verbose=False
+    )
     names = {module: name for name, module in model.named_modules()}
-    ignored = [m for top in keep for m in top.modules()]
-    groups = list(graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Linear, nn.Conv2d, nn.Conv1d]))
+    ignored = [m for top in keep for m in top.modules()] + [m for m, name in names.items() if _tangled(_owner(name, names))]
+    groups = list(graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Linear, nn.Conv2d, nn.Conv1d, Conv1D]))
     layers = [layer for group in groups if (layer := _layer(group, names)) is not None]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained[name])
@@ -168,7 +173,8 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
         if len(indices) != channels:
             return None
         inputs = "in_channels" in dep.handler.__name__ and module.weight.dim() > 1
-        along = [(module.weight, 1)] if inputs else [(module.weight, 0), (module.bias, 0)]
+        columns = 0 if isinstance(module, Conv1D) else 1
+        along = [(module.weight, columns)] if inputs else [(module.weight, 1 - columns if module.weight.dim() > 1 else 0), (module.bias, 0)]
         parts += [(tensor, dim, list(indices)) for tensor, dim in along if tensor is not None]
         owner = _owner(names[module], names)
         if not inputs and (width := getattr(owner, "attention_head_size", None) or getattr(owner, "head_dim", None)):
@@ -182,6 +188,41 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
 def _owner(name: str, names: dict[nn.Module, str]) -> nn.Module | None:
     parent = name.rpartition(".")[0]
     return next((m for m, n in names.items() if n == parent), None)
+
+
+def _tangled(owner: nn.Module | None) -> bool:
+    """Whether a module is an attention whose heads can't be removed one by one.
+
+    Several query heads share a key; one layer makes queries, keys and values; or rotary positions mix the halves of each head, in which
+    DepGraph loses its way.
+    """
+    shared, fused = getattr(owner, "num_key_value_groups", 1) > 1, hasattr(owner, "split_size")
+    return shared or fused or (owner is not None and "position_embeddings" in inspect.signature(owner.forward).parameters)
+
+
+class _Transposed(torch_pruning.BasePruningFunc):  # type: ignore[misc]
+    """GPT-2's linear layers, whose weights are (inputs, outputs)."""
+
+    TARGET_MODULES = Conv1D
+
+    def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
+        kept = sorted(set(range(layer.nf)) - set(idxs))
+        layer.weight = self._prune_parameter_and_grad(layer.weight, kept, 1)
+        layer.bias = self._prune_parameter_and_grad(layer.bias, kept, 0)
+        layer.nf = len(kept)
+        return layer
+
+    def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
+        kept = sorted(set(range(layer.nx)) - set(idxs))
+        layer.weight = self._prune_parameter_and_grad(layer.weight, kept, 0)
+        layer.nx = len(kept)
+        return layer
+
+    def get_out_channels(self, layer: Any) -> int:
+        return int(layer.nf)
+
+    def get_in_channels(self, layer: Any) -> int:
+        return int(layer.nx)
 
 
 def _count_heads(attention: nn.Module, heads: int, size: int) -> None:
