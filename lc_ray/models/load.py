@@ -177,6 +177,27 @@ def open_model(found: Artifact) -> nn.Module:
     return model.eval()
 
 
+def export(found: Artifact, folder: str | Path) -> Path:
+    """Write a model of one column in Hugging Face format, to be the base of another job or to be used without lc_ray.
+
+    Args:
+        found: an artifact; of a quantized one, the weights before.
+        folder: made if missing.
+
+    Raises:
+        ModelError: pruned, of several columns, or not made of a Hugging Face model.
+    """
+    if found.manifest.architecture["shapes"]:
+        raise ModelError("a pruned model has no Hugging Face format", str(found.path), "export the dense one")
+    whole = [part for part in open_model(found).modules() if hasattr(part, "save_pretrained")]
+    columns = modalities(inputs_of(found.manifest), found.path / "processor")
+    if not whole or len(columns) > 1:
+        raise ModelError("only a model of one column that came from Hugging Face can be exported", str(found.path))
+    whole[0].save_pretrained(str(folder))  # the outermost
+    next(iter(columns.values())).save(Path(folder))
+    return Path(folder)
+
+
 def task_of(manifest: Manifest) -> Any:
     """The task object of a manifest."""
     config = dict(manifest.task)

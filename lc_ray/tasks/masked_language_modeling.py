@@ -73,10 +73,10 @@ class Task(_language.Task):
         """The text with each mask token filled by the likeliest candidate, and the candidates for each."""
         (column,) = parts.values()
         masks = [
-            [{"token": self.tokenizer.decode([token]).strip(), "probability": sure} for token, sure in zip(*one, strict=True)]
+            {"candidates": [{"token": self.tokenizer.decode([token]).strip(), "probability": sure} for token, sure in zip(*one, strict=True)]}
             for one in zip(*output, strict=True)
         ]
-        best = iter([candidates[0]["token"] for candidates in masks])
+        best = iter([mask["candidates"][0]["token"] for mask in masks])
         text = re.sub(re.escape(self.tokenizer.mask_token), lambda mask: next(best, mask[0]), column["text"] or "")
         return {"text": text, "masks": masks}
 

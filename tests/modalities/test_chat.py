@@ -1,0 +1,97 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from transformers import BertTokenizerFast
+
+from lc_ray.errors import DataError
+from lc_ray.modalities.chat import SAID, Encoder, Modality
+from lc_ray.spec import InputSpec
+
+TEMPLATE = """{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('system comes first') }}{% endif %}\
+[CLS] {{ m.role == 'user' and 'i' or 'you' }} {{ m.content }} [SEP] {% endfor %}{% if add_generation_prompt %}[CLS] you {% endif %}"""
+TALK = [{"role": "user", "content": "good day"}, {"role": "assistant", "content": "best day ever"}]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base, tmp_path_factory):
+    import shutil
+
+    folder = tmp_path_factory.mktemp("chat") / "base"
+    shutil.copytree(tiny_base, folder)
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat(base):
+    return Modality(InputSpec(column="talk", modality="chat", base=str(base), max_length=16), base)
+
+
+def said(chat, parts, row=0):
+    marked = [token for token, mask in zip(parts["input_ids"][row], parts["mask"][row], strict=True) if mask == SAID]
+    return chat.tokenizer.decode(marked)
+
+
+@pytest.mark.parametrize("value", [TALK, json.dumps(TALK), json.dumps(TALK).encode(), np.array(TALK), [{**m, "id": 3} for m in TALK]])
+def test_cells_as_conversations(chat, value):
+    assert chat.decode(value) == TALK
+
+
+def test_a_text_is_what_the_user_says(chat):
+    assert chat.decode("good day") == TALK[:1]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "null"),
+        ([], "1 to 256 messages, not 0"),
+        (TALK * 129, "not 258"),
+        ("[{", "not valid JSON"),
+        (["hi"], "message 0 is not"),
+        ([{"role": "robot", "content": "x"}], "role"),
+        ([TALK[0], {"role": "assistant", "content": None}], "message 1: null"),
+        ([TALK[0], {"role": "assistant", "content": " "}], "message 1: empty"),
+        (TALK[1:], "begins with the assistant"),
+        ([*TALK, {"role": "system", "content": "be brief"}], "refuses the conversation: system comes first"),
+    ],
+)
+def test_cells_that_are_no_conversation(chat, value, message):
+    with pytest.raises(DataError, match=message):
+        chat.decode(value)
+
+
+def test_what_the_assistant_says_is_marked(chat):
+    parts = chat.prepare([TALK, TALK[:1], [*TALK[:1], {"role": "assistant", "content": "ok"}, *TALK]])
+    assert said(chat, parts) == "best day ever [SEP]"
+    assert said(chat, parts, 1) == ""
+    assert chat.tokenizer.decode(parts["input_ids"][1]).endswith("[CLS] you"), "the assistant is asked"
+    assert said(chat, parts, 2) == "ok [SEP] best day ever [SEP]"
+
+
+def test_long_conversations_lose_their_beginning(chat):
+    parts = chat.prepare([[{"role": "user", "content": "good " * 30}, TALK[1]]])
+    assert len(parts["input_ids"][0]) == len(parts["mask"][0]) == 16
+    assert said(chat, parts) == "best day ever [SEP]"
+
+
+def test_tensors(chat):
+    parts = chat.prepare([TALK, TALK[:1]])
+    tensors = chat.collate(parts)
+    assert tensors["input_ids"].shape == tensors["attention_mask"].shape == (2, 16)
+    assert tensors["attention_mask"].unique().tolist() == [0, 1, 2]
+    assert chat.sizes(parts) == [(row > 0).sum().item() for row in tensors["attention_mask"]]
+    assert chat.show({"messages": TALK}) == TALK
+    assert pa.array([TALK], Modality.TYPE).to_pylist() == [TALK]
+
+
+def test_the_encoder_reads_all(chat, base):
+    encoder = Encoder.pretrained(chat.spec.model_copy(update={"weights": "pretrained"}), str(base))
+    tensors = chat.collate(chat.prepare([TALK]))
+    hidden, mask = encoder(**tensors)
+    assert hidden.shape == (1, 16, 32)
+    assert mask.max() == 1
