@@ -189,7 +189,7 @@ def export(found: Artifact, folder: str | Path) -> Path:
     """
     if found.manifest.architecture["shapes"]:
         raise ModelError("a pruned model has no Hugging Face format", str(found.path), "export the dense one")
-    whole = [part for part in open_model(found).modules() if hasattr(part, "save_pretrained")]
+    whole: list[Any] = [part for part in open_model(found).modules() if hasattr(part, "save_pretrained")]
     columns = modalities(inputs_of(found.manifest), found.path / "processor")
     if not whole or len(columns) > 1:
         raise ModelError("only a model of one column that came from Hugging Face can be exported", str(found.path))

@@ -205,7 +205,7 @@ def test_a_target_or_a_tokenizer_without_mask_is_refused(tiny_base):
 
 
 def test_a_causal_model_is_refused(tiny_base, tmp_path):
-    _, columns, task = setting(tiny_base)
+    _, _, task = setting(tiny_base)
     GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="no language model can be loaded"):
         load.pretrained(ModelSpec(), [InputSpec(column="text", base=str(tmp_path))], task)

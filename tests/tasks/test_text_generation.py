@@ -92,6 +92,15 @@ def forward(model):
     return run
 
 
+def generated(model, prompt):
+    """A completion by transformers' own greedy decoding, which keeps keys and values between tokens."""
+    plain, coder = copy.deepcopy(model.model), tokenizer()
+    plain.get_output_embeddings()._forward_pre_hooks.clear()
+    ids = coder(prompt, return_tensors="pt")["input_ids"]
+    found = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    return coder.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
+
+
 def artifact(folder, model, inputs, columns, task, changed=({}, {})):
     architecture = load.describe(model, *changed)
     manifest = Manifest(
@@ -129,7 +138,8 @@ def test_the_artifact_completes_in_text(trained, tmp_path):
     tied = load.open_model(found).model
     assert tied.get_input_embeddings().weight is tied.get_output_embeddings().weight
     answers = predictor.predict([prompt for prompt, _ in UNSEEN])
-    assert [a["text"] for a in answers] == [target for _, target in UNSEEN]
+    assert [a["text"] for a in answers] == [generated(model, prompt) for prompt, _ in UNSEEN]
+    assert sum(a["text"] == target for a, (_, target) in zip(answers, UNSEEN, strict=True)) >= 4
     assert json.dumps(answers)
     # a row has one answer whatever its batch
     assert [predictor.predict([prompt])[0] for prompt, _ in UNSEEN] == answers
