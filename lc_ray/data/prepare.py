@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ def _checked(job: JobSpec, source: str, folder: Path) -> tuple[ray.data.Dataset,
     for file in found:
         read.Reader(file, job.data.columns).require(_wanted(job))
     # Where a cell takes long to decode, several tasks share a file, each with chunks of its own.
-    media = any(pa.binary() == m.TYPE for m in _columns(tuple(job.inputs())).values())
+    media = any(m.TYPE == pa.binary() or pa.types.is_struct(m.TYPE) for m in _columns(tuple(job.inputs())).values())
     shards = int(ray.cluster_resources().get("CPU", 1)) if media else 1
     work = [{"file": str(f), "shard": n, "shards": shards} for f in found for n in range(shards)]
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
@@ -216,10 +216,10 @@ def _check_files(batch: dict[str, Any], job: JobSpec) -> Iterator[pa.Table]:
     fields += [("_order", pa.int64()), (TARGET, task.TYPE), *((name, modality.TYPE) for name, modality in columns.items())]
     for file, shard, shards in zip(batch["file"], batch["shard"], batch["shards"], strict=True):
         for chunk in read.Reader(Path(str(file)), job.data.columns).rows(_wanted(job), int(shard), int(shards)):
-            yield pa.Table.from_pylist([_check(row, Path(str(file)), columns, task.clean, job) for row in chunk], pa.schema(fields))
+            yield pa.Table.from_pylist([_check(row, Path(str(file)), columns, task, job) for row in chunk], pa.schema(fields))
 
 
-def _check(row: dict[str, Any], file: Path, columns: dict[str, Any], clean: Callable[[Any], Any], job: JobSpec) -> dict[str, Any]:
+def _check(row: dict[str, Any], file: Path, columns: dict[str, Any], task: Any, job: JobSpec) -> dict[str, Any]:
     out = {"_file": str(file), "_row": row["_row"], "_column": "", "_reason": row.get("_error", ""), "_value": "", "_order": 0}
     if out["_reason"]:
         return out
@@ -227,7 +227,9 @@ def _check(row: dict[str, Any], file: Path, columns: dict[str, Any], clean: Call
     try:
         values = batches.decode(row, columns, job.data.encoding_errors, file.parent)
         column = job.data.target or ""
-        target = clean(row[column]) if column else None
+        target = task.clean(row[column]) if column else None
+        if column:
+            task.check(target, values)
         group = row[job.data.split] if job.data.split else None
         return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, group)}
     except DataError as error:

@@ -25,6 +25,7 @@ from lc_ray.modalities import _media
 from lc_ray.spec import InputSpec
 
 _LEAST, _MOST = 2, 50_000_000  # pixels along a side, pixels in all
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for an image that is stored turned by 90 degrees
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _ANSWERS = 5.0  # seconds in which the host of weights must answer
 
@@ -57,6 +58,10 @@ class Modality:
         Raises:
             DataError: missing, damaged, of another format, 1 pixel wide, or of more than 50 megapixels.
         """
+        return self.measured(value, folder)[0]
+
+    def measured(self, value: Any, folder: Path | None) -> tuple[bytes, int, int]:
+        """As `decode` gives it, and the width and height that the image had, upright."""
         data = _media.fetch(value, folder, self.spec.path)
         try:
             with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
@@ -66,7 +71,8 @@ class Modality:
                 image.draft("RGB", (self.spec.size * 2, self.spec.size * 2))  # JPEG: decoded at a fraction of its size where that is enough
                 turned = ImageOps.exif_transpose(image)
                 plain = turned if turned.mode == "RGB" else _without_alpha(turned)
-                return plain.resize((self.spec.size, self.spec.size), Image.Resampling.BILINEAR, reducing_gap=2.0).tobytes()
+                pixels = plain.resize((self.spec.size, self.spec.size), Image.Resampling.BILINEAR, reducing_gap=2.0).tobytes()
+                return (pixels, height, width) if image.getexif().get(_ORIENTATION, 1) in _LYING else (pixels, width, height)
         except DataError:
             raise
         except UnidentifiedImageError:
@@ -149,7 +155,7 @@ class Encoder(nn.Module):
             )
         except (OSError, ValueError) as error:
             raise ModelError(f"no vision model can be loaded: {str(error).splitlines()[0]}", source) from None
-        return cls(_headless(found), {"transformers": config.to_dict(), "width": _width(config), **_statistics(Path(source))})
+        return cls(_headless(found), {"transformers": config.to_dict(), "width": _width(config), **statistics(Path(source))})
 
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
@@ -208,12 +214,14 @@ def _width(config: Any) -> int:
     return int(sizes[-1] if sizes else config.hidden_size)
 
 
-def _statistics(folder: Path) -> dict[str, Any]:
+def statistics(folder: Path) -> dict[str, Any]:
     """Mean and standard deviation per colour that a Hugging Face model was trained with."""
     try:
         known = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return dict(_IMAGENET)
+    if not known.get("do_normalize", True):
+        return {"mean": [0.0] * 3, "std": [1.0] * 3}
     return {"mean": known.get("image_mean", _IMAGENET["mean"]), "std": known.get("image_std", _IMAGENET["std"])}
 
 

@@ -57,6 +57,10 @@ class Task:
         """A raw target cell as a clean one of `TYPE`. DataError says why not."""
         return value
 
+    @staticmethod
+    def check(target: Any, values: dict[str, Any]) -> None:
+        """Whether a clean target fits the row's clean values by column. DataError says why not."""
+
     @classmethod
     def fit(cls, targets: Iterable[Any], options: Any, columns: dict[str, Any]) -> Self:
         """From the training rows' clean targets, the options, and the input columns' modalities."""

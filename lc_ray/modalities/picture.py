@@ -1,0 +1,62 @@
+"""Pictures: images whose width and height are kept, for tasks that answer where something is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from lc_ray.modalities import image
+from lc_ray.spec import InputSpec
+
+
+class Modality(image.Modality):
+    """One column of images, resized to a square as those of `image.Modality` are.
+
+    What is augmented stays where it is: pictures are recoloured, but neither cropped nor flipped.
+
+    Args:
+        spec: the column.
+        source: the base model; not needed.
+    """
+
+    TYPE = pa.struct({"pixels": pa.binary(), "width": pa.int64(), "height": pa.int64()})
+
+    def __init__(self, spec: InputSpec, source: str | Path) -> None:
+        super().__init__(spec, source)
+        self.varied = v2.Compose([v2.ColorJitter(0.4, 0.4, 0.4, 0.05)])
+
+    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> Any:
+        """As `image.Modality` does, and the width and height that the picture had, upright.
+
+        Raises:
+            DataError: see there.
+        """
+        pixels, width, height = self.measured(value, folder)
+        return {"pixels": pixels, "width": width, "height": height}
+
+    def prepare(self, values: list[Any]) -> dict[str, list[Any]]:
+        """The pixels, and the original [width, height]."""
+        blank = {"pixels": None, "width": 1, "height": 1}
+        values = [value or blank for value in values]
+        return {"pixels": [v["pixels"] for v in values], "original": [[v["width"], v["height"]] for v in values]}
+
+    def collate(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """`pixels` (batch, 3, size, size), uint8, and `original` (batch, 2), the width and height in pixels, float32."""
+        return {**super().collate(columns), "original": torch.tensor(columns["original"], dtype=torch.float32)}
+
+    def augment(self, tensors: dict[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
+        """Recoloured, each picture in its own way."""
+        return {**tensors, **super().augment(tensors, random)}
+
+
+class Encoder(image.Encoder):
+    """A vision model that has no use for the original size."""
+
+    def forward(self, pixels: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Returns hidden (batch, positions, width) and mask (batch, positions), all ones."""
+        return super().forward(pixels)
