@@ -177,7 +177,7 @@ def _checked(job: JobSpec, source: str, folder: Path) -> tuple[ray.data.Dataset,
     for file in found:
         read.Reader(file, job.data.columns).require(_wanted(job))
     # Where a cell takes long to decode, several tasks share a file, each with chunks of its own.
-    media = any(m.TYPE == pa.binary() or pa.types.is_struct(m.TYPE) for m in _columns(tuple(job.inputs())).values())
+    media = any(pa.binary() == m.TYPE or pa.types.is_struct(m.TYPE) for m in _columns(tuple(job.inputs())).values())
     shards = int(ray.cluster_resources().get("CPU", 1)) if media else 1
     work = [{"file": str(f), "shard": n, "shards": shards} for f in found for n in range(shards)]
     dataset = ray.data.from_items(work, override_num_blocks=len(work))

@@ -36,6 +36,7 @@ _FOUND = 100  # of a picture, as COCO's metrics have it
 _PADDING = -1  # label of no box
 _L1, _GIOU = 5.0, 2.0  # weights of a box's two distances, in the loss and in matching; those of DETR and RT-DETR
 _NO_OBJECT = 0.1  # weight of the label "no object"
+_INNER = {"q_proj", "k_proj", "v_proj", "query", "key", "value", "fc1"}  # first layers of attention and feed-forward
 Found = dict[str, NDArray[Any]]  # boxes (found, 4) as corners in [0, 1], scores (found,) and labels (found,), best first
 
 
@@ -166,11 +167,11 @@ class Task(_task.Task):
             wanted[row, query] = label
             weight = logits.new_ones(len(self.labels) + 1)
             weight[-1] = _NO_OBJECT
-            return F.cross_entropy(logits.transpose(1, 2), wanted, weight) + apart / total
+            return cast(Tensor, F.cross_entropy(logits.transpose(1, 2), wanted, weight) + apart / total)
         soft = torch.zeros_like(logits)
         soft[row, query, label] = box_iou(matched.detach()[:, None], truth[:, None]).flatten()
         weight = (0.75 * logits.detach().sigmoid() ** 2).where(soft == 0, soft)
-        return (F.binary_cross_entropy_with_logits(logits, soft, weight, reduction="sum") + apart) / total
+        return cast(Tensor, (F.binary_cross_entropy_with_logits(logits, soft, weight, reduction="sum") + apart) / total)
 
     def _match(self, logits: Tensor, guess: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs of least cost as (row, query, box): each (boxes of all rows,)."""
@@ -195,7 +196,7 @@ class Task(_task.Task):
         outputs = outputs[:, -1] if outputs.dim() == 4 else outputs
         (logits, guess), (soft, truth) = _parts(outputs.float()), _parts(teacher.float())
         probability = [self._probability(x.detach()) for x in (logits, soft)]
-        cost = torch.cdist(*probability, 1) + _L1 * torch.cdist(guess.detach(), truth, 1)
+        cost = torch.cdist(probability[0], probability[1], 1) + _L1 * torch.cdist(guess.detach(), truth, 1)
         row, query, item = _assign(cost, [truth.shape[1]] * len(truth))
         logits, guess, soft, truth = logits[row, query], guess[row, query], soft[row, item], truth[row, item]  # (rows × queries, ...)
         sure = probability[1].amax(-1)[row, item]
@@ -208,7 +209,7 @@ class Task(_task.Task):
             wanted = torch.sigmoid(soft / temperature)
             both = [F.binary_cross_entropy_with_logits(x / temperature, wanted, reduction="sum") for x in (logits, soft)]
             labels = (both[0] - both[1]) / total
-        return labels * temperature**2 + (sure * apart).sum() / total
+        return cast(Tensor, labels * temperature**2 + (sure * apart).sum() / total)
 
     def _probability(self, logits: Tensor) -> Tensor:
         """(..., labels), without that of "no object"."""
@@ -276,7 +277,7 @@ class Model(nn.Module):
         _thaw(net)
         self.net, self.config = net, config
         self.pixels = f"{module_name(config['column'])}.pixels"
-        self.keep = [module for name, module in net.named_modules() if _kept(name)]
+        self.keep = [module for name, module in net.named_modules() if not any(True for _ in module.children()) and not _is_prunable(name)]
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(config[name]).view(1, 3, 1, 1), persistent=False)
 
@@ -334,18 +335,21 @@ def _configured(config: Any, task: Task) -> Any:
     return config
 
 
-def _kept(name: str) -> bool:
-    return False
+def _is_prunable(name: str) -> bool:
+    """Whether nothing but the next layer sees what this one gives. Queries, boxes, and all that is added to them, must keep their width."""
+    path = name.split(".")
+    inner = path[-1] in _INNER or path[-2:] == ["intermediate", "dense"]
+    return inner or "backbone" in path or bool({"fpn_blocks", "pan_blocks"} & set(path))
 
 
 def _thaw(module: nn.Module) -> None:
     """Put layers that can be pruned in place of transformers' frozen batch normalisation, whose statistics stay as they are."""
     for name, child in module.named_children():
         if type(child).__name__.endswith("FrozenBatchNorm2d"):
-            child_state = child.state_dict()
-            fixed = _FixedNorm(len(child_state["weight"]), device=child_state["weight"].device)
-            fixed.load_state_dict(child_state, strict=False)
-            setattr(module, name, fixed)
+            known = child.state_dict()
+            fixed = _FixedNorm(len(known["weight"]), device=known["weight"].device)
+            fixed.load_state_dict(known, strict=False)  # all but a count of batches
+            setattr(module, name, fixed.eval())
         else:
             _thaw(child)
 
