@@ -140,10 +140,10 @@ class Task(_task.Task):
         return {"labels": torch.from_numpy(labels), "boxes": torch.from_numpy(boxes)}
 
     def teach(self, inputs: _task.Batch, targets: Any, random: torch.Generator, training: bool) -> tuple[_task.Batch, Any]:
-        """The pixels alone; boxes as fractions of their picture, and `size` (batch, 2), its width and height."""
+        """The pixels alone; boxes by centre, width and height, as fractions of their picture, and `size` (batch, 2), its width and height."""
         pixels, size = _split(inputs)
-        boxes = (targets["boxes"] / size.repeat(1, 2)[:, None]).clamp(0, 1)
-        return pixels, targets | {"boxes": boxes, "size": size}
+        corners = (targets["boxes"] / size.repeat(1, 2)[:, None]).clamp(0, 1)
+        return pixels, targets | {"boxes": box_convert(corners, "xyxy", "cxcywh"), "size": size}
 
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
         """Set prediction loss, a mean over the boxes: each is matched with one query, the others are to find nothing.
@@ -157,21 +157,21 @@ class Task(_task.Task):
         """
         layers = outputs.float() if outputs.dim() == 4 else outputs.float().unsqueeze(1)
         labels, boxes = (targets[name].repeat_interleave(layers.shape[1], 0) for name in ("labels", "boxes"))
-        logits, guess = _parts(layers.flatten(0, 1))
+        logits, guess = layers[..., :-4].flatten(0, 1), layers[..., -4:].flatten(0, 1)
         row, query, item = self._match(logits.detach(), guess.detach(), labels, boxes)
         total = max(1, len(row))
         matched, truth, label = guess[row, query], boxes[row, item], labels[row, item]
-        apart = _L1 * (matched - truth).abs().sum() + _GIOU * generalized_box_iou_loss(matched, truth, reduction="sum")
+        apart = _apart(matched, truth).sum()
         if self._exclusive(logits):
             wanted = torch.full(logits.shape[:2], len(self.labels), device=logits.device)
             wanted[row, query] = label
             weight = logits.new_ones(len(self.labels) + 1)
             weight[-1] = _NO_OBJECT
-            return cast(Tensor, F.cross_entropy(logits.transpose(1, 2), wanted, weight) + apart / total)
-        soft = torch.zeros_like(logits)
-        soft[row, query, label] = box_iou(matched.detach()[:, None], truth[:, None]).flatten()
-        weight = (0.75 * logits.detach().sigmoid() ** 2).where(soft == 0, soft)
-        return cast(Tensor, (F.binary_cross_entropy_with_logits(logits, soft, weight, reduction="sum") + apart) / total)
+            return F.cross_entropy(logits.transpose(1, 2), wanted, weight) + apart / total
+        soft, weight = torch.zeros_like(logits), 0.75 * logits.detach().sigmoid() ** 2
+        soft[row, query, label] = box_iou(_corners(matched.detach())[:, None], _corners(truth)[:, None]).flatten()
+        weight[row, query, label] = soft[row, query, label]
+        return (F.binary_cross_entropy_with_logits(logits, soft, weight, reduction="sum") + apart) / total
 
     def _match(self, logits: Tensor, guess: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs of least cost as (row, query, box): each (boxes of all rows,)."""
@@ -181,7 +181,7 @@ class Task(_task.Task):
         else:  # what focal loss would change by
             p = logits.sigmoid()
             fit = 2 * (0.25 * (1 - p) ** 2 * F.logsigmoid(logits) - 0.75 * p**2 * F.logsigmoid(-logits))
-        cost = _L1 * torch.cdist(guess, boxes, 1) - _GIOU * generalized_box_iou(guess, boxes) - fit.gather(-1, chosen)
+        cost = _L1 * torch.cdist(guess, boxes, 1) - _GIOU * generalized_box_iou(_corners(guess), _corners(boxes)) - fit.gather(-1, chosen)
         return _assign(cost, (labels != _PADDING).sum(1).tolist())
 
     def _exclusive(self, logits: Any) -> bool:
@@ -194,14 +194,13 @@ class Task(_task.Task):
         over what the teacher found.
         """
         outputs = outputs[:, -1] if outputs.dim() == 4 else outputs
-        (logits, guess), (soft, truth) = _parts(outputs.float()), _parts(teacher.float())
+        logits, guess, soft, truth = (x for side in (outputs, teacher) for x in (side[..., :-4].float(), side[..., -4:].float()))
         probability = [self._probability(x.detach()) for x in (logits, soft)]
         cost = torch.cdist(probability[0], probability[1], 1) + _L1 * torch.cdist(guess.detach(), truth, 1)
         row, query, item = _assign(cost, [truth.shape[1]] * len(truth))
         logits, guess, soft, truth = logits[row, query], guess[row, query], soft[row, item], truth[row, item]  # (rows × queries, ...)
         sure = probability[1].amax(-1)[row, item]
         total = sure.sum().clamp(min=1)
-        apart = _L1 * (guess - truth).abs().sum(-1) + _GIOU * generalized_box_iou_loss(guess, truth)
         if self._exclusive(logits):
             student, parent = (F.log_softmax(x / temperature, -1) for x in (logits, soft))
             labels = F.kl_div(student, parent, log_target=True, reduction="batchmean")
@@ -209,7 +208,7 @@ class Task(_task.Task):
             wanted = torch.sigmoid(soft / temperature)
             both = [F.binary_cross_entropy_with_logits(x / temperature, wanted, reduction="sum") for x in (logits, soft)]
             labels = (both[0] - both[1]) / total
-        return cast(Tensor, labels * temperature**2 + (sure * apart).sum() / total)
+        return labels * temperature**2 + (sure * _apart(guess, truth)).sum() / total
 
     def _probability(self, logits: Tensor) -> Tensor:
         """(..., labels), without that of "no object"."""
@@ -220,8 +219,7 @@ class Task(_task.Task):
         return [self._found(torch.from_numpy(output)) for output in run(_split(inputs)[0])]
 
     def _found(self, output: Tensor) -> Found:
-        logits, boxes = _parts(output)
-        probability = self._probability(logits)
+        probability, boxes = self._probability(output[:, :-4]), _corners(output[:, -4:])
         scores, places = probability.flatten().sort(descending=True, stable=True)
         scores, places = scores[:_FOUND], places[:_FOUND]
         kept = boxes[places // probability.shape[-1]].clamp(0, 1)
@@ -384,14 +382,19 @@ def _split(inputs: _task.Batch) -> tuple[_task.Batch, Tensor]:
     return {k: v for k, v in inputs.items() if k != name}, inputs[name]
 
 
-def _parts(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (..., labels) and boxes (..., 4) as corners."""
-    return outputs[..., :-4], box_convert(outputs[..., -4:], "cxcywh", "xyxy")
+def _corners(boxes: Tensor) -> Tensor:
+    return cast(Tensor, box_convert(boxes, "cxcywh", "xyxy"))
+
+
+def _apart(boxes: Tensor, others: Tensor) -> Tensor:
+    """Distance of each box from its other: (boxes, 4), (boxes, 4) → (boxes,)."""
+    return cast(Tensor, _L1 * (boxes - others).abs().sum(-1) + _GIOU * generalized_box_iou_loss(_corners(boxes), _corners(others)))
 
 
 def _assign(cost: Tensor, counts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs of least cost (Kuhn 1955) as (row, query, item), of costs (rows, queries, items), of which each row has its own count."""
-    pairs = [linear_sum_assignment(of_row[:, :count]) for of_row, count in zip(cost.cpu().numpy(), counts, strict=True)]
+    finite = torch.nan_to_num(cost, nan=1e9, posinf=1e9, neginf=1e9)  # a loss that is lost is found later, with its step
+    pairs = [linear_sum_assignment(of_row[:, :count]) for of_row, count in zip(finite.cpu().numpy(), counts, strict=True)]
     row = np.repeat(np.arange(len(pairs)), [len(queries) for queries, _ in pairs])
     query, item = (np.concatenate(side) for side in zip(*pairs, strict=True))
     return tuple(torch.from_numpy(x).to(cost.device) for x in (row, query, item))  # type: ignore[return-value]

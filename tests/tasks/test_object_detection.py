@@ -1,0 +1,390 @@
+import base64
+import io
+import json
+from random import Random
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from transformers import (
+    DetrConfig,
+    DetrForObjectDetection,
+    ResNetConfig,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    RTDetrResNetConfig,
+    YolosConfig,
+    YolosForObjectDetection,
+)
+from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
+from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
+
+from lc_ray.artifact import Manifest
+from lc_ray.errors import DataError, ModelError, SpecError
+from lc_ray.models import load
+from lc_ray.models.batches import TARGET, feed, prepare
+from lc_ray.models.shapes import difference
+from lc_ray.predictor import Predictor
+from lc_ray.prune.structured import Pruner
+from lc_ray.quantizer import quantize
+from lc_ray.spec import InputSpec, ModelSpec, QuantizeSpec, TaskSpec
+from lc_ray.tasks.object_detection import Model, Task
+
+LABELS = ["circle", "square", "triangle"]
+TASK = Task(LABELS)
+SIZE = 48
+
+
+def drawn(random):
+    """A picture of 96 × 64 pixels with one or two shapes that do not touch, and its objects."""
+    picture = Image.new("RGB", (96, 64), tuple(random.randint(200, 255) for _ in range(3)))
+    pen, objects = ImageDraw.Draw(picture), []
+    for half in random.sample([0, 48], random.randint(1, 2)):
+        side, label, colour = random.randint(20, 36), random.choice(LABELS), tuple(random.randint(0, 120) for _ in range(3))
+        x, y = half + random.randint(0, 47 - side), random.randint(0, 63 - side)
+        if label == "circle":
+            pen.ellipse([x, y, x + side, y + side], fill=colour)
+        elif label == "square":
+            pen.rectangle([x, y, x + side, y + side], fill=colour)
+        else:
+            pen.polygon([(x, y + side), (x + side, y + side), (x + side // 2, y)], fill=colour)
+        objects.append({"label": label, "box": [x, y, x + side + 1, y + side + 1]})
+    return picture, objects
+
+
+def png(picture):
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def column(base, **fields):
+    return InputSpec(column="image", modality="picture", base=str(base), size=SIZE, **{"weights": "pretrained", "optional": False} | fields)
+
+
+def rows_of(count, seed, columns, tmp):
+    random = Random(seed)
+    pairs = [drawn(random) for _ in range(count)]
+    rows = prepare({"image": [columns["image"].decode(png(p), folder=tmp) for p, _ in pairs]}, columns)
+    return rows | {TARGET: [TASK.clean(objects) for _, objects in pairs]}
+
+
+def rt_detr(folder, frozen=False):
+    torch.manual_seed(0)
+    shape = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic", "out_features": ["stage2"]}
+    config = RTDetrConfig(
+        **{"backbone_config": RTDetrResNetConfig(**shape), "freeze_backbone_batch_norms": frozen, "encoder_in_channels": [32], "feat_strides": [8]},
+        **{"encode_proj_layers": [0], "encoder_hidden_dim": 32, "d_model": 32, "decoder_in_channels": [32], "num_feature_levels": 1},
+        **{"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_layers": 2},
+        **{"num_queries": 6, "hidden_expansion": 0.5, "num_labels": 5},
+    )
+    RTDetrForObjectDetection(config).save_pretrained(folder)
+    return folder
+
+
+def detr(folder):
+    torch.manual_seed(0)
+    backbone = ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", out_features=["stage2"])
+    sizes = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = DetrConfig(
+        use_timm_backbone=False, backbone_config=backbone, d_model=32, encoder_layers=1, decoder_layers=1, num_queries=6, num_labels=5, **sizes
+    )
+    DetrForObjectDetection(config).save_pretrained(folder)
+    return folder
+
+
+def yolos(folder):
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=[SIZE, SIZE], num_detection_tokens=6
+    )
+    YolosForObjectDetection(config).save_pretrained(folder)
+    return folder
+
+
+def build(base, **fields):
+    return load.pretrained(ModelSpec(base=str(base)), [column(base, **fields)], TASK)
+
+
+def save(folder, model, base, changed=({}, {})):
+    manifest = Manifest(
+        name=folder.name,
+        task={"kind": "object_detection", **TASK.config},
+        inputs=[column(base).model_dump()],
+        architecture=load.describe(model, *changed),
+    )
+    return load.save(folder, manifest, model.state_dict(), load.modalities([column(base)]))
+
+
+def train(model, rows, columns, steps, rate):
+    optimizer = torch.optim.AdamW(model.train().parameters(), rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+    random, losses = Random(0), []
+    for _ in range(steps):
+        chosen = random.sample(range(len(rows[TARGET])), 16)
+        inputs, targets = feed({k: [v[i] for i in chosen] for k, v in rows.items()}, columns, TASK)
+        loss = TASK.loss(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def measured(predictor, rows):
+    return TASK.metrics(predictor.scores(rows), [TASK.encode(t) for t in rows[TARGET]])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny RT-DETR from a folder, trained on drawn shapes, as an artifact, in int8, and on what."""
+    folder = tmp_path_factory.mktemp("detection")
+    base = rt_detr(folder / "base")
+    columns = load.modalities([column(base)])
+    rows, held_out = rows_of(192, 0, columns, folder), rows_of(48, 1, columns, folder)
+    torch.manual_seed(0)
+    model = build(base)
+    losses = train(model, rows, columns, 180, 5e-3)
+    dense = save(folder / "dense", model, base)
+    int8 = quantize(dense, QuantizeSpec(calibration=64), rows, folder / "int8", "int8")
+    return SimpleNamespace(
+        **{"base": base, "columns": columns, "rows": rows, "held_out": held_out, "model": model, "losses": losses, "folder": folder},
+        **{"dense": Predictor(dense, 1), "int8": Predictor(int8, 1)},
+    )
+
+
+def test_it_learns_what_chance_cannot(trained):
+    assert np.mean(trained.losses[-20:]) < 0.6 * np.mean(trained.losses[:20])
+    assert measured(trained.dense, trained.held_out)["map_50"] > 0.3
+    turned = trained.held_out | {TARGET: trained.held_out[TARGET][1:] + trained.held_out[TARGET][:1]}
+    assert measured(trained.dense, turned)["map_50"] < 0.15
+
+
+def test_int8_finds_nearly_the_same(trained):
+    dense, int8 = (measured(p, trained.held_out) for p in (trained.dense, trained.int8))
+    assert abs(dense["map_50"] - int8["map_50"]) < 0.1
+    # The order of queries may change: of RT-DETR's they are the best of all positions. What the surest says may not.
+    near = 0
+    for one, other in zip(trained.dense.scores(trained.held_out), trained.int8.scores(trained.held_out), strict=True):
+        same = [np.abs(box - one["boxes"][0]).max() < 0.1 for box in other["boxes"][:6]]
+        near += any(same)
+    assert near >= 0.9 * len(trained.held_out[TARGET])
+
+
+def test_answers_are_in_pixels_of_the_picture_that_was_sent(trained):
+    random = Random(5)
+    pictures = [drawn(random)[0] for _ in range(12)]
+    small = trained.dense.predict([base64.b64encode(png(p)).decode() for p in pictures])
+    large = trained.dense.predict([base64.b64encode(png(p.resize((192, 64), Image.Resampling.NEAREST))).decode() for p in pictures])
+    pairs = [(a, b) for one, two in zip(small, large, strict=True) for a, b in zip(one["objects"][:1], two["objects"][:1], strict=False)]
+    assert len(pairs) >= 3
+    for a, b in pairs:
+        assert set(a) == {"label", "score", "box"}
+        assert a["label"] in LABELS
+        assert 0.5 <= a["score"] <= 1
+        assert np.array(a["box"]) * [2, 1, 2, 1] == pytest.approx(np.array(b["box"]), abs=12)
+        assert 0 <= b["box"][0] < b["box"][2] <= 192
+    json.dumps(small)
+
+
+def test_an_artifact_answers_as_its_model_does(trained):
+    inputs, _ = feed({k: v[:8] for k, v in trained.held_out.items()}, trained.columns, TASK)
+    with torch.no_grad():
+        expected = trained.model(inputs).numpy()
+    found = trained.dense.outputs({k: v[:8] for k, v in trained.held_out.items()})
+    assert np.stack(found) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("make", [rt_detr, lambda f: rt_detr(f, frozen=True), detr, yolos], ids=["rt_detr", "rt_detr_frozen", "detr", "yolos"])
+def test_each_family_trains_is_pruned_and_rebuilt(make, tmp_path):
+    base = make(tmp_path / "base")
+    columns = load.modalities([column(base)])
+    rows = rows_of(16, 0, columns, tmp_path)
+    inputs, targets = feed(rows, columns, TASK)
+    model = build(base).train()
+    TASK.loss(model(inputs), targets).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    size = load.parameters(model)
+    pruner = Pruner(model, {k: v[:2] for k, v in inputs.items()}, model.keep)
+    model.eval().requires_grad_(True)
+    TASK.loss(model(inputs), targets).backward()
+    pruner.observe()
+    pruner.remove(0.5)
+    model.zero_grad()
+    assert load.parameters(model) < 0.85 * size
+    assert TASK.loss(model(inputs), targets).isfinite()
+    with torch.device("meta"):
+        changed = difference(model, Model.rebuild(model.config, TASK))
+    found = Predictor(save(tmp_path / "pruned", model.eval(), base, changed), 1)
+    with torch.no_grad():
+        assert np.stack(found.outputs(rows)) == pytest.approx(model(inputs).numpy(), abs=1e-4)
+
+
+def test_a_pruned_model_recovers_by_distillation(trained):
+    model = load.open_model(trained.dense.artifact)
+    teacher = load.open_model(trained.dense.artifact)
+    inputs, targets = feed({k: v[:32] for k, v in trained.rows.items()}, trained.columns, TASK)
+    pruner = Pruner(model, {k: v[:2] for k, v in inputs.items()}, model.keep)
+    TASK.loss(model.requires_grad_(True)(inputs), targets).backward()
+    pruner.observe()
+    pruner.remove(0.3)
+    with torch.no_grad():
+        soft = teacher(inputs)
+    optimizer = torch.optim.AdamW(model.train().parameters(), 2e-3)
+    apart = []
+    for _ in range(12):
+        loss = TASK.distill(model(inputs), soft, targets, 2.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        apart.append(loss.item())
+    assert TASK.distill(soft, soft, targets, 2.0).item() == pytest.approx(0, abs=1e-3)
+    assert TASK.distill(soft, soft.flip(1), targets, 2.0).item() == pytest.approx(0, abs=1e-3)  # queries have no order
+    assert np.mean(apart[-3:]) < 0.8 * np.mean(apart[:3])
+
+
+def losses(exclusive, random):
+    """Outputs of 3 pictures by 6 queries, the task's targets, and those of transformers."""
+    logits = torch.from_numpy(random.normal(size=(3, 6, 4 if exclusive else 3))).float()
+    boxes = torch.from_numpy(random.uniform(0.2, 0.6, size=(3, 6, 4))).float()
+    two = [{"label": "square", "box": [10, 10, 40, 60]}, {"label": "circle", "box": [50, 4, 90, 30]}]
+    target = [two, [], [{"label": "circle", "box": [0, 0, 50, 64]}]]
+    batch = {"image.pixels": torch.zeros(3, 3, 8, 8), "image.original": torch.tensor([[96.0, 64.0]] * 3)}
+    _, ours = TASK.teach(batch, TASK.collate([TASK.encode(t) for t in target]), torch.Generator(), True)
+    theirs = []
+    for row in target:
+        corners = torch.tensor([o["box"] for o in row], dtype=torch.float32).reshape(-1, 4) / torch.tensor([96, 64, 96, 64])
+        centre = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
+        theirs.append({"class_labels": torch.tensor([LABELS.index(o["label"]) for o in row], dtype=torch.long), "boxes": centre})
+    return logits, boxes, ours, theirs
+
+
+def test_loss_of_exclusive_labels_equals_transformers():
+    config = DetrConfig(use_timm_backbone=False, backbone_config=ResNetConfig(), num_labels=3)
+    for seed in range(3):
+        logits, boxes, ours, theirs = losses(True, np.random.default_rng(seed))
+        expected, *_ = ForObjectDetectionLoss(logits, theirs, "cpu", boxes, config)
+        assert TASK.loss(torch.cat([logits, boxes], -1), ours).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_loss_of_independent_labels_equals_transformers():
+    config = RTDetrConfig(num_labels=3, auxiliary_loss=False)
+    for seed in range(3):
+        logits, boxes, ours, theirs = losses(False, np.random.default_rng(seed))
+        expected, *_ = RTDetrForObjectDetectionLoss(logits, theirs, "cpu", boxes, config)
+        assert TASK.loss(torch.cat([logits, boxes], -1), ours).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_pictures_without_objects_have_a_loss():
+    outputs = torch.randn(2, 6, 7).sigmoid().requires_grad_()
+    targets = TASK.collate([TASK.encode([]), TASK.encode([])])
+    loss = TASK.loss(outputs, targets)
+    loss.backward()
+    assert loss.item() > 0
+    assert outputs.grad.isfinite().all()
+
+
+def test_average_precision_by_hand():
+    encoded = [TASK.encode([{"label": "circle", "box": [0, 0, 50, 100]}]), TASK.encode([])]
+    nothing = {"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0, np.float32), "labels": np.zeros(0, int), "size": np.array([100, 100])}
+
+    def found(*corners, label=0):
+        return nothing | {"boxes": np.array([corners], np.float32), "scores": np.array([0.9], np.float32), "labels": np.array([label])}
+
+    assert TASK.metrics([found(0, 0, 0.5, 1), nothing], encoded) == {"map": 1, "map_50": 1, "map_75": 1, "mar_100": 1}
+    less = TASK.metrics([found(0, 0, 0.5, 0.62), nothing], encoded)  # IoU 0.62: right at 0.5, 0.55 and 0.6 of ten thresholds
+    assert (less["map_50"], less["map_75"], less["map"]) == (pytest.approx(1), 0, pytest.approx(0.3))
+    assert TASK.metrics([found(0, 0, 0.5, 1, label=1), nothing], encoded)["map"] == 0
+    assert TASK.metrics([nothing, nothing], [TASK.encode([]), TASK.encode([])])["map"] == 0
+
+
+def test_mistakes():
+    target = [{"label": "circle", "box": [0, 0, 50, 50]}]
+    right = {"label": "circle", "score": 0.9, "box": [0, 0, 50, 40]}
+    assert TASK.mistake({"objects": [right]}, target) is None
+    assert TASK.mistake({"objects": []}, target) == 0
+    assert TASK.mistake({"objects": []}, []) is None
+    assert TASK.mistake({"objects": [right, right | {"score": 0.7}]}, target) == 0.7  # found twice
+    assert TASK.mistake({"objects": [right | {"label": "square"}]}, target) == 0.9
+    assert TASK.mistake({"objects": [right | {"box": [50, 50, 99, 99]}]}, target) == 0.9
+
+
+BOX = {"label": "a", "box": [1, 2, 3, 4]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [BOX],
+        json.dumps([BOX]),
+        json.dumps([BOX]).encode(),
+        np.array([BOX], object),
+        [{"label": "a", "bbox": [1, 2, 2, 2]}],
+        [{"label": "a", "box": None, "bbox": [1, 2, 2, 2]}],
+    ],
+)
+def test_cells_as_boxes(value):
+    clean = Task.clean(value)
+    assert clean == [{"label": "a", "box": [1, 2, 3, 4]}]
+    assert pa.array([clean, []], Task.TYPE).to_pylist() == [clean, []]
+
+
+def test_a_picture_without_objects_is_legal():
+    assert Task.clean([]) == Task.clean("[]") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (None, "missing"),
+        (float("nan"), "missing"),
+        ("no", "not valid JSON"),
+        ({"label": "a"}, "not a list"),
+        ([{"label": "a"}], "an object is"),
+        ([[1, 2, 3, 4]], "an object is"),
+        ([BOX | {"box": [1, 2, 3]}], "not 4 numbers"),
+        ([BOX | {"box": [1, 2, 3, "x"]}], "not 4 numbers"),
+        ([BOX | {"box": [1, 2, 3, float("inf")]}], "not finite"),
+        ([BOX | {"box": [3, 2, 1, 4]}], "inside out"),
+        ([BOX | {"box": [1, 2, 1, 4]}], "empty"),
+        ([BOX | {"label": ""}], "label missing"),
+        ([BOX] * 1001, "more than 1000"),
+    ],
+)
+def test_cells_that_are_no_boxes(value, why):
+    with pytest.raises(DataError, match=why):
+        Task.clean(value)
+
+
+def test_boxes_lie_inside_their_picture():
+    picture = {"image": {"pixels": b"", "width": 96, "height": 64}}
+    Task.check([{"label": "a", "box": [-1, 0, 97, 64]}], picture)
+    for box in ([-2, 0, 50, 50], [0, 0, 50, 66], [97, 10, 98, 20], [0, -1, 5, 0]):
+        with pytest.raises(DataError, match="outside of its picture of 96 × 64"):
+            Task.check([{"label": "a", "box": box}], picture)
+    with pytest.raises(SpecError, match="modality `picture`"):
+        Task.check([], {"image": b"pixels"})
+
+
+def test_labels_come_from_the_training_rows_sorted():
+    options = Task.options(TaskSpec(kind="object_detection", threshold=0.3))
+    task = Task.fit([[{"label": "b"}, {"label": "a"}], []], options, {})
+    assert task.config == {"labels": ["a", "b"], "threshold": 0.3}
+    with pytest.raises(DataError, match="no training row has a box"):
+        Task.fit([[], []], options, {})
+    with pytest.raises(DataError, match="never seen in training"):
+        task.encode([{"label": "c", "box": [0, 0, 1, 1]}])
+
+
+def test_a_base_that_is_no_detector(tiny_base, tmp_path):
+    with pytest.raises(ModelError, match="no detector can be loaded"):
+        build(tiny_base)
+    DetrConfig(backbone="resnet18").save_pretrained(tmp_path)  # a backbone of timm, which is not installed
+    with pytest.raises(ModelError, match="timm"):
+        build(tmp_path, weights="random")
