@@ -15,7 +15,7 @@ from lc_ray import family, runtime
 from lc_ray.data import read
 from lc_ray.errors import DataError
 from lc_ray.models import batches, load
-from lc_ray.spec import JobSpec
+from lc_ray.spec import UNREAD, JobSpec
 from lc_ray.train import plan
 from lc_ray.units import size_text
 
@@ -34,7 +34,7 @@ def check(job: JobSpec) -> dict[str, Any]:
         DataError, ModelError: the data or the base model is not there.
     """
     inputs = job.inputs()
-    names, target_column = [i.column for i in inputs], [job.data.target] if job.data.target else []
+    names, target_column = [i.column for i in inputs if i.modality not in UNREAD], [job.data.target] if job.data.target else []
     task = family.load("tasks", job.task.kind).Task
     options = task.options(job.task)
     sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
@@ -49,7 +49,7 @@ def check(job: JobSpec) -> dict[str, Any]:
             if "_error" in row:
                 raise DataError(row["_error"])
             clean = batches.decode(row, columns, job.data.encoding_errors, files[0].parent)
-            target = {name: task.clean(row[name]) for name in target_column}
+            target = {name: task.read(row[name], files[0].parent, options) for name in target_column}
         except DataError as error:
             rejected.append({"row": row["_row"], "reason": error.what})
             continue
@@ -59,7 +59,8 @@ def check(job: JobSpec) -> dict[str, Any]:
             tensors = {name: list(tensor.shape) for name, tensor in batches.collate(fed, columns).items()}
             plain = {name: values[0] for name, values in fed.items() if name in tensors}
             fed = {name: plain.get(name, f"tensor of {' × '.join(map(str, shape[1:]))}") for name, shape in tensors.items()}
-            rows.append({**shown, **target, "fed": fed})
+            shown |= {name: f"{len(value)} bytes" if isinstance(value, bytes) else value for name, value in target.items()}
+            rows.append({**shown, "fed": fed})
     model = load.pretrained(job.model, inputs, task.fit(_targets(job, task), options, columns).bind(columns))
     with runtime.session():
         nodes = runtime.nodes()
@@ -86,10 +87,11 @@ def check(job: JobSpec) -> dict[str, Any]:
 def _targets(job: JobSpec, task: Any) -> Iterator[Any]:
     """Clean targets of the training files: of many rows, since a file may be sorted by them."""
     wanted = [job.data.target] if job.data.target else []
-    chunks = (chunk for file in read.files(job.data.train) for chunk in read.Reader(file, job.data.columns).rows(wanted))
-    for row in itertools.islice((row for chunk in chunks for row in chunk), _TARGETS):
+    options = task.options(job.task)
+    chunks = ((file, chunk) for file in read.files(job.data.train) for chunk in read.Reader(file, job.data.columns).rows(wanted))
+    for file, row in itertools.islice(((file, row) for file, chunk in chunks for row in chunk), _TARGETS):
         with contextlib.suppress(DataError, KeyError):
-            yield task.clean(row[job.data.target]) if job.data.target else None
+            yield task.read(row[job.data.target], file.parent, options) if job.data.target else None
 
 
 def _extent(model: Any) -> tuple[int, int]:

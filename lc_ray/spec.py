@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lc_ray.errors import SpecError
 from lc_ray.units import Bytes, Count, Fraction, Points, Seconds, fraction, share
 
+UNREAD = ("seed",)  # modalities of columns that only requests have
 _OWN_ENCODERS = ("tabular",)  # modalities that need no base model
 
 
@@ -296,7 +297,7 @@ class JobSpec(Section):
                 update={
                     "base": i.base or (None if i.modality in _OWN_ENCODERS else model.base),
                     "weights": i.weights or model.weights,
-                    "optional": optional if i.optional is None else i.optional,
+                    "optional": (optional or i.modality in UNREAD) if i.optional is None else i.optional,
                 }
             )
             for i in self.data.inputs

@@ -31,7 +31,7 @@ from lc_ray.errors import DataError, SpecError
 from lc_ray.models import batches
 from lc_ray.models.batches import TARGET
 from lc_ray.models.load import find, modalities
-from lc_ray.spec import DataSpec, InputSpec, JobSpec, digest
+from lc_ray.spec import UNREAD, DataSpec, InputSpec, JobSpec, digest
 
 _ORDERS = 2**63
 _GROUP = 32  # bits of an order that are left to rows of the same group
@@ -177,7 +177,8 @@ def _checked(job: JobSpec, source: str, folder: Path) -> tuple[ray.data.Dataset,
     for file in found:
         read.Reader(file, job.data.columns).require(_wanted(job))
     # Where a cell takes long to decode, several tasks share a file, each with chunks of its own.
-    media = any(pa.binary() == m.TYPE or pa.types.is_struct(m.TYPE) for m in _columns(tuple(job.inputs())).values())
+    types = [family.load("tasks", job.task.kind).Task.TYPE, *(m.TYPE for m in _columns(tuple(job.inputs())).values())]
+    media = any(pa.binary() == t or pa.types.is_struct(t) for t in types)
     shards = int(ray.cluster_resources().get("CPU", 1)) if media else 1
     work = [{"file": str(f), "shard": n, "shards": shards} for f in found for n in range(shards)]
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
@@ -205,7 +206,7 @@ def _settle(table: pa.Table, drop: bool) -> pa.Table:
 
 def _wanted(job: JobSpec) -> list[str]:
     """Columns of the files that are read."""
-    return [i.column for i in job.data.inputs] + [name for name in (job.data.target, job.data.split) if name]
+    return [i.column for i in job.data.inputs if i.modality not in UNREAD] + [name for name in (job.data.target, job.data.split) if name]
 
 
 def _check_files(batch: dict[str, Any], job: JobSpec) -> Iterator[pa.Table]:
@@ -227,7 +228,7 @@ def _check(row: dict[str, Any], file: Path, columns: dict[str, Any], task: Any, 
     try:
         values = batches.decode(row, columns, job.data.encoding_errors, file.parent)
         column = job.data.target or ""
-        target = task.clean(row[column]) if column else None
+        target = task.read(row[column], file.parent, task.options(job.task)) if column else None
         if column:
             task.check(target, values)
         group = row[job.data.split] if job.data.split else None

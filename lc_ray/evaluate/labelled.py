@@ -37,7 +37,7 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
             try:
                 if "_error" in row:
                     raise DataError(row["_error"])
-                clean, label = predictor.decode(row, file.parent), predictor.task.clean(row[target]) if target else None
+                clean, label = predictor.decode(row, file.parent), predictor.task.read(row[target], file.parent, predictor.task) if target else None
             except DataError:
                 rejected += 1
                 continue

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lc_ray.errors import DataError
-from lc_ray.spec import module_name
+from lc_ray.spec import UNREAD, module_name
 
 TARGET = "_target"  # column of the prepared rows
 
@@ -123,7 +123,8 @@ def decode(row: dict[str, Any], columns: dict[str, Any], errors: str = "strict",
             clean[name] = modality.decode(row[name], errors, folder)
         except DataError as error:
             raise DataError(error.what, name) from None
-    if all(value is None for value in clean.values()):
+    needed = [value for name, value in clean.items() if columns[name].spec.modality not in UNREAD]
+    if needed and all(value is None for value in needed):
         raise DataError("all of them are missing", ", ".join(clean))
     return clean
 

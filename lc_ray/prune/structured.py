@@ -71,10 +71,11 @@ class Layer:
         name: module whose outputs they are.
         group: DepGraph's record of what must go together.
         parts: parameters, the dimension that the channels lie along, and which of its indices they are.
-        size: channels per unit: those of a head, or 1.
+        size: channels per unit: those of a head, or of a group that is normalised together, or 1.
         units: how many there are.
         step: how many are removed at a time.
         attention: the module that counts heads, if they are heads.
+        norms: modules that normalise the units as groups.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Layer:
     units: int
     step: int
     attention: nn.Module | None
+    norms: list[nn.GroupNorm]
 
     @property
     def cost(self) -> int:
@@ -140,6 +142,8 @@ class Pruner:
             layer.group.prune(channels)
             if layer.attention is not None:
                 _count_heads(layer.attention, layer.units - len(units), layer.size)
+            for norm in layer.norms:
+                norm.num_groups = layer.units - len(units)
         return kept
 
 
@@ -164,6 +168,7 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
     """A group as a layer, or None if it reaches an embedding, which ties it to the residual stream of the whole model."""
     channels = len(group[0].idxs)
     parts, attention, size = [], None, 1
+    norms = [m for dep, _ in group if isinstance(m := dep.target.module, nn.GroupNorm) and m.num_groups > 1]
     for dep, indices in group:
         module = dep.target.module
         if isinstance(module, nn.Embedding | nn.Parameter):
@@ -179,10 +184,14 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
         owner = _owner(names[module], names)
         if not inputs and (width := getattr(owner, "attention_head_size", None) or getattr(owner, "head_dim", None)):
             attention, size = owner, int(width)
+    if norms:  # whole groups, so that those that stay are normalised as before
+        if attention is not None or len({norm.num_groups for norm in norms}) > 1 or any(norm.num_channels != channels for norm in norms):
+            return None
+        size = channels // norms[0].num_groups
     units = channels // size
-    step = 1 if attention is not None or units < 4 * _MULTIPLE else _MULTIPLE
+    step = 1 if size > 1 or units < 4 * _MULTIPLE else _MULTIPLE
     root = names[attention] if attention is not None else names[group[0].dep.target.module]
-    return Layer(root, group, parts, size, units, step, attention) if units > 1 else None
+    return Layer(root, group, parts, size, units, step, attention, norms) if units > 1 else None
 
 
 def _owner(name: str, names: dict[nn.Module, str]) -> nn.Module | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -56,6 +57,17 @@ class Task:
     def clean(value: Any) -> Any:
         """A raw target cell as a clean one of `TYPE`. DataError says why not."""
         return value
+
+    @classmethod
+    def read(cls, value: Any, folder: Path | None, options: Any) -> Any:
+        """As `clean`, for a target that may be a file's name and is prepared as the options say.
+
+        Args:
+            value: a raw target cell.
+            folder: the data file's, in which a path is looked for.
+            options: of the job, or a fitted task, whose attributes have their names.
+        """
+        return cls.clean(value)
 
     @staticmethod
     def check(target: Any, values: dict[str, Any]) -> None:
