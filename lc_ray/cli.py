@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
+from lc_ray.units import size_text
 
 # What Ray prints however quiet it is asked to be, and means nothing here. It reads this once, when it is imported.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "graceful_shutdown failed|worker processes have been started")
@@ -76,7 +78,7 @@ def run(job: JobFile, overrides: Overrides = None, as_json: AsJson = False, quie
             _out.print(f"[bold]{spec.name}[/] was finished before with this very job; nothing to do.")
         print_table(result.record, _out)
         if asked := result.record["answer"]:
-            _say("asked", asked["question"])
+            _say("asked", _plain(asked["question"]))
             _say("answered", f"{_short(asked['answer'])} ({asked['milliseconds']:.1f} ms over HTTP)")
         _say("report", _near(result.report))
         _say("artifact", _near(result.artifact.path))
@@ -119,6 +121,7 @@ def predict(
     url: Annotated[str | None, typer.Option(help="an endpoint, for example http://127.0.0.1:8000")] = None,
     artifact: Annotated[Path | None, typer.Option(help="an artifact, predicted here without an endpoint")] = None,
     key: Annotated[str | None, typer.Option(help="API key; else LC_RAY_API_KEY or the key file", envvar="LC_RAY_API_KEY")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for pictures and sounds of the answers: 0.png, 1.png, ...")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask an endpoint (--url) or an artifact (--artifact)."""
@@ -134,7 +137,8 @@ def predict(
         from lc_ray.predictor import load
 
         answers = load(str(artifact)).predict(rows)
-    for row, answer in zip(rows, answers, strict=True):
+    for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        answer = _saved(answer, output, number) if output else answer
         if as_json:
             print(json.dumps(answer))
         else:
@@ -216,7 +220,30 @@ def _near(path: Path) -> Path:
 def _short(answer: dict[str, Any]) -> str:
     """An answer on one line: the label, and the probability of each."""
     odds = ", ".join(f"{name} {p:.2f}" for name, p in answer.get("probabilities", {}).items())
-    return f"{answer.get('label', answer)} ({odds})" if odds else str(answer)
+    return f"{answer.get('label', answer)} ({odds})" if odds else str(_plain(answer))
+
+
+def _plain(value: Any) -> Any:
+    """A question or answer with what its pictures and sounds are in their place."""
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in value.items()}
+    if not (isinstance(value, str) and value.startswith("data:")):
+        return value
+    kind, _, content = value.partition(";base64,")
+    return f"<{kind.removeprefix('data:')}, {size_text(len(content) * 3 // 4)}>"
+
+
+def _saved(answer: dict[str, Any], folder: Path, number: int) -> dict[str, Any]:
+    """An answer with the paths of its pictures and sounds, written as files, in their place."""
+    found = dict(answer)
+    for name, value in answer.items():
+        if isinstance(value, str) and value.startswith("data:"):
+            kind, _, content = value.partition(";base64,")
+            file = folder / f"{number}.{kind.rpartition('/')[2]}"
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(base64.b64decode(content))
+            found[name] = str(file)
+    return found
 
 
 def _row(line: str) -> Any:

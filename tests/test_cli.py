@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, messages, and runs that are stopped and go on."""
 
+import base64
 import io
 import json
 import os
@@ -109,6 +110,16 @@ def test_predict_from_an_artifact(lc, tiny_artifact, monkeypatch):
     assert lc("predict", "--artifact", tiny_artifact, "--json", "-")[1] == out
     code, out, _ = lc("predict", "--artifact", tiny_artifact, "good day")
     assert expected[0]["label"] in out
+
+
+def test_pictures_and_sounds_of_answers_are_shown_in_brief_or_written(lc, tiny_artifact, tmp_path, monkeypatch):
+    answer = {"image": "data:image/png;base64," + base64.b64encode(bytes(2048)).decode(), "score": 1}
+    monkeypatch.setattr(lc_ray.Predictor, "predict", lambda self, rows: [answer for _ in rows])
+    assert "<image/png, 2 KiB>" in lc("predict", "--artifact", tiny_artifact, "a")[1]
+    code, out, _ = lc("predict", "--artifact", tiny_artifact, "a", "b", "-o", tmp_path / "out", "--json")
+    assert code == 0
+    assert [json.loads(line)["image"] for line in out.splitlines()] == [str(tmp_path / "out" / f"{n}.png") for n in range(2)]
+    assert (tmp_path / "out" / "1.png").read_bytes() == bytes(2048)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 from lc_ray.models.batches import TARGET, parts_of, show
 from lc_ray.predictor import Predictor, Rows
-from lc_ray.spec import module_name
+from lc_ray.spec import UNREAD, module_name
 
 
 def measure(predictor: Predictor, rows: Rows, mistakes: int = 0) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -43,7 +43,7 @@ def ablation(predictor: Predictor, rows: Rows) -> dict[str, dict[str, float]]:
         predictor: the model.
         rows: prepared rows by column, with their targets.
     """
-    present = {i.column: f"{module_name(i.column)}.present" for i in predictor.inputs}
+    present = {i.column: f"{module_name(i.column)}.present" for i in predictor.inputs if i.modality not in UNREAD}
     if len(present) < 2 or not all(i.optional for i in predictor.inputs):
         return {}
     views = {f"only {column}": [column] for column in present}

@@ -123,8 +123,7 @@ def decode(row: dict[str, Any], columns: dict[str, Any], errors: str = "strict",
             clean[name] = modality.decode(row[name], errors, folder)
         except DataError as error:
             raise DataError(error.what, name) from None
-    needed = [value for name, value in clean.items() if columns[name].spec.modality not in UNREAD]
-    if needed and all(value is None for value in needed):
+    if all(value is None for value in clean.values()) and not any(modality.spec.modality in UNREAD for modality in columns.values()):
         raise DataError("all of them are missing", ", ".join(clean))
     return clean
 

@@ -53,12 +53,14 @@ class Task(_task.Task):
 
         size: int = Field(32, ge=8, le=1024, description="side of the pictures in pixels")
         steps: int = Field(50, ge=1, le=1000, description="passes of the model per picture")
-        guidance: float = Field(1.0, ge=1, le=50, description="classifier-free guidance: how much the inputs count; above 1 takes two passes per step")
+        guidance: float = Field(1.0, ge=1, le=50, description="weight of the inputs in classifier-free guidance; above 1, a step takes two passes")
         timesteps: int = Field(1000, ge=2, le=10_000, description="levels of noise")
         schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = Field("linear", description="how noise grows over the timesteps")
         prediction: Literal["epsilon", "v_prediction", "sample"] = Field("epsilon", description="what the model tells: noise, velocity or picture")
         features: str | None = Field(
-            None, description="a vision model by torchvision's name, folder or hub id: the Fréchet distance of as many drawn pictures from the held-out ones, by its features, is a metric"
+            None,
+            description="a vision model (torchvision's name, folder or hub id): the Fréchet distance, by its features, of as many drawn pictures "
+            "from the held-out ones becomes a metric",
         )
 
         @model_validator(mode="after")
@@ -139,7 +141,7 @@ class Task(_task.Task):
         drawn: list[Any] = [None] * len(errors)
         if self.options_given.features:
             own = {name: tensor for name, tensor in inputs.items() if name not in (_NOISY, _TIMESTEP)}
-            random = [torch.Generator().manual_seed(hash(round(total, 3))) for total in totals]
+            random = [torch.Generator().manual_seed(int(1000 * total)) for total in totals]
             drawn = list(_features(self.options_given.features, self.size, self._draw(run, own, random)))
         return list(zip(errors, totals, [wanted[0].numel()] * len(errors), drawn, strict=True))
 
@@ -197,8 +199,8 @@ def _encoder(name: str, size: int) -> image.Encoder:
 def _features(name: str, size: int, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Pictures (rows, size, size, 3) → pooled features (rows, width)."""
     with torch.no_grad():
-        parts = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).split(64)
-        return np.concatenate([_pool(*_encoder(name, size)(part)).double().numpy() for part in parts])
+        parts = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+        return np.concatenate([_pool(*_encoder(name, size)(part)).double().numpy() for part in torch.split(parts, 64)])
 
 
 def frechet_distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -295,7 +297,7 @@ def _pool(hidden: Tensor, mask: Tensor) -> Tensor:
 def _same_noise(source: Path, options: Any) -> None:
     """Raise ModelError if a pipeline's scheduler says that its UNet knows other noise."""
     files = [source / "scheduler" / "scheduler_config.json", source / "scheduler_config.json"]
-    known = next((json.loads(file.read_text("utf-8")) for file in files if file.is_file()), {})
+    known: dict[str, Any] = next((json.loads(file.read_text("utf-8")) for file in files if file.is_file()), {})
     for field, name in (("timesteps", "num_train_timesteps"), ("schedule", "beta_schedule"), ("prediction", "prediction_type")):
         if known.get(name, getattr(options, field)) != getattr(options, field):
             raise ModelError(f"the model was trained with other noise: {name} is {known[name]}", str(source), f"set task.{field}: {known[name]}")
