@@ -55,7 +55,7 @@ class Predictor:
 
     def outputs(self, prepared: Rows, batch_size: int = 32) -> list[NDArray[np.float32]]:
         """Raw outputs of each prepared row in one forward pass, in the order given."""
-        return self._by_size(prepared, batch_size, lambda rows: list(self.engine(feed(rows, self.columns, self.task)[0])))
+        return self._by_size(prepared, batch_size, lambda rows: list(self.task.outputs(self.engine, feed(rows, self.columns, self.task)[0])))
 
     def scores(self, prepared: Rows, batch_size: int = 32) -> list[Any]:
         """What the task's metrics need of each prepared row that has its target, in the order given."""

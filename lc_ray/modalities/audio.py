@@ -182,15 +182,15 @@ class Encoder(nn.Module):
         except (OSError, ValueError) as error:
             raise ModelError(f"no speech model can be loaded: {str(error).splitlines()[0]}", source) from None
         if config.model_type == "whisper":
-            model = _shorter(model.encoder, round(spec.seconds * 50))
-        return cls(_plain(model), {"transformers": model.config.to_dict() | {"model_type": config.model_type}})
+            model = shorter(model.encoder, round(spec.seconds * 50))
+        return cls(plain(model), {"transformers": model.config.to_dict() | {"model_type": config.model_type}})
 
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
         """With weights yet to be loaded, from `config`."""
         kept = {k: v for k, v in config["transformers"].items() if k != "model_type"}
         model = AutoModel.from_config(AutoConfig.for_model(config["transformers"]["model_type"], **kept))
-        return cls(_plain(model.encoder if config["transformers"]["model_type"] == "whisper" else model), config)
+        return cls(plain(model.encoder if config["transformers"]["model_type"] == "whisper" else model), config)
 
     @property
     def width(self) -> int:
@@ -213,7 +213,7 @@ class Encoder(nn.Module):
         return hidden, (torch.arange(hidden.shape[1], device=lengths.device)[None] < frames[:, None]).to(hidden.dtype)
 
 
-def _shorter(encoder: Any, positions: int) -> Any:
+def shorter(encoder: Any, positions: int) -> Any:
     """Whisper's encoder for clips shorter than its 30 seconds."""
     if positions < encoder.config.max_source_positions:
         table = nn.Embedding(positions, encoder.embed_positions.weight.shape[1])
@@ -224,7 +224,7 @@ def _shorter(encoder: Any, positions: int) -> Any:
     return encoder
 
 
-def _plain(model: Any) -> Any:
+def plain(model: Any) -> Any:
     """Without layers that no output depends on, which would break the gradient's all-reduce."""
     if hasattr(model, "masked_spec_embed"):  # wav2vec2's own SpecAugment, drawn with NumPy
         model.config.apply_spec_augment = False

@@ -31,11 +31,13 @@ cast("dict[str, Any]", sys.modules)["openvino_telemetry"] = None
 import openvino  # noqa: E402
 
 _SMOOTH = 0.8  # SmoothQuant's alpha: closest to fp32 of -1 (off), 0.5, 0.8 and 0.95 (NNCF's own) for a fine-tuned MiniLM
-_FILE = "model.xml"
+_FILE = "model_{}.xml"  # by stage
 
 
 def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path) -> dict[str, Any]:
     """Write the int8 model to `folder`, for any batch size and sequence length.
+
+    A model that is run in stages has a file for each.
 
     Args:
         model: in evaluation mode and fp32.
@@ -48,28 +50,33 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
     Raises:
         ModelError: no calibration rows.
     """
-    calibration = [{name: tensor.numpy() for name, tensor in batch.items()} for batch in batches]
-    if not calibration:
+    stages = [list(batches)]
+    if not stages[0]:
         raise ModelError("int8 needs rows to take the ranges of activations from", "quantize.calibration", "use 256 rows")
     import nncf  # slow to import, and serving does not need it
 
-    with _quiet():
-        quantized = nncf.quantize(
-            _convert(model, calibration[0]),
-            nncf.Dataset(calibration),
-            preset=nncf.QuantizationPreset.MIXED,
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(calibration),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)),
-        )
+    if hasattr(model, "stages"):
+        with torch.no_grad():
+            stages = [list(of_stage) for of_stage in zip(*(model.stages(batch) for batch in stages[0]), strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
-    openvino.save_model(quantized, folder / _FILE, compress_to_fp16=False)
+    for number, of_stage in enumerate(stages):
+        calibration = [{name: tensor.numpy() for name, tensor in batch.items()} for batch in of_stage]
+        with _quiet():
+            quantized = nncf.quantize(
+                _convert(model, calibration[0]),
+                nncf.Dataset(calibration),
+                preset=nncf.QuantizationPreset.MIXED,
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(calibration),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)),
+            )
+        openvino.save_model(quantized, folder / _FILE.format(number), compress_to_fp16=False)
     return {
         "scheme": "post-training, static",
         "weights": "int8, symmetric, per channel",
         "activations": "int8, asymmetric, per tensor",
         "smooth_quant": _SMOOTH,
-        "calibration_rows": sum(len(next(iter(batch.values()))) for batch in calibration),
+        "calibration_rows": sum(len(next(iter(batch.values()))) for batch in stages[0]),
         "openvino": version("openvino"),
         "nncf": version("nncf"),
     }
@@ -79,7 +86,8 @@ def load(found: Artifact, threads: int) -> Callable[[dict[str, Tensor]], NDArray
     """Run the artifact's engine on `threads` threads.
 
     Returns:
-        A function from tensors named `column.tensor` to outputs (rows, outputs); threads may call it at the same time.
+        A function from tensors named `column.tensor`, by whose names the stage is known, to outputs (rows, outputs); threads may call it at the
+        same time.
     """
     options = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -87,13 +95,15 @@ def load(found: Artifact, threads: int) -> Callable[[dict[str, Tensor]], NDArray
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # every replica on a node would pin itself to the same first cores
     }
-    compiled = openvino.Core().compile_model(found.path / "engine" / _FILE, "CPU", options)
+    core, files = openvino.Core(), sorted((found.path / "engine").glob(_FILE.format("*")))
+    compiled = {frozenset(given.any_name for given in stage.inputs): stage for stage in (core.compile_model(f, "CPU", options) for f in files)}
     own = threading.local()
 
     def run(batch: dict[str, Tensor]) -> NDArray[np.float32]:
-        if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
-        return own.request.infer({name: tensor.numpy() for name, tensor in batch.items()})[0]  # type: ignore[no-any-return]
+        if not hasattr(own, "requests"):
+            own.requests = {names: stage.create_infer_request() for names, stage in compiled.items()}
+        request = own.requests[frozenset(batch)]
+        return request.infer({name: tensor.numpy() for name, tensor in batch.items()})[0]  # type: ignore[no-any-return]
 
     return run
 

@@ -15,5 +15,6 @@ A task that is more than a head on fused encoders defines `Model` too, a torch m
     Model.rebuild(config, task)                     with weights yet to be loaded
     .config                       what `rebuild` needs, as JSON
     .keep                         modules that are never pruned
+    .stages(batch)                only of a model that answers in stages: a taught batch as each of them takes it
     .forward(batch)               tensors named `column.tensor`, those that `teach` added included → one tensor (batch, ...)
 """

@@ -50,14 +50,11 @@ class Task(_task.Task):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of outputs (rows, asked, vocabulary) against targets (rows, asked)."""
-        real = targets != IGNORED
-        return F.cross_entropy(outputs[real].float(), targets[real], reduction="sum") / real.sum().clamp(min=1)
+        return cross_entropy(outputs, targets)
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Kullback-Leibler divergence from the teacher's softened tokens, mean over the positions asked."""
-        real = targets != IGNORED
-        student, parent = (F.log_softmax(x[real].float() / temperature, dim=-1) for x in (outputs, teacher))
-        return F.kl_div(student, parent, log_target=True, reduction="sum") / real.sum().clamp(min=1) * temperature**2
+        return divergence(outputs, teacher, targets, temperature)
 
     def score(self, run: Run, inputs: Batch, targets: Tensor) -> list[tuple[float, int, int]]:
         """Of each row: the sum of its tokens' cross-entropy, how many are predicted right, and how many there are.
@@ -85,6 +82,37 @@ class Task(_task.Task):
         if not tokens:
             raise DataError("no token of any row is to be learned", fix="a conversation must end with the assistant; a text has 2 tokens or more")
         return {"token_accuracy": right / tokens, "loss": nats / tokens, "perplexity": math.exp(min(nats / tokens, _MOST))}
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of outputs (rows, asked, vocabulary) against targets (rows, asked)."""
+    real = targets != IGNORED
+    return F.cross_entropy(outputs[real].float(), targets[real], reduction="sum") / real.sum().clamp(min=1)
+
+
+def divergence(outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's softened tokens, mean over the positions asked."""
+    real = targets != IGNORED
+    student, parent = (F.log_softmax(x[real].float() / temperature, dim=-1) for x in (outputs, teacher))
+    return F.kl_div(student, parent, log_target=True, reduction="sum") / real.sum().clamp(min=1) * temperature**2
+
+
+def written(value: Any, what: str) -> str:
+    """A target cell as text.
+
+    Raises:
+        DataError: missing, not text or not UTF-8.
+    """
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"the {what} is not valid UTF-8") from None
+    if value is None or (isinstance(value, float) and np.isnan(value)) or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"the {what} is missing")
+    if not isinstance(value, str):
+        raise DataError(f"the {what} is not text but {type(value).__name__}")
+    return value
 
 
 def single(columns: dict[str, Any]) -> Any:

@@ -111,8 +111,12 @@ class Task:
         """Mean distance from the teacher's outputs."""
         raise NotImplementedError
 
+    def outputs(self, run: Run, inputs: Batch) -> NDArray[np.float32]:
+        """One pass of the model over a batch that was taught."""
+        return run(inputs)
+
     def score(self, run: Run, inputs: Batch, targets: Any) -> list[Any]:
-        """What `metrics` needs of each row of a batch that was taught."""
+        """What `metrics` needs of each row of a batch that was taught. Calls the model as often on every worker: with ZeRO-3 all take part."""
         return self.answer(run, inputs)
 
     def answer(self, run: Run, inputs: Batch) -> list[Any]:

@@ -51,16 +51,7 @@ class Task(_language.Task):
         Raises:
             DataError: missing, not text or not UTF-8.
         """
-        if isinstance(value, bytes):
-            try:
-                value = value.decode("utf-8")
-            except UnicodeDecodeError:
-                raise DataError("the completion is not valid UTF-8") from None
-        if value is None or (isinstance(value, float) and np.isnan(value)) or (isinstance(value, str) and not value.strip()):
-            raise DataError("the completion is missing")
-        if not isinstance(value, str):
-            raise DataError(f"the completion is not text but {type(value).__name__}")
-        return value
+        return _language.written(value, "completion")
 
     @classmethod
     def fit(cls, targets: Iterable[str | None], options: Any, columns: dict[str, Any]) -> Self:

@@ -1,0 +1,50 @@
+"""Speech: audio that is to be transcribed, with the tokenizer of what is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig
+
+from lc_ray.errors import ModelError
+from lc_ray.modalities import audio
+from lc_ray.spec import InputSpec
+
+
+class Modality(audio.Modality):
+    """One column of recordings. See `audio.Modality`.
+
+    Attributes:
+        tokenizer: of transcripts.
+        suppressed: tokens that are never part of a transcript.
+
+    Raises:
+        ModelError: the source has no feature extractor, or no tokenizer.
+    """
+
+    def __init__(self, spec: InputSpec, source: str | Path) -> None:
+        super().__init__(spec, source)
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(source))
+        except (OSError, ValueError, ImportError, AttributeError) as error:
+            raise ModelError(f"no tokenizer can be loaded: {str(error).splitlines()[0]}", str(source)) from None
+        try:
+            self.generation = GenerationConfig.from_pretrained(str(source))
+        except OSError:
+            self.generation = GenerationConfig()
+
+    @property
+    def suppressed(self) -> list[int]:
+        """Tokens that are never part of a transcript."""
+        return list(self.generation.suppress_tokens or [])
+
+    def save(self, folder: Path) -> None:
+        """Write the files of the feature extractor, the tokenizer and of what is suppressed."""
+        super().save(folder)
+        self.tokenizer.save_pretrained(str(folder))
+        self.generation.save_pretrained(str(folder))
+
+
+class Encoder(audio.Encoder):
+    """See `audio.Encoder`."""

@@ -1,0 +1,145 @@
+"""Speech recognition by connectionist temporal classification (Graves et al. 2006): a letter or blank per frame; wav2vec2, HuBERT, WavLM."""
+
+from __future__ import annotations
+
+import unicodedata
+from itertools import groupby
+from typing import Any, ClassVar, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCTC
+
+from lc_ray.errors import ModelError
+from lc_ray.modalities import audio
+from lc_ray.spec import InputSpec, module_name
+from lc_ray.tasks._language import IGNORED
+from lc_ray.tasks._task import Batch, Run
+
+_SURE = 1e4  # logit of the blank in frames of padding
+
+
+class Model(nn.Module):
+    """A Hugging Face model with its CTC head.
+
+    Args:
+        model: of `AutoModelForCTC`.
+        column: whose tensors it takes.
+    """
+
+    def __init__(self, model: Any, column: str) -> None:
+        super().__init__()
+        audio.plain(model.base_model)
+        model.config.apply_spec_augment = False
+        self.model, self.column = model, column
+        self.keep = [model.lm_head, *(m for m in model.modules() if isinstance(m, nn.Conv1d))]
+
+    @classmethod
+    def pretrained(cls, spec: InputSpec, source: str, reading: Reading) -> Self:
+        """See `speech_recognition.Model`. A base without a head, or with one of other letters, gets a new one."""
+        try:
+            config = AutoConfig.from_pretrained(source)
+            config.vocab_size, config.pad_token_id = len(reading.tokenizer), reading.blank
+            model = (
+                AutoModelForCTC.from_config(config)
+                if spec.weights == "random"
+                else AutoModelForCTC.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True)
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"no CTC model can be loaded: {str(error).splitlines()[0]}", source) from None
+        return cls(model, module_name(spec.column))
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any]) -> Self:
+        """With weights yet to be loaded, from `config`."""
+        kept = {k: v for k, v in config["model"].items() if k != "model_type"}
+        return cls(AutoModelForCTC.from_config(AutoConfig.for_model(config["model"]["model_type"], **kept)), config["column"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `rebuild` needs, as JSON."""
+        return {"column": self.column, "model": self.model.config.to_dict()}
+
+    def forward(self, batch: Batch) -> Tensor:
+        """`input_values` (batch, samples) and `lengths` (batch,) → logits (batch, frames, vocabulary); frames of padding are blank."""
+        values, lengths = batch[f"{self.column}.input_values"], batch[f"{self.column}.lengths"]
+        given = (torch.arange(values.shape[1], device=lengths.device)[None] < lengths[:, None]).long()
+        logits: Tensor = self.model(values, attention_mask=given).logits
+        frames = self.model._get_feat_extract_output_lengths(lengths)
+        padding = torch.arange(logits.shape[1], device=lengths.device)[None] >= frames[:, None]
+        blank = F.one_hot(torch.tensor(self.model.config.pad_token_id, device=logits.device), logits.shape[-1]).to(logits.dtype) * _SURE
+        return torch.where(padding.unsqueeze(-1), blank, logits)
+
+
+class Reading:
+    """Transcripts as letters.
+
+    Args:
+        column: name of the tensors.
+        modality: of modality `speech`.
+        longest: of a transcript, in tokens.
+        language: for models of several languages, which these are not.
+
+    Raises:
+        ModelError: the tokenizer has no token for the blank.
+    """
+
+    MODEL: ClassVar[Any] = Model
+
+    def __init__(self, column: str, modality: Any, longest: int, language: str | None) -> None:
+        self.tokenizer = modality.tokenizer
+        if self.tokenizer.pad_token_id is None:
+            raise ModelError("this tokenizer is not one for CTC: it has no token for the blank", fix="use a wav2vec2, HuBERT or Whisper model")
+        self.blank = int(self.tokenizer.pad_token_id)
+        letters = [token for token in self.tokenizer.get_vocab() if len(token) == 1 and token.isalpha()]
+        self._case = str.upper if letters and not any(letter.islower() for letter in letters) else str
+        if letters and not any(letter.isupper() for letter in letters):
+            self._case = str.lower
+        self._known = {*letters, *(token for token in self.tokenizer.get_vocab() if len(token) == 1)}
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, in the vocabulary's case; punctuation that it lacks is left out."""
+        cased = self._case(" ".join(text.split()))
+        spoken = "".join(c for c in cased if c in self._known or c == " " or not unicodedata.category(c).startswith(("P", "S")))
+        return list(self.tokenizer(spoken)["input_ids"])
+
+    def text(self, ids: list[int]) -> str:
+        """The text of token ids, of which none is repeated."""
+        return str(self.tokenizer.decode(ids, group_tokens=False, skip_special_tokens=True)).strip()
+
+    def teach(self, inputs: Batch, targets: Tensor) -> tuple[Batch, Tensor]:
+        """The recordings, and their tokens."""
+        return inputs, targets
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Nats per token; transcripts that have more tokens than frames do not count."""
+        return self._nats(outputs, targets).mean()
+
+    def _nats(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        lengths = (targets != IGNORED).sum(1)
+        scores = F.log_softmax(outputs.float(), dim=-1).transpose(0, 1)  # (frames, batch, vocabulary)
+        frames = torch.full_like(lengths, len(scores))
+        nats = F.ctc_loss(scores, targets.clamp(min=0), frames, lengths, self.blank, reduction="none", zero_infinity=True)
+        return nats / lengths.clamp(min=1)
+
+    def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """Mean over frames."""
+        student, parent = (F.log_softmax(x.float() / temperature, dim=-1).flatten(0, 1) for x in (outputs, teacher))
+        return F.kl_div(student, parent, log_target=True, reduction="batchmean") * temperature**2
+
+    def outputs(self, run: Run, inputs: Batch) -> Any:
+        """One pass."""
+        return run(inputs)
+
+    def score(self, run: Run, inputs: Batch, targets: Tensor) -> tuple[list[float], list[list[int]]]:
+        """Nats per token, and transcripts."""
+        outputs = torch.from_numpy(run(inputs))
+        return self._nats(outputs, targets.cpu()).tolist(), self._read(outputs)
+
+    def answer(self, run: Run, inputs: Batch) -> list[list[int]]:
+        """The likeliest token of each frame, without repetitions and blanks."""
+        return self._read(torch.from_numpy(run(inputs)))
+
+    def _read(self, outputs: Tensor) -> list[list[int]]:
+        return [[token for token, _ in groupby(row) if token != self.blank] for row in cast("list[list[int]]", outputs.argmax(-1).tolist())]

@@ -1,0 +1,176 @@
+"""Speech recognition by a decoder that says one token after the other: Whisper (Radford et al. 2022, arXiv:2212.04356)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, WhisperForConditionalGeneration
+
+from lc_ray.errors import ModelError
+from lc_ray.modalities import audio
+from lc_ray.spec import InputSpec, module_name
+from lc_ray.tasks import _language
+from lc_ray.tasks._language import IGNORED
+from lc_ray.tasks._task import Batch, Run
+
+_FEATURES, _STATES, _TOKENS, _ASKED = "input_features", "states", "tokens", "asked"
+
+
+class Model(nn.Module):
+    """Whisper. Its two stages are run one by one when it answers: a recording is encoded once, and decoded token by token.
+
+    Args:
+        model: Whisper with its head.
+        column: whose tensors it takes.
+    """
+
+    def __init__(self, model: Any, column: str) -> None:
+        super().__init__()
+        self.model, self.column = model, column
+        convolutions = [m for m in model.modules() if isinstance(m, nn.Conv1d)]
+        self.keep = [model.proj_out, *convolutions, *(m for m in model.modules() if isinstance(m, nn.Embedding))]
+
+    @classmethod
+    def pretrained(cls, spec: InputSpec, source: str, reading: Reading) -> Self:
+        """See `speech_recognition.Model`. The encoder's positions are cut to `spec.seconds`."""
+        try:
+            config = AutoConfig.from_pretrained(source)
+            if config.model_type != "whisper":
+                raise ModelError(f"this model does not write transcripts: {config.model_type}", source, "use Whisper, or a wav2vec2 or HuBERT model")
+            model = (
+                WhisperForConditionalGeneration(config)
+                if spec.weights == "random"
+                else WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"no Whisper can be loaded: {str(error).splitlines()[0]}", source) from None
+        if (most := config.max_target_positions - len(reading.prefix)) < reading.longest:
+            raise ModelError(f"the model writes {most} tokens; this job may ask for {reading.longest}", source, f"set task.max_new_tokens: {most}")
+        audio.shorter(model.model.encoder, round(spec.seconds * 50))
+        return cls(model, module_name(spec.column))
+
+    @classmethod
+    def rebuild(cls, config: dict[str, Any]) -> Self:
+        """With weights yet to be loaded, from `config`."""
+        kept = {k: v for k, v in config["model"].items() if k != "model_type"}
+        return cls(WhisperForConditionalGeneration(AutoConfig.for_model("whisper", **kept)), config["column"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `rebuild` needs, as JSON."""
+        return {"column": self.column, "model": self.model.config.to_dict()}
+
+    def stages(self, batch: Batch) -> list[Batch]:
+        """A taught batch as each of the stages takes it."""
+        features = {name: batch[name] for name in (f"{self.column}.{_FEATURES}",)}
+        return [features, {f"{self.column}.{_STATES}": self(features)} | {k: v for k, v in batch.items() if k not in features}]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Features alone → what the encoder makes of them; with tokens, or that and tokens → logits of the tokens that follow.
+
+        Args:
+            batch: `input_features` (batch, bins, frames) or `states` (batch, positions, width); `tokens` (batch, said) so far, and `asked`
+                (batch, asked), the positions after which the next is asked for.
+
+        Returns:
+            (batch, positions, width), or (batch, asked, vocabulary).
+        """
+        own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
+        states: Tensor = own[_STATES] if _STATES in own else self.model.model.encoder(own[_FEATURES]).last_hidden_state
+        if _TOKENS not in own:
+            return states
+        tokens, asked = own[_TOKENS], own[_ASKED]
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        seen = (index[:, None] >= index)[None, None].expand(tokens.shape[0], 1, -1, -1)  # given whole, for tracing
+        hidden: Tensor = self.model.model.decoder(
+            input_ids=tokens, attention_mask=seen, encoder_hidden_states=states, position_ids=index[None].expand(tokens.shape[0], -1), use_cache=False
+        ).last_hidden_state
+        found: Tensor = self.model.proj_out(hidden.gather(1, asked.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])))
+        return found
+
+
+class Reading:
+    """Transcripts as tokens.
+
+    Args:
+        column: name of the tensors.
+        modality: of modality `speech`.
+        longest: of a transcript, in tokens.
+        language: of a multilingual model.
+    """
+
+    MODEL: ClassVar[Any] = Model
+
+    def __init__(self, column: str, modality: Any, longest: int, language: str | None) -> None:
+        self.column, self.longest, self.tokenizer = column, longest, modality.tokenizer
+        if language:
+            self.tokenizer.set_prefix_tokens(language=language, task="transcribe")
+        self.prefix, self.end = list(self.tokenizer.prefix_tokens), int(self.tokenizer.eos_token_id)
+        self.suppressed = sorted({*modality.suppressed, *self.tokenizer.all_special_ids} - {self.end})
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text and of its end."""
+        return [*self.tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"], self.end]
+
+    def text(self, ids: list[int]) -> str:
+        """The text of token ids."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def teach(self, inputs: Batch, targets: Tensor) -> tuple[Batch, Tensor]:
+        """What was said so far, and the tokens that follow."""
+        prefix = torch.tensor(self.prefix).expand(len(targets), -1)
+        before = torch.cat([prefix, targets[:, :-1]], 1)
+        asked = torch.arange(len(self.prefix) - 1, before.shape[1]).expand(len(targets), -1)
+        return inputs | self._told(before.where(before != IGNORED, torch.tensor(self.end)), asked), targets
+
+    def _told(self, tokens: Tensor, asked: Tensor) -> Batch:
+        return {f"{self.column}.{_TOKENS}": tokens.contiguous(), f"{self.column}.{_ASKED}": asked.contiguous()}
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Nats per token."""
+        return _language.cross_entropy(outputs, targets)
+
+    def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """Mean over tokens."""
+        return _language.divergence(outputs, teacher, targets, temperature)
+
+    def outputs(self, run: Run, inputs: Batch) -> Any:
+        """One pass, stage by stage."""
+        return run(self._states(run, inputs) | {k: v for k, v in inputs.items() if not k.endswith(f".{_FEATURES}")})
+
+    def _states(self, run: Run, inputs: Batch) -> Batch:
+        states = run({name: tensor for name, tensor in inputs.items() if name.endswith(f".{_FEATURES}")})
+        return {f"{self.column}.{_STATES}": torch.from_numpy(states)}
+
+    def score(self, run: Run, inputs: Batch, targets: Tensor) -> tuple[list[float], list[list[int]]]:
+        """Nats per token, and transcripts. As many passes are made for any rows."""
+        states, wanted = self._states(run, inputs), targets.cpu()
+        outputs = torch.from_numpy(run(states | {k: v for k, v in inputs.items() if not k.endswith(f".{_FEATURES}")}))
+        nats = F.cross_entropy(outputs.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED).sum(1) / (wanted != IGNORED).sum(1).clamp(min=1)
+        return nats.tolist(), self._say(run, states, all_steps=True)
+
+    def answer(self, run: Run, inputs: Batch) -> list[list[int]]:
+        """The likeliest token after those so far, again and again until the end."""
+        return self._say(run, self._states(run, inputs))
+
+    def _say(self, run: Run, states: Batch, all_steps: bool = False) -> list[list[int]]:
+        """Transcripts. With all steps, there are as many as for the longest transcript, the last ones for nothing."""
+        ((name, known),) = states.items()
+        said: list[list[int]] = [[] for _ in known]
+        waiting = list(range(len(said)))
+        for _ in range(self.longest):
+            rows = waiting or [0]
+            if not waiting and not all_steps:
+                break
+            tokens = pad_sequence([torch.tensor(self.prefix + (said[i] if waiting else [])) for i in rows], batch_first=True)
+            last = torch.full((len(rows), 1), tokens.shape[1] - 1)  # all have said as much
+            logits = torch.from_numpy(run({name: known[rows]} | self._told(tokens, last)))[:, 0]
+            logits[:, self.suppressed] = -torch.inf
+            for i, token in zip(waiting, logits.argmax(-1).tolist(), strict=False):
+                said[i].append(token)
+            waiting = [i for i in waiting if said[i][-1] != self.end]
+        return said
