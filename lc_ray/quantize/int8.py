@@ -55,9 +55,9 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
         raise ModelError("int8 needs rows to take the ranges of activations from", "quantize.calibration", "use 256 rows")
     import nncf  # slow to import, and serving does not need it
 
-    if hasattr(model, "stages"):
+    if split := getattr(model, "stages", None):
         with torch.no_grad():
-            stages = [list(of_stage) for of_stage in zip(*(model.stages(batch) for batch in stages[0]), strict=True)]
+            stages = [list(of_stage) for of_stage in zip(*map(split, stages[0]), strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
     for number, of_stage in enumerate(stages):
         calibration = [{name: tensor.numpy() for name, tensor in batch.items()} for batch in of_stage]

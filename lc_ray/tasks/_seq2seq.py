@@ -150,8 +150,8 @@ class Reading:
         """Nats per token, and transcripts. As many passes are made for any rows."""
         states, wanted = self._states(run, inputs), targets.cpu()
         outputs = torch.from_numpy(run(states | {k: v for k, v in inputs.items() if not k.endswith(f".{_FEATURES}")}))
-        nats = F.cross_entropy(outputs.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED).sum(1) / (wanted != IGNORED).sum(1).clamp(min=1)
-        return nats.tolist(), self._say(run, states, all_steps=True)
+        nats = F.cross_entropy(outputs.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED).sum(1)
+        return (nats / (wanted != IGNORED).sum(1).clamp(min=1)).tolist(), self._say(run, states, all_steps=True)
 
     def answer(self, run: Run, inputs: Batch) -> list[list[int]]:
         """The likeliest token after those so far, again and again until the end."""

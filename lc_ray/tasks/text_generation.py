@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
-from lc_ray.errors import DataError, ModelError
+from lc_ray.errors import ModelError
 from lc_ray.modalities import chat
 from lc_ray.spec import InputSpec, ModelSpec, Section
 from lc_ray.tasks import _language

@@ -80,12 +80,12 @@ def test_the_artifact_is_whole_and_knows_where_it_comes_from(pair):
     assert found.manifest.lineage == {"seed": 3, "parent": dense.artifact.digest}
     assert found.manifest.quantization["calibration_rows"] == len(SENTENCES)
     assert found.manifest.metrics == {}
-    assert {"engine/model.xml", "engine/model.bin", "model.safetensors"} <= set(found.manifest.files)
+    assert {"engine/model_0.xml", "engine/model_0.bin", "model.safetensors"} <= set(found.manifest.files)
     assert dense.artifact.manifest.metrics == {"accuracy": 0.9}
 
 
 def test_weights_and_activations_are_int8(pair):
-    text = (pair[1].artifact.path / "engine" / "model.xml").read_text()
+    text = (pair[1].artifact.path / "engine" / "model_0.xml").read_text()
     assert 'element_type="i8"' in text
     assert text.count('type="FakeQuantize"') >= 8
     assert pair[1].artifact.bytes < 0.35 * pair[0].artifact.bytes

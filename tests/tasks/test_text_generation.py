@@ -289,7 +289,7 @@ def test_pruned_and_int8_still_complete(trained, tmp_path):
     np.testing.assert_allclose(Predictor(pruned, 1).engine(batch), reference, atol=1e-4)
     rows = prepared(columns, SEEN)
     int8 = Predictor(quantize(pruned, QuantizeSpec(), rows, tmp_path / "int8", "int8"), 1)
-    assert 'element_type="i8"' in (int8.artifact.path / "engine" / "model.xml").read_text()
+    assert 'element_type="i8"' in (int8.artifact.path / "engine" / "model_0.xml").read_text()
     right = [task.metrics(p.scores(prepared(columns, UNSEEN)), [])["token_accuracy"] for p in (Predictor(pruned, 1), int8)]
     assert right[1] > right[0] - 0.1
     answers, expected = ([a["text"] for a in p.predict([prompt for prompt, _ in UNSEEN])] for p in (int8, Predictor(pruned, 1)))

@@ -1,0 +1,297 @@
+"""Words "spoken" as a tone per letter, so that tiny models of both kinds learn to write them down."""
+
+import io
+import json
+from random import Random
+from types import SimpleNamespace
+
+import jiwer
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
+
+from lc_ray.artifact import Manifest
+from lc_ray.errors import DataError, ModelError, SpecError
+from lc_ray.models import load
+from lc_ray.models.batches import TARGET, feed, prepare
+from lc_ray.models.shapes import difference
+from lc_ray.predictor import Predictor
+from lc_ray.prune.structured import Pruner
+from lc_ray.quantizer import quantize
+from lc_ray.spec import InputSpec, ModelSpec, QuantizeSpec
+from lc_ray.tasks import _ctc, _seq2seq
+from lc_ray.tasks.speech_recognition import Task
+
+RATE, LETTERS, SLOT, SECONDS = 16_000, "abcd ", 0.06, 0.9
+PITCH = dict(zip(LETTERS, (400, 800, 1400, 2200, 3400), strict=True))
+
+
+def spoken(text, random):
+    """A text as WAV: a tone per letter, of varying length, in noise."""
+    pieces = []
+    for letter in text:
+        time = np.arange(int(RATE * SLOT * random.uniform(0.9, 1.1))) / RATE
+        pieces.append(np.sin(2 * np.pi * PITCH[letter] * time) * np.hanning(len(time)))
+    noise = np.random.default_rng(random.randrange(2**32))
+    samples = np.concatenate(pieces)
+    file = io.BytesIO()
+    soundfile.write(file, 0.5 * samples + 0.01 * noise.normal(size=len(samples)), RATE, format="WAV")
+    return file.getvalue()
+
+
+def sentences(count, seed):
+    random = Random(seed)
+    found = []
+    for _ in range(count):
+        words = ["".join(random.choices("abcd", k=random.randint(1, 3))) for _ in range(random.randint(1, 3))]
+        found.append(" ".join(words))
+    return found
+
+
+def wav2vec2(folder):
+    folder.mkdir()
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCD"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+    Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        **{"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "conv_dim": (48, 48, 48)},
+        **{"conv_kernel": (64, 4, 4), "conv_stride": (32, 4, 2), "num_feat_extract_layers": 3, "feat_extract_norm": "layer"},
+        **{"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "vocab_size": len(vocabulary), "pad_token_id": 0},
+        **{"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0, "final_dropout": 0.0, "layerdrop": 0.0},
+    )
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+    return folder
+
+
+def whisper(folder):
+    folder.mkdir()
+    specials = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    vocabulary = {token: i for i, token in enumerate([*"abcdefgh", "Ġ", *specials])}
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[], unk_token="<|endoftext|>", additional_special_tokens=specials[1:])
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=32).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 96))}
+    config = WhisperConfig(
+        **{"vocab_size": len(tokenizer), "num_mel_bins": 32, "d_model": 48, "max_source_positions": 100, "max_target_positions": 32, **sizes},
+        **{"pad_token_id": 9, "bos_token_id": 9, "eos_token_id": 9, "decoder_start_token_id": 10, "dropout": 0.0},
+    )
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+MAKE = {"ctc": wav2vec2, "seq2seq": whisper}
+
+
+def column(base, **fields):
+    return InputSpec(column="clip", modality="speech", base=str(base), seconds=SECONDS, **{"weights": "pretrained", "optional": False} | fields)
+
+
+def rows_of(texts, columns, seed=0):
+    random = Random(seed)
+    return prepare({"clip": [columns["clip"].decode(spoken(text, random)) for text in texts]}, columns) | {TARGET: texts}
+
+
+def save(folder, model, task, inputs, changed=({}, {})):
+    manifest = Manifest(
+        name=folder.name,
+        task={"kind": "speech_recognition", **task.config},
+        inputs=[i.model_dump() for i in inputs],
+        architecture=load.describe(model, *changed),
+    )
+    return load.save(folder, manifest, model.state_dict(), load.modalities(inputs))
+
+
+def train(model, task, rows, columns, steps, rate):
+    optimizer = torch.optim.AdamW(model.train().parameters(), rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+    random = Random(0)
+    for _ in range(steps):
+        chosen = random.sample(range(len(rows[TARGET])), 16)
+        batch, targets = feed({k: [v[i] for i in chosen] for k, v in rows.items()}, columns, task)
+        loss = task.loss(model(batch), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=["ctc", "seq2seq"])
+def trained(request, tmp_path_factory):
+    """A tiny model of each kind that has learned to write down tones, as an artifact."""
+    folder = tmp_path_factory.mktemp(request.param)
+    base = MAKE[request.param](folder / "base")
+    inputs, task = [column(base)], Task(max_new_tokens=16)
+    columns = load.modalities(inputs)
+    task.bind(columns)
+    rows, held_out = rows_of(sentences(320, 0), columns), rows_of(sentences(48, 1), columns, 1)
+    torch.manual_seed(0)
+    steps, rate = {"ctc": (260, 4e-3), "seq2seq": (640, 2e-3)}[request.param]
+    model = train(load.pretrained(ModelSpec(base=str(base)), inputs, task), task, rows, columns, steps, rate)
+    found = save(folder / "dense", model, task, inputs)
+    return SimpleNamespace(
+        **{"kind": request.param, "base": base, "task": task, "inputs": inputs, "columns": columns, "model": model, "rows": rows},
+        **{"held_out": held_out, "artifact": found, "dense": Predictor(found, 1)},
+    )
+
+
+def measured(predictor, rows):
+    return predictor.task.metrics(predictor.scores(rows), [predictor.task.encode(t) for t in rows[TARGET]])
+
+
+def test_it_learns_what_chance_cannot(trained):
+    found = measured(trained.dense, trained.held_out)
+    assert found["wer"] < 0.4
+    assert found["cer"] < 0.2
+    assert found["word_accuracy"] == pytest.approx(1 - found["wer"])
+    turned = trained.held_out | {TARGET: trained.held_out[TARGET][1:] + trained.held_out[TARGET][:1]}
+    assert measured(trained.dense, turned)["wer"] > 0.8
+
+
+def test_answers_are_those_measured_and_do_not_depend_on_the_batch(trained):
+    texts = trained.held_out[TARGET][:12]
+    rows = {k: v[:12] for k, v in trained.held_out.items()}
+    together, alone = trained.dense.answers(rows), trained.dense.answers(rows, batch_size=1)
+    assert together == alone
+    assert all(set(answer) == {"text"} for answer in together)
+    heard = [trained.task.reference(ids) for _, ids in trained.dense.scores(rows)]
+    assert heard == [answer["text"].lower() for answer in together]
+    spoken_again = [trained.columns["clip"].show({"samples": samples}) for samples in rows["clip.samples"]]
+    assert trained.dense.predict(spoken_again) == together
+    wrong = [trained.task.mistake(answer, text) for answer, text in zip(together, texts, strict=True)]
+    assert all((w is None) == (a["text"].lower() == t) for w, a, t in zip(wrong, together, texts, strict=True))
+
+
+def test_an_artifact_answers_as_its_model_does(trained):
+    rows = {k: v[:6] for k, v in trained.held_out.items()}
+    batch, _ = feed({k: [v[i] for i in np.argsort(rows["_size"], kind="stable")] for k, v in rows.items()}, trained.columns, trained.task)
+    with torch.no_grad():
+        expected = trained.model(batch).numpy()
+    found = np.stack(trained.dense.outputs(rows))[np.argsort(rows["_size"], kind="stable")]
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_pruned_and_int8(trained, tmp_path):
+    model = load.open_model(trained.artifact).requires_grad_(True)
+    batch, targets = feed({k: v[:32] for k, v in trained.rows.items()}, trained.columns, trained.task)
+    size = load.parameters(model)
+    pruner = Pruner(model, {k: v[:2] for k, v in batch.items()}, model.keep)
+    trained.task.loss(model(batch), targets).backward()
+    pruner.observe()
+    pruner.remove(0.3)
+    assert load.parameters(model) < 0.93 * size
+    teacher = load.open_model(trained.artifact)
+    optimizer = torch.optim.AdamW(model.train().parameters(), 2e-3)
+    for _ in range(25):
+        with torch.no_grad():
+            soft = teacher(batch)
+        loss = trained.task.distill(model(batch), soft, targets, 2.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert trained.task.distill(soft, soft, targets, 2.0).item() == pytest.approx(0, abs=1e-5)
+    with torch.device("meta"):
+        changed = difference(model, type(model).rebuild(model.config))
+    pruned = save(tmp_path / "pruned", model.eval(), trained.task, trained.inputs, changed)
+    int8 = quantize(pruned, QuantizeSpec(calibration=64), trained.rows, tmp_path / "int8", "int8")
+    assert len([name for name in int8.manifest.files if name.endswith(".xml")]) == (1 if trained.kind == "ctc" else 2)
+    before, after = (measured(Predictor(found, 1), trained.held_out) for found in (pruned, int8))
+    assert before["wer"] < 0.6
+    assert after["wer"] < before["wer"] + 0.1
+    rows = {k: v[:8] for k, v in trained.held_out.items()}
+    assert len(Predictor(int8, 1).outputs(rows)) == 8
+
+
+def test_workers_call_the_model_alike(trained):
+    """Of batches whose transcripts have other lengths: with ZeRO-3 a call more or less would never return."""
+    counts = []
+    for rows in ({k: v[:1] for k, v in trained.held_out.items()}, {k: v[:9] for k, v in trained.held_out.items()}):
+        calls = []
+
+        def run(batch, calls=calls):
+            calls.append(sorted(batch))
+            return trained.dense.engine(batch)
+
+        trained.task.score(run, *feed(rows, trained.columns, trained.task))
+        counts.append(calls)
+    assert counts[0] == counts[1]
+
+
+def test_every_trained_weight_has_a_gradient(trained):
+    model = load.pretrained(ModelSpec(base=str(trained.base)), trained.inputs, trained.task).train()
+    batch, targets = feed({k: v[:4] for k, v in trained.rows.items()}, trained.columns, trained.task)
+    trained.task.loss(model(batch), targets).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_error_rates_are_jiwers(trained):
+    texts, heard = ["ab cd", "a b c"], ["ab dd", "a b"]
+    task = trained.task
+    encoded = [task.encode(t) for t in texts]
+    found = task.metrics([(0.5, task.encode(t)) for t in heard], encoded)
+    assert found["wer"] == pytest.approx(jiwer.wer(texts, heard)) == pytest.approx(2 / 5)
+    assert found["cer"] == pytest.approx(jiwer.cer(texts, heard))
+    assert task.metrics([(0.0, ids) for ids in encoded], encoded)["wer"] == 0
+
+
+def test_letters_of_a_ctc_vocabulary(tmp_path):
+    columns = load.modalities([column(wav2vec2(tmp_path / "base"))])
+    reading = _ctc.Reading("clip", columns["clip"], 16, None)
+    assert reading.text(reading.encode("Ab,  cd!")) == "AB CD"
+    assert reading.text([5, 5, 4, 6]) == "AA B"
+    outputs = torch.zeros(1, 7, 9)
+    for frame, token in enumerate([5, 5, 0, 5, 6, 6, 0]):
+        outputs[0, frame, token] = 9
+    assert reading._read(outputs) == [[5, 5, 6]]
+    with pytest.raises(DataError, match="no letter"):
+        Task.fit(["ж", "ш"], Task.Options(), columns)
+
+
+def test_ctc_loss_equals_transformers(tmp_path):
+    base = wav2vec2(tmp_path / "base")
+    inputs, task = [column(base)], Task(max_new_tokens=16)
+    columns = load.modalities(inputs)
+    task.bind(columns)
+    model = load.pretrained(ModelSpec(base=str(base)), inputs, task).eval()
+    batch, targets = feed(rows_of(["ab cd", "a"], columns), columns, task)
+    values, lengths = batch["clip.input_values"], batch["clip.lengths"]
+    given = (torch.arange(values.shape[1])[None] < lengths[:, None]).long()
+    model.model.config.ctc_loss_reduction = "mean"
+    expected = model.model(values, attention_mask=given, labels=targets).loss
+    assert task.loss(model(batch), targets).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_what_does_not_fit(tmp_path, tiny_base):
+    for value, reason in ((None, "missing"), (" ", "missing"), (b"\xff\xfe", "UTF-8"), (3, "not text")):
+        with pytest.raises(DataError, match=reason):
+            Task.clean(value)
+    with pytest.raises(ModelError, match="no feature extractor"):
+        load.modalities([column(tiny_base)])
+    base = whisper(tmp_path / "whisper")
+    columns = load.modalities([column(base)])
+    with pytest.raises(SpecError, match="one column"):
+        Task.fit(["a"], Task.Options(), columns | {"other": columns["clip"]})
+    with pytest.raises(ModelError, match="max_new_tokens: 30"):
+        load.pretrained(ModelSpec(base=str(base)), [column(base)], Task(max_new_tokens=64).bind(columns))
+    other = wav2vec2(tmp_path / "other")
+    BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)).save_pretrained(other)
+    with pytest.raises(ModelError, match="no CTC model"):
+        load.pretrained(ModelSpec(base=str(other)), [column(other)], Task().bind(load.modalities([column(other)])))
+    assert _seq2seq.Reading("clip", columns["clip"], 16, None).encode("ab")[-1] == 9
