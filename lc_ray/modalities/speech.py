@@ -17,7 +17,6 @@ class Modality(audio.Modality):
 
     Attributes:
         tokenizer: of transcripts.
-        suppressed: tokens that are never part of a transcript.
 
     Raises:
         ModelError: the source has no feature extractor, or no tokenizer.
@@ -38,6 +37,11 @@ class Modality(audio.Modality):
     def suppressed(self) -> list[int]:
         """Tokens that are never part of a transcript."""
         return list(self.generation.suppress_tokens or [])
+
+    @property
+    def never_first(self) -> list[int]:
+        """Tokens with which no transcript begins."""
+        return list(self.generation.begin_suppress_tokens or [])
 
     def save(self, folder: Path) -> None:
         """Write the files of the feature extractor, the tokenizer and of what is suppressed."""

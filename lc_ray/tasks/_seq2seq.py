@@ -17,6 +17,7 @@ from lc_ray.tasks import _language
 from lc_ray.tasks._language import IGNORED
 from lc_ray.tasks._task import Batch, Run
 
+_PREFIX = ("<|startoftranscript|>", "<|notimestamps|>")
 _FEATURES, _STATES, _TOKENS, _ASKED = "input_features", "states", "tokens", "asked"
 
 
@@ -109,7 +110,10 @@ class Reading:
         self.column, self.longest, self.tokenizer = column, longest, modality.tokenizer
         if language:
             self.tokenizer.set_prefix_tokens(language=language, task="transcribe")
-        self.prefix, self.end = list(self.tokenizer.prefix_tokens), int(self.tokenizer.eos_token_id)
+        known = self.tokenizer.get_vocab()
+        plain = [known[token] for token in _PREFIX if token in known]  # of a tokenizer that is Whisper's in content but not in class
+        self.prefix, self.end = list(getattr(self.tokenizer, "prefix_tokens", plain)), int(self.tokenizer.eos_token_id)
+        self.never_first = modality.never_first
         self.suppressed = sorted({*modality.suppressed, *self.tokenizer.all_special_ids} - {self.end})
 
     def encode(self, text: str) -> list[int]:
@@ -162,14 +166,14 @@ class Reading:
         ((name, known),) = states.items()
         said: list[list[int]] = [[] for _ in known]
         waiting = list(range(len(said)))
-        for _ in range(self.longest):
+        for step in range(self.longest):
             rows = waiting or [0]
             if not waiting and not all_steps:
                 break
             tokens = pad_sequence([torch.tensor(self.prefix + (said[i] if waiting else [])) for i in rows], batch_first=True)
             last = torch.full((len(rows), 1), tokens.shape[1] - 1)  # all have said as much
             logits = torch.from_numpy(run({name: known[rows]} | self._told(tokens, last)))[:, 0]
-            logits[:, self.suppressed] = -torch.inf
+            logits[:, self.suppressed + (self.never_first if step == 0 else [])] = -torch.inf
             for i, token in zip(waiting, logits.argmax(-1).tolist(), strict=False):
                 said[i].append(token)
             waiting = [i for i in waiting if said[i][-1] != self.end]
