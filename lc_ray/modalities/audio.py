@@ -62,26 +62,7 @@ class Modality:
         Raises:
             DataError: missing, damaged, cut off, of another format, over an hour, or with an impossible sample rate.
         """
-        data = _media.fetch(value, folder, self.spec.path)
-        try:
-            with soundfile.SoundFile(io.BytesIO(data)) as file:
-                if not _RATES[0] <= file.samplerate <= _RATES[1]:
-                    raise DataError(f"sample rate of {file.samplerate} Hz")
-                if file.frames > _LONGEST * file.samplerate:
-                    raise DataError(f"audio of {file.frames / file.samplerate / 3600:.1f} hours")
-                expected = min(file.frames, round(self.spec.seconds * file.samplerate) + 1)
-                samples = file.read(expected, dtype="float32", always_2d=True).mean(1)  # (samples,)
-                if _cut_off(data) or len(samples) < expected:
-                    raise DataError("the file ends before its header says")
-                rate = file.samplerate
-        except soundfile.LibsndfileError as error:
-            raise DataError(f"not audio of a known format: {str(error).rpartition(': ')[2]}") from None
-        if not len(samples):
-            raise DataError("no samples")
-        if not np.isfinite(samples).all():
-            raise DataError("samples that are not numbers")
-        if rate != self.rate:
-            samples = torchaudio.functional.resample(torch.from_numpy(samples), rate, self.rate).numpy()
+        samples = samples_of(_media.fetch(value, folder, self.spec.path), self.rate, self.spec.seconds)
         samples = np.pad(samples, (0, max(0, round(_SHORTEST * self.rate) - len(samples))))[: self.longest]
         return (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
 
@@ -142,11 +123,7 @@ class Modality:
 
     def show(self, parts: dict[str, Any]) -> Any:
         """The resampled clip as a data URI of WAV."""
-        if parts["samples"] is None:
-            return None
-        file = io.BytesIO()
-        soundfile.write(file, np.frombuffer(parts["samples"], "<i2"), self.rate, format="WAV", subtype="PCM_16")
-        return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
+        return None if parts["samples"] is None else wav(parts["samples"], self.rate)
 
     def save(self, folder: Path) -> None:
         """Write the feature extractor's file."""
@@ -211,6 +188,41 @@ class Encoder(nn.Module):
         hidden = model(input_values, attention_mask=given).last_hidden_state
         frames = model._get_feat_extract_output_lengths(lengths)
         return hidden, (torch.arange(hidden.shape[1], device=lengths.device)[None] < frames[:, None]).to(hidden.dtype)
+
+
+def samples_of(data: bytes, rate: int, seconds: float) -> NDArray[np.float32]:
+    """An encoded sound as samples of one channel at a rate in Hz, of which about the first `seconds` are read.
+
+    Raises:
+        DataError: damaged, cut off, of another format, over an hour, or with an impossible sample rate.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if not _RATES[0] <= file.samplerate <= _RATES[1]:
+                raise DataError(f"sample rate of {file.samplerate} Hz")
+            if file.frames > _LONGEST * file.samplerate:
+                raise DataError(f"audio of {file.frames / file.samplerate / 3600:.1f} hours")
+            expected = min(file.frames, round(seconds * file.samplerate) + 1)
+            samples = file.read(expected, dtype="float32", always_2d=True).mean(1)  # (samples,)
+            if _cut_off(data) or len(samples) < expected:
+                raise DataError("the file ends before its header says")
+            given = file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"not audio of a known format: {str(error).rpartition(': ')[2]}") from None
+    if not len(samples):
+        raise DataError("no samples")
+    if not np.isfinite(samples).all():
+        raise DataError("samples that are not numbers")
+    if given != rate:
+        samples = torchaudio.functional.resample(torch.from_numpy(samples), given, rate).numpy()
+    return cast("NDArray[np.float32]", samples)
+
+
+def wav(samples: bytes, rate: int) -> str:
+    """16-bit samples as a data URI of WAV."""
+    file = io.BytesIO()
+    soundfile.write(file, np.frombuffer(samples, "<i2"), rate, format="WAV", subtype="PCM_16")
+    return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def shorter(encoder: Any, positions: int) -> Any:

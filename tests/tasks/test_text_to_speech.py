@@ -1,0 +1,262 @@
+"""Texts "spoken" as a tone per letter, so that a tiny SpeechT5 learns to speak them."""
+
+import base64
+import io
+from random import Random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import sentencepiece
+import soundfile
+import torch
+from transformers import SpeechT5Config, SpeechT5ForTextToSpeech, SpeechT5Tokenizer
+
+from lc_ray.artifact import Manifest
+from lc_ray.errors import DataError, ModelError, SpecError
+from lc_ray.models import load
+from lc_ray.models.batches import TARGET, feed, prepare
+from lc_ray.models.shapes import difference
+from lc_ray.predictor import Predictor
+from lc_ray.prune.structured import Pruner
+from lc_ray.quantizer import quantize
+from lc_ray.spec import InputSpec, ModelSpec, QuantizeSpec
+from lc_ray.tasks import _mel
+from lc_ray.tasks.text_to_speech import Model, Task
+
+RATE, SLOT = 16_000, 0.128  # seconds per letter: 4 steps of 2 frames
+PITCH = {"a": 300, "b": 700, "c": 1500, "d": 3200}
+
+
+def spoken(text):
+    """A text as WAV."""
+    time = np.arange(int(RATE * SLOT)) / RATE
+    samples = np.concatenate([np.sin(2 * np.pi * PITCH[letter] * time) * np.hanning(len(time)) for letter in text])
+    file = io.BytesIO()
+    soundfile.write(file, 0.6 * samples, RATE, format="WAV")
+    return file.getvalue()
+
+
+def heard(answer):
+    """The letters of an answer: the strongest tone of each slot."""
+    kind, _, content = answer["audio"].partition(";base64,")
+    assert kind == "data:audio/wav"
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(content)))
+    assert rate == RATE
+    size, found = int(RATE * SLOT), ""
+    for start in range(0, round(len(samples) / size) * size, size):
+        piece = samples[start : start + size]
+        power = np.abs(np.fft.rfft(piece * np.hanning(len(piece))))
+        strongest = np.fft.rfftfreq(len(piece), 1 / RATE)[power.argmax()]
+        found += min(PITCH, key=lambda letter: abs(np.log(max(strongest, 1) / PITCH[letter])))
+    return found
+
+
+def speecht5(folder, **fields):
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["abcd " * 4, "d c b a", "ab cd"] * 50),
+        model_prefix=str(folder / "spm_char"),
+        **{"vocab_size": 9, "model_type": "char", "character_coverage": 1.0, "minloglevel": 2},
+        **{"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3},
+    )
+    SpeechT5Tokenizer(str(folder / "spm_char.model")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 64))}
+    dropouts = ["hidden", "attention", "activation", "positional", "speech_decoder_prenet", "speech_decoder_postnet"]
+    config = SpeechT5Config(
+        **{"vocab_size": 16, "hidden_size": 48, "speaker_embedding_dim": 8, "speech_decoder_prenet_units": 32, "speech_decoder_postnet_units": 32},
+        **{"speech_decoder_postnet_layers": 2, "max_text_positions": 64, "max_speech_positions": 256, "conv_dim": (16,), "conv_kernel": (3,)},
+        **{"conv_stride": (2,), "num_feat_extract_layers": 1, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0, **sizes},
+        **{f"{name}_dropout": 0.0 for name in dropouts} | fields,
+    )
+    SpeechT5ForTextToSpeech(config).save_pretrained(folder)
+    return folder
+
+
+def column(base, **fields):
+    return InputSpec(column="text", base=str(base), **{"max_length": 16, "weights": "pretrained", "optional": False} | fields)
+
+
+def texts(count, seed):
+    random = Random(seed)
+    return ["".join(random.choices("abcd", k=random.randint(2, 4))) for _ in range(count)]
+
+
+def rows_of(chosen, columns, task):
+    return prepare({"text": chosen}, columns) | {TARGET: [task.read(spoken(text), None, task) for text in chosen]}
+
+
+def save(folder, model, task, inputs, changed=({}, {})):
+    manifest = Manifest(
+        name=folder.name,
+        task={"kind": "text_to_speech", **task.config},
+        inputs=[i.model_dump() for i in inputs],
+        architecture=load.describe(model, *changed),
+    )
+    return load.save(folder, manifest, model.state_dict(), load.modalities(inputs))
+
+
+def train(model, task, rows, columns, steps, rate):
+    optimizer = torch.optim.AdamW(model.train().parameters(), rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+    random = Random(0)
+    for _ in range(steps):
+        chosen = random.sample(range(len(rows[TARGET])), 16)
+        batch, targets = feed({k: [v[i] for i in chosen] for k, v in rows.items()}, columns, task)
+        loss = task.loss(model(batch), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny SpeechT5 that has learned to speak in tones, as an artifact."""
+    folder = tmp_path_factory.mktemp("speech")
+    base, task = speecht5(folder / "base"), Task(seconds=2)
+    inputs = [column(base)]
+    columns = load.modalities(inputs)
+    task.bind(columns)
+    every = sorted({*texts(400, 0)})
+    Random(1).shuffle(every)
+    rows, held_out = rows_of(every[24:], columns, task), rows_of(every[:24], columns, task)
+    torch.manual_seed(0)
+    model = train(load.pretrained(ModelSpec(base=str(base)), inputs, task), task, rows, columns, 800, 4e-3)
+    found = save(folder / "dense", model, task, inputs)
+    return SimpleNamespace(
+        **{"base": base, "task": task, "inputs": inputs, "columns": columns, "model": model, "rows": rows, "held_out": held_out},
+        **{"unseen": every[:24], "artifact": found, "dense": Predictor(found, 1)},
+    )
+
+
+def measured(predictor, rows):
+    return predictor.task.metrics(predictor.scores(rows), [predictor.task.encode(t) for t in rows[TARGET]])
+
+
+def letters_right(answers, wanted):
+    pairs = [(a, b) for answer, text in zip(answers, wanted, strict=True) for a, b in zip(heard(answer).ljust(len(text)), text, strict=False)]
+    return np.mean([a == b for a, b in pairs])
+
+
+def test_it_learns_the_sound_of_texts(trained):
+    found = measured(trained.dense, trained.held_out)
+    assert found["r2"] > 0.85
+    lengths = {}
+    for number, text in enumerate(trained.unseen):
+        lengths.setdefault(len(text), []).append(number)
+    turned = list(range(len(trained.unseen)))
+    for numbers in lengths.values():
+        for one, other in zip(numbers, numbers[1:] + numbers[:1], strict=True):
+            turned[one] = other
+    mixed = trained.held_out | {TARGET: [trained.held_out[TARGET][i] for i in turned]}
+    assert measured(trained.dense, mixed)["r2"] < found["r2"] - 0.2
+
+
+def test_it_speaks_texts_that_it_has_not_seen(trained):
+    answers = trained.dense.predict(trained.unseen)
+    assert letters_right(answers, trained.unseen) > 0.75
+    same_length = [len(heard(answer)) == len(text) for answer, text in zip(answers, trained.unseen, strict=True)]
+    assert np.mean(same_length) > 0.75
+
+
+def test_answers_do_not_depend_on_the_batch(trained):
+    chosen = ["ab", "dcba", "c"]
+    together, alone = trained.dense.predict(chosen), [trained.dense.predict([text])[0] for text in chosen]
+    for a, b in zip(together, alone, strict=True):
+        one, other = (soundfile.read(io.BytesIO(base64.b64decode(x["audio"].partition("base64,")[2])))[0] for x in (a, b))
+        assert len(one) == len(other)
+        assert np.abs(one - other).max() < 0.02
+
+
+def test_pruned_and_int8(trained, tmp_path):
+    model = load.open_model(trained.artifact).requires_grad_(True)
+    batch, targets = feed({k: v[:32] for k, v in trained.rows.items()}, trained.columns, trained.task)
+    size = load.parameters(model)
+    pruner = Pruner(model, {k: v[:2] for k, v in batch.items()}, model.keep)
+    trained.task.loss(model(batch), targets).backward()
+    pruner.observe()
+    pruner.remove(0.3)
+    assert load.parameters(model) < 0.95 * size
+    teacher = load.open_model(trained.artifact)
+    optimizer = torch.optim.AdamW(model.train().parameters(), 2e-3)
+    for _ in range(40):
+        with torch.no_grad():
+            soft = teacher(batch)
+        loss = trained.task.distill(model(batch), soft, targets, 2.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert trained.task.distill(soft, soft, targets, 2.0).item() == 0
+    with torch.device("meta"):
+        changed = difference(model, Model.rebuild(model.config, trained.task))
+    pruned = save(tmp_path / "pruned", model.eval(), trained.task, trained.inputs, changed)
+    int8 = quantize(pruned, QuantizeSpec(calibration=64), trained.rows, tmp_path / "int8", "int8")
+    before, after = (measured(Predictor(found, 1), trained.held_out) for found in (pruned, int8))
+    assert before["r2"] > 0.7
+    assert abs(before["r2"] - after["r2"]) < 0.1
+    assert len(Predictor(int8, 1).outputs({k: v[:4] for k, v in trained.held_out.items()})) == 4
+    assert letters_right(Predictor(int8, 1).predict(trained.unseen[:8]), trained.unseen[:8]) > 0.5
+
+
+def test_an_artifact_answers_as_its_model_does(trained):
+    batch, _ = feed(trained.held_out, trained.columns, trained.task)
+    with torch.no_grad():
+        expected = trained.model(batch).numpy()
+    assert trained.task.outputs(trained.dense.engine, batch) == pytest.approx(expected, abs=1e-3)
+
+
+def test_loss_equals_transformers(tmp_path):
+    base, task = speecht5(tmp_path / "base", use_guided_attention_loss=False), Task(seconds=2)
+    inputs = [column(base)]
+    columns = load.modalities(inputs)
+    task.bind(columns)
+    batch, targets = feed(rows_of(["ab", "dcba"], columns, task), columns, task)
+    model = load.pretrained(ModelSpec(base=str(base)), inputs, task).eval()
+    labels = targets["mel"].masked_fill(~targets["real"].unsqueeze(-1), -100)
+    whole = SpeechT5ForTextToSpeech.from_pretrained(base).eval()
+    whole.speecht5.decoder.prenet._consistent_dropout = lambda x, p: x
+    expected = whole(
+        input_ids=batch["text.input_ids"],
+        attention_mask=batch["text.attention_mask"],
+        labels=labels,
+        speaker_embeddings=model.voice[0].expand(2, -1),
+    ).loss
+    assert task.loss(model(batch), targets).item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_every_trained_weight_has_a_gradient(trained):
+    model = load.pretrained(ModelSpec(base=str(trained.base)), trained.inputs, trained.task).train()
+    batch, targets = feed({k: v[:4] for k, v in trained.rows.items()}, trained.columns, trained.task)
+    trained.task.loss(model(batch), targets).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_sound_of_a_spectrogram():
+    """There and back: the tone is still there."""
+    time = np.arange(RATE) / RATE
+    back = _mel.sound(_mel.spectrogram((0.5 * np.sin(2 * np.pi * 1000 * time)).astype(np.float32)))
+    assert len(back) == pytest.approx(RATE, abs=300)
+    assert np.fft.rfftfreq(len(back), 1 / RATE)[np.abs(np.fft.rfft(back)).argmax()] == pytest.approx(1000, rel=0.05)
+
+
+def test_what_does_not_fit(tmp_path, tiny_base):
+    task = Task(seconds=1)
+    for cell, reason in ((None, "null"), (b"RIFFxxxx", "not audio"), ("none.wav", "no such file"), (spoken("abcdabcdabcd"), "longer than 1 s")):
+        with pytest.raises(DataError, match=reason):
+            Task.read(cell, tmp_path, task)
+    with pytest.raises(ModelError, match="does not speak"):
+        load.pretrained(ModelSpec(), [column(tiny_base)], task.bind(load.modalities([column(tiny_base)])))
+    base = speecht5(tmp_path / "base")
+    columns = load.modalities([column(base)])
+    with pytest.raises(ModelError, match="reduction_factor: 2"):
+        load.pretrained(ModelSpec(), [column(base)], Task(seconds=1, reduction_factor=1).bind(columns))
+    with pytest.raises(ModelError, match=r"lower task\.seconds"):
+        load.pretrained(ModelSpec(), [column(base)], Task(seconds=20).bind(columns))
+    with pytest.raises(ModelError, match="max_length"):
+        load.pretrained(ModelSpec(), [column(base)], task.bind(load.modalities([column(base, max_length=128)])))
+    with pytest.raises(SpecError, match="one column of text"):
+        Task.fit([], Task.Options(), columns | {"other": columns["text"]})
