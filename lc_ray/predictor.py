@@ -34,7 +34,7 @@ class Predictor:
         self.task = task_of(found.manifest).bind(self.columns)
         self.engine = family.load("quantize", found.manifest.engine).load(found, threads or os.cpu_count() or 1)
 
-    def decode(self, row: Any, folder: Path | None = None) -> dict[str, Any]:
+    def decode(self, row: Any, folder: Path | str | None = None) -> dict[str, Any]:
         """One instance as clean values by column. With one input column, the value alone will do.
 
         Args:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lc_ray import family, runtime
 from lc_ray.data import read
+from lc_ray.data.files import files
 from lc_ray.errors import DataError
 from lc_ray.models import batches, load
 from lc_ray.spec import UNREAD, JobSpec
@@ -38,18 +39,18 @@ def check(job: JobSpec) -> dict[str, Any]:
     task = family.load("tasks", job.task.kind).Task
     options = task.options(job.task)
     sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
-    files = [file for source in sources for file in read.files(source)]
-    for file in files:
+    found = [file for source in sources for file in files(source)]
+    for file in found:
         read.Reader(file, job.data.columns).require([*names, *target_column])
     columns = load.modalities(inputs)
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
-    for row in itertools.islice(next(read.Reader(files[0], job.data.columns).rows([*names, *target_column]), []), _LOOKED_AT):
+    for row in itertools.islice(next(read.Reader(found[0], job.data.columns).rows([*names, *target_column]), []), _LOOKED_AT):
         try:
             if "_error" in row:
                 raise DataError(row["_error"])
-            clean = batches.decode(row, columns, job.data.encoding_errors, files[0].parent)
-            target = {name: task.read(row[name], files[0].parent, options) for name in target_column}
+            clean = batches.decode(row, columns, job.data.encoding_errors, found[0].folder)
+            target = {name: task.read(row[name], found[0].folder, options) for name in target_column}
         except DataError as error:
             rejected.append({"row": row["_row"], "reason": error.what})
             continue
@@ -71,7 +72,7 @@ def check(job: JobSpec) -> dict[str, Any]:
     shortage = plan.shortage(memory, job.train.zero.stage, job.train.workers, nodes)
     return {
         "name": job.name,
-        "files": [str(f) for f in files],
+        "files": [str(f) for f in found],
         "rows": rows,
         "rejected": rejected[:_ROWS],
         "parameters": load.parameters(model),
@@ -88,10 +89,10 @@ def _targets(job: JobSpec, task: Any) -> Iterator[Any]:
     """Clean targets of the training files: of many rows, since a file may be sorted by them."""
     wanted = [job.data.target] if job.data.target else []
     options = task.options(job.task)
-    chunks = ((file, chunk) for file in read.files(job.data.train) for chunk in read.Reader(file, job.data.columns).rows(wanted))
+    chunks = ((file, chunk) for file in files(job.data.train) for chunk in read.Reader(file, job.data.columns).rows(wanted))
     for file, row in itertools.islice(((file, row) for file, chunk in chunks for row in chunk), _TARGETS):
         with contextlib.suppress(DataError, KeyError):
-            yield task.read(row[job.data.target], file.parent, options) if job.data.target else None
+            yield task.read(row[job.data.target], file.folder, options) if job.data.target else None
 
 
 def _extent(model: Any) -> tuple[int, int]:

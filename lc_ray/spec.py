@@ -75,7 +75,10 @@ class RejectSpec(Section):
 class DataSpec(Section):
     """Labelled rows, where from, and how they are split."""
 
-    train: str = Field(description="CSV, TSV, JSON Lines or Parquet: a file, a folder, or package:NAME/path")
+    train: str = Field(
+        description="CSV, TSV, JSON Lines, Parquet, WebDataset tar, a saved Hugging Face dataset, or a folder with a subfolder per label: "
+        "a file, a folder, a URI (s3://, gs://, hdfs://) or package:NAME/path"
+    )
     validation: str | int | float = Field("10%", description="another source, or a fraction or a number of rows to hold out")
     columns: tuple[str, ...] | None = Field(None, description="names of the columns, for files without a header: CSV, TSV, JSON lists of lists")
     split: str | None = Field(None, description="a column; rows with equal values in it (a speaker, a patient, a picture) stay on one side")

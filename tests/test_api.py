@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lc_ray import AutoHyperparameterOptimizer, DeployModel, LangChain, PruneModel, QuantizeModel, evaluate_model
 from lc_ray.data import read
+from lc_ray.data.files import files
 from lc_ray.errors import DataError, DeployError, ModelError, SpecError
 from lc_ray.models import load
 
@@ -48,7 +49,7 @@ def test_data_of_every_kind(ray_local, tiny_base, tiny_rows, rows, kind):
         "list": lambda: rows.to_dict("records"),
     }[kind]()
     plan = AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=data).plan()
-    (file,) = read.files(plan.data.train)
+    (file,) = files(plan.data.train)
     read.Reader(file).require(["text", "label"])
     found = [r for chunk in read.Reader(file).rows(["text"]) for r in chunk]
     texts = [r["text"].decode() if isinstance(r["text"], bytes) else r["text"] for r in found]
@@ -60,7 +61,7 @@ def test_rows_of_mixed_types_are_kept_for_the_rejects(tiny_base):
     rows = pd.DataFrame({"text": ["good", 5, None], "label": ["a", "b", "a"]})
     for data in (rows, rows.to_dict("records")):
         plan = AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=data).plan()
-        (file,) = read.files(plan.data.train)
+        (file,) = files(plan.data.train)
         assert [r["text"] for chunk in read.Reader(file).rows(["text"]) for r in chunk][:2] == ["good", 5]
 
 

@@ -27,6 +27,7 @@ import ray.data
 
 from lc_ray import family
 from lc_ray.data import read
+from lc_ray.data.files import File, files
 from lc_ray.errors import DataError, SpecError
 from lc_ray.models import batches
 from lc_ray.models.batches import TARGET
@@ -91,7 +92,7 @@ def open_prepared(path: str | Path) -> Prepared:
 def key(job: JobSpec) -> str:
     """Name of the prepared dataset: the data section, the tokenizer's source, and every file's size and time of change."""
     sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
-    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for source in sources for f in read.files(source)]
+    stats = [(str(f), f.stamp()) for source in sources for f in files(source)]
     bases = [find(i.base) if i.base else None for i in job.inputs()]
     preparing = [i.model_dump(exclude={"rate", "weights", "augment"}) for i in job.inputs()]
     return digest(job.data.model_dump(mode="json", exclude={"inputs"}), preparing, job.task, bases, job.seed, stats)
@@ -128,9 +129,9 @@ def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
     options, columns = kind.options(job.task), _columns(tuple(job.inputs()))
     if kind.LABELLED and data.target is None:
         raise SpecError(f"data.target: the task '{job.task.kind}' needs a column with the label")
-    train, rejected = _checked(job, data.train, folder)
+    train, rejected = _checked(job, data.train, folder / "rejects", "train")
     if held_out:
-        validation, rejected_too = _checked(job, str(data.validation), folder)
+        validation, rejected_too = _checked(job, str(data.validation), folder / "rejects", "validation")
         rejected = rejected + rejected_too
         train = train.limit(data.rows) if data.rows else train
     else:
@@ -171,9 +172,9 @@ def _targets(rows: ray.data.Dataset) -> Iterator[tuple[Any, str]]:
             yield target, f"{file}, row {row}"
 
 
-def _checked(job: JobSpec, source: str, folder: Path) -> tuple[ray.data.Dataset, Counter[str]]:
-    """Usable rows in the order of their hash, and the count of rejected rows by reason. The rejected ones are written."""
-    found = read.files(source)
+def _checked(job: JobSpec, source: str, folder: Path, split: str) -> tuple[ray.data.Dataset, Counter[str]]:
+    """Usable rows in the order of their hash, and the count of rejected rows by reason. The rejected ones are written to a folder."""
+    found = files(source)
     for file in found:
         read.Reader(file, job.data.columns).require(_wanted(job))
     # Where a cell takes long to decode, several tasks share a file, each with chunks of its own.
@@ -185,10 +186,10 @@ def _checked(job: JobSpec, source: str, folder: Path) -> tuple[ray.data.Dataset,
     dataset = dataset.map_batches(functools.partial(_check_files, job=job), batch_size=1, num_cpus=1).materialize()
     rejects = dataset.filter(expr="_reason != ''").select_columns(["_file", "_row", "_column", "_reason", "_value"])
     reasons: Counter[str] = Counter()
-    (folder / "rejects").mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     for number, table in enumerate(rejects.iter_batches(batch_format="pyarrow", batch_size=65536)):
         named = table.rename_columns(["file", "row", "column", "reason", "value"])
-        pq.write_table(named.sort_by([("file", "ascending"), ("row", "ascending")]), folder / "rejects" / f"{Path(source).name}-{number:05d}.parquet")
+        pq.write_table(named.sort_by([("file", "ascending"), ("row", "ascending")]), folder / f"{split}-{number:05d}.parquet")
         reasons.update(f"{c}: {r}" for c, r in zip(table["_column"].to_pylist(), table["_reason"].to_pylist(), strict=True))
     good = dataset.filter(expr="_reason == ''").drop_columns(["_reason", "_column", "_value"])
     if not good.count():
@@ -216,19 +217,19 @@ def _check_files(batch: dict[str, Any], job: JobSpec) -> Iterator[pa.Table]:
     fields = [("_file", pa.string()), ("_row", pa.int64()), ("_column", pa.string()), ("_reason", pa.string()), ("_value", pa.string())]
     fields += [("_order", pa.int64()), (TARGET, task.TYPE), *((name, modality.TYPE) for name, modality in columns.items())]
     for file, shard, shards in zip(batch["file"], batch["shard"], batch["shards"], strict=True):
-        for chunk in read.Reader(Path(str(file)), job.data.columns).rows(_wanted(job), int(shard), int(shards)):
-            yield pa.Table.from_pylist([_check(row, Path(str(file)), columns, task, job) for row in chunk], pa.schema(fields))
+        for chunk in read.Reader(File(str(file)), job.data.columns).rows(_wanted(job), int(shard), int(shards)):
+            yield pa.Table.from_pylist([_check(row, File(str(file)), columns, task, job) for row in chunk], pa.schema(fields))
 
 
-def _check(row: dict[str, Any], file: Path, columns: dict[str, Any], task: Any, job: JobSpec) -> dict[str, Any]:
+def _check(row: dict[str, Any], file: File, columns: dict[str, Any], task: Any, job: JobSpec) -> dict[str, Any]:
     out = {"_file": str(file), "_row": row["_row"], "_column": "", "_reason": row.get("_error", ""), "_value": "", "_order": 0}
     if out["_reason"]:
         return out
     column = ""
     try:
-        values = batches.decode(row, columns, job.data.encoding_errors, file.parent)
+        values = batches.decode(row, columns, job.data.encoding_errors, file.folder)
         column = job.data.target or ""
-        target = task.read(row[column], file.parent, task.options(job.task)) if column else None
+        target = task.read(row[column], file.folder, task.options(job.task)) if column else None
         if column:
             task.check(target, values)
         group = row[job.data.split] if job.data.split else None

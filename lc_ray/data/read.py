@@ -1,53 +1,35 @@
-"""Files of labelled rows, read as raw cells that know the file and row they came from."""
+"""Labelled rows of a file, read as raw cells that know the row they came from."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from lc_ray.data.files import IMAGES, File
 from lc_ray.errors import DataError
-from lc_ray.models.load import package_path
 
-_ENDINGS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
 _CHUNK, _SMALL = 4096, 128  # rows at a time, and where tasks share a file
-
-
-def files(source: str) -> list[Path]:
-    """The files of a source, sorted.
-
-    Args:
-        source: a file, a folder of files, or `package:NAME/path`.
-
-    Raises:
-        DataError: nothing there, or nothing that can be read.
-    """
-    path = package_path(source) if source.startswith("package:") else Path(source).expanduser().resolve()
-    if not path.exists():
-        raise DataError("no such file or folder", str(path), "give the path from the folder you run in, or an absolute one")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _ENDINGS) if path.is_dir() else [path]
-    if not found or found[0].suffix.lower() not in _ENDINGS:
-        raise DataError(f"no file that can be read; endings known: {', '.join(_ENDINGS)}", str(path))
-    return found
 
 
 class Reader:
     """Reads labelled rows of one file.
 
     Args:
-        file: CSV, TSV, JSON Lines, JSON (a list of objects or of lists) or Parquet.
+        file: CSV, TSV, JSON Lines, JSON (a list of objects or of lists), Parquet, Arrow (of a Hugging Face dataset that was saved to disk), a
+            WebDataset's tar, or a folder with a subfolder per label.
         names: of the columns, for a file without a header.
     """
 
-    def __init__(self, file: Path, names: Sequence[str] | None = None) -> None:
-        self.file, self.names, self.kind = file, list(names) if names else None, _ENDINGS[file.suffix.lower()]
-        if self.kind == "jsonl" and file.suffix.lower() == ".json" and _starts_with(file, b"["):
+    def __init__(self, file: File, names: Sequence[str] | None = None) -> None:
+        self.file, self.names, self.kind = file, list(names) if names else None, file.kind
+        if self.kind == "jsonl" and file.name.lower().endswith(".json") and _starts_with(file, b"["):
             self.kind = "json"
         self._ragged: dict[int, str] = {}  # row number → what is wrong, of CSV rows that were skipped
 
@@ -60,8 +42,14 @@ class Reader:
         try:
             match self.kind:
                 case "parquet":
-                    return list(pq.read_schema(self.file).names)
-                case "json" | "jsonl":
+                    with self.file.open() as content:
+                        return list(pq.read_schema(content).names)
+                case "arrow":
+                    with self.file.open() as content:
+                        return list(pa.ipc.open_stream(content).schema.names)
+                case "labels":
+                    return list(self._labelled([]))
+                case "json" | "jsonl" | "tar":
                     rows = [row for chunk in itertools.islice(self._chunks([], 1), _SMALL) for row in chunk]
                     if rows and all("_error" in row for row in rows):
                         raise ValueError(rows[0]["_error"])
@@ -69,7 +57,7 @@ class Reader:
                 case _ if self.names:
                     return self.names
                 case kind:
-                    with open(self.file, "rb") as lines:
+                    with self.file.open() as lines:
                         header = lines.readline()
                     return list(pyarrow.csv.read_csv(pa.BufferReader(header), parse_options=_csv(kind)).column_names)
         except (pa.ArrowException, ValueError, OSError) as error:
@@ -108,11 +96,24 @@ class Reader:
         """Record batches, or lists of dicts, of `size` rows; all columns of a JSON row where none is wanted."""
         match self.kind:
             case "parquet":
-                yield from pq.ParquetFile(self.file).iter_batches(size, columns=list(wanted))
+                with self.file.open() as content:
+                    table = pq.ParquetFile(content)
+                    yield from _named(table.schema_arrow, table.iter_batches(size, columns=list(wanted)))
+            case "arrow":
+                with self.file.open() as content:
+                    stream = pa.ipc.open_stream(content)
+                    pieces = (batch.slice(start, size) for batch in stream for start in range(0, batch.num_rows, size))
+                    yield from _named(stream.schema, (piece.select(list(wanted)) for piece in pieces))
+            case "labels":
+                rows = self._labelled(self.file.media())
+                every = list(zip(*rows.values(), strict=True))
+                yield from _batched((dict(zip(rows, cells, strict=True)) for cells in every), size)
+            case "tar":
+                yield from _batched((self._row(row, wanted) for row in self._samples()), size)
             case "json":
                 yield from _batched((self._row(row, wanted) for row in self._list()), size)
             case "jsonl":
-                with open(self.file, "rb") as lines:
+                with self.file.open() as lines:
                     yield from _batched((self._line(line, wanted) for line in lines if line.strip()), size)
             case kind:
                 read, parse = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False), _csv(kind)
@@ -120,7 +121,7 @@ class Reader:
                 types = dict.fromkeys(wanted, pa.binary())
                 convert = pyarrow.csv.ConvertOptions(include_columns=list(wanted), column_types=types, strings_can_be_null=False)
                 try:
-                    for batch in pyarrow.csv.open_csv(self.file, read_options=read, parse_options=parse, convert_options=convert):
+                    for batch in pyarrow.csv.open_csv(self.file.open(), read_options=read, parse_options=parse, convert_options=convert):
                         yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
                 except pa.ArrowException as error:
                     raise DataError(f"not valid {kind.upper()}: {error}", str(self.file)) from None
@@ -131,9 +132,40 @@ class Reader:
         self._ragged[row.number - 1 - header] = f"{row.actual_columns} fields where the header has {row.expected_columns}"
         return "skip"
 
+    def _labelled(self, media: list[str]) -> dict[str, list[str]]:
+        """Columns of a folder with a subfolder per label: `image` or `audio`, paths from the folder's own, and `label`."""
+        first = next(iter(media or self.file.media()), "")
+        kind = "image" if any(first.lower().endswith(ending) for ending in IMAGES) else "audio"
+        return {kind: media, "label": [path.split("/")[1] for path in media]}
+
+    def _samples(self) -> Iterator[dict[str, Any]]:
+        """Samples of a WebDataset: neighbouring members whose names are equal up to the first dot; a column per ending, or key of a .json.
+
+        Raises:
+            DataError: not a tar file, or one that is cut off.
+        """
+        sample: dict[str, Any] = {}
+        try:
+            with self.file.open() as content, tarfile.open(fileobj=content, mode="r|") as tar:
+                for member in tar:
+                    if not member.isfile():
+                        continue
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, ending = name.partition(".")
+                    if sample and sample["__key__"] != f"{folder}/{stem}":
+                        yield sample
+                        sample = {}
+                    data = cast(Any, tar.extractfile(member)).read()
+                    sample |= {"__key__": f"{folder}/{stem}"} | _parsed(ending, data)
+        except (tarfile.TarError, EOFError) as error:
+            raise DataError(f"not a whole tar file: {error}", str(self.file)) from None
+        if sample:
+            yield sample
+
     def _list(self) -> list[Any]:
         try:
-            return list(json.loads(self.file.read_bytes()))
+            with self.file.open() as content:
+                return list(json.load(content))
         except ValueError as error:
             raise DataError(f"not valid JSON: {error}", str(self.file)) from None
 
@@ -146,6 +178,8 @@ class Reader:
     def _row(self, row: Any, wanted: Sequence[str]) -> dict[str, Any]:
         if self.names and isinstance(row, list):
             row = dict(zip(self.names, row, strict=False))
+        if isinstance(row, dict) and "_error" in row:
+            return {"_error": row["_error"]}
         if not isinstance(row, dict):
             return {"_error": "not a JSON object" if not self.names else "neither a JSON object nor a list"}
         return {name: row.get(name) for name in wanted} if wanted else row
@@ -157,8 +191,32 @@ def _batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _starts_with(file: Path, sign: bytes) -> bool:
-    with open(file, "rb") as lines:
+def _parsed(ending: str, data: bytes) -> dict[str, Any]:
+    """A member of a WebDataset's sample as cells by column."""
+    if ending == "json":
+        try:
+            if isinstance(found := json.loads(data), dict):
+                return found
+        except ValueError:
+            return {"_error": "a .json of the sample is not valid JSON"}
+    return {ending: data}
+
+
+def _named(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[list[dict[str, Any]]]:
+    """Rows, those columns as names that a Hugging Face dataset keeps as numbers of classes."""
+    known = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    classes = {column: f["names"] for column, f in known.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel" and f.get("names")}
+    for batch in batches:
+        rows = batch.to_pylist()
+        for column in classes.keys() & set(batch.schema.names):
+            for row in rows:
+                number = row[column]
+                row[column] = classes[column][number] if number is not None and 0 <= number < len(classes[column]) else None
+        yield rows
+
+
+def _starts_with(file: File, sign: bytes) -> bool:
+    with file.open() as lines:
         return lines.read(64).lstrip().startswith(sign)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lc_ray.data import read
+from lc_ray.data.files import files
 from lc_ray.errors import DataError
 from lc_ray.models.batches import TARGET, prepare
 from lc_ray.predictor import Predictor, load
@@ -30,14 +31,14 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
     values: dict[str, list[Any]] = {name: [] for name in names}
     labels: list[Any] = []
     targets, rejected = [], 0
-    for file in read.files(source):
+    for file in files(source):
         reader = read.Reader(file)
         reader.require([*required, *wanted])
         for row in (row for chunk in reader.rows([n for n in [*names, *wanted] if n in reader.columns()]) for row in chunk):
             try:
                 if "_error" in row:
                     raise DataError(row["_error"])
-                clean, label = predictor.decode(row, file.parent), predictor.task.read(row[target], file.parent, predictor.task) if target else None
+                clean, label = predictor.decode(row, file.folder), predictor.task.read(row[target], file.folder, predictor.task) if target else None
             except DataError:
                 rejected += 1
                 continue

@@ -20,7 +20,7 @@ def missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 
-def fetch(value: Any, folder: Path | None, path: str = "{}") -> bytes:
+def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
     """The bytes that a cell holds or names.
 
     Args:
@@ -62,12 +62,14 @@ def _decoded(text: str) -> bytes:
         raise DataError("not base64") from None
 
 
-def _read(name: str, folder: Path) -> bytes:
+def _read(name: str, folder: Path | str) -> bytes:
     try:
+        if "://" not in name and "://" in str(folder):
+            name = f"{folder}/{name}"
         if "://" in name:
             system, path = pyarrow.fs.FileSystem.from_uri(name)
         else:
-            system, path = pyarrow.fs.LocalFileSystem(), str(folder / Path(name).expanduser())
+            system, path = pyarrow.fs.LocalFileSystem(), str(Path(folder) / Path(name).expanduser())
         if system.get_file_info(path).type != pyarrow.fs.FileType.File:
             raise DataError("no such file")
         with system.open_input_file(path) as file:

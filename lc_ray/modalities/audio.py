@@ -56,7 +56,7 @@ class Modality:
         """A quarter of a second of silence."""
         return str(self.show({"samples": bytes(2 * (self.rate // 4))}))
 
-    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> bytes:
+    def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> bytes:
         """An encoded sound as 16-bit samples of one channel at the model's rate, cut at `seconds`.
 
         Raises:

@@ -37,7 +37,7 @@ class Modality(text.Modality):
             fix = "use a model that was made to chat, or give a prompt and its completion: modality text, and data.target"
             raise ModelError("the tokenizer has no chat template", str(source), fix)
 
-    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> Any:
+    def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
         """A cell as messages {"role", "content"}: a list of them, its JSON, or a text, which is what the user says.
 
         Raises:

@@ -52,7 +52,7 @@ class Modality:
         """A grey picture."""
         return str(self.show({"pixels": bytes([128]) * (3 * self.spec.size**2)}))
 
-    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> bytes:
+    def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> bytes:
         """An encoded image as RGB bytes (size × size × 3), rows first.
 
         Raises:
@@ -60,7 +60,7 @@ class Modality:
         """
         return self.measured(value, folder)[0]
 
-    def measured(self, value: Any, folder: Path | None) -> tuple[bytes, int, int]:
+    def measured(self, value: Any, folder: Path | str | None) -> tuple[bytes, int, int]:
         """As `decode` gives it, and the width and height that the image had, upright."""
         data = _media.fetch(value, folder, self.spec.path)
         try:

@@ -30,7 +30,7 @@ class Modality(image.Modality):
         super().__init__(spec, source)
         self.varied = v2.Compose([v2.ColorJitter(0.4, 0.4, 0.4, 0.05)])
 
-    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> Any:
+    def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
         """As `image.Modality` does, and the width and height that the picture had, upright.
 
         Raises:

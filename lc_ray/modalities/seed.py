@@ -29,7 +29,7 @@ class Modality:
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         self.spec = spec
 
-    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> int:
+    def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> int:
         """A whole number, or the text of one.
 
         Raises:

@@ -34,7 +34,7 @@ class Modality:
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         self.spec = spec
 
-    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> str:
+    def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> str:
         """A cell as the text of a number or a category's name.
 
         Raises:

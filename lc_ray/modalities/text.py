@@ -38,7 +38,7 @@ class Modality:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
-    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> str:
+    def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> str:
         """A cell as text. Bytes are decoded as UTF-8, with `errors` "strict" or "replace".
 
         Raises:

@@ -20,7 +20,7 @@ class Modality(text.Modality):
     TYPE = pa.list_(pa.string())
     example = "warm up"
 
-    def decode(self, value: Any, errors: str = "strict", folder: Path | None = None) -> Any:
+    def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
         """A cell as a list of words.
 
         Raises:

@@ -102,7 +102,7 @@ def show(parts: dict[str, dict[str, Any]], columns: dict[str, Any]) -> dict[str,
     return {c: None if parts[c].get("present") == 0 else modality.show(parts[c]) for c, modality in columns.items()}
 
 
-def decode(row: dict[str, Any], columns: dict[str, Any], errors: str = "strict", folder: Path | None = None) -> dict[str, Any]:
+def decode(row: dict[str, Any], columns: dict[str, Any], errors: str = "strict", folder: Path | str | None = None) -> dict[str, Any]:
     """Clean values of a row by column, None for one that it lacks and may lack.
 
     Args:

@@ -59,7 +59,7 @@ class Task:
         return value
 
     @classmethod
-    def read(cls, value: Any, folder: Path | None, options: Any) -> Any:
+    def read(cls, value: Any, folder: Path | str | None, options: Any) -> Any:
         """As `clean`, for a target that may be a file's name and is prepared as the options say.
 
         Args:

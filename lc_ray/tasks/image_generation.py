@@ -78,7 +78,7 @@ class Task(_task.Task):
         self._seeds: list[str] = []
 
     @classmethod
-    def read(cls, value: Any, folder: Path | None, options: Any) -> bytes:
+    def read(cls, value: Any, folder: Path | str | None, options: Any) -> bytes:
         """A picture's bytes, path or URI as RGB bytes (size × size × 3), rows first.
 
         Raises:

@@ -51,7 +51,7 @@ class Task(_task.Task):
         self.seconds, self.reduction_factor = seconds, reduction_factor
 
     @classmethod
-    def read(cls, value: Any, folder: Path | None, options: Any) -> bytes:
+    def read(cls, value: Any, folder: Path | str | None, options: Any) -> bytes:
         """A recording's bytes, path or URI as its log-mel spectrogram: float16 (frames, bins), rows first.
 
         Raises:

@@ -1,0 +1,131 @@
+"""Where rows come from: files of a local or remote folder, found and opened."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow.fs
+
+from lc_ray.errors import DataError
+from lc_ray.models.load import package_path
+
+KINDS = {
+    **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
+    **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".tar": "tar"},
+}
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+_ABOUT = {"dataset_info.json", "state.json", "dataset_dict.json"}  # what a saved Hugging Face dataset says of itself
+SOUNDS = {".wav", ".flac", ".ogg", ".mp3"}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of rows, or a folder with a subfolder of pictures or sounds per label.
+
+    Attributes:
+        path: local path, or URI.
+    """
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def folder(self) -> Path | str:
+        """The folder it is in; of a URI, a URI."""
+        return self.path.rstrip("/").rpartition("/")[0] if "://" in self.path else Path(self.path).parent
+
+    @property
+    def kind(self) -> str:
+        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar` or `labels`, for a folder per label."""
+        return KINDS.get(_ending(self.name), "labels")
+
+    def open(self) -> BinaryIO:
+        """The file's bytes."""
+        if "://" not in self.path:
+            return open(self.path, "rb")
+        system, path = system_of(self.path)
+        return cast(BinaryIO, io.BufferedReader(system.open_input_file(path)))
+
+    def stamp(self) -> list[Any]:
+        """What changes when it does: its size and time of change, or those of all files in it."""
+        system, path = system_of(self.path)
+        found = system.get_file_info(path)
+        every = [found] if found.is_file else sorted(_inside(system, path), key=lambda f: f.path)
+        return [[f.path, f.size, f.mtime_ns] for f in every]
+
+    def media(self) -> list[str]:
+        """Of a folder per label, the pictures or sounds, each as folder/label/name, sorted."""
+        system, path = system_of(self.path)
+        prefix = len(path.rstrip("/")) + 1
+        return sorted(f"{self.name}/{f.path[prefix:]}" for f in _inside(system, path) if _is_labelled(f, prefix))
+
+
+def files(source: str) -> list[File]:
+    """The files of a source, sorted.
+
+    Args:
+        source: a file, a folder of files, a folder with a subfolder of pictures or sounds per label, a URI of one of these (s3://, gs://,
+            hdfs://, file://), or `package:NAME/path`.
+
+    Raises:
+        DataError: nothing there, or nothing that can be read.
+    """
+    if source.startswith("package:"):
+        source = str(package_path(source))
+    elif "://" not in source:
+        source = str(Path(source).expanduser().resolve())
+    system, path = system_of(source)
+    try:
+        found = system.get_file_info(path)
+        every = list(_inside(system, path)) if found.type == pyarrow.fs.FileType.Directory else [found]
+    except OSError as error:
+        raise DataError(f"can't be reached: {str(error).splitlines()[0]}", source) from None
+    if found.type == pyarrow.fs.FileType.NotFound:
+        raise DataError("no such file or folder", source, "give the path from the folder you run in, or an absolute one")
+    if rows := sorted(f.path for f in every if _ending(f.path) in KINDS and f.base_name not in _ABOUT):
+        root = source.rstrip("/")
+        return [File(root + file[len(path.rstrip("/")) :]) for file in rows]
+    if any(_is_labelled(f, len(path.rstrip("/")) + 1) for f in every):
+        return [File(source.rstrip("/"))]
+    known = f"{', '.join(KINDS)}, or a folder with a subfolder of pictures or sounds per label"
+    raise DataError(f"no file that can be read; endings known: {known}", source)
+
+
+def system_of(path: str) -> tuple[Any, str]:
+    """The file system of a local path or URI, and its path there.
+
+    Raises:
+        DataError: no such kind of URI.
+    """
+    if "://" not in path:
+        return pyarrow.fs.LocalFileSystem(), path
+    try:
+        return cast("tuple[Any, str]", pyarrow.fs.FileSystem.from_uri(path))
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise DataError(f"can't be opened: {str(error).splitlines()[0]}", path, "use s3://, gs://, hdfs://, file:// or a local path") from None
+
+
+def _inside(system: Any, path: str) -> list[Any]:
+    """Files below a folder, but hidden ones."""
+    found = system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
+    start = len(path.rstrip("/"))
+    return [f for f in found if f.is_file and "/." not in f.path[start:]]
+
+
+def _ending(path: str) -> str:
+    name = path.rpartition("/")[2].lower()
+    return f".{name.rpartition('.')[2]}" if "." in name else ""
+
+
+def _is_labelled(file: Any, prefix: int) -> bool:
+    return bool(file.is_file) and "/" in file.path[prefix:] and _ending(file.path) in IMAGES | SOUNDS
