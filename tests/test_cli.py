@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import lc_ray
-from lc_ray import cli, spec
+from lc_ray import cli, family, spec
 
 
 @pytest.fixture
@@ -99,6 +99,12 @@ def test_init_writes_a_valid_job_and_never_over_another(lc, tmp_path):
     code, _, err = lc("init", "juggling")
     assert code == 1
     assert "classification" in err
+
+
+def test_init_knows_every_task(lc, tmp_path):
+    for task in family.kinds("tasks"):
+        assert lc("init", task, "--output", tmp_path / f"{task}.yaml")[0] == 0
+        assert spec.read(tmp_path / f"{task}.yaml").task.kind == task
 
 
 def test_predict_from_an_artifact(lc, tiny_artifact, monkeypatch):

@@ -29,7 +29,7 @@ def test_every_job_names_what_is_there(file):
 
 @pytest.mark.cluster
 def test_questions_about_pictures(ray_local, tmp_path):
-    result = lc_ray.run(spec.read("jobs/questions_fusion.yaml", SMALLER | {"storage": str(tmp_path)}))
+    result = lc_ray.run(spec.read("jobs/questions_demo.yaml", SMALLER | {"storage": str(tmp_path)}))
     assert result.artifact.manifest.lineage["pruned"] > 0
     assert result.record["answer"]["question"].keys() == {"question", "picture"}
     assert result.record["answer"]["answer"]["label"]
