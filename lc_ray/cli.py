@@ -192,7 +192,7 @@ def schema() -> None:
 
 @app.command()
 def init(
-    task: Annotated[str, typer.Argument(help="a task, such as classification or object_detection; an unknown one lists all there are")] = "classification",
+    task: Annotated[str, typer.Argument(help="a task, such as classification or object_detection; an unknown one lists all")] = "classification",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="file to write; printed if not given")] = None,
 ) -> None:
     """Write a commented job file for a task."""

@@ -180,8 +180,9 @@ def _checked(job: JobSpec, source: str, folder: Path, split: str) -> tuple[ray.d
     # Where a cell takes long to decode, several tasks share a file, each with chunks of its own.
     types = [family.load("tasks", job.task.kind).Task.TYPE, *(m.TYPE for m in _columns(tuple(job.inputs())).values())]
     media = any(pa.binary() == t or pa.types.is_struct(t) for t in types)
-    shards = int(ray.cluster_resources().get("CPU", 1)) if media else 1
-    work = [{"file": str(f), "shard": n, "shards": shards} for f in found for n in range(shards)]
+    most = int(ray.cluster_resources().get("CPU", 1)) if media else 1
+    shards = {f: read.Reader(f, job.data.columns).shards(_wanted(job), most) for f in found}
+    work = [{"file": str(f), "shard": n, "shards": count} for f, count in shards.items() for n in range(count)]
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
     dataset = dataset.map_batches(functools.partial(_check_files, job=job), batch_size=1, num_cpus=1).materialize()
     rejects = dataset.filter(expr="_reason != ''").select_columns(["_file", "_row", "_column", "_reason", "_value"])

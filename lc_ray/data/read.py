@@ -72,6 +72,10 @@ class Reader:
                     f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), "correct `data.inputs` or `data.target`"
                 )
 
+    def shards(self, wanted: Sequence[str], most: int) -> int:
+        """How many tasks are worth sharing the file, at least one: none would be left without rows."""
+        return max(1, sum(1 for _ in itertools.islice(self._chunks(wanted, _SMALL), most))) if most > 1 else 1
+
     def rows(self, wanted: Sequence[str], shard: int = 0, shards: int = 1) -> Iterator[list[dict[str, Any]]]:
         """Chunks of raw rows: the wanted cells, `_row` (from 0, the header not counted), and `_error` where the line itself is broken.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from lc_ray.spec import InputSpec
 
 _LONGEST = 3600  # seconds; a longer file is a mistake rather than a clip
 _RATES = (1_000, 384_000)  # Hz
+_TOLERANCE = 0.05  # seconds
 _SHORTEST = 0.025  # seconds: one frame of every feature extractor; shorter clips are padded
 
 
@@ -40,6 +41,7 @@ class Modality:
     """
 
     TYPE = pa.binary()
+    CUT: ClassVar[bool] = True  # whether longer clips are cut, or refused
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         self.spec = spec
@@ -60,9 +62,11 @@ class Modality:
         """An encoded sound as 16-bit samples of one channel at the model's rate, cut at `seconds`.
 
         Raises:
-            DataError: missing, damaged, cut off, of another format, over an hour, or with an impossible sample rate.
+            DataError: missing, damaged, cut off, of another format, over an hour, or with an impossible sample rate; too long, if not cut.
         """
-        samples = samples_of(_media.fetch(value, folder, self.spec.path), self.rate, self.spec.seconds)
+        samples = samples_of(_media.fetch(value, folder, self.spec.path), self.rate, self.spec.seconds + 2 * _TOLERANCE)
+        if not self.CUT and len(samples) > self.longest + _TOLERANCE * self.rate:
+            raise DataError(f"longer than {self.spec.seconds:g} s")
         samples = np.pad(samples, (0, max(0, round(_SHORTEST * self.rate) - len(samples))))[: self.longest]
         return (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
 
@@ -237,7 +241,10 @@ def shorter(encoder: Any, positions: int) -> Any:
 
 
 def plain(model: Any) -> Any:
-    """Without layers that no output depends on, which would break the gradient's all-reduce."""
+    """Without layers that no output depends on, always or now and then, which would break the gradient's all-reduce."""
+    for part in (model.config, *model.modules()):
+        if hasattr(part, "layerdrop"):
+            part.layerdrop = 0.0
     if hasattr(model, "masked_spec_embed"):  # wav2vec2's own SpecAugment, drawn with NumPy
         model.config.apply_spec_augment = False
         del model.masked_spec_embed

@@ -13,7 +13,7 @@ from lc_ray.spec import InputSpec
 
 
 class Modality(audio.Modality):
-    """One column of recordings. See `audio.Modality`.
+    """One column of recordings. See `audio.Modality`; but longer ones are refused, since their transcripts can't be cut.
 
     Attributes:
         tokenizer: of transcripts.
@@ -21,6 +21,8 @@ class Modality(audio.Modality):
     Raises:
         ModelError: the source has no feature extractor, or no tokenizer.
     """
+
+    CUT = False
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         super().__init__(spec, source)
@@ -36,12 +38,15 @@ class Modality(audio.Modality):
     @property
     def suppressed(self) -> list[int]:
         """Tokens that are never part of a transcript."""
-        return list(self.generation.suppress_tokens or [])
+        return self._known(self.generation.suppress_tokens)
 
     @property
     def never_first(self) -> list[int]:
         """Tokens with which no transcript begins."""
-        return list(self.generation.begin_suppress_tokens or [])
+        return self._known(self.generation.begin_suppress_tokens)
+
+    def _known(self, tokens: list[int] | None) -> list[int]:
+        return [token for token in tokens or [] if token < len(self.tokenizer)]
 
     def save(self, folder: Path) -> None:
         """Write the files of the feature extractor, the tokenizer and of what is suppressed."""

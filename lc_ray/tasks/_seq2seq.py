@@ -31,6 +31,7 @@ class Model(nn.Module):
 
     def __init__(self, model: Any, column: str) -> None:
         super().__init__()
+        audio.plain(model)
         self.model, self.column = model, column
         convolutions = [m for m in model.modules() if isinstance(m, nn.Conv1d)]
         self.keep = [model.proj_out, *convolutions, *(m for m in model.modules() if isinstance(m, nn.Embedding))]

@@ -194,6 +194,7 @@ class Model(nn.Module):
     def __init__(self, model: Any, column: str) -> None:
         super().__init__()
         self.model, self.column = model, column
+        audio.plain(model)
         size = model.config.speaker_embedding_dim
         self.voice = nn.Parameter(torch.full((1, 1, size), size**-0.5))
         decoder = model.speecht5.decoder.prenet

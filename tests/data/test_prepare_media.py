@@ -48,10 +48,10 @@ def test_a_folder_per_label(ray_local, tmp_path):
 def test_bad_pictures_and_sounds_are_set_aside_with_their_reason(ray_local, tmp_path):
     bad = {
         "damaged image": png(100)[:-40],
-        "not an image of a known format": b"hello",
+        "not an image of a known format": b"\x00\x01hello",
         "image of 1 × 1 pixels": png(101, (1, 1)),
         "null": None,
-        "no such file": "nowhere.png",
+        "can't be read: no such file": "nowhere.png",
     }
     cells = [png(number) for number in range(20)] + list(bad.values())
     (tmp_path / "there.png").write_bytes(png(50))

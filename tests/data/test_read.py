@@ -121,6 +121,7 @@ def test_shards_share_a_file(tmp_path):
     assert sorted(row["text"] for part in parts for row in part) == list(range(1000))
     assert all(row["text"] == row["_row"] for part in parts for row in part)
     assert min(len(part) for part in parts) > 200
+    assert [read.Reader(File(str(file))).shards(["text"], most) for most in (1, 3, 100)] == [1, 3, 8]
 
 
 def test_large_integers_survive(tmp_path):

@@ -236,17 +236,17 @@ def test_a_pruned_model_recovers_by_distillation(trained):
     pruner.remove(0.3)
     with torch.no_grad():
         soft = teacher(inputs)
-    optimizer = torch.optim.AdamW(model.train().parameters(), 2e-3)
-    apart = []
-    for _ in range(12):
+        before = TASK.distill(model.eval()(inputs), soft, targets, 2.0).item()
+    optimizer = torch.optim.AdamW(model.train().parameters(), 5e-4)
+    for _ in range(20):
         loss = TASK.distill(model(inputs), soft, targets, 2.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        apart.append(loss.item())
     assert TASK.distill(soft, soft, targets, 2.0).item() == pytest.approx(0, abs=1e-3)
     assert TASK.distill(soft, soft.flip(1), targets, 2.0).item() == pytest.approx(0, abs=1e-3)  # queries have no order
-    assert np.mean(apart[-3:]) < 0.8 * np.mean(apart[:3])
+    with torch.no_grad():
+        assert TASK.distill(model.eval()(inputs), soft, targets, 2.0).item() < 0.7 * before
 
 
 def losses(exclusive, random):
