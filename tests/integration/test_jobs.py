@@ -10,6 +10,8 @@ from lc_ray import family, spec
 SMALLER = {
     "data.train": "package:easy_vqa/data/test/questions.json",  # a quarter of the pictures
     "data.rows": 800,
+    "data.validation": "10%",
+    "train.batch_size": 32,
     "train.epochs": 0.2,
     "quantize.calibration": 32,
     "evaluate.rounds": 1,
