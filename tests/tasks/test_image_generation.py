@@ -103,7 +103,7 @@ def trained(tmp_path_factory):
 
     made, held_out = rows(256), rows(64)
     torch.manual_seed(0)
-    model = train(load.pretrained(ModelSpec(base=str(base)), inputs, task), task, made, columns, 320, 5e-3)
+    model = train(load.pretrained(ModelSpec(base=str(base)), inputs, task), task, made, columns, 260, 5e-3)
     found = save(folder / "dense", model, task, inputs)
     return SimpleNamespace(
         **{"folder": folder, "base": base, "task": task, "inputs": inputs, "columns": columns, "model": model, "rows": made},
