@@ -1,4 +1,4 @@
-"""One served model without its cluster: validation, batching and the protocols, as an ASGI application."""
+"""Served models without their cluster: validation, batching and the protocols, as an ASGI application."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lc_ray.spec import ServeSpec
 
 
 class Endpoint:
-    """A model that answers requests; what protocol files are given.
+    """One version of a model, warm, that answers requests.
 
     Args:
         predictor: the model, which is warmed up here.
@@ -55,14 +55,75 @@ class Endpoint:
             raise DataError(error.what, f"{number}.{error.where}".rstrip(".")) from None
 
 
-def asgi(endpoint: Endpoint, digests: Sequence[str]) -> Starlette:
+class Models:
+    """The models of an application; what protocol files are given.
+
+    Args:
+        endpoints: one per model and version; of one model's versions the last is the one that answers unless another is asked for.
+        spec: limits.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], spec: ServeSpec) -> None:
+        self.spec = spec
+        self._versions: dict[str, list[Endpoint]] = {}
+        for endpoint in endpoints:
+            self._versions.setdefault(endpoint.name, []).append(endpoint)
+
+    def names(self) -> list[str]:
+        """Of all models, in the order given."""
+        return list(self._versions)
+
+    def versions(self, name: str) -> list[Endpoint]:
+        """All versions of a model.
+
+        Raises:
+            HttpError: 404, there is no such model.
+        """
+        if name not in self._versions:
+            raise HttpError(404, "unknown_model", f"no model '{name}' is served here; served: {', '.join(self.names())}")
+        return self._versions[name]
+
+    def choose(self, name: str | None = None, version: str | None = None) -> Endpoint:
+        """The endpoint that is to answer a request.
+
+        Args:
+            name: of the model; not needed where there is but one.
+            version: digest of the artifact, if the request insists on one.
+
+        Raises:
+            HttpError: 404, there is no such model or version; 400, there are several models and none is named.
+        """
+        if name is None:
+            if len(self._versions) != 1:
+                raise HttpError(400, "model_not_named", f"several models are served here: {', '.join(self.names())}", "model")
+            name = self.names()[0]
+        known = self.versions(name)
+        if version is None:
+            return known[-1]
+        for endpoint in known:
+            if endpoint.version == version:
+                return endpoint
+        raise HttpError(404, "unknown_version", f"no version '{version}' of '{name}' is served here: {', '.join(e.version for e in known)}")
+
+    @property
+    def alive(self) -> bool:
+        """Whether all of them can answer."""
+        return all(endpoint.batcher.alive for known in self._versions.values() for endpoint in known)
+
+    def close(self) -> None:
+        """End their threads once their batches are done."""
+        for endpoint in (endpoint for known in self._versions.values() for endpoint in known):
+            endpoint.batcher.close()
+
+
+def asgi(models: Models, digests: Sequence[str]) -> Starlette:
     """The application that speaks every protocol in lc_ray/serve/protocols.
 
     Args:
-        endpoint: the model.
+        models: that are served.
         digests: of the API keys; none means that no key is needed.
     """
     protocols = [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
-    routes = [route for protocol in protocols for route in protocol.routes(endpoint)]
+    routes = [route for protocol in protocols for route in protocol.routes(models)]
     public = [path for protocol in protocols for path in protocol.PUBLIC]
-    return application(routes, public, digests, endpoint.spec.timeout)
+    return application(routes, public, digests, models.spec.timeout)

@@ -8,7 +8,7 @@ import pytest
 
 import lc_ray
 from lc_ray.serve import auth
-from lc_ray.serve.endpoint import Endpoint, asgi
+from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.spec import ServeSpec
 
 PREDICT = "/v1/models/tiny:predict"
@@ -31,7 +31,7 @@ def call(predictor):
             during(endpoint)
 
         async def main():
-            transport = httpx.ASGITransport(asgi(endpoint, [auth.digest("secret")]))
+            transport = httpx.ASGITransport(asgi(Models([endpoint], endpoint.spec), [auth.digest("secret")]))
             async with httpx.AsyncClient(transport=transport, base_url="http://test", headers={"authorization": f"Bearer {key}"}) as client:
                 return await client.request(method, path, **request)
 

@@ -1,5 +1,5 @@
 """One file per wire protocol.
 
     PUBLIC            paths that need no API key
-    routes(endpoint)  Starlette routes that call `endpoint.predict(instances)`
+    routes(models)    Starlette routes that call `models.choose(name).predict(instances)`
 """
