@@ -55,7 +55,7 @@ async def read_object(request: Request, max_body: int) -> dict[str, Any]:
         HttpError: 413, it is larger than `max_body` bytes; 400, it is not JSON or not an object.
     """
     try:
-        content = json.loads(await _read(request, max_body))
+        content = json.loads(await read_body(request, max_body))
     except (ValueError, RecursionError) as error:
         raise HttpError(400, "malformed_json", f"the body is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -63,7 +63,12 @@ async def read_object(request: Request, max_body: int) -> dict[str, Any]:
     return content
 
 
-async def _read(request: Request, max_body: int) -> bytes:
+async def read_body(request: Request, max_body: int) -> bytes:
+    """A request's body.
+
+    Raises:
+        HttpError: 413, it is larger than `max_body` bytes.
+    """
     too_large = HttpError(413, "body_too_large", f"a request may have {max_body} bytes", headers={"connection": "close"})
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > max_body:
@@ -135,4 +140,4 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     return _error(error)
 
 
-__all__ = ["HttpError", "JSONResponse", "Request", "Response", "Route", "application", "read_object"]
+__all__ = ["HttpError", "JSONResponse", "Request", "Response", "Route", "application", "read_body", "read_object"]
