@@ -23,6 +23,10 @@ class Endpoint:
     Args:
         predictor: the model, which is warmed up here.
         spec: limits and batching.
+
+    Attributes:
+        sample: an answer, whose fields all answers have.
+        media: "image" or "audio" of the columns whose values are files.
     """
 
     def __init__(self, predictor: Predictor, spec: ServeSpec) -> None:
@@ -30,7 +34,7 @@ class Endpoint:
         self.name, self.version = predictor.artifact.manifest.name, predictor.artifact.digest
         example = {column: modality.example for column, modality in predictor.columns.items()}
         for rows in (1, spec.batch.max, spec.batch.max):
-            predictor.predict([example] * rows, spec.batch.max)
+            self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
         self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue)
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)
@@ -146,4 +150,5 @@ def asgi(models: Models, digests: Sequence[str]) -> Starlette:
     protocols = [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
     routes = [route for protocol in protocols for route in protocol.routes(models)]
     public = [path for protocol in protocols for path in protocol.PUBLIC]
-    return application(routes, public, digests, models.spec.timeout)
+    shapes = {path: shape for protocol in protocols for path, shape in getattr(protocol, "ERRORS", {}).items()}
+    return application(routes, public, digests, models.spec.timeout, shapes)

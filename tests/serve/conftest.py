@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-LABELS = ["negative", "neutral", "positive"]
+from serving import LABELS
 
 
 @pytest.fixture(scope="session")

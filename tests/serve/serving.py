@@ -13,6 +13,7 @@ import httpx
 import uvicorn
 
 KEY = "secret"
+LABELS = ["negative", "neutral", "positive"]
 
 
 def ask(app: Any, method: str, path: str, key: str = KEY, **request: Any) -> httpx.Response:
