@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from starlette.applications import Starlette
 from lc_ray import artifact, predictor
 from lc_ray.errors import ServeError
 from lc_ray.serve import auth
-from lc_ray.serve.endpoint import Endpoint, Models, asgi
+from lc_ray.serve.endpoint import Endpoint, Models, asgi, settings
 from lc_ray.spec import ServeSpec
 
 NAME = "lc_ray"
@@ -36,11 +37,12 @@ class Replica:
         paths: the artifacts' folders.
         spec: limits and batching.
         digests: of the API keys; none means that no key is needed.
+        settings: of the environment in which the endpoint was started, for protocols.
     """
 
-    def __init__(self, paths: Sequence[str], spec: ServeSpec, digests: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], spec: ServeSpec, digests: Sequence[str], settings: Mapping[str, str]) -> None:
         threads = max(1, round(spec.replicas.cpu))
-        self.models = Models([Endpoint(predictor.load(path, threads), spec) for path in paths], spec)
+        self.models = Models([Endpoint(predictor.load(path, threads), spec) for path in paths], spec, settings)
         self.digests = digests
 
     def __serve_build_asgi_app__(self) -> Starlette:
@@ -79,7 +81,7 @@ def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
-    return deployment.bind([str(Path(path).resolve()) for path in paths], spec, [auth.digest(key) for key in keys])
+    return deployment.bind([str(Path(path).resolve()) for path in paths], spec, [auth.digest(key) for key in keys], settings(os.environ))
 
 
 def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from starlette.applications import Starlette
@@ -85,10 +86,11 @@ class Models:
     Args:
         endpoints: one per model and version; of one model's versions the last is the one that answers unless another is asked for.
         spec: limits.
+        settings: what protocols asked of the environment, see `settings`.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], spec: ServeSpec) -> None:
-        self.spec = spec
+    def __init__(self, endpoints: Sequence[Endpoint], spec: ServeSpec, settings: Mapping[str, str] | None = None) -> None:
+        self.spec, self.settings = spec, dict(settings or {})
         self._versions: dict[str, list[Endpoint]] = {}
         for endpoint in endpoints:
             self._versions.setdefault(endpoint.name, []).append(endpoint)
@@ -140,6 +142,16 @@ class Models:
             endpoint.batcher.close()
 
 
+def settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that protocols need, of those that are set."""
+    names = [name for protocol in _protocols() for name in getattr(protocol, "SETTINGS", ())]
+    return {name: environment[name] for name in names if environment.get(name)}
+
+
+def _protocols() -> list[ModuleType]:
+    return [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
+
+
 def asgi(models: Models, digests: Sequence[str]) -> Starlette:
     """The application that speaks every protocol in lc_ray/serve/protocols.
 
@@ -147,8 +159,8 @@ def asgi(models: Models, digests: Sequence[str]) -> Starlette:
         models: that are served.
         digests: of the API keys; none means that no key is needed.
     """
-    protocols = [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
+    protocols = _protocols()
     routes = [route for protocol in protocols for route in protocol.routes(models)]
-    public = [path for protocol in protocols for path in protocol.PUBLIC]
+    public = [path for protocol in protocols for path in (protocol.public(models) if hasattr(protocol, "public") else protocol.PUBLIC)]
     shapes = {path: shape for protocol in protocols for path, shape in getattr(protocol, "ERRORS", {}).items()}
     return application(routes, public, digests, models.spec.timeout, shapes)
