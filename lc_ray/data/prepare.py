@@ -36,6 +36,7 @@ from lc_ray.spec import UNREAD, DataSpec, InputSpec, JobSpec, digest
 
 _ORDERS = 2**63
 _GROUP = 32  # bits of an order that are left to rows of the same group
+_SPARE = 16  # rows
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
 
 
@@ -183,8 +184,9 @@ def _checked(job: JobSpec, source: str, folder: Path, split: str) -> tuple[ray.d
     most = int(ray.cluster_resources().get("CPU", 1)) if media else 1
     shards = {f: read.Reader(f, job.data.columns).shards(_wanted(job), most) for f in found}
     work = [{"file": str(f), "shard": n, "shards": count} for f, count in shards.items() for n in range(count)]
-    dataset = ray.data.from_items(work, override_num_blocks=len(work))
-    dataset = dataset.map_batches(functools.partial(_check_files, job=job), batch_size=1, num_cpus=1).materialize()
+    shares = ray.data.from_items(work, override_num_blocks=len(work))
+    last = _last(shares, job) if split == "train" and job.data.rows else _ORDERS
+    dataset = shares.map_batches(functools.partial(_check_files, job=job, last=last), batch_size=1, num_cpus=1).materialize()
     rejects = dataset.filter(expr="_reason != ''").select_columns(["_file", "_row", "_column", "_reason", "_value"])
     reasons: Counter[str] = Counter()
     folder.mkdir(exist_ok=True)
@@ -199,6 +201,26 @@ def _checked(job: JobSpec, source: str, folder: Path, split: str) -> tuple[ray.d
     return good.sort("_order").map_batches(settle, batch_size=None, batch_format="pyarrow").materialize(), reasons
 
 
+def _last(shares: ray.data.Dataset, job: JobSpec) -> int:
+    """Up to which place by the hash of their raw cells rows are worth decoding, where not all are used: some more, as a few will be rejected."""
+    assert job.data.rows is not None
+    found = shares.map_batches(functools.partial(_places, job=job), batch_size=1, num_cpus=1)
+    places = np.concatenate([table["place"].to_numpy() for table in found.iter_batches(batch_format="pyarrow", batch_size=None)])
+    places = np.unique(places) if job.data.duplicates == "drop" else np.sort(places)
+    wanted = round(job.data.rows * (1 + 2 * job.data.reject.limit)) + _SPARE
+    return int(places[wanted]) if wanted < len(places) else _ORDERS
+
+
+def _places(batch: dict[str, Any], job: JobSpec) -> Iterator[pa.Table]:
+    for _, chunk in _read(batch, job):
+        yield pa.table({"place": pa.array([_place(row, job) for row in chunk], pa.int64())})
+
+
+def _place(row: dict[str, Any], job: JobSpec) -> int:
+    cells = [value for name, value in row.items() if name != "_row" or "_error" in row]  # lines that are broken alike are not alike
+    return order(job.seed, cells, None, row.get(job.data.split) if job.data.split else None)
+
+
 def _settle(table: pa.Table, drop: bool) -> pa.Table:
     """A sorted block with equal rows, which all fall into one block, in the order of their source, or only the first of them."""
     table = table.sort_by([("_order", "ascending"), ("_file", "ascending"), ("_row", "ascending")])
@@ -211,15 +233,23 @@ def _wanted(job: JobSpec) -> list[str]:
     return [i.column for i in job.data.inputs if i.modality not in UNREAD] + [name for name in (job.data.target, job.data.split) if name]
 
 
-def _check_files(batch: dict[str, Any], job: JobSpec) -> Iterator[pa.Table]:
-    """Read a share of a file; decode each cell; say per row what is wrong with it."""
+def _read(batch: dict[str, Any], job: JobSpec) -> Iterator[tuple[File, list[dict[str, Any]]]]:
+    """Chunks of raw rows of a share of a file."""
+    for name, shard, shards in zip(batch["file"], batch["shard"], batch["shards"], strict=True):
+        file = File(str(name))
+        for chunk in read.Reader(file, job.data.columns).rows(_wanted(job), int(shard), int(shards)):
+            yield file, chunk
+
+
+def _check_files(batch: dict[str, Any], job: JobSpec, last: int) -> Iterator[pa.Table]:
+    """Read a share of a file; decode each cell of the rows up to a place; say per row what is wrong with it."""
     columns = _columns(tuple(job.inputs()))
     task = family.load("tasks", job.task.kind).Task
     fields = [("_file", pa.string()), ("_row", pa.int64()), ("_column", pa.string()), ("_reason", pa.string()), ("_value", pa.string())]
     fields += [("_order", pa.int64()), (TARGET, task.TYPE), *((name, modality.TYPE) for name, modality in columns.items())]
-    for file, shard, shards in zip(batch["file"], batch["shard"], batch["shards"], strict=True):
-        for chunk in read.Reader(File(str(file)), job.data.columns).rows(_wanted(job), int(shard), int(shards)):
-            yield pa.Table.from_pylist([_check(row, File(str(file)), columns, task, job) for row in chunk], pa.schema(fields))
+    for file, chunk in _read(batch, job):
+        rows = chunk if last == _ORDERS else [row for row in chunk if _place(row, job) <= last]
+        yield pa.Table.from_pylist([_check(row, file, columns, task, job) for row in rows], pa.schema(fields))
 
 
 def _check(row: dict[str, Any], file: File, columns: dict[str, Any], task: Any, job: JobSpec) -> dict[str, Any]:
