@@ -141,7 +141,7 @@ class Encoder(nn.Module):
         if source in torchvision.models.list_models():
             whole = torchvision.models.get_model(source, weights=None)
             if weights != "random":
-                _fill(whole, source, weights)
+                fill(whole, source, weights)
             model = _trunk(whole, source)
             with torch.no_grad():
                 width = model.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
@@ -225,7 +225,7 @@ def statistics(folder: Path) -> dict[str, Any]:
     return {"mean": known.get("image_mean", _IMAGENET["mean"]), "std": known.get("image_std", _IMAGENET["std"])}
 
 
-def _fill(model: nn.Module, name: str, weights: str) -> None:
+def fill(model: nn.Module, name: str, weights: str) -> None:
     """Load a torchvision model's weights: a safetensors file, or the published ones.
 
     Raises:
