@@ -250,12 +250,15 @@ def _renamed(value: Any, feature: Any) -> Any:
     """A cell, or what is in it, with names in place of numbers of classes."""
     if value is None or not isinstance(feature, dict | list):
         return value
-    inner = feature[0] if isinstance(feature, list) else feature.get("feature")
+    if isinstance(feature, list):
+        feature = {"feature": feature[0]}
     if isinstance(value, list):
+        inner = feature.get("feature", feature)
         return [_renamed(item, inner) for item in value]
-    if isinstance(value, dict):  # a list of structs is kept as a struct of lists
-        return {name: _renamed(item, inner.get(name) if isinstance(inner, dict) else feature.get(name)) for name, item in value.items()}
-    names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+    if isinstance(value, dict):  # a list of structs may be kept as a struct of lists
+        inner = feature.get("feature", feature)
+        return {name: _renamed(item, inner.get(name)) for name, item in value.items()}
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
     return value if not names else names[value] if 0 <= value < len(names) else None
 
 
