@@ -302,8 +302,9 @@ def _source(data: Any, storage: str, media: set[str]) -> str:
     if isinstance(data, str | Path):
         return str(data)
     if isinstance(data, list):
-        if strange := next((row for row in data if not isinstance(row, dict)), None):
-            raise DataError(f"a row is not a dict but {type(strange).__name__}", fix="give a list of dicts by column")
+        for number, row in enumerate(data):
+            if not isinstance(row, dict):
+                raise DataError(f"not a dict but {type(row).__name__}", f"row {number}", "give a list of dicts by column")
         rows = [{name: _cell(value, name in media) for name, value in row.items()} for row in data]
         if not any(isinstance(value, bytes) for row in rows for value in row.values()):
             return _kept(_json_lines(rows), ".jsonl", storage)
@@ -320,14 +321,14 @@ def _source(data: Any, storage: str, media: set[str]) -> str:
         pq.write_table(table, sink)
         return _kept(sink.getvalue() if table.num_rows else b"", ".parquet", storage)
     elif hasattr(data, "to_parquet"):
+        if len(twice := data.columns[data.columns.duplicated()]):
+            raise DataError(f"2 columns are named '{twice[0]}'", fix="rename one of them")
         if media & set(data.columns):
             return _source(data.to_dict("records"), storage, media)
         try:
             table = pa.Table.from_pandas(data, preserve_index=False)
         except (pa.ArrowException, OverflowError):  # a column of several types, of which some rows will be rejected
             return _kept(_json_lines(data.to_dict("records")), ".jsonl", storage)
-        except ValueError as error:
-            raise DataError(f"the table can't be read: {error}") from None
     else:
         raise DataError(
             f"data of type {type(data).__name__} is not accepted",

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow.fs
 
 from lc_ray.errors import DataError
+from lc_ray.modalities._media import uri
 from lc_ray.models.load import package_path
 
 KINDS = {
@@ -117,7 +118,7 @@ def system_of(path: str) -> tuple[Any, str]:
     if "://" not in path:
         return pyarrow.fs.LocalFileSystem(), path
     try:
-        return cast("tuple[Any, str]", pyarrow.fs.FileSystem.from_uri(path.replace(" ", "%20")))
+        return cast("tuple[Any, str]", pyarrow.fs.FileSystem.from_uri(uri(path)))
     except (OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"can't be opened: {str(error).splitlines()[0]}", path, "use s3://, gs://, hdfs://, file:// or a local path") from None
 

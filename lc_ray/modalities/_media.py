@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
     return value
 
 
+def uri(text: str) -> str:
+    """A URI as it should be written: with blanks, and letters that are not ASCII, as %XX."""
+    return urllib.parse.quote(text, safe="%/:@?&=+,;#[]!$'()*~")
+
+
 def _is_name(value: bytes) -> bool:
     if len(value) >= 4096 or value[:4] in (b"RIFF", b"OggS", b"fLaC", b"GIF8"):
         return False
@@ -84,7 +90,7 @@ def _read(name: str, folder: Path | str) -> bytes:
         if "://" not in name and "://" in str(folder):
             name = f"{folder}/{name}"
         if "://" in name:
-            name = name.replace(" ", "%20")
+            name = uri(name)
             system, path = pyarrow.fs.FileSystem.from_uri(name)
         else:
             system, path = pyarrow.fs.LocalFileSystem(), str(Path(folder) / Path(name).expanduser())

@@ -20,7 +20,11 @@ def test_one_label_is_not_enough():
         Task.fit(["ok", "ok"], Task.Options(), {})
 
 
-@pytest.mark.parametrize(("value", "label"), [("ok", "ok"), (b" ok ", "ok"), (1, "1"), (True, "True"), (2.0, "2"), ("2.0", "2"), (b"-1.00", "-1"), (2.5, "2.5"), ("v2.0", "v2.0"), (Decimal("1.50"), "1.50")])
+WHOLE = [(1, "1"), (2.0, "2"), ("2.0", "2"), (b"-1.00", "-1")]
+OTHER = [("ok", "ok"), (b" ok ", "ok"), (True, "True"), (2.5, "2.5"), ("v2.0", "v2.0"), (Decimal("1.50"), "1.50")]
+
+
+@pytest.mark.parametrize(("value", "label"), [*WHOLE, *OTHER])
 def test_cells_as_labels(value, label):
     assert Task.clean(value) == label
 

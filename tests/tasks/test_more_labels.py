@@ -32,7 +32,11 @@ def test_regression_has_the_targets_unit():
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [("", "missing"), (None, "missing"), ("tall", "not a number"), (float("inf"), "not a finite"), ("1,234.5", "not a number"), (10**400, "not a number"), ([1], "not a number")]
+    ("value", "reason"),
+    [
+        *(("", "missing"), (None, "missing"), ("tall", "not a number"), (float("inf"), "not a finite"), ([1], "not a number")),
+        *(("1,234.5", "not a number"), (10**400, "not a number")),
+    ],
 )
 def test_bad_numbers_are_told_apart(value, reason):
     with pytest.raises(DataError, match=reason):
