@@ -113,14 +113,15 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
         return open_prepared(folder), True
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         record = _prepare(job, partial)
         (partial / "data.json").write_text(json.dumps(record, indent=1), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except OSError as error:
-        raise DataError(f"can't write the prepared data: {error.strerror}", str(folder), "free some space, then run again") from error
+        fix = "free some space, or give a `storage` that can be written, then run again"
+        raise DataError(f"can't write the prepared data: {error.strerror}", str(folder), fix) from error
     return Prepared(folder, record), False
 
 
@@ -128,6 +129,8 @@ def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
     data, held_out = job.data, isinstance(job.data.validation, str)
     kind = family.load("tasks", job.task.kind).Task  # an unknown one is found before any work is done
     options, columns = kind.options(job.task), _columns(tuple(job.inputs()))
+    if data.stratify and (data.target is None or kind.TYPE in (pa.binary(), pa.float64())):
+        raise SpecError(f"data.stratify: rows of the task '{job.task.kind}' have no labels")
     if kind.LABELLED and data.target is None:
         raise SpecError(f"data.target: the task '{job.task.kind}' needs a column with the label")
     train, rejected = _checked(job, data.train, folder / "rejects", "train")
@@ -151,11 +154,14 @@ def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
         if split.count() == 0:
             raise DataError(f"no {name} rows are left", data.train, "give more rows, or another `data.validation`")
     task = kind.fit((t for t, _ in _targets(train)), options, columns).bind(columns)
-    for target, where in _targets(validation):
-        try:
-            task.encode(target)
-        except DataError as error:
-            raise DataError(error.what, where, error.fix) from None
+    if unseen := _unseen(task, validation):
+        if held_out or data.split or len(unseen) == validation.count():
+            where, error = next(iter(unseen.items()))
+            raise DataError(error.what, where, error.fix)
+        # Of a label so rare that chance left training without it, all rows are for training.
+        moved, validation = (validation.map_batches(_named, batch_format="pyarrow", fn_args=(set(unseen), there)) for there in (True, False))
+        train, validation = train.union(moved).sort("_order").materialize(), validation.materialize()
+        task = kind.fit((t for t, _ in _targets(train)), options, columns).bind(columns)
     return {
         "task": {"kind": job.task.kind, **task.config},
         "train": _write(train, job, folder / "train"),
@@ -171,6 +177,23 @@ def _targets(rows: ray.data.Dataset) -> Iterator[tuple[Any, str]]:
     for table in rows.select_columns([TARGET, "_file", "_row"]).iter_batches(batch_format="pyarrow", batch_size=65536):
         for target, file, row in zip(*(table[name].to_pylist() for name in (TARGET, "_file", "_row")), strict=True):
             yield target, f"{file}, row {row}"
+
+
+def _unseen(task: Any, rows: ray.data.Dataset) -> dict[str, DataError]:
+    """Rows with a target that the task can't encode, by where they are from."""
+    found = {}
+    for target, where in _targets(rows):
+        try:
+            task.encode(target)
+        except DataError as error:
+            found[where] = error
+    return found
+
+
+def _named(table: pa.Table, names: set[str], there: bool) -> pa.Table:
+    """The rows whose name, as `_targets` gives it, is among some or, if not `there`, is not."""
+    rows = zip(table["_file"].to_pylist(), table["_row"].to_pylist(), strict=True)
+    return table.filter(pa.array([(f"{file}, row {row}" in names) == there for file, row in rows], pa.bool_()))
 
 
 def _checked(job: JobSpec, source: str, folder: Path, split: str) -> tuple[ray.data.Dataset, Counter[str]]:
@@ -261,8 +284,7 @@ def _check(row: dict[str, Any], file: File, columns: dict[str, Any], task: Any, 
         values = batches.decode(row, columns, job.data.encoding_errors, file.folder)
         column = job.data.target or ""
         target = task.read(row[column], file.folder, task.options(job.task)) if column else None
-        if column:
-            task.check(target, values)
+        task.check(target, values)
         group = row[job.data.split] if job.data.split else None
         return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, group)}
     except DataError as error:
@@ -308,9 +330,9 @@ def _split(rows: ray.data.Dataset, data: DataSpec) -> tuple[ray.data.Dataset, ra
         cut = round(held_out * total)
     else:
         cut = rows.filter(expr=f"_order < {int(held_out * _ORDERS)}").count()
-    if data.split and 0 < cut < total:
-        last = int(rows.limit(cut).max("_order"))  # to the end of the group that the cut falls into
-        cut = rows.filter(expr=f"_order < {(last >> _GROUP) + 1 << _GROUP}").count()
+    if 0 < cut < total and (data.split or limit or isinstance(held_out, int)):
+        last = int(rows.limit(cut).max("_order"))  # to the end of the group, or of the equal rows, that the cut falls into
+        cut = rows.filter(expr=f"_order < {(last >> _GROUP) + 1 << _GROUP if data.split else last + 1}").count()
     validation, train = rows.split_at_indices([min(cut, total)])
     return validation, train
 
