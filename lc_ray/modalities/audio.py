@@ -42,6 +42,7 @@ class Modality:
     """
 
     TYPE = pa.binary()
+    MEDIA = "audio"
     CUT: ClassVar[bool] = True  # whether longer clips are cut, or refused
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:

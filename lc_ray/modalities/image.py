@@ -40,6 +40,7 @@ class Modality:
     """
 
     TYPE = pa.binary()
+    MEDIA = "image"
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         self.spec = spec
