@@ -70,8 +70,7 @@ class Modality:
                     raise DataError(f"image of {width} × {height} pixels" if min(width, height) < _LEAST else "image of more than 50 megapixels")
                 image.draft("RGB", (self.spec.size * 2, self.spec.size * 2))  # JPEG: decoded at a fraction of its size where that is enough
                 turned = ImageOps.exif_transpose(image)
-                plain = turned if turned.mode == "RGB" else _without_alpha(turned)
-                pixels = plain.resize((self.spec.size, self.spec.size), Image.Resampling.BILINEAR, reducing_gap=2.0).tobytes()
+                pixels = _resized(turned if turned.mode == "RGB" else _without_alpha(turned), self.spec.size)
                 return (pixels, height, width) if image.getexif().get(_ORIENTATION, 1) in _LYING else (pixels, width, height)
         except DataError:
             raise
@@ -172,13 +171,21 @@ class Encoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (batch, 3, side, side) → hidden (batch, positions, width) and mask (batch, positions), all ones."""
-        scaled = (pixels.float() / 255 - cast(Tensor, self.mean)) / cast(Tensor, self.std)
+        mean, std = cast(Tensor, self.mean), cast(Tensor, self.std)
+        scaled = torch.addcmul(-mean / std, pixels.float(), 1 / (255 * std))  # one pass over the pixels
         hidden = self.model(scaled)
         if not isinstance(hidden, Tensor):
             hidden = hidden.last_hidden_state
         if hidden.dim() == 4:
             hidden = hidden.flatten(2).transpose(1, 2)  # (batch, height × width, width)
         return hidden, torch.ones(hidden.shape[:2], dtype=hidden.dtype, device=hidden.device)
+
+
+def _resized(image: Image.Image, side: int) -> bytes:
+    """A square of RGB bytes, rows first. As Pillow's resize to a level of 256, in half its time."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), colours innermost in memory
+    small = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+    return small.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -13,6 +14,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.spec import InputSpec
+
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
 class Modality:
@@ -53,7 +56,7 @@ class Modality:
             raise DataError("null")
         if not isinstance(value, str):
             raise DataError(f"not text but {type(value).__name__}")
-        if any("\ud800" <= c <= "\udfff" for c in value):
+        if not value.isascii() and _HALF.search(value):
             raise DataError("not valid Unicode: half of a surrogate pair")
         if not value.strip():
             raise DataError("empty text")
