@@ -103,16 +103,16 @@ def check(job: JobFile, overrides: Overrides = None, as_json: AsJson = False) ->
 
 @app.command()
 def serve(
-    artifact: ArtifactPath,
+    artifacts: Annotated[list[Path], typer.Argument(help="artifacts: the folders that [bold]lc-ray run[/] printed", show_default=False)],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="copies of the model")] = 1,
 ) -> None:
-    """Serve an artifact over HTTP until Ctrl-C. Requests need the key that is printed."""
+    """Serve artifacts over HTTP until Ctrl-C. Requests need the key that is printed."""
     from lc_ray.serve.run import serve_forever
     from lc_ray.spec import ReplicasSpec, ServeSpec
 
-    serve_forever(artifact, ServeSpec(host=host, port=port, replicas=ReplicasSpec(min=replicas, max=replicas)))
+    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=ReplicasSpec(min=replicas, max=replicas)))
 
 
 @app.command()

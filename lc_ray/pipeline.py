@@ -139,8 +139,8 @@ def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, A
         with display.stage("serve", "serve: one question over HTTP"):
             record["answer"] = _ask(job, promoted, data)
     record |= {"stages": display.stages, "seconds": time.time() - start}
-    write_html(record, folder / "report.html")
     (folder / RECORD).write_text(json.dumps(record, indent=1), "utf-8")
+    write_html(record, folder / "report.html")
     return record
 
 
@@ -216,7 +216,7 @@ def _ask(job: JobSpec, promoted: Artifact, data: Prepared) -> dict[str, Any]:
     columns = modalities(job.inputs())
     question = show(parts_of(data.rows("validation", 1), columns, 0), columns)
     key = os.urandom(16).hex()
-    url = app.start(promoted.path, job.serve.model_copy(update={"port": 0}), [key])
+    url = app.start([promoted.path], job.serve.model_copy(update={"port": 0}), [key])
     try:
         client = Client(url, key)
         client.predict([question])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from lc_ray.models.batches import TARGET
 from lc_ray.models.load import modalities
 from lc_ray.spec import UNREAD, InputSpec, JobSpec
 
+_ORDERS = 2**63
+_SPARE = 16  # rows
 GROUP = 32  # bits of an order that are left to rows of the same group
 _READERS = 8  # tasks, at most, that each read a whole file of small cells for a share of its rows
 _SMALL = 128  # rows at a time where a cell takes long to decode
@@ -33,8 +35,14 @@ _PLACE = ("_order", "_source", "_task", "_chunk", "_place", "_row")  # columns o
 _WRONG = ("_column", "_reason", "_value")  # and of its rejected rows
 
 
-def check(job: JobSpec, source: str, folder: Path) -> tuple[pa.Table, pa.Table]:
+def check(job: JobSpec, source: str, folder: Path, limit: int | None = None) -> tuple[pa.Table, pa.Table]:
     """Write the cells of a source's rows into a folder.
+
+    Args:
+        job: says which columns, and what they are.
+        source: files.
+        folder: is made.
+        limit: how many rows will be used; not many more are decoded.
 
     Returns:
         The index of the usable rows in the order of their hash, and the rejected rows: file, row, column, reason, value.
@@ -55,14 +63,28 @@ def check(job: JobSpec, source: str, folder: Path) -> tuple[pa.Table, pa.Table]:
         {"file": str(f), "source": i, "shard": n, "shards": count} for i, (f, count) in enumerate(shares.items()) for n in range(count)
     ]
     work = [{**share, "task": task} for task, share in enumerate(work)]
-    write = functools.partial(_write, job=job, folder=str(folder), size=size)
-    tables = ray.data.from_items(work, override_num_blocks=len(work)).map_batches(write, batch_size=1, num_cpus=1)
-    index = pa.concat_tables([_schema(_PLACE, _WRONG).empty_table(), *tables.iter_batches(batch_format="pyarrow", batch_size=None)])
+    last = _last(_spread(functools.partial(_places, job=job, size=size), work), job, limit) if limit else _ORDERS
+    tables = _spread(functools.partial(_write, job=job, folder=str(folder), size=size, last=last), work)
+    index = pa.concat_tables([_schema(_PLACE, _WRONG).empty_table(), *tables])
     usable = pc.equal(index["_reason"], "")
     rejected = index.filter(pc.invert(usable)).sort_by([("_source", "ascending"), ("_row", "ascending")])
     names = pa.array([str(f) for f in found], pa.string()).take(rejected["_source"])
     rejected = pa.table([names, *(rejected[name] for name in ("_row", *_WRONG))], ["file", "row", "column", "reason", "value"])
-    return _settled(index.filter(usable).select(_PLACE), job.data.duplicates == "drop"), rejected
+    return settled(index.filter(usable).select(_PLACE), job.data.duplicates == "drop"), rejected
+
+
+def _spread(work: Callable[[dict[str, Any]], Iterator[pa.Table]], shares: list[dict[str, Any]]) -> Iterator[pa.Table]:
+    """What tasks yield, one for each share, as it comes."""
+    tables = ray.data.from_items(shares, override_num_blocks=len(shares)).map_batches(work, batch_size=1, num_cpus=1)
+    yield from tables.iter_batches(batch_format="pyarrow", batch_size=None)
+
+
+def _last(tables: Iterator[pa.Table], job: JobSpec, limit: int) -> int:
+    """Up to which place by the hash of their raw cells rows are worth decoding: some more than will be used, as a few will be rejected."""
+    places = np.concatenate([np.zeros(0, np.int64), *(table["place"].to_numpy() for table in tables)])
+    places = np.unique(places) if job.data.duplicates == "drop" else np.sort(places)
+    wanted = round(limit * (1 + 2 * job.data.reject.limit)) + _SPARE
+    return int(places[wanted]) if wanted < len(places) else _ORDERS
 
 
 def gather(index: pa.Table, folder: Path | str, names: list[str] | None = None) -> pa.Table:
@@ -78,7 +100,7 @@ def gather(index: pa.Table, folder: Path | str, names: list[str] | None = None) 
     return pa.concat_tables(tables).combine_chunks().take(np.argsort(by_chunk))
 
 
-def _settled(index: pa.Table, drop: bool) -> pa.Table:
+def settled(index: pa.Table, drop: bool = False) -> pa.Table:
     """Sorted, equal rows in the order of their source, or only the first of them."""
     index = index.combine_chunks().sort_by([("_order", "ascending"), ("_source", "ascending"), ("_row", "ascending")])
     order = index["_order"].to_numpy()
@@ -99,22 +121,38 @@ def _wanted(job: JobSpec) -> list[str]:
     return [i.column for i in job.data.inputs if i.modality not in UNREAD] + [name for name in (job.data.target, job.data.split) if name]
 
 
-def _write(batch: dict[str, Any], job: JobSpec, folder: str, size: int) -> Iterator[pa.Table]:
-    """Read a share of a file; decode each cell and keep it; say per row where it is, or what is wrong with it."""
+def _read(batch: dict[str, Any], job: JobSpec, size: int) -> Iterator[tuple[dict[str, Any], File, list[dict[str, Any]]]]:
+    """Chunks of raw rows of shares of files, with where they are kept and the file they are from."""
+    for path, source, shard, shards, task in zip(*(batch[k].tolist() for k in ("file", "source", "shard", "shards", "task")), strict=True):
+        file = File(path)
+        for number, chunk in enumerate(read.Reader(file, job.data.columns).rows(_wanted(job), shard, shards, size)):
+            yield {"_file": path, "_source": source, "_task": task, "_chunk": number}, file, chunk
+
+
+def _places(batch: dict[str, Any], job: JobSpec, size: int) -> Iterator[pa.Table]:
+    for *_, chunk in _read(batch, job, size):
+        yield pa.table({"place": pa.array([_raw_order(row, job) for row in chunk], pa.int64())})
+
+
+def _raw_order(row: dict[str, Any], job: JobSpec) -> int:
+    cells = [value for name, value in row.items() if name != "_row" or "_error" in row]  # lines that are broken alike are not alike
+    return order(job.seed, cells, None, row.get(job.data.split) if job.data.split else None)
+
+
+def _write(batch: dict[str, Any], job: JobSpec, folder: str, size: int, last: int) -> Iterator[pa.Table]:
+    """Read a share of a file; decode each cell of the rows up to a place and keep it; say per row where it is, or what is wrong with it."""
     inputs = columns(tuple(job.inputs()))
     kind = family.load("tasks", job.task.kind).Task
     types = [("_file", pa.string()), (TARGET, kind.TYPE), *((name, modality.TYPE) for name, modality in inputs.items())]
     schema = pa.schema([*types, *_schema(_PLACE, _WRONG)])
     kept = [name for name, _ in types] + ["_row", "_order"]
-    for path, source, shard, shards, task in zip(*(batch[k].tolist() for k in ("file", "source", "shard", "shards", "task")), strict=True):
-        file = File(path)
-        for number, chunk in enumerate(read.Reader(file, job.data.columns).rows(_wanted(job), shard, shards, size)):
-            where = {"_file": path, "_source": source, "_task": task, "_chunk": number}
-            rows = [where | {"_place": i} | _check(row, file, inputs, kind, job) for i, row in enumerate(chunk)]
-            table = pa.Table.from_pylist(rows, schema)
-            with pa.OSFile(_file(folder, task, number), "wb") as out, pa.ipc.new_file(out, table.select(kept).schema) as writer:
-                writer.write_table(table.select(kept))
-            yield table.select([*_PLACE, *_WRONG])
+    for where, file, chunk in _read(batch, job, size):
+        used = chunk if last == _ORDERS else [row for row in chunk if _raw_order(row, job) <= last]
+        table = pa.Table.from_pylist([where | {"_place": i} | _check(row, file, inputs, kind, job) for i, row in enumerate(used)], schema)
+        path = _file(folder, where["_task"], where["_chunk"])
+        with pa.OSFile(path, "wb") as out, pa.ipc.new_file(out, table.select(kept).schema) as writer:
+            writer.write_table(table.select(kept))
+        yield table.select([*_PLACE, *_WRONG])
 
 
 def _check(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, job: JobSpec) -> dict[str, Any]:
@@ -127,8 +165,7 @@ def _check(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, j
         values = batches.decode(row, inputs, job.data.encoding_errors, file.folder)
         column = job.data.target or ""
         target = kind.read(row[column], file.folder, kind.options(job.task)) if column else None
-        if column:
-            kind.check(target, values)
+        kind.check(target, values)
         group = row[job.data.split] if job.data.split else None
         return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, group)}
     except DataError as error:

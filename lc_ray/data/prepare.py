@@ -110,20 +110,23 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
         return open_prepared(folder), True
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         record = _prepare(job, partial)
         (partial / "data.json").write_text(json.dumps(record, indent=1), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except OSError as error:
-        raise DataError(f"can't write the prepared data: {error.strerror}", str(folder), "free some space, then run again") from error
+        fix = "free some space, or give a `storage` that can be written, then run again"
+        raise DataError(f"can't write the prepared data: {error.strerror}", str(folder), fix) from error
     return Prepared(folder, record), False
 
 
 def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
     kind = family.load("tasks", job.task.kind).Task  # an unknown one is found before any work is done
     options, columns = kind.options(job.task), cells.columns(tuple(job.inputs()))
+    if job.data.stratify and (job.data.target is None or kind.TYPE in (pa.binary(), pa.float64())):
+        raise SpecError(f"data.stratify: rows of the task '{job.task.kind}' have no labels")
     if kind.LABELLED and job.data.target is None:
         raise SpecError(f"data.target: the task '{job.task.kind}' needs a column with the label")
     train, validation, reasons = _sides(job, folder)
@@ -131,11 +134,14 @@ def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
         if not side.index.num_rows:
             raise DataError(f"no {name} rows are left", job.data.train, "give more rows, or another `data.validation`")
     task = kind.fit((t for t, _ in train.targets()), options, columns).bind(columns)
-    for target, where in validation.targets():
-        try:
-            task.encode(target)
-        except DataError as error:
-            raise DataError(error.what, where, error.fix) from None
+    if unseen := validation.unseen(task):
+        if isinstance(job.data.validation, str) or job.data.split or len(unseen) == validation.index.num_rows:
+            raise next(iter(unseen.values()))
+        # Of a label so rare that chance left training without it, all rows are for training.
+        rare = np.isin(np.arange(validation.index.num_rows), list(unseen))
+        train = replace(train, index=cells.settled(pa.concat_tables([train.index, validation.index.filter(pa.array(rare))])))
+        validation = replace(validation, index=validation.index.filter(pa.array(~rare)))
+        task = kind.fit((t for t, _ in train.targets()), options, columns).bind(columns)
     record = {
         "task": {"kind": job.task.kind, **task.config},
         "train": _write(train, job, folder / "train"),
@@ -168,6 +174,16 @@ class _Side:
             for target, file, row in zip(*(column.to_pylist() for column in table.columns), strict=True):
                 yield target, f"{file}, row {row}"
 
+    def unseen(self, task: Any) -> dict[int, DataError]:
+        """Why the task can't encode a row's target, by the row's place."""
+        found = {}
+        for place, (target, where) in enumerate(self.targets()):
+            try:
+                task.encode(target)
+            except DataError as error:
+                found[place] = DataError(error.what, where, error.fix)
+        return found
+
 
 def _sides(job: JobSpec, folder: Path) -> tuple[_Side, _Side, Counter[str]]:
     """Training rows, validation rows, and how many rows were rejected by reason. The rejected ones are kept in `rejects`."""
@@ -175,7 +191,7 @@ def _sides(job: JobSpec, folder: Path) -> tuple[_Side, _Side, Counter[str]]:
     seen, reasons = 0, Counter[str]()
     (folder / "rejects").mkdir()
     for name, source in ({"train": data.train} | ({"validation": data.validation} if isinstance(data.validation, str) else {})).items():
-        index, rejected = cells.check(job, source, folder / f"{name}-cells")
+        index, rejected = cells.check(job, source, folder / f"{name}-cells", data.rows if name == "train" else None)
         found[name] = _Side(index, folder / f"{name}-cells")
         seen += index.num_rows + rejected.num_rows
         if rejected.num_rows:

@@ -20,7 +20,7 @@ def cut(order: NDArray[np.int64], data: DataSpec, limited: bool) -> int:
 
     Args:
         order: of the rows, sorted.
-        data: `validation` is a count or a fraction; with `split`, no group is divided.
+        data: `validation` is a count or a fraction; neither equal rows nor, with `split`, a group are divided.
         limited: whether the rows are the first of more.
     """
     held_out, total = data.validation, len(order)
@@ -29,8 +29,9 @@ def cut(order: NDArray[np.int64], data: DataSpec, limited: bool) -> int:
         found = min(held_out, total)
     else:
         found = round(held_out * total) if limited else int(np.searchsorted(order, int(held_out * _ORDERS)))
-    if data.split and 0 < found < total:
-        found = int(np.searchsorted(order >> GROUP, order[found - 1] >> GROUP, "right"))  # to the end of the group that the cut falls into
+    if 0 < found < total:
+        alike = order >> GROUP if data.split else order
+        found = int(np.searchsorted(alike, alike[found - 1], "right"))  # to the end of the group, or of the equal rows, that the cut falls into
     return found
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import safetensors.torch
 import torch
 import torchvision
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
@@ -41,6 +42,7 @@ class Modality:
     """
 
     TYPE = pa.binary()
+    MEDIA = "image"
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         self.spec = spec
@@ -136,7 +138,7 @@ class Encoder(nn.Module):
         if source in torchvision.models.list_models():
             whole = torchvision.models.get_model(source, weights=None)
             if weights != "random":
-                _fill(whole, source, weights)
+                fill(whole, source, weights)
             model = _trunk(whole, source)
             with torch.no_grad():
                 width = model.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
@@ -227,14 +229,26 @@ def _resized(image: Image.Image, side: int) -> bytes:
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent becomes white, and 16-bit grey is scaled to 8 bits rather than clipped."""
-    if image.mode.startswith("I"):
-        levels = np.asarray(image, np.float64)
-        return Image.fromarray((levels / max(1.0, levels.max() / 255 if levels.max() > 255 else 1.0)).astype(np.uint8)).convert("RGB")
+    """RGB; what is transparent becomes white, and grey of more than 8 bits is scaled rather than clipped."""
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_grey(np.asarray(image, np.float64), image.mode)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layers = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey(levels: NDArray[np.float64], mode: str) -> NDArray[np.uint8]:
+    """Levels of 16 bits by their own scale, so that pictures stay as dark as they are; of 32 by what they hold: fractions, 8 bits, or more.
+
+    Raises:
+        DataError: some are not finite.
+    """
+    if not np.isfinite(levels).all():
+        raise DataError("damaged image: levels that are not numbers")
+    most = levels.max(initial=0.0)
+    white = 65535.0 if mode.startswith("I;16") else 1.0 if mode == "F" and most <= 1 else max(255.0, most)
+    return (levels.clip(0, white) / white * 255).round().astype(np.uint8)
 
 
 def _trunk(model: nn.Module, name: str) -> nn.Module:
@@ -270,7 +284,7 @@ def statistics(folder: Path) -> dict[str, Any]:
     return {"mean": known.get("image_mean", _IMAGENET["mean"]), "std": known.get("image_std", _IMAGENET["std"])}
 
 
-def _fill(model: nn.Module, name: str, weights: str) -> None:
+def fill(model: nn.Module, name: str, weights: str) -> None:
     """Load a torchvision model's weights: a safetensors file, or the published ones.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The endpoint on Ray Serve: one deployment that holds the model, behind Serve's HAProxy."""
+"""The endpoint on Ray Serve: one deployment that holds the models, behind Serve's HAProxy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from lc_ray import artifact, predictor
 from lc_ray.errors import ServeError
 from lc_ray.serve import auth
-from lc_ray.serve.endpoint import Endpoint, asgi
+from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.spec import ServeSpec
 
 NAME = "lc_ray"
@@ -29,37 +29,38 @@ _QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
 @serve.ingress()
-class Model:
-    """A replica: the model, warm before it takes requests.
+class Replica:
+    """The models, warm before any request is taken.
 
     Args:
-        path: the artifact's folder.
+        paths: the artifacts' folders.
         spec: limits and batching.
         digests: of the API keys; none means that no key is needed.
     """
 
-    def __init__(self, path: str, spec: ServeSpec, digests: Sequence[str]) -> None:
-        self.endpoint = Endpoint(predictor.load(path, threads=max(1, round(spec.replicas.cpu))), spec)
+    def __init__(self, paths: Sequence[str], spec: ServeSpec, digests: Sequence[str]) -> None:
+        threads = max(1, round(spec.replicas.cpu))
+        self.models = Models([Endpoint(predictor.load(path, threads), spec) for path in paths], spec)
         self.digests = digests
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return asgi(self.endpoint, self.digests)
+        return asgi(self.models, self.digests)
 
     def check_health(self) -> None:
-        """Have Serve replace a replica that can't run its model any more."""
-        if not self.endpoint.batcher.alive:
-            raise RuntimeError("the batching thread has died")
+        """Have Serve replace a replica that can't run its models any more."""
+        if not self.models.alive:
+            raise RuntimeError("a batching thread has died")
 
     def __del__(self) -> None:
-        if hasattr(self, "endpoint"):
-            self.endpoint.batcher.close()
+        if hasattr(self, "models"):
+            self.models.close()
 
 
-def application(path: str | Path, spec: ServeSpec, keys: Sequence[str]) -> Any:
-    """The Serve application of an artifact.
+def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> Any:
+    """The Serve application of artifacts.
 
     Args:
-        path: the artifact's folder, which every node can reach.
+        paths: the artifacts' folders, which every node can reach.
         spec: limits, batching and replicas.
         keys: API keys, of which Ray is given digests only; none means that no key is needed.
     """
@@ -67,7 +68,7 @@ def application(path: str | Path, spec: ServeSpec, keys: Sequence[str]) -> Any:
     admitted = spec.queue + spec.batch.max + _ROOM
     scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": spec.batch.max}
     deployment = serve.deployment(
-        Model,
+        Replica,
         name=NAME,
         max_ongoing_requests=admitted,
         max_queued_requests=admitted,  # counts those that are just arriving too, so less would refuse bursts that the endpoint can take
@@ -78,14 +79,14 @@ def application(path: str | Path, spec: ServeSpec, keys: Sequence[str]) -> Any:
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
-    return deployment.bind(str(Path(path).resolve()), spec, [auth.digest(key) for key in keys])
+    return deployment.bind([str(Path(path).resolve()) for path in paths], spec, [auth.digest(key) for key in keys])
 
 
-def start(path: str | Path, spec: ServeSpec, keys: Sequence[str]) -> str:
-    """Serve an artifact on the connected Ray cluster.
+def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> str:
+    """Serve artifacts on the connected Ray cluster.
 
     Args:
-        path: the artifact's folder, which every node can reach.
+        paths: the artifacts' folders, which every node can reach.
         spec: address, limits, batching and replicas. Port 0 means any that is free.
         keys: API keys; none means that no key is needed.
 
@@ -96,7 +97,8 @@ def start(path: str | Path, spec: ServeSpec, keys: Sequence[str]) -> str:
         ArtifactError: no artifact there.
         ServeError: the port is in use, the cluster serves already, or the replica can't start.
     """
-    artifact.read(path, verify=False)
+    for path in paths:
+        artifact.read(path, verify=False)
     port = check(spec)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
@@ -106,10 +108,10 @@ def start(path: str | Path, spec: ServeSpec, keys: Sequence[str]) -> str:
         controller_options={"runtime_env": {"env_vars": environment() | _side_ports()}},
     )
     try:
-        serve.run(application(path, spec, keys), name=NAME, route_prefix="/")
+        serve.run(application(paths, spec, keys), name=NAME, route_prefix="/")
     except RuntimeError as error:
         stop()
-        raise ServeError(f"the endpoint can't start: {error}", str(path)) from None
+        raise ServeError(f"the endpoint can't start: {error}", ", ".join(map(str, paths))) from None
     return f"http://{'127.0.0.1' if spec.host in ('0.0.0.0', '::') else spec.host}:{port}"
 
 

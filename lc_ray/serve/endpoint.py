@@ -1,7 +1,8 @@
-"""One served model without its cluster: validation, batching and the protocols, as an ASGI application."""
+"""Served models without their cluster: validation, batching and the protocols, as an ASGI application."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,15 +13,20 @@ from lc_ray.errors import DataError
 from lc_ray.predictor import Predictor
 from lc_ray.serve.batching import Batcher, QueueFull
 from lc_ray.serve.http import HttpError, application
+from lc_ray.serve.urls import Fetcher
 from lc_ray.spec import ServeSpec
 
 
 class Endpoint:
-    """A model that answers requests; what protocol files are given.
+    """One version of a model, warm, that answers requests.
 
     Args:
         predictor: the model, which is warmed up here.
         spec: limits and batching.
+
+    Attributes:
+        sample: an answer, whose fields all answers have.
+        media: "image" or "audio" of the columns whose values are files.
     """
 
     def __init__(self, predictor: Predictor, spec: ServeSpec) -> None:
@@ -28,8 +34,10 @@ class Endpoint:
         self.name, self.version = predictor.artifact.manifest.name, predictor.artifact.digest
         example = {column: modality.example for column, modality in predictor.columns.items()}
         for rows in (1, spec.batch.max, spec.batch.max):
-            predictor.predict([example] * rows, spec.batch.max)
+            self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
         self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue)
+        self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
+        self.urls = Fetcher(spec.urls)
 
     async def predict(self, instances: Any) -> list[dict[str, Any]]:
         """Answers to instances as they came in a request, in their order.
@@ -42,27 +50,105 @@ class Endpoint:
         if len(instances) > self.spec.max_instances:
             raise HttpError(413, "too_many_instances", f"{len(instances)} instances; a request may have {self.spec.max_instances}", "instances")
         try:
-            return await self.batcher.run([self._clean(number, row) for number, row in enumerate(instances)])
+            return await self.batcher.run(await self._clean(instances))
         except QueueFull:
             raise HttpError(503, "overloaded", f"{self.spec.queue} requests wait already; try again later", headers={"retry-after": "1"}) from None
         except DataError as error:
             raise HttpError(400, "invalid_instance", error.what, f"instances.{error.where}".rstrip(".")) from None
 
-    def _clean(self, number: int, row: Any) -> dict[str, Any]:
-        try:
-            return self.predictor.decode(row)
-        except DataError as error:
-            raise DataError(error.what, f"{number}.{error.where}".rstrip(".")) from None
+    async def _clean(self, instances: list[Any]) -> list[dict[str, Any]]:
+        """Instances as clean values by column.
+
+        Raises:
+            DataError: one can't be used; `where` is its number and column.
+        """
+        if not self.media:
+            return self._decoded(instances)
+        columns = list(self.predictor.columns)
+        rows = instances if len(columns) > 1 else [row if isinstance(row, dict) else {columns[0]: row} for row in instances]
+        # A large picture takes a while, in which others are to be answered.
+        return await asyncio.to_thread(self._decoded, await self.urls.fetch(rows, list(self.media)))
+
+    def _decoded(self, instances: list[Any]) -> list[dict[str, Any]]:
+        rows = []
+        for number, row in enumerate(instances):
+            try:
+                rows.append(self.predictor.decode(row))
+            except DataError as error:
+                raise DataError(error.what, f"{number}.{error.where}".rstrip(".")) from None
+        return rows
 
 
-def asgi(endpoint: Endpoint, digests: Sequence[str]) -> Starlette:
+class Models:
+    """The models of an application; what protocol files are given.
+
+    Args:
+        endpoints: one per model and version; of one model's versions the last is the one that answers unless another is asked for.
+        spec: limits.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], spec: ServeSpec) -> None:
+        self.spec = spec
+        self._versions: dict[str, list[Endpoint]] = {}
+        for endpoint in endpoints:
+            self._versions.setdefault(endpoint.name, []).append(endpoint)
+
+    def names(self) -> list[str]:
+        """Of all models, in the order given."""
+        return list(self._versions)
+
+    def versions(self, name: str) -> list[Endpoint]:
+        """All versions of a model.
+
+        Raises:
+            HttpError: 404, there is no such model.
+        """
+        if name not in self._versions:
+            raise HttpError(404, "unknown_model", f"no model '{name}' is served here; served: {', '.join(self.names())}")
+        return self._versions[name]
+
+    def choose(self, name: str | None = None, version: str | None = None) -> Endpoint:
+        """The endpoint that is to answer a request.
+
+        Args:
+            name: of the model; not needed where there is but one.
+            version: digest of the artifact, if the request insists on one.
+
+        Raises:
+            HttpError: 404, there is no such model or version; 400, there are several models and none is named.
+        """
+        if name is None:
+            if len(self._versions) != 1:
+                raise HttpError(400, "model_not_named", f"several models are served here: {', '.join(self.names())}", "model")
+            name = self.names()[0]
+        known = self.versions(name)
+        if version is None:
+            return known[-1]
+        for endpoint in known:
+            if endpoint.version == version:
+                return endpoint
+        raise HttpError(404, "unknown_version", f"no version '{version}' of '{name}' is served here: {', '.join(e.version for e in known)}")
+
+    @property
+    def alive(self) -> bool:
+        """Whether all of them can answer."""
+        return all(endpoint.batcher.alive for known in self._versions.values() for endpoint in known)
+
+    def close(self) -> None:
+        """End their threads once their batches are done."""
+        for endpoint in (endpoint for known in self._versions.values() for endpoint in known):
+            endpoint.batcher.close()
+
+
+def asgi(models: Models, digests: Sequence[str]) -> Starlette:
     """The application that speaks every protocol in lc_ray/serve/protocols.
 
     Args:
-        endpoint: the model.
+        models: that are served.
         digests: of the API keys; none means that no key is needed.
     """
     protocols = [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
-    routes = [route for protocol in protocols for route in protocol.routes(endpoint)]
+    routes = [route for protocol in protocols for route in protocol.routes(models)]
     public = [path for protocol in protocols for path in protocol.PUBLIC]
-    return application(routes, public, digests, endpoint.spec.timeout)
+    shapes = {path: shape for protocol in protocols for path, shape in getattr(protocol, "ERRORS", {}).items()}
+    return application(routes, public, digests, models.spec.timeout, shapes)

@@ -1,4 +1,4 @@
-"""`lc-ray serve ARTIFACT`: an endpoint on this machine, until Ctrl-C."""
+"""`lc-ray serve ARTIFACT ...`: an endpoint on this machine, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -19,18 +20,18 @@ from lc_ray.serve import app, auth
 from lc_ray.spec import ServeSpec
 
 
-def serve_forever(path: str | Path, spec: ServeSpec) -> None:
-    """Serve an artifact from a Ray of its own. The first Ctrl-C or SIGTERM answers what was accepted and ends, a second leaves at once.
+def serve_forever(paths: Sequence[str | Path], spec: ServeSpec) -> None:
+    """Serve artifacts from a Ray of its own. The first Ctrl-C or SIGTERM answers what was accepted and ends, a second leaves at once.
 
     Args:
-        path: the artifact's folder.
+        paths: the artifacts' folders.
         spec: address, limits, batching and replicas.
 
     Raises:
         ArtifactError: no artifact there.
         ServeError: the port is in use, the API key can't be read or written, or the endpoint can't start.
     """
-    found = artifact.read(path, verify=False)
+    found = [artifact.read(path, verify=False) for path in paths]
     key = auth.ensure()
     spec = spec.model_copy(update={"port": app.check(spec)})
     console = Console()
@@ -42,7 +43,7 @@ def serve_forever(path: str | Path, spec: ServeSpec) -> None:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             for number in previous:
                 signal.signal(number, _interrupt)
-            url = app.start(path, spec, [key])
+            url = app.start(paths, spec, [key])
         console.print(_welcome(url, found), highlight=False, soft_wrap=True)
         threading.Event().wait()
     except KeyboardInterrupt:
@@ -57,12 +58,13 @@ def serve_forever(path: str | Path, spec: ServeSpec) -> None:
             signal.signal(number, handler)
 
 
-def _welcome(url: str, found: Artifact) -> str:
-    name, columns = found.manifest.name, [i["column"] for i in found.manifest.inputs]
+def _welcome(url: str, found: Sequence[Artifact]) -> str:
+    named = ", ".join(f"[bold]{one.manifest.name}[/bold] ({one.digest})" for one in found)
+    name, columns = found[0].manifest.name, [i["column"] for i in found[0].manifest.inputs]
     body = json.dumps({"instances": ["..." if len(columns) == 1 else dict.fromkeys(columns, "...")]})
     key = f"${auth.VARIABLE}" if os.environ.get(auth.VARIABLE) else f"$(cat {auth.key_file()})"
     curl = f"curl {url}/v1/models/{name}:predict -H \"Authorization: Bearer {key}\" -d '{body}'"
-    return f"serving [bold]{name}[/bold] ({found.digest}) at [bold]{url}[/bold]\nAPI key: {auth.place()}\n\n  {escape(curl)}\n"
+    return f"serving {named} at [bold]{url}[/bold]\nAPI key: {auth.place()}\n\n  {escape(curl)}\n"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -54,6 +54,15 @@ def test_transparent_is_white_and_deep_grey_is_scaled():
     assert grey[0].max() < 10
     assert 100 < grey.mean() < 155
     assert grey[-1].min() > 245
+    deep = [(30_000, np.uint16, 117), (1000, np.uint16, 4), (0.5, np.float32, 128), (200, np.float32, 200), (70_000, np.int32, 255)]
+    for level, mode, seen in deep:
+        file = io.BytesIO()
+        Image.fromarray(np.full((8, 8), level, mode)).save(file, "TIFF")
+        assert (pixels(file.getvalue()) == seen).all(), level
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(file, "TIFF")
+    with pytest.raises(DataError, match="levels that are not numbers"):
+        pixels(file.getvalue())
 
 
 def test_a_turned_camera_is_turned_back():
@@ -100,6 +109,17 @@ def test_a_request_may_carry_base64_but_never_opens_a_file(tmp_path):
     assert IMAGE.decode("a.png", folder=tmp_path) == IMAGE.decode({"bytes": None, "path": "a.png"}, folder=tmp_path) == IMAGE.decode(picture())
     with pytest.raises(DataError, match="not base64"):
         IMAGE.decode(str(tmp_path / "a.png"))
+    with pytest.raises(DataError, match="not base64"):
+        IMAGE.decode({"bytes": None, "path": str(tmp_path / "a.png")})
+    with pytest.raises(DataError, match="empty"):
+        IMAGE.decode("", folder=tmp_path)
+    for name in ("é ß.png", "日本.png"):
+        (tmp_path / name).write_bytes(picture())
+        for cell in (name, name.encode(), f"file://{tmp_path}/{name}"):
+            assert IMAGE.decode(cell, folder=tmp_path) == IMAGE.decode(picture())
+    large = base64.b64encode(picture(form="BMP"))
+    for cell in (large, b"data:image/bmp;base64," + large, base64.encodebytes(picture(form="BMP")).decode()):
+        assert IMAGE.decode(cell, folder=tmp_path) == IMAGE.decode(picture(form="BMP"))
     with pytest.raises(DataError, match="no such file"):
         IMAGE.decode("b.png", folder=tmp_path)
 

@@ -6,17 +6,11 @@ import json
 import httpx
 import pytest
 
-import lc_ray
 from lc_ray.serve import auth
-from lc_ray.serve.endpoint import Endpoint, asgi
+from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.spec import ServeSpec
 
 PREDICT = "/v1/models/tiny:predict"
-
-
-@pytest.fixture(scope="module")
-def predictor(tiny_artifact):
-    return lc_ray.load(tiny_artifact, threads=1)
 
 
 @pytest.fixture
@@ -31,7 +25,7 @@ def call(predictor):
             during(endpoint)
 
         async def main():
-            transport = httpx.ASGITransport(asgi(endpoint, [auth.digest("secret")]))
+            transport = httpx.ASGITransport(asgi(Models([endpoint], endpoint.spec), [auth.digest("secret")]))
             async with httpx.AsyncClient(transport=transport, base_url="http://test", headers={"authorization": f"Bearer {key}"}) as client:
                 return await client.request(method, path, **request)
 

@@ -20,17 +20,17 @@ def test_port_in_use_is_found_before_anything_starts(no_ray, tiny_artifact):
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(ServeError, match="can't listen"):
-            run.serve_forever(tiny_artifact, ServeSpec(port=other.getsockname()[1]))
+            run.serve_forever([tiny_artifact], ServeSpec(port=other.getsockname()[1]))
 
 
 def test_no_artifact_is_found_before_anything_starts(no_ray, tmp_path):
     with pytest.raises(ArtifactError):
-        run.serve_forever(tmp_path, ServeSpec(port=0))
+        run.serve_forever([tmp_path], ServeSpec(port=0))
 
 
 def test_welcome_shows_where_the_key_is_but_not_the_key(no_ray, tiny_artifact):
     key = auth.ensure()
-    text = run._welcome("http://127.0.0.1:1234", artifact.read(tiny_artifact))
+    text = run._welcome("http://127.0.0.1:1234", [artifact.read(tiny_artifact)])
     assert key not in text
     assert str(auth.key_file()) in text
     assert "http://127.0.0.1:1234/v1/models/tiny:predict" in text
@@ -38,7 +38,7 @@ def test_welcome_shows_where_the_key_is_but_not_the_key(no_ray, tiny_artifact):
 
 @pytest.mark.parametrize(("replicas", "fixed"), [({"min": 2, "max": 2}, 2), ({"min": 1, "max": 4}, None)])
 def test_replicas_and_queue(replicas, fixed):
-    deployment = app.application("somewhere", ServeSpec(replicas=replicas, queue=100, batch={"max": 32}), ["key"])._bound_deployment
+    deployment = app.application(["somewhere"], ServeSpec(replicas=replicas, queue=100, batch={"max": 32}), ["key"])._bound_deployment
     config = deployment._deployment_config
     assert config.max_ongoing_requests >= 100 + 32
     assert config.num_replicas == fixed or config.autoscaling_config.max_replicas == replicas["max"]

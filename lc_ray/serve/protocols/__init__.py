@@ -1,5 +1,6 @@
 """One file per wire protocol.
 
     PUBLIC            paths that need no API key
-    routes(endpoint)  Starlette routes that call `endpoint.predict(instances)`
+    ERRORS            by the first part of a path: what becomes of an error's content, if the protocol wants it otherwise; may be left out
+    routes(models)    Starlette routes that call `models.choose(name).predict(instances)`
 """

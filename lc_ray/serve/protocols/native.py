@@ -1,42 +1,42 @@
 """The KServe v1 protocol, which Vertex AI speaks too, and the health routes.
 
     POST /v1/models/NAME:predict   {"instances": [...]} → {"predictions": [...], "model": NAME, "version": DIGEST}
-    GET  /v1/models                {"models": [NAME]}
+    GET  /v1/models                {"models": [NAME, ...]}
     GET  /v1/models/NAME           what it takes and what it answers
     GET  /healthz, /readyz         200, without a key
 
-An instance is an object by column; with one column, its value alone will do.
+An instance is an object by column; with one column, its value alone will do. A picture or sound is base64, with or without a data URI's
+beginning, or a URL where `serve.urls` allows its host. A multipart form does too, with a field or file per column:
+
+    curl -F photo=@cat.png -F question="how many?" .../v1/models/NAME:predict
 """
 
 from __future__ import annotations
 
-from lc_ray.serve.endpoint import Endpoint
-from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, read_object
+from lc_ray.serve.endpoint import Models
+from lc_ray.serve.forms import read_request
+from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route
 
 PUBLIC = ("/healthz", "/readyz")
 
 
-def routes(endpoint: Endpoint) -> list[Route]:
-    """The operations on a served model."""
-
-    def known(request: Request) -> None:
-        if request.path_params["name"] != endpoint.name:
-            raise HttpError(404, "unknown_model", f"no model '{request.path_params['name']}' is served here; served: {endpoint.name}")
+def routes(models: Models) -> list[Route]:
+    """The operations on served models."""
 
     async def predict(request: Request) -> Response:
-        known(request)
-        content = await read_object(request, endpoint.spec.max_body)
+        endpoint = models.choose(request.path_params["name"])
+        content = await read_request(request, models.spec.max_body)
         if "instances" not in content:
             raise HttpError(400, "malformed_request", 'expected {"instances": [...]}', "instances")
         if content.get("parameters"):
             raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
         return JSONResponse({"predictions": await endpoint.predict(content["instances"]), "model": endpoint.name, "version": endpoint.version})
 
-    async def models(request: Request) -> Response:
-        return JSONResponse({"models": [endpoint.name]})
+    async def every(request: Request) -> Response:
+        return JSONResponse({"models": models.names()})
 
-    async def model(request: Request) -> Response:
-        known(request)
+    async def one(request: Request) -> Response:
+        endpoint = models.choose(request.path_params["name"])
         manifest = endpoint.predictor.artifact.manifest
         about = {"name": endpoint.name, "version": endpoint.version, "ready": endpoint.batcher.alive}
         return JSONResponse(about | {"inputs": manifest.inputs, "task": manifest.task, "engine": manifest.engine, "metrics": manifest.metrics})
@@ -45,14 +45,14 @@ def routes(endpoint: Endpoint) -> list[Route]:
         return JSONResponse({"status": "alive"})
 
     async def ready(request: Request) -> Response:
-        if not endpoint.batcher.alive:
-            raise HttpError(503, "not_ready", "the model can't run")
+        if not models.alive:
+            raise HttpError(503, "not_ready", "a model can't run")
         return JSONResponse({"status": "ready"})
 
     return [
         Route("/v1/models/{name:name}:predict", predict, methods=["POST"]),
-        Route("/v1/models", models),
-        Route("/v1/models/{name:name}", model),
+        Route("/v1/models", every),
+        Route("/v1/models/{name:name}", one),
         Route("/healthz", alive),
         Route("/readyz", ready),
     ]
