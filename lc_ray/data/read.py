@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from lc_ray.data.files import IMAGES, File
 from lc_ray.errors import DataError
 
-_CHUNK, _SMALL = 4096, 128  # rows at a time, and where tasks share a file
+CHUNK = 4096  # rows at a time
+_FIRST = 128  # rows among which columns are looked for
 _BLOCK = 2**24  # bytes of a CSV file that are read at a time; a row must fit
 _BROKEN = (pa.ArrowException, OSError, EOFError, zlib.error)  # what a file that is cut off or damaged raises
 
@@ -57,7 +58,7 @@ class Reader:
                 case "labels":
                     return list(self._labelled([]))
                 case "json" | "jsonl" | "tar":
-                    rows = [row for chunk in itertools.islice(self._chunks([], 1), _SMALL) for row in chunk]
+                    rows = [row for chunk in itertools.islice(self._chunks([], 1), _FIRST) for row in chunk]
                     if rows and all("_error" in row for row in rows):
                         raise ValueError(rows[0]["_error"])
                     return list(dict.fromkeys(name for row in rows if "_error" not in row for name in row))
@@ -82,19 +83,22 @@ class Reader:
                     f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), "correct `data.inputs` or `data.target`"
                 )
 
-    def shards(self, wanted: Sequence[str], most: int) -> int:
-        """How many tasks are worth sharing the file, at least one: none would be left without rows."""
-        return max(1, sum(1 for _ in itertools.islice(self._whole(wanted, _SMALL), most))) if most > 1 else 1
+    def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:
+        """How many tasks are worth sharing the file in chunks of `size` rows, at least one: none would be left without rows."""
+        return max(1, sum(1 for _ in itertools.islice(self._whole(wanted, size), most))) if most > 1 else 1
 
-    def rows(self, wanted: Sequence[str], shard: int = 0, shards: int = 1) -> Iterator[list[dict[str, Any]]]:
+    def rows(self, wanted: Sequence[str], shard: int = 0, shards: int = 1, size: int = CHUNK) -> Iterator[list[dict[str, Any]]]:
         """Chunks of raw rows: the wanted cells, `_row` (from 0, the header not counted), and `_error` where the line itself is broken.
 
         Cells of CSV files are bytes, so that one that is not UTF-8 costs a row and not the file. Of several shards, each has every so many
-        chunks.
+        chunks of `size` rows.
         """
         number = 0
-        for place, chunk in enumerate(self._whole(wanted, _CHUNK if shards == 1 else _SMALL)):
+        for place, chunk in enumerate(self._whole(wanted, size)):
             found: list[dict[str, Any]] = []
+            if place % shards != shard and not self._ragged:
+                number += len(chunk)
+                continue
             for row in chunk.to_pylist() if isinstance(chunk, pa.RecordBatch) else chunk:
                 while number in self._ragged:
                     found.append({"_error": self._ragged.pop(number), "_row": number})

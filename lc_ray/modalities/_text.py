@@ -13,6 +13,7 @@ from lc_ray.errors import DataError
 
 # NumPy writes lists without commas, and Python reads neighbouring strings as one.
 _NO_COMMA = re.compile(r"""(['"])\s+['"]""")
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
 def unicode(value: str | bytes, errors: str = "strict") -> str:
@@ -26,7 +27,7 @@ def unicode(value: str | bytes, errors: str = "strict") -> str:
             return value.decode("utf-8", errors)
         except UnicodeDecodeError:
             raise DataError("not valid UTF-8") from None
-    if any("\ud800" <= c <= "\udfff" for c in value):
+    if not value.isascii() and _HALF.search(value):
         raise DataError("not valid Unicode: half of a surrogate pair")
     return value
 

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lc_ray import spec
-from lc_ray.data.prepare import order, prepare
+from lc_ray.data.cells import order
+from lc_ray.data.prepare import prepare
 from lc_ray.errors import DataError
 
 pytestmark = pytest.mark.cluster

@@ -217,11 +217,11 @@ def test_files_without_a_header_are_given_names(tmp_path):
 def test_shards_share_a_file(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("".join(f'{{"text": {n}}}\n' for n in range(1000)), "utf-8")
-    parts = [[row for chunk in read.Reader(File(str(file))).rows(["text"], shard, 3) for row in chunk] for shard in range(3)]
+    parts = [[row for chunk in read.Reader(File(str(file))).rows(["text"], shard, 3, 128) for row in chunk] for shard in range(3)]
     assert sorted(row["text"] for part in parts for row in part) == list(range(1000))
     assert all(row["text"] == row["_row"] for part in parts for row in part)
     assert min(len(part) for part in parts) > 200
-    assert [read.Reader(File(str(file))).shards(["text"], most) for most in (1, 3, 100)] == [1, 3, 8]
+    assert [read.Reader(File(str(file))).shards(["text"], most, 128) for most in (1, 3, 100)] == [1, 3, 8]
 
 
 def test_large_integers_survive(tmp_path):

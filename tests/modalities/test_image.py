@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18
+from torchvision.transforms import v2
 from transformers import ConvNextConfig, ConvNextModel, ViTConfig, ViTModel
 
 import lc_ray
 from lc_ray.errors import DataError, ModelError
-from lc_ray.modalities.image import Encoder, Modality
+from lc_ray.modalities.image import Encoder, Modality, recoloured
 from lc_ray.spec import InputSpec
 
 SIDE = 32
@@ -140,6 +141,32 @@ def test_batches_and_variations():
     assert one.shape == noise["pixels"].shape
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_a_resize_is_pillows():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (97, 130, 3), np.uint8))
+    file = io.BytesIO()
+    noise.save(file, "PNG")
+    assert np.abs(pixels(file.getvalue()).astype(int) - np.asarray(noise.resize((SIDE, SIDE), Image.Resampling.BILINEAR), int)).max() <= 1
+
+
+def test_recolouring_is_torchvisions(monkeypatch):
+    """Each factor alone, far from where either clips."""
+    batch = torch.randint(90, 150, (1, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    functions = [v2.functional.adjust_brightness, v2.functional.adjust_contrast, v2.functional.adjust_saturation]
+    for place, adjust in enumerate(functions):
+        drawn = torch.full((4, 1, 1, 1), 0.5)
+        drawn[place] = 0.9  # of 0 to 1: a factor of 1.16
+        monkeypatch.setattr(torch, "rand", lambda *size, generator, drawn=drawn: drawn)
+        found = recoloured(batch, 0.2, 0.0, torch.Generator())
+        assert (found.int() - adjust(batch, 1.16).int()).abs().max() <= 1
+
+
+def test_a_turn_of_hue_leaves_grey_and_a_third_exchanges_colours(monkeypatch):
+    colours = torch.tensor([[50, 50, 50], [200, 60, 10]], dtype=torch.uint8).T.view(1, 3, 1, 2)
+    monkeypatch.setattr(torch, "rand", lambda *size, generator: torch.tensor([0.5, 0.5, 0.5, 1.0]).view(4, 1, 1, 1))
+    found = recoloured(colours, 0.0, 1 / 3, torch.Generator())
+    assert found[0, :, 0].T.tolist() == [[50, 50, 50], [10, 200, 60]]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "convnext_tiny", "regnet_y_400mf"])
