@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from lc_ray import family
 from lc_ray.errors import DataError
 from lc_ray.predictor import Predictor
+from lc_ray.serve import generation
 from lc_ray.serve.batching import Batcher, QueueFull
 from lc_ray.serve.http import HttpError, application
 from lc_ray.spec import ServeSpec
@@ -30,6 +31,18 @@ class Endpoint:
         for rows in (1, spec.batch.max, spec.batch.max):
             predictor.predict([example] * rows, spec.batch.max)
         self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue)
+        self.generator = generation.of(predictor, spec)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can answer."""
+        return self.batcher.alive and (self.generator is None or self.generator.alive)
+
+    def close(self) -> None:
+        """End its threads once what they run is done."""
+        self.batcher.close()
+        if self.generator:
+            self.generator.close()
 
     async def predict(self, instances: Any) -> list[dict[str, Any]]:
         """Answers to instances as they came in a request, in their order.
@@ -108,12 +121,12 @@ class Models:
     @property
     def alive(self) -> bool:
         """Whether all of them can answer."""
-        return all(endpoint.batcher.alive for known in self._versions.values() for endpoint in known)
+        return all(endpoint.alive for known in self._versions.values() for endpoint in known)
 
     def close(self) -> None:
         """End their threads once their batches are done."""
         for endpoint in (endpoint for known in self._versions.values() for endpoint in known):
-            endpoint.batcher.close()
+            endpoint.close()
 
 
 def asgi(models: Models, digests: Sequence[str]) -> Starlette:
@@ -126,4 +139,5 @@ def asgi(models: Models, digests: Sequence[str]) -> Starlette:
     protocols = [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
     routes = [route for protocol in protocols for route in protocol.routes(models)]
     public = [path for protocol in protocols for path in protocol.PUBLIC]
-    return application(routes, public, digests, models.spec.timeout)
+    forms = {path: form for protocol in protocols for path, form in getattr(protocol, "ERRORS", {}).items()}
+    return application(routes, public, digests, models.spec.timeout, forms)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -15,7 +16,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lc_ray.serve import auth
 
@@ -37,6 +38,10 @@ class HttpError(HTTPException):
     def __init__(self, status: int, code: str, message: str, where: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(status, message, headers)
         self.content = {"error": {"code": code, "message": message} | ({"where": where} if where else {})}
+
+
+Form = Callable[[HttpError], dict[str, Any]]
+Forms = Mapping[str, Form]  # by path
 
 
 class _Name(StringConvertor):
@@ -76,7 +81,7 @@ async def _read(request: Request, max_body: int) -> bytes:
     return bytes(body)
 
 
-def application(routes: Sequence[Route], public: Sequence[str], digests: Sequence[str], timeout: float) -> Starlette:
+def application(routes: Sequence[Route], public: Sequence[str], digests: Sequence[str], timeout: float, forms: Forms | None = None) -> Starlette:
     """An ASGI application.
 
     Args:
@@ -84,55 +89,66 @@ def application(routes: Sequence[Route], public: Sequence[str], digests: Sequenc
         public: paths that need no key.
         digests: of the API keys; none means that no key is needed.
         timeout: longest time a request may take, in seconds.
+        forms: of errors at paths that have their own.
     """
-    guard = Middleware(Guard, public=frozenset(public), digests=tuple(digests), timeout=timeout)
-    return Starlette(routes=list(routes), middleware=[guard], exception_handlers={HTTPException: _answer_error})
+    forms = forms or {}
+    guard = Middleware(Guard, public=frozenset(public), digests=tuple(digests), timeout=timeout, forms=forms)
+    return Starlette(routes=list(routes), middleware=[guard], exception_handlers={HTTPException: functools.partial(_answer_error, forms=forms)})
 
 
 class Guard:
     """Lets requests with a key through, gives each its time, and answers 500 with nothing of what went wrong inside."""
 
-    def __init__(self, app: ASGIApp, public: frozenset[str], digests: tuple[str, ...], timeout: float) -> None:
-        self.app, self.public, self.digests, self.timeout = app, public, digests, timeout
+    def __init__(self, app: ASGIApp, public: frozenset[str], digests: tuple[str, ...], timeout: float, forms: Forms) -> None:
+        self.app, self.public, self.digests, self.timeout, self.forms = app, public, digests, timeout, forms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
             self._check(scope)
             async with asyncio.timeout(self.timeout):
-                await self.app(scope, receive, send)
+                await self.app(scope, receive, sending)
             return
-        except HttpError as error:
-            answer = _error(error)
+        except HttpError as found:
+            error = found
         except TimeoutError:
-            answer = _error(HttpError(504, "timeout", f"not answered within {self.timeout:g} s"))
+            error = HttpError(504, "timeout", f"not answered within {self.timeout:g} s")
         except ClientDisconnect:
             return
         except Exception:
             _log.exception("a request failed")
-            answer = _error(HttpError(500, "internal", "the endpoint failed; its log says why"))
-        await answer(scope, receive, send)
+            error = HttpError(500, "internal", "the endpoint failed; its log says why")
+        if begun:  # a stream can't be answered a second time: breaking it off tells the client that it is not whole
+            raise error
+        await _error(error, self.forms.get(scope["path"]))(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         if scope["path"] not in self.public and not auth.allowed(Request(scope).headers.get("authorization"), self.digests):
             raise HttpError(401, "unauthorized", "a valid key is needed: Authorization: Bearer KEY", headers={"www-authenticate": "Bearer"})
 
 
-def _error(error: HttpError) -> Response:
+def _error(error: HttpError, form: Form | None) -> Response:
     # Escaped as ASCII, since what a request is told of itself may hold halves of surrogate pairs.
-    body = json.dumps(error.content).encode()
+    body = json.dumps(form(error) if form else error.content).encode()
     return Response(body, error.status_code, error.headers, media_type="application/json")
 
 
-async def _answer_error(request: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception, forms: Forms) -> Response:
     assert isinstance(error, HTTPException)
     if not isinstance(error, HttpError):  # Starlette's own, for a path or method that no route has
         message = f"nothing is served at {request.url.path}" if error.status_code == 404 else f"{request.url.path}: {error.detail}"
         error = HttpError(error.status_code, _CODES.get(error.status_code, "http"), message, headers=dict(error.headers or {}))
-    return _error(error)
+    return _error(error, forms.get(request.url.path))
 
 
 __all__ = ["HttpError", "JSONResponse", "Request", "Response", "Route", "application", "read_object"]
