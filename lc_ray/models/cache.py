@@ -30,13 +30,13 @@ class Cached:
     """A `Decoder` that keeps keys and values.
 
     Args:
-        model: a `text_generation.Model` in evaluation mode.
+        model: a `text_generation.Model` in evaluation mode, or what has its `extend`.
         threads: CPU threads.
+        device: of the model.
     """
 
-    def __init__(self, model: Any, threads: int) -> None:
-        self.model, self.threads, self.rows = model, threads, Rows()
-        self.device = next(model.parameters()).device
+    def __init__(self, model: Any, threads: int, device: torch.device) -> None:
+        self.model, self.threads, self.device, self.rows = model, threads, device, Rows()
 
     def begin(self, ids: list[int]) -> Prompt:
         """See `Decoder`."""
@@ -106,6 +106,10 @@ class Rows(Cache):  # type: ignore[misc]
         if not self.lengths:
             self._layers = []
 
+    def held(self) -> list[Tensor]:
+        """Keys and values before the token that is being added, layer by layer."""
+        return [room[: len(self.lengths), :, : max(self.lengths) - 1] for pair in self._layers for room in pair]
+
     def advance(self) -> Tensor:
         """Make room for a token in every row. Its positions, (rows, 1)."""
         self._reserve(len(self.lengths), max(self.lengths) + 1)
@@ -141,3 +145,8 @@ class Rows(Cache):  # type: ignore[misc]
             for i, old in enumerate(pair):
                 pair[i] = old.new_zeros(rows, old.shape[1], positions, old.shape[3])  # masked positions must not hold NaN
                 pair[i][:have_rows, :, :have] = old
+
+
+def held_by(cache: Any) -> list[Tensor]:
+    """Keys and values in a cache before the tokens that are being added, layer by layer."""
+    return cache.held() if isinstance(cache, Rows) else [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

@@ -38,7 +38,7 @@ class Run:
     def __init__(self, model: Any, threads: int) -> None:
         self.model, self.threads = model, threads
         if hasattr(model, "extend"):
-            self.decoder = lambda: Cached(model, threads)
+            self.decoder = lambda: Cached(model, threads, next(model.parameters()).device)
 
     def __call__(self, batch: dict[str, Tensor]) -> NDArray[np.float32]:
         """Outputs of tensors named `column.tensor`."""

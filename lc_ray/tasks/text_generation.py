@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Cache
 
 from lc_ray.errors import ModelError
 from lc_ray.modalities import chat
@@ -212,11 +212,41 @@ class Model(_language.Model):
         return found
 
     def arguments(self, tensors: Batch) -> dict[str, Any]:
-        """A token sees those before it with the same number in the mask, and its position is how many they are."""
-        numbers = tensors["attention_mask"]
+        """A token sees those before it with the same number in the mask, and its position is how many they are.
+
+        The mask may begin with tokens that a cache holds.
+        """
+        numbers, new = tensors["attention_mask"], tensors["input_ids"].shape[1]
         index = torch.arange(numbers.shape[1], device=numbers.device)
-        seen = (numbers[:, :, None] == numbers[:, None, :]) & (index[:, None] >= index)  # (rows, positions, positions)
-        return {"input_ids": tensors["input_ids"], "attention_mask": seen[:, None], "position_ids": seen.sum(-1) - 1, "use_cache": False}
+        # (rows, new positions, positions)
+        seen = (numbers[:, -new:, None] == numbers[:, None, :]) & (index[-new:, None] >= index)
+        # Counted in floats: OpenVINO 2026.4 sums whole numbers wrongly where there are more rows than positions.
+        positions = seen.float().sum(-1).long() - 1
+        return {"input_ids": tensors["input_ids"], "attention_mask": seen[:, None], "position_ids": positions, "use_cache": False}
+
+    def remember(self, batch: Batch, past: list[Tensor]) -> list[Tensor]:
+        """As `forward`, after tokens that were given before: for engines that have no cache of transformers.
+
+        Args:
+            batch: as for `forward`; the mask has the tokens before too.
+            past: keys and values of each layer, (rows, heads, tokens before, width).
+
+        Returns:
+            The logits, and the new tokens' keys and values as in `past`.
+        """
+        cache = _Past(past)
+        own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
+        with _language.only(own.get("asked")):
+            logits = self.model(**self.arguments(own) | {"past_key_values": cache, "use_cache": True}).logits
+        return [logits, *cache.new]
+
+    def past(self, batch: Batch) -> list[Tensor]:
+        """Keys and values of no tokens, for as many rows as a batch has."""
+        cache = _Past([])
+        with torch.no_grad(), _language.only(None):
+            ids = batch[f"{self.column}.input_ids"][:1, :1]
+            self.model(input_ids=ids, position_ids=torch.zeros_like(ids), past_key_values=cache, use_cache=True)
+        return [tensor.new_zeros(len(batch[f"{self.column}.input_ids"]), tensor.shape[1], 0, tensor.shape[3]) for tensor in cache.new]
 
     def extend(self, ids: Tensor, positions: Tensor, cache: Any, seen: Tensor | None = None) -> Tensor:
         """Logits (rows, vocabulary) after further tokens, whose keys and values the cache takes.
@@ -230,3 +260,28 @@ class Model(_language.Model):
         with _language.only(torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)):
             found = self.model(input_ids=ids, position_ids=positions, attention_mask=seen, past_key_values=cache, use_cache=True)
         return cast(Tensor, found.logits[:, 0])
+
+
+class _Past(Cache):  # type: ignore[misc]
+    """Keys and values that are given, and those that are new."""
+
+    def __init__(self, past: list[Tensor]) -> None:
+        super().__init__(layers=[])
+        self.past = past
+        self.new: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Those of all tokens of a layer."""
+        self.new += [key_states, value_states]
+        if not self.past:
+            return key_states, value_states
+        keys, values = self.past[2 * layer_idx : 2 * layer_idx + 2]
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before."""
+        return self.past[0].shape[2] if self.past else 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Positions that `update` gives, and the first of them."""
+        return self.get_seq_length() + query_length, 0
