@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from lc_ray import family
 from lc_ray.errors import DataError
 from lc_ray.predictor import Predictor
+from lc_ray.serve import generation
 from lc_ray.serve.batching import Batcher, QueueFull
 from lc_ray.serve.http import HttpError, application
 from lc_ray.serve.urls import Fetcher
@@ -39,6 +40,18 @@ class Endpoint:
         self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue)
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)
+        self.generator = generation.of(predictor, spec)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can answer."""
+        return self.batcher.alive and (self.generator is None or self.generator.alive)
+
+    def close(self) -> None:
+        """End its threads once what they run is done."""
+        self.batcher.close()
+        if self.generator:
+            self.generator.close()
 
     async def predict(self, instances: Any) -> list[dict[str, Any]]:
         """Answers to instances as they came in a request, in their order.
@@ -134,12 +147,12 @@ class Models:
     @property
     def alive(self) -> bool:
         """Whether all of them can answer."""
-        return all(endpoint.batcher.alive for known in self._versions.values() for endpoint in known)
+        return all(endpoint.alive for known in self._versions.values() for endpoint in known)
 
     def close(self) -> None:
         """End their threads once their batches are done."""
         for endpoint in (endpoint for known in self._versions.values() for endpoint in known):
-            endpoint.batcher.close()
+            endpoint.close()
 
 
 def settings(environment: Mapping[str, str]) -> dict[str, str]:

@@ -16,14 +16,13 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lc_ray.serve import auth
 from lc_ray.serve.rate import Rate
 from lc_ray.serving import ServeSpec
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
-Shape = Callable[[dict[str, Any]], dict[str, Any]]
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +40,9 @@ class HttpError(HTTPException):
     def __init__(self, status: int, code: str, message: str, where: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(status, message, headers)
         self.content = {"error": {"code": code, "message": message} | ({"where": where} if where else {})}
+
+
+Shape = Callable[[HttpError], dict[str, Any]]
 
 
 class _Name(StringConvertor):
@@ -115,7 +117,7 @@ class Answer:
     """Errors as responses.
 
     Args:
-        shapes: by the first part of a path, what becomes of an error's content.
+        shapes: of errors, by a path that they are for, with all below it.
     """
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
@@ -123,9 +125,9 @@ class Answer:
 
     def __call__(self, path: str, error: HttpError) -> Response:
         """The response to a request to a path."""
-        shape = self.shapes.get("/" + path.split("/")[1])
+        shape = next((shape for at, shape in self.shapes.items() if path == at or path.startswith(f"{at}/")), None)
         # Escaped as ASCII, since what a request is told of itself may hold halves of surrogate pairs.
-        body = json.dumps(shape(error.content) if shape else error.content).encode()
+        body = json.dumps(shape(error) if shape else error.content).encode()
         return Response(body, error.status_code, error.headers, media_type="application/json")
 
     async def handle(self, request: Request, error: Exception) -> Response:
@@ -150,10 +152,17 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
             self._check(scope)
             async with asyncio.timeout(self.timeout):
-                await self.app(scope, receive, send)
+                await self.app(scope, receive, sending)
             return
         except HttpError as error:
             found = error
@@ -164,6 +173,8 @@ class Guard:
         except Exception:
             _log.exception("a request failed")
             found = HttpError(500, "internal", "the endpoint failed; its log says why")
+        if begun:  # a stream can't be answered a second time: breaking it off tells the client that it is not whole
+            raise found
         await self.answer(scope["path"], found)(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
