@@ -17,8 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from lc_ray import family, pipeline
 from lc_ray.errors import DataError, DeployError, ModelError, SpecError
@@ -30,6 +32,7 @@ from lc_ray.progress import Mode
 from lc_ray.spec import InputSpec, JobSpec, parse
 
 _BITS = {8: "int8"}
+_MEDIA = ("image", "picture", "audio", "speech")
 _PLATFORMS = {"amazon sagemaker": "sagemaker", "google cloud": "vertex", "google vertex ai": "vertex"}
 
 
@@ -233,7 +236,7 @@ class AutoHyperparameterOptimizer:
         if self.dataset is None:
             raise DataError("no labelled data was given", fix="AutoHyperparameterOptimizer(model, dataset=...) or LangChain(name, dataset=...)")
         job = {**self.model.job, "storage": self.model.storage}
-        media = {i["column"] for i in job["data"]["inputs"] if i["modality"] in ("image", "audio")}
+        media = {i["column"] for i in job["data"]["inputs"] if i["modality"] in _MEDIA}
         data = {**job["data"], "train": _source(self.dataset, self.model.storage, media)}
         if self.validation is not None:
             given = isinstance(self.validation, str | int | float)  # "10%", 200, 0.1 or a path: what the job file takes
@@ -262,7 +265,7 @@ def evaluate_model(model: Model | Predictor | str | Path, dataset: Any, target: 
         target = target or model.job["data"]["target"]
         model = model.predictor
     predictor = model if isinstance(model, Predictor) else load(model)
-    media = {i.column for i in predictor.inputs if i.modality in ("image", "audio")}
+    media = {i.column for i in predictor.inputs if i.modality in _MEDIA}
     with tempfile.TemporaryDirectory() as folder:
         return evaluate(predictor, _source(dataset, folder, media), target or "label")
 
@@ -299,22 +302,32 @@ def _source(data: Any, storage: str, media: set[str]) -> str:
     if isinstance(data, str | Path):
         return str(data)
     if isinstance(data, list):
+        for number, row in enumerate(data):
+            if not isinstance(row, dict):
+                raise DataError(f"not a dict but {type(row).__name__}", f"row {number}", "give a list of dicts by column")
         rows = [{name: _cell(value, name in media) for name, value in row.items()} for row in data]
         if not any(isinstance(value, bytes) for row in rows for value in row.values()):
             return _kept(_json_lines(rows), ".jsonl", storage)
-        table = pa.Table.from_pylist(rows)
+        table = _table(rows)
     elif hasattr(data, "to_arrow_refs"):
         import ray
 
-        table = pa.concat_tables(ray.get(data.to_arrow_refs()))
-    elif hasattr(data, "with_format"):
-        table = data.with_format("arrow")[:]
+        table = pa.concat_tables(ray.get(data.to_arrow_refs()), promote_options="permissive")
+    elif isinstance(data, dict) and data:  # a Hugging Face DatasetDict
+        raise DataError(f"this is several: {', '.join(map(str, data))}", fix="give one of them, for example data['train']")
+    elif hasattr(data, "with_format") and hasattr(data, "__len__"):
+        table = data.with_format("arrow")[:].replace_schema_metadata(data.features.arrow_schema.metadata)  # which has the names of classes
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        return _kept(sink.getvalue() if table.num_rows else b"", ".parquet", storage)
     elif hasattr(data, "to_parquet"):
+        if len(twice := data.columns[data.columns.duplicated()]):
+            raise DataError(f"2 columns are named '{twice[0]}'", fix="rename one of them")
         if media & set(data.columns):
             return _source(data.to_dict("records"), storage, media)
         try:
             table = pa.Table.from_pandas(data, preserve_index=False)
-        except pa.ArrowException:  # a column of several types, of which some rows will be rejected
+        except (pa.ArrowException, OverflowError):  # a column of several types, of which some rows will be rejected
             return _kept(_json_lines(data.to_dict("records")), ".jsonl", storage)
     else:
         raise DataError(
@@ -328,17 +341,43 @@ def _source(data: Any, storage: str, media: set[str]) -> str:
 
 def _cell(value: Any, media: bool) -> Any:
     """A cell as a file can hold it: a picture as PNG, a relative path as an absolute one."""
+    if media and isinstance(value, np.ndarray) and value.dtype == np.uint8:
+        value = Image.fromarray(value)
     if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
         file = io.BytesIO()
         value.save(file, "PNG")
         return file.getvalue()
     if media and isinstance(value, str | Path) and "://" not in str(value) and not str(value).startswith("data:"):
         return str(Path(value).expanduser().resolve())
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
     return str(value) if isinstance(value, Path) else value
 
 
 def _json_lines(rows: list[Any]) -> bytes:
-    return "".join(json.dumps(row, default=str) + "\n" for row in rows).encode()
+    return "".join(json.dumps(row, default=_plain) + "\n" for row in rows).encode()
+
+
+def _plain(value: Any) -> Any:
+    """A cell that JSON has no form for: of NumPy and pandas, as Python's own, and what is missing as null; else its text."""
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows of which each may lack some columns.
+
+    Raises:
+        DataError: a column of several types, which no table with bytes can have.
+    """
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows], from_pandas=True)
+        except (pa.ArrowException, OverflowError) as error:
+            raise DataError(f"column '{name}' has values of several types: {str(error).splitlines()[0]}", fix="make them of one type") from None
+    return pa.table(columns)
 
 
 def _kept(content: Any, ending: str, storage: str) -> str:

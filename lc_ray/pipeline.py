@@ -139,8 +139,8 @@ def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, A
         with display.stage("serve", "serve: one question over HTTP"):
             record["answer"] = _ask(job, promoted, data)
     record |= {"stages": display.stages, "seconds": time.time() - start}
-    write_html(record, folder / "report.html")
     (folder / RECORD).write_text(json.dumps(record, indent=1), "utf-8")
+    write_html(record, folder / "report.html")
     return record
 
 

@@ -51,6 +51,7 @@ def check(job: JobSpec) -> dict[str, Any]:
                 raise DataError(row["_error"])
             clean = batches.decode(row, columns, job.data.encoding_errors, found[0].folder)
             target = {name: task.read(row[name], found[0].folder, options) for name in target_column}
+            task.check(next(iter(target.values()), None), clean)
         except DataError as error:
             rejected.append({"row": row["_row"], "reason": error.what})
             continue

@@ -13,16 +13,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lc_ray.errors import SpecError
-from lc_ray.units import Bytes, Count, Fraction, Points, Seconds, fraction, share
+from lc_ray.section import Section as Section
+from lc_ray.serving import BatchSpec as BatchSpec
+from lc_ray.serving import ReplicasSpec as ReplicasSpec
+from lc_ray.serving import ServeSpec as ServeSpec
+from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 
 UNREAD = ("seed",)  # modalities of columns that only requests have
 _OWN_ENCODERS = ("tabular",)  # modalities that need no base model
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class FusionSpec(Section):
@@ -226,41 +224,6 @@ class AcceptSpec(Section):
 
     max_drop: Points = Field(0.01, description="largest loss of the task's own metric")
     min_speedup: float = Field(1.5, ge=0, description="least throughput at the serving batch, as a multiple")
-
-
-class ReplicasSpec(Section):
-    """Copies of the served model."""
-
-    min: int = Field(1, ge=0)
-    max: int = Field(1, ge=1)
-    cpu: float = Field(1.0, ge=0)
-
-    @model_validator(mode="after")
-    def _order(self) -> ReplicasSpec:
-        if self.min > self.max:
-            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
-        return self
-
-
-class BatchSpec(Section):
-    """Dynamic batching of requests."""
-
-    max: int = Field(32, ge=1)
-    wait: Seconds = Field(0.005, description="how long the first request of a batch waits for company")
-    tokens: int = Field(32768, ge=1, description="of a language model: positions that running answers may hold together; more requests wait")
-
-
-class ServeSpec(Section):
-    """The endpoint."""
-
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-    replicas: ReplicasSpec = ReplicasSpec()
-    batch: BatchSpec = BatchSpec()
-    queue: int = Field(512, ge=1, description="requests that may wait; more are answered 503")
-    max_body: Bytes = Field("1MiB", description="largest request body")  # type: ignore[assignment]
-    max_instances: int = Field(256, ge=1, description="most rows in one request")
-    timeout: Seconds = Field(30.0, description="longest time a request may take")
 
 
 class JobSpec(Section):

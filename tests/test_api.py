@@ -1,15 +1,18 @@
 """The object API: what its plans record, and what they refuse. test_readme.py trains one."""
 
+import io
 import logging
 
 import datasets
 import huggingface_hub
+import numpy as np
 import pandas as pd
 import pytest
 import ray.data
+from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lc_ray import AutoHyperparameterOptimizer, DeployModel, LangChain, PruneModel, QuantizeModel, evaluate_model
+from lc_ray import AutoHyperparameterOptimizer, DeployModel, ImageModel, LangChain, PruneModel, QuantizeModel, evaluate_model
 from lc_ray.data import read
 from lc_ray.data.files import files
 from lc_ray.errors import DataError, DeployError, ModelError, SpecError
@@ -63,6 +66,44 @@ def test_rows_of_mixed_types_are_kept_for_the_rejects(tiny_base):
         plan = AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=data).plan()
         (file,) = files(plan.data.train)
         assert [r["text"] for chunk in read.Reader(file).rows(["text"]) for r in chunk][:2] == ["good", 5]
+
+
+def cells(data, column, **names):
+    plan = AutoHyperparameterOptimizer(ImageModel("resnet18", pretrained=False, **names), dataset=data).plan()
+    (file,) = files(plan.data.train)
+    return [row[column] for chunk in read.Reader(file).rows([column]) for row in chunk]
+
+
+def test_cells_of_numpy_pandas_and_pil(folder):
+    picture = np.full((4, 6, 3), 7, np.uint8)
+    data = [{"image": picture, "label": 1}, {"image": bytearray(b"x"), "other": 2}, {"image": Image.fromarray(picture)}]
+    first, second, third = cells(data, "image")
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(first))), picture)
+    assert (second, third) == (b"x", first)
+    assert cells(data, "label") == [1, None, None]
+    plain = [{"image": "a", "label": np.int64(3)}, {"image": "b", "label": pd.NA}, {"image": "c", "label": np.array(["x", "y"])}]
+    assert cells(plain, "label") == [3, None, ["x", "y"]]
+
+
+def test_class_names_of_a_dataset_in_memory():
+    features = datasets.Features({"image": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    made = datasets.Dataset.from_dict({"image": ["a", "b"], "label": [1, 0]}, features=features)
+    assert cells(made, "label") == ["good", "bad"]
+    with pytest.raises(DataError, match=r"several: train.*\n.*data\['train'\]"):
+        cells(datasets.DatasetDict({"train": made}), "label")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (["good", "bad"], "row 0: not a dict but str"),
+        ([{"image": b"x", "label": 1}, {"image": b"y", "label": "a"}], "column 'label' has values of several types"),
+        (pd.DataFrame([["a", "b", "c"]], columns=["text", "label", "label"]), "2 columns are named 'label'"),
+    ],
+)
+def test_data_that_is_no_table(data, message):
+    with pytest.raises(DataError, match=message):
+        cells(data, "label", image="text")
 
 
 @pytest.mark.parametrize(("given", "meant"), [(None, 0.1), (0.3, 0.3), (50, 50), ("20%", 0.2), ("held_out.csv", "held_out.csv")])

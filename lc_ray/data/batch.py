@@ -85,7 +85,7 @@ def _endless(paths: list[str], rows: int, seed: list[int]) -> Iterator[pa.Table]
     rest, window = None, 0
     while True:
         for table in _windows(paths, rows * _WINDOW):
-            table = table if rest is None else pa.concat_tables([rest, table])
+            table = (table if rest is None else pa.concat_tables([rest, table])).combine_chunks()  # once, not for each batch
             *whole, extra = arrange(table["_size"].to_numpy(), rows, [*seed, window])
             for chosen in whole:
                 yield table.take(chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,19 @@ from typing import Any, BinaryIO, cast
 import pyarrow.fs
 
 from lc_ray.errors import DataError
+from lc_ray.modalities._media import uri
 from lc_ray.models.load import package_path
 
 KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
     **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".tar": "tar"},
 }
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-_ABOUT = {"dataset_info.json", "state.json", "dataset_dict.json"}  # what a saved Hugging Face dataset says of itself
-SOUNDS = {".wav", ".flac", ".ogg", ".mp3"}
+# Those that no decoder here reads are among them: such a file is a rejected row, not one that nobody misses.
+IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".svg"}
+SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".m4a", ".aac", ".wma", ".webm"}
+_SPLITS_FILE = "dataset_dict.json"
+_ABOUT = {"dataset_info.json", "state.json", _SPLITS_FILE}  # what a saved Hugging Face dataset says of itself
+_SPLITS = {"train", "training", "valid", "val", "validation", "dev", "test", "eval"}
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,13 @@ class File:
         return KINDS.get(_ending(self.name), "labels")
 
     def open(self) -> BinaryIO:
-        """The file's bytes."""
+        """The file's bytes, unpacked if they are gzip's."""
+        packed = self.name.lower().endswith(".gz")
         if "://" not in self.path:
-            return open(self.path, "rb")
+            return cast(BinaryIO, gzip.open(self.path) if packed else open(self.path, "rb"))
         system, path = system_of(self.path)
-        return cast(BinaryIO, io.BufferedReader(system.open_input_file(path)))
+        content = io.BufferedReader(system.open_input_file(path))
+        return cast(BinaryIO, gzip.GzipFile(fileobj=content) if packed else content)
 
     def stamp(self) -> list[Any]:
         """What changes when it does: its size and time of change, or those of all files in it."""
@@ -78,7 +85,7 @@ def files(source: str) -> list[File]:
             hdfs://, file://), or `package:NAME/path`.
 
     Raises:
-        DataError: nothing there, or nothing that can be read.
+        DataError: nothing there, nothing that can be read, or several splits, which are not to be mixed.
     """
     if source.startswith("package:"):
         source = str(package_path(source))
@@ -92,7 +99,8 @@ def files(source: str) -> list[File]:
         raise DataError(f"can't be reached: {str(error).splitlines()[0]}", source) from None
     if found.type == pyarrow.fs.FileType.NotFound:
         raise DataError("no such file or folder", source, "give the path from the folder you run in, or an absolute one")
-    if rows := sorted(f.path for f in every if _ending(f.path) in KINDS and f.base_name not in _ABOUT):
+    _one_split(source, every, len(path.rstrip("/")) + 1)
+    if rows := sorted(f.path for f in every if _ending(f.path) in KINDS and not _is_about(f.base_name)):
         root = source.rstrip("/")
         return [File(root + file[len(path.rstrip("/")) :]) for file in rows]
     if any(_is_labelled(f, len(path.rstrip("/")) + 1) for f in every):
@@ -110,7 +118,7 @@ def system_of(path: str) -> tuple[Any, str]:
     if "://" not in path:
         return pyarrow.fs.LocalFileSystem(), path
     try:
-        return cast("tuple[Any, str]", pyarrow.fs.FileSystem.from_uri(path))
+        return cast("tuple[Any, str]", pyarrow.fs.FileSystem.from_uri(uri(path)))
     except (OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"can't be opened: {str(error).splitlines()[0]}", path, "use s3://, gs://, hdfs://, file:// or a local path") from None
 
@@ -123,8 +131,25 @@ def _inside(system: Any, path: str) -> list[Any]:
 
 
 def _ending(path: str) -> str:
-    name = path.rpartition("/")[2].lower()
+    name = path.rpartition("/")[2].lower().removesuffix(".gz")
     return f".{name.rpartition('.')[2]}" if "." in name else ""
+
+
+def _is_about(name: str) -> bool:
+    """Whether a file is about a saved Hugging Face dataset, or one that the library computed from it and left beside it."""
+    return name in _ABOUT or (name.startswith("cache-") and name.endswith(".arrow"))
+
+
+def _one_split(source: str, every: list[Any], prefix: int) -> None:
+    """Raise DataError for a folder that holds training and validation rows side by side: it would be read as one, or they as labels."""
+    labelled = [f.path[prefix:].split("/") for f in every if _is_labelled(f, prefix)]
+    names = {parts[0] for parts in labelled}
+    if any(f.base_name == _SPLITS_FILE for f in every):
+        names = {f.path.split("/")[-2] for f in every if f.path.endswith(".arrow")}
+    elif not {name.lower() for name in names} <= _SPLITS or min(map(len, labelled), default=0) < 3:
+        return
+    if len(names) > 1:
+        raise DataError(f"holds several splits: {', '.join(sorted(names))}", source, "give a folder of one each to data.train and data.validation")
 
 
 def _is_labelled(file: Any, prefix: int) -> bool:

@@ -9,14 +9,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,16 @@ import pyarrow.parquet as pq
 import ray.data
 
 from lc_ray import family
-from lc_ray.data import read
-from lc_ray.data.files import File, files
+from lc_ray.data import cells, split
+from lc_ray.data.files import files
 from lc_ray.errors import DataError, SpecError
 from lc_ray.models import batches
 from lc_ray.models.batches import TARGET
-from lc_ray.models.load import find, modalities
-from lc_ray.spec import UNREAD, DataSpec, InputSpec, JobSpec, digest
+from lc_ray.models.load import find
+from lc_ray.spec import JobSpec, digest
 
-_ORDERS = 2**63
-_GROUP = 32  # bits of an order that are left to rows of the same group
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
+_TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
 
 
 @dataclass(frozen=True)
@@ -112,220 +110,145 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
         return open_prepared(folder), True
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         record = _prepare(job, partial)
         (partial / "data.json").write_text(json.dumps(record, indent=1), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except OSError as error:
-        raise DataError(f"can't write the prepared data: {error.strerror}", str(folder), "free some space, then run again") from error
+        fix = "free some space, or give a `storage` that can be written, then run again"
+        raise DataError(f"can't write the prepared data: {error.strerror}", str(folder), fix) from error
     return Prepared(folder, record), False
 
 
 def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
-    data, held_out = job.data, isinstance(job.data.validation, str)
     kind = family.load("tasks", job.task.kind).Task  # an unknown one is found before any work is done
-    options, columns = kind.options(job.task), _columns(tuple(job.inputs()))
-    if kind.LABELLED and data.target is None:
+    options, columns = kind.options(job.task), cells.columns(tuple(job.inputs()))
+    if job.data.stratify and (job.data.target is None or kind.TYPE in (pa.binary(), pa.float64())):
+        raise SpecError(f"data.stratify: rows of the task '{job.task.kind}' have no labels")
+    if kind.LABELLED and job.data.target is None:
         raise SpecError(f"data.target: the task '{job.task.kind}' needs a column with the label")
-    train, rejected = _checked(job, data.train, folder / "rejects", "train")
-    if held_out:
-        validation, rejected_too = _checked(job, str(data.validation), folder / "rejects", "validation")
-        rejected = rejected + rejected_too
-        train = train.limit(data.rows) if data.rows else train
-    else:
-        validation, train = _split(train, data)
-    seen = train.count() + validation.count() + sum(rejected.values())
-    if sum(rejected.values()) > data.reject.limit * seen:
-        common = "\n  ".join(f"{n} × {reason}" for reason, n in rejected.most_common(5))
+    train, validation, reasons = _sides(job, folder)
+    for name, side in (("training", train), ("validation", validation)):
+        if not side.index.num_rows:
+            raise DataError(f"no {name} rows are left", job.data.train, "give more rows, or another `data.validation`")
+    task = kind.fit((t for t, _ in train.targets()), options, columns).bind(columns)
+    if unseen := validation.unseen(task):
+        if isinstance(job.data.validation, str) or job.data.split or len(unseen) == validation.index.num_rows:
+            raise next(iter(unseen.values()))
+        # Of a label so rare that chance left training without it, all rows are for training.
+        rare = np.isin(np.arange(validation.index.num_rows), list(unseen))
+        train = replace(train, index=cells.settled(pa.concat_tables([train.index, validation.index.filter(pa.array(rare))])))
+        validation = replace(validation, index=validation.index.filter(pa.array(~rare)))
+        task = kind.fit((t for t, _ in train.targets()), options, columns).bind(columns)
+    record = {
+        "task": {"kind": job.task.kind, **task.config},
+        "train": _write(train, job, folder / "train"),
+        "validation": _write(validation, job, folder / "validation"),
+        "rejected": reasons.total(),
+        "reasons": dict(reasons.most_common()),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    for used in {train.cells, validation.cells}:
+        shutil.rmtree(used)
+    return record
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Training or validation rows.
+
+    Attributes:
+        index: where they are, in order.
+        cells: the folder that they are in.
+    """
+
+    index: pa.Table
+    cells: Path
+
+    def targets(self) -> Iterator[tuple[Any, str]]:
+        """Each row's clean target, and where it is from."""
+        for start in range(0, self.index.num_rows, _TARGETS):
+            table = cells.gather(self.index.slice(start, _TARGETS), self.cells, [TARGET, "_file", "_row"])
+            for target, file, row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                yield target, f"{file}, row {row}"
+
+    def unseen(self, task: Any) -> dict[int, DataError]:
+        """Why the task can't encode a row's target, by the row's place."""
+        found = {}
+        for place, (target, where) in enumerate(self.targets()):
+            try:
+                task.encode(target)
+            except DataError as error:
+                found[place] = DataError(error.what, where, error.fix)
+        return found
+
+
+def _sides(job: JobSpec, folder: Path) -> tuple[_Side, _Side, Counter[str]]:
+    """Training rows, validation rows, and how many rows were rejected by reason. The rejected ones are kept in `rejects`."""
+    data, found = job.data, dict[str, _Side]()
+    seen, reasons = 0, Counter[str]()
+    (folder / "rejects").mkdir()
+    for name, source in ({"train": data.train} | ({"validation": data.validation} if isinstance(data.validation, str) else {})).items():
+        index, rejected = cells.check(job, source, folder / f"{name}-cells", data.rows if name == "train" else None)
+        found[name] = _Side(index, folder / f"{name}-cells")
+        seen += index.num_rows + rejected.num_rows
+        if rejected.num_rows:
+            pq.write_table(rejected, folder / "rejects" / f"{name}.parquet")
+        reasons.update(f"{c}: {r}" for c, r in zip(rejected["column"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
+    if reasons.total() > data.reject.limit * seen:
+        common = "\n  ".join(f"{n} × {reason}" for reason, n in reasons.most_common(5))
         kept = folder.parent / f"rejects-{folder.name.strip('.').split('.')[0]}"
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(folder / "rejects", kept)
         raise DataError(
-            f"{sum(rejected.values())} of {seen} rows can't be used, more than data.reject.limit ({data.reject.limit:.1%}):\n  {common}",
+            f"{reasons.total()} of {seen} rows can't be used, more than data.reject.limit ({data.reject.limit:.1%}):\n  {common}",
             fix=f"they are kept in {kept}; correct them, or raise data.reject.limit",
         )
-    for name, split in (("training", train), ("validation", validation)):
-        if split.count() == 0:
-            raise DataError(f"no {name} rows are left", data.train, "give more rows, or another `data.validation`")
-    task = kind.fit((t for t, _ in _targets(train)), options, columns).bind(columns)
-    for target, where in _targets(validation):
-        try:
-            task.encode(target)
-        except DataError as error:
-            raise DataError(error.what, where, error.fix) from None
-    return {
-        "task": {"kind": job.task.kind, **task.config},
-        "train": _write(train, job, folder / "train"),
-        "validation": _write(validation, job, folder / "validation"),
-        "rejected": sum(rejected.values()),
-        "reasons": dict(rejected.most_common()),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _targets(rows: ray.data.Dataset) -> Iterator[tuple[Any, str]]:
-    """Each row's clean target, and where it is from."""
-    for table in rows.select_columns([TARGET, "_file", "_row"]).iter_batches(batch_format="pyarrow", batch_size=65536):
-        for target, file, row in zip(*(table[name].to_pylist() for name in (TARGET, "_file", "_row")), strict=True):
-            yield target, f"{file}, row {row}"
-
-
-def _checked(job: JobSpec, source: str, folder: Path, split: str) -> tuple[ray.data.Dataset, Counter[str]]:
-    """Usable rows in the order of their hash, and the count of rejected rows by reason. The rejected ones are written to a folder."""
-    found = files(source)
-    for file in found:
-        read.Reader(file, job.data.columns).require(_wanted(job))
-    # Where a cell takes long to decode, several tasks share a file, each with chunks of its own.
-    types = [family.load("tasks", job.task.kind).Task.TYPE, *(m.TYPE for m in _columns(tuple(job.inputs())).values())]
-    media = any(pa.binary() == t or pa.types.is_struct(t) for t in types)
-    most = int(ray.cluster_resources().get("CPU", 1)) if media else 1
-    shards = {f: read.Reader(f, job.data.columns).shards(_wanted(job), most) for f in found}
-    work = [{"file": str(f), "shard": n, "shards": count} for f, count in shards.items() for n in range(count)]
-    dataset = ray.data.from_items(work, override_num_blocks=len(work))
-    dataset = dataset.map_batches(functools.partial(_check_files, job=job), batch_size=1, num_cpus=1).materialize()
-    rejects = dataset.filter(expr="_reason != ''").select_columns(["_file", "_row", "_column", "_reason", "_value"])
-    reasons: Counter[str] = Counter()
-    folder.mkdir(exist_ok=True)
-    for number, table in enumerate(rejects.iter_batches(batch_format="pyarrow", batch_size=65536)):
-        named = table.rename_columns(["file", "row", "column", "reason", "value"])
-        pq.write_table(named.sort_by([("file", "ascending"), ("row", "ascending")]), folder / f"{split}-{number:05d}.parquet")
-        reasons.update(f"{c}: {r}" for c, r in zip(table["_column"].to_pylist(), table["_reason"].to_pylist(), strict=True))
-    good = dataset.filter(expr="_reason == ''").drop_columns(["_reason", "_column", "_value"])
-    if not good.count():
-        return good, reasons
-    settle = functools.partial(_settle, drop=job.data.duplicates == "drop")
-    return good.sort("_order").map_batches(settle, batch_size=None, batch_format="pyarrow").materialize(), reasons
-
-
-def _settle(table: pa.Table, drop: bool) -> pa.Table:
-    """A sorted block with equal rows, which all fall into one block, in the order of their source, or only the first of them."""
-    table = table.sort_by([("_order", "ascending"), ("_file", "ascending"), ("_row", "ascending")])
-    place = table["_order"].to_numpy()
-    return table.filter(pa.array(np.append(True, place[1:] != place[:-1]))) if drop and len(place) else table
-
-
-def _wanted(job: JobSpec) -> list[str]:
-    """Columns of the files that are read."""
-    return [i.column for i in job.data.inputs if i.modality not in UNREAD] + [name for name in (job.data.target, job.data.split) if name]
-
-
-def _check_files(batch: dict[str, Any], job: JobSpec) -> Iterator[pa.Table]:
-    """Read a share of a file; decode each cell; say per row what is wrong with it."""
-    columns = _columns(tuple(job.inputs()))
-    task = family.load("tasks", job.task.kind).Task
-    fields = [("_file", pa.string()), ("_row", pa.int64()), ("_column", pa.string()), ("_reason", pa.string()), ("_value", pa.string())]
-    fields += [("_order", pa.int64()), (TARGET, task.TYPE), *((name, modality.TYPE) for name, modality in columns.items())]
-    for file, shard, shards in zip(batch["file"], batch["shard"], batch["shards"], strict=True):
-        for chunk in read.Reader(File(str(file)), job.data.columns).rows(_wanted(job), int(shard), int(shards)):
-            yield pa.Table.from_pylist([_check(row, File(str(file)), columns, task, job) for row in chunk], pa.schema(fields))
-
-
-def _check(row: dict[str, Any], file: File, columns: dict[str, Any], task: Any, job: JobSpec) -> dict[str, Any]:
-    out = {"_file": str(file), "_row": row["_row"], "_column": "", "_reason": row.get("_error", ""), "_value": "", "_order": 0}
-    if out["_reason"]:
-        return out
-    column = ""
-    try:
-        values = batches.decode(row, columns, job.data.encoding_errors, file.folder)
-        column = job.data.target or ""
-        target = task.read(row[column], file.folder, task.options(job.task)) if column else None
-        if column:
-            task.check(target, values)
-        group = row[job.data.split] if job.data.split else None
-        return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, group)}
-    except DataError as error:
-        column = column or error.where
-        return out | {"_column": column, "_reason": error.what, "_value": repr(_short(row.get(column)))[:200]}
-
-
-def _short(value: Any) -> Any:
-    return value[:200] if isinstance(value, str | bytes) else value
-
-
-def order(seed: int, values: list[Any], target: Any, group: Any = None) -> int:
-    """A row's place in the shuffled order: a 63-bit hash of its content, so equal rows fall on the same side of a split.
-
-    With a group, its hash makes the upper 31 bits, so that its rows are neighbours.
-    """
-
-    def hashed(content: Any) -> int:
-        text = json.dumps(content, ensure_ascii=False, default=_fingerprint).encode("utf-8", "surrogatepass")
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
-
-    own = hashed([seed, values, target])
-    return own if group is None else (hashed([seed, group]) >> _GROUP << _GROUP) | (own >> 63 - _GROUP)
-
-
-def _fingerprint(value: Any) -> str:
-    return hashlib.blake2b(value, digest_size=16).hexdigest() if isinstance(value, bytes) else str(value)
-
-
-def _split(rows: ray.data.Dataset, data: DataSpec) -> tuple[ray.data.Dataset, ray.data.Dataset]:
-    """Validation and training rows. A fraction of all rows is cut at a hash value, so a row keeps its side when others are added."""
-    held_out, limit = data.validation, data.rows
-    assert not isinstance(held_out, str)
-    rows = rows.limit(limit) if limit else rows
-    total = rows.count()
-    if not total:
-        return rows, rows
-    if data.stratify:
-        return _stratified(rows, held_out / total if isinstance(held_out, int) else held_out)
-    if isinstance(held_out, int):
-        cut = held_out
-    elif limit:
-        cut = round(held_out * total)
+    train = replace(found["train"], index=found["train"].index.slice(0, data.rows))
+    if "validation" in found:
+        return train, found["validation"], reasons
+    order = train.index["_order"].to_numpy()
+    if data.stratify and len(order):
+        held = split.stratified(order, (t for t, _ in train.targets()), data)
     else:
-        cut = rows.filter(expr=f"_order < {int(held_out * _ORDERS)}").count()
-    if data.split and 0 < cut < total:
-        last = int(rows.limit(cut).max("_order"))  # to the end of the group that the cut falls into
-        cut = rows.filter(expr=f"_order < {(last >> _GROUP) + 1 << _GROUP}").count()
-    validation, train = rows.split_at_indices([min(cut, total)])
-    return validation, train
+        held = np.arange(len(order)) < split.cut(order, data, data.rows is not None)
+    return *(replace(train, index=train.index.filter(pa.array(mask))) for mask in (~held, held)), reasons  # type: ignore[return-value]
 
 
-def _stratified(rows: ray.data.Dataset, held_out: float) -> tuple[ray.data.Dataset, ray.data.Dataset]:
-    """The first part by hash of every target's rows, and the rest."""
-    places: dict[str, list[int]] = {}
-    for table in rows.select_columns([TARGET, "_order"]).iter_batches(batch_format="pyarrow", batch_size=65536):
-        for target, place in zip(table[TARGET].to_pylist(), table["_order"].to_pylist(), strict=True):
-            places.setdefault(json.dumps(target), []).append(place)
-    cuts = {target: sorted(found)[min(len(found) - 1, round(held_out * len(found)))] for target, found in places.items()}
-
-    def side(table: pa.Table, held: bool) -> pa.Table:
-        places = zip(table[TARGET].to_pylist(), table["_order"].to_pylist(), strict=True)
-        return table.filter(pa.array([(place < cuts[json.dumps(target)]) == held for target, place in places], pa.bool_()))
-
-    validation, train = (rows.map_batches(side, batch_size=None, batch_format="pyarrow", fn_args=(held,)) for held in (True, False))
-    return validation.materialize(), train.materialize()
-
-
-def _write(rows: ray.data.Dataset, job: JobSpec, folder: Path) -> list[dict[str, Any]]:
-    """Parts in order. A task prepares a block and writes it in as many parts as make enough of them for all workers."""
+def _write(side: _Side, job: JobSpec, folder: Path) -> list[dict[str, Any]]:
+    """Parts in order. A task prepares a share of the rows and writes it in as many parts as make enough of them for all workers."""
     folder.mkdir()
-    tasks = max(-(-rows.count() // _ROWS_PER_PART), -(-rows.size_bytes() // _BYTES_PER_PART))
-    write = functools.partial(_write_parts, parts=-(-_LEAST_PARTS // tasks), job=job, folder=str(folder))
-    written = rows.repartition(tasks).map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=1).take_all()
+    index, rows = side.index, side.index.num_rows
+    sample = cells.gather(index.slice(0, _SAMPLE), side.cells)  # a fair one, since the order is drawn by hash
+    tasks = max(-(-rows // _ROWS_PER_PART), -(-rows * sample.nbytes // (sample.num_rows * _BYTES_PER_PART)))
+    shares = [index.slice(share[0], len(share)) for share in np.array_split(np.arange(rows), min(tasks, rows))]
+    write = functools.partial(_write_parts, parts=-(-_LEAST_PARTS // tasks), job=job, cell_folder=str(side.cells), folder=str(folder))
+    written = ray.data.from_arrow(shares).map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=1).take_all()
     return sorted(({"file": w["file"], "rows": int(w["rows"])} for w in written), key=lambda w: w["file"])
 
 
-def _write_parts(table: pa.Table, parts: int, job: JobSpec, folder: str) -> dict[str, Any]:
-    columns = _columns(tuple(job.inputs()))
+def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: str, folder: str) -> dict[str, Any]:
+    columns = cells.columns(tuple(job.inputs()))
+    table = cells.gather(index, cell_folder)
     prepared = batches.prepare({name: table[name].to_pylist() for name in columns}, columns)
     table = table.drop_columns(list(columns))
     for name, values in prepared.items():
         table = table.append_column(name, pa.array(values))
+    packed = [field.name for field in table.schema if not pa.types.is_binary(field.type)]  # pixels and sounds would cost time and gain nothing
+    compression = "snappy" if len(packed) == table.num_columns else "none"
     written: dict[str, list[Any]] = {"file": [], "rows": []}
     for rows in np.array_split(np.arange(table.num_rows), min(parts, table.num_rows)):
         part = table.slice(rows[0], len(rows))
         written["file"].append(f"part-{part['_order'][0].as_py():019d}-{part['_row'][0].as_py():09d}.parquet")
         written["rows"].append(len(rows))
-        pq.write_table(part, Path(folder) / written["file"][-1], row_group_size=_ROWS_PER_GROUP)
+        pq.write_table(
+            part,
+            Path(folder) / written["file"][-1],
+            row_group_size=_ROWS_PER_GROUP,
+            use_dictionary=packed,
+            write_statistics=False,
+            compression=compression,
+        )
     return {name: np.array(values) for name, values in written.items()}
-
-
-@functools.lru_cache(maxsize=8)
-def _columns(inputs: tuple[InputSpec, ...]) -> dict[str, Any]:
-    """Modalities, loaded once per process."""
-    return modalities(list(inputs))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
 import itertools
 import json
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -15,7 +19,10 @@ import pyarrow.parquet as pq
 from lc_ray.data.files import IMAGES, File
 from lc_ray.errors import DataError
 
-_CHUNK, _SMALL = 4096, 128  # rows at a time, and where tasks share a file
+CHUNK = 4096  # rows at a time
+_FIRST = 128  # rows among which columns are looked for
+_BLOCK = 2**24  # bytes of a CSV file that are read at a time; a row must fit
+_BROKEN = (pa.ArrowException, OSError, EOFError, zlib.error)  # what a file that is cut off or damaged raises
 
 
 class Reader:
@@ -29,12 +36,13 @@ class Reader:
 
     def __init__(self, file: File, names: Sequence[str] | None = None) -> None:
         self.file, self.names, self.kind = file, list(names) if names else None, file.kind
-        if self.kind == "jsonl" and file.name.lower().endswith(".json") and _starts_with(file, b"["):
+        if self.kind == "jsonl" and _is_list(file):
             self.kind = "json"
+        self._open = False  # whether the last of them ends within a quote
         self._ragged: dict[int, str] = {}  # row number → what is wrong, of CSV rows that were skipped
 
     def columns(self) -> list[str]:
-        """Names of the columns. Those of JSON are taken from the first row.
+        """Names of the columns. Those of JSON are taken from the first rows, of which each may lack some.
 
         Raises:
             DataError: the file has no header or can't be read.
@@ -46,45 +54,51 @@ class Reader:
                         return list(pq.read_schema(content).names)
                 case "arrow":
                     with self.file.open() as content:
-                        return list(pa.ipc.open_stream(content).schema.names)
+                        return list(_arrow(content)[0].names)
                 case "labels":
                     return list(self._labelled([]))
                 case "json" | "jsonl" | "tar":
-                    rows = [row for chunk in itertools.islice(self._chunks([], 1), _SMALL) for row in chunk]
+                    rows = [row for chunk in itertools.islice(self._chunks([], 1), _FIRST) for row in chunk]
                     if rows and all("_error" in row for row in rows):
                         raise ValueError(rows[0]["_error"])
-                    return list(next((row for row in rows if "_error" not in row), []))
+                    return list(dict.fromkeys(name for row in rows if "_error" not in row for name in row))
                 case _ if self.names:
                     return self.names
                 case kind:
-                    with self.file.open() as lines:
-                        header = lines.readline()
-                    return list(pyarrow.csv.read_csv(pa.BufferReader(header), parse_options=_csv(kind)).column_names)
-        except (pa.ArrowException, ValueError, OSError) as error:
-            raise DataError(f"can't be read: {str(error).splitlines()[0]}", str(self.file)) from None
+                    with self.file.open() as content:
+                        return _header(content, kind)
+        except DataError:
+            raise
+        except (*_BROKEN, ValueError, csv.Error) as error:
+            raise DataError(f"can't be read: {_first_line(error)}", str(self.file)) from None
 
     def require(self, wanted: Sequence[str]) -> None:
-        """Raise DataError if the file lacks one of the columns, listing those it has."""
+        """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice."""
         there = self.columns()
         for name in wanted:
+            if there.count(name) > 1:
+                raise DataError(f"{there.count(name)} columns are named '{name}'", str(self.file), "rename all but one of them")
             if name not in there:
                 raise DataError(
                     f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), "correct `data.inputs` or `data.target`"
                 )
 
-    def shards(self, wanted: Sequence[str], most: int) -> int:
-        """How many tasks are worth sharing the file, at least one: none would be left without rows."""
-        return max(1, sum(1 for _ in itertools.islice(self._chunks(wanted, _SMALL), most))) if most > 1 else 1
+    def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:
+        """How many tasks are worth sharing the file in chunks of `size` rows, at least one: none would be left without rows."""
+        return max(1, sum(1 for _ in itertools.islice(self._whole(wanted, size), most))) if most > 1 else 1
 
-    def rows(self, wanted: Sequence[str], shard: int = 0, shards: int = 1) -> Iterator[list[dict[str, Any]]]:
+    def rows(self, wanted: Sequence[str], shard: int = 0, shards: int = 1, size: int = CHUNK) -> Iterator[list[dict[str, Any]]]:
         """Chunks of raw rows: the wanted cells, `_row` (from 0, the header not counted), and `_error` where the line itself is broken.
 
         Cells of CSV files are bytes, so that one that is not UTF-8 costs a row and not the file. Of several shards, each has every so many
-        chunks.
+        chunks of `size` rows.
         """
         number = 0
-        for place, chunk in enumerate(self._chunks(wanted, _CHUNK if shards == 1 else _SMALL)):
+        for place, chunk in enumerate(self._whole(wanted, size)):
             found: list[dict[str, Any]] = []
+            if place % shards != shard and not self._ragged:
+                number += len(chunk)
+                continue
             for row in chunk.to_pylist() if isinstance(chunk, pa.RecordBatch) else chunk:
                 while number in self._ragged:
                     found.append({"_error": self._ragged.pop(number), "_row": number})
@@ -96,6 +110,18 @@ class Reader:
         if self._ragged and shard == 0:
             yield [{"_error": reason, "_row": row} for row, reason in sorted(self._ragged.items())]
 
+    def _whole(self, wanted: Sequence[str], size: int) -> Iterator[Any]:
+        """As `_chunks`; DataError if the file is cut off or damaged."""
+        try:
+            yield from self._chunks(wanted, size)
+        except _BROKEN as error:
+            what = _first_line(error)
+            if "Empty CSV" in what:
+                return  # a header and no line end
+            if "straddling" in what:
+                what = f"a row is longer than {_BLOCK >> 20} MiB, or a quote is never closed"
+            raise DataError(f"can't be read to its end: {what}", str(self.file)) from None
+
     def _chunks(self, wanted: Sequence[str], size: int) -> Iterator[Any]:
         """Record batches, or lists of dicts, of `size` rows; all columns of a JSON row where none is wanted."""
         match self.kind:
@@ -105,9 +131,9 @@ class Reader:
                     yield from _named(table.schema_arrow, table.iter_batches(size, columns=list(wanted)))
             case "arrow":
                 with self.file.open() as content:
-                    stream = pa.ipc.open_stream(content)
-                    pieces = (batch.slice(start, size) for batch in stream for start in range(0, batch.num_rows, size))
-                    yield from _named(stream.schema, (piece.select(list(wanted)) for piece in pieces))
+                    schema, batches = _arrow(content)
+                    pieces = (batch.slice(start, size) for batch in batches for start in range(0, batch.num_rows, size))
+                    yield from _named(schema, (piece.select(list(wanted)) for piece in pieces))
             case "labels":
                 rows = self._labelled(self.file.media())
                 every = list(zip(*rows.values(), strict=True))
@@ -120,19 +146,21 @@ class Reader:
                 with self.file.open() as lines:
                     yield from _batched((self._line(line, wanted) for line in lines if line.strip()), size)
             case kind:
-                read, parse = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False), _csv(kind)
+                read, parse = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False, block_size=_BLOCK), _csv(kind)
                 parse.invalid_row_handler = self._skip
                 types = dict.fromkeys(wanted, pa.binary())
                 convert = pyarrow.csv.ConvertOptions(include_columns=list(wanted), column_types=types, strings_can_be_null=False)
-                try:
-                    for batch in pyarrow.csv.open_csv(self.file.open(), read_options=read, parse_options=parse, convert_options=convert):
+                with self.file.open() as content:
+                    batch = None
+                    for batch in pyarrow.csv.open_csv(content, read_options=read, parse_options=parse, convert_options=convert):
                         yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
-                except pa.ArrowException as error:
-                    raise DataError(f"not valid {kind.upper()}: {error}", str(self.file)) from None
+                if self._open or (batch and any(_is_rest(cell, self.file) for cell in batch.slice(batch.num_rows - 1).to_pylist()[0].values())):
+                    raise DataError("its last row's quote is never closed", str(self.file), "close it; a quote in a text is written twice")
 
     def _skip(self, row: Any) -> str:
         """Note a CSV row of another length than the header's, and go on with the next."""
         header = 0 if self.names else 1
+        self._open = "\n" in row.text.strip() and row.text.count('"') % 2 == 1
         self._ragged[row.number - 1 - header] = f"{row.actual_columns} fields where the header has {row.expected_columns}"
         return "skip"
 
@@ -155,13 +183,15 @@ class Reader:
                     if not member.isfile():
                         continue
                     folder, _, name = member.name.rpartition("/")
+                    if name.startswith("."):
+                        continue
                     stem, _, ending = name.partition(".")
                     if sample and sample["__key__"] != f"{folder}/{stem}":
                         yield sample
                         sample = {}
                     data = cast(Any, tar.extractfile(member)).read()
                     sample |= {"__key__": f"{folder}/{stem}"} | _parsed(ending, data)
-        except (tarfile.TarError, EOFError) as error:
+        except (tarfile.TarError, EOFError, zlib.error) as error:
             raise DataError(f"not a whole tar file: {error}", str(self.file)) from None
         if sample:
             yield sample
@@ -169,14 +199,16 @@ class Reader:
     def _list(self) -> list[Any]:
         try:
             with self.file.open() as content:
-                return list(json.load(content))
-        except ValueError as error:
-            raise DataError(f"not valid JSON: {error}", str(self.file)) from None
+                return list(json.loads(content.read().removeprefix(codecs.BOM_UTF8)))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"not valid JSON: {_first_line(error)}", str(self.file)) from None
 
     def _line(self, line: bytes, wanted: Sequence[str]) -> dict[str, Any]:
         try:
             return self._row(json.loads(line), wanted)
-        except ValueError:
+        except UnicodeDecodeError:
+            return {"_error": "not valid UTF-8"}
+        except (ValueError, RecursionError):
             return {"_error": "not valid JSON"}
 
     def _row(self, row: Any, wanted: Sequence[str]) -> dict[str, Any]:
@@ -201,7 +233,7 @@ def _parsed(ending: str, data: bytes) -> dict[str, Any]:
         try:
             if isinstance(found := json.loads(data), dict):
                 return found
-        except ValueError:
+        except (ValueError, RecursionError):
             return {"_error": "a .json of the sample is not valid JSON"}
     return {ending: data}
 
@@ -209,19 +241,77 @@ def _parsed(ending: str, data: bytes) -> dict[str, Any]:
 def _named(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[list[dict[str, Any]]]:
     """Rows, those columns as names that a Hugging Face dataset keeps as numbers of classes."""
     known = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    classes = {column: f["names"] for column, f in known.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel" and f.get("names")}
+    classes = {column: feature for column, feature in known.items() if '"ClassLabel"' in json.dumps(feature)}
     for batch in batches:
         rows = batch.to_pylist()
         for column in classes.keys() & set(batch.schema.names):
             for row in rows:
-                number = row[column]
-                row[column] = classes[column][number] if number is not None and 0 <= number < len(classes[column]) else None
+                row[column] = _renamed(row[column], classes[column])
         yield rows
 
 
-def _starts_with(file: File, sign: bytes) -> bool:
-    with file.open() as lines:
-        return lines.read(64).lstrip().startswith(sign)
+def _renamed(value: Any, feature: Any) -> Any:
+    """A cell, or what is in it, with names in place of numbers of classes."""
+    if value is None or not isinstance(feature, dict | list):
+        return value
+    if isinstance(feature, list):
+        feature = {"feature": feature[0]}
+    if isinstance(value, list):
+        inner = feature.get("feature", feature)
+        return [_renamed(item, inner) for item in value]
+    if isinstance(value, dict):  # a list of structs may be kept as a struct of lists
+        inner = feature.get("feature", feature)
+        return {name: _renamed(item, inner.get(name)) for name, item in value.items()}
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    return value if not names else names[value] if 0 <= value < len(names) else None
+
+
+def _arrow(content: Any) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
+    """Schema and batches of an Arrow stream, as Hugging Face datasets are saved, or of an Arrow file."""
+    sign = content.read(6)
+    content.seek(0)
+    if sign != b"ARROW1":
+        stream = pa.ipc.open_stream(content)
+        return stream.schema, stream
+    file = pa.ipc.open_file(content)
+    return file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
+
+
+def _is_list(file: File) -> bool:
+    """Whether a file of JSON is one list: in a .jsonl, a list of objects, as its lines may be lists."""
+    try:
+        with file.open() as content:
+            start = b"".join(content.read(256).removeprefix(codecs.BOM_UTF8).split())
+    except _BROKEN:
+        return False  # said when its columns are asked for
+    return start.startswith(b"[" if file.name.lower().removesuffix(".gz").endswith(".json") else b"[{")
+
+
+def _is_rest(cell: Any, file: File) -> bool:
+    """Whether a cell of several lines goes on to the very end of its file, where a quote that closes it should be."""
+    if not cell or b"\n" not in cell:
+        return False
+    with file.open() as content:
+        content.seek(max(0, content.seek(0, io.SEEK_END) - 64))
+        end = content.read().rstrip(b"\r\n")
+    opened = (b'"' + cell).rstrip(b"\r\n")
+    shared = min(len(opened), len(end))
+    return bool(opened[-shared:] == end[-shared:])
+
+
+def _header(content: BinaryIO, kind: str) -> list[str]:
+    """The first line that is not empty; names may have line breaks."""
+    lines = io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline="")
+    names = next((row for row in csv.reader(lines, delimiter=_csv(kind).delimiter) if row), None)
+    if names is None:
+        raise ValueError("the file is empty")
+    if any("\udc80" <= c <= "\udcff" for name in names for c in name):
+        raise ValueError("the header is not valid UTF-8; save the file as UTF-8")
+    return names
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _csv(kind: str) -> Any:

@@ -39,6 +39,7 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
                 if "_error" in row:
                     raise DataError(row["_error"])
                 clean, label = predictor.decode(row, file.folder), predictor.task.read(row[target], file.folder, predictor.task) if target else None
+                predictor.task.check(label, clean)
             except DataError:
                 rejected += 1
                 continue

@@ -12,6 +12,7 @@ A modality file defines two classes:
         .augment(tensors, random)     collated training tensors, varied
         .show(parts)                  one row's prepared parts → what a request may carry, as JSON
         .save(folder)                 what is needed to do the same when serving
+        .MEDIA                        "image" or "audio", if a value is the bytes of a file
         .example                      a value that may stand for any, to warm up with
     Encoder                           for tensors
         Encoder.pretrained(spec, source)  /  Encoder.rebuild(config)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pyarrow.fs
 from lc_ray.errors import DataError
 
 _LARGEST = 256 * 2**20  # bytes
+_START = 120  # characters that tell base64 from a name: no path is as long without a dot
+_BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+=*\s*")
 
 
 def missing(value: Any) -> bool:
@@ -24,8 +28,8 @@ def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
     """The bytes that a cell holds or names.
 
     Args:
-        value: bytes; a dict of Hugging Face datasets, `{"bytes": ..., "path": ...}`; a path or URI (s3://, gs://, hdfs://, file://); or, where
-            there is no folder, base64, with or without `data:...;base64,` before it.
+        value: bytes; a dict of Hugging Face datasets, `{"bytes": ..., "path": ...}`; a path or URI (s3://, gs://, hdfs://, file://); or
+            base64, with or without `data:...;base64,` before it.
         folder: in which relative paths are looked for. None opens no file at all.
         path: what a name becomes, with the name in place of {}.
 
@@ -36,12 +40,14 @@ def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
         value = value.get("bytes") or value.get("path")
     if missing(value):
         raise DataError("null")
-    if isinstance(value, bytes) and folder is not None and _is_name(value):
-        value = value.decode("utf-8", "replace")  # a cell of a CSV file
+    if isinstance(value, bytes) and folder is not None and (_is_name(value) or _is_encoded(value)):
+        value = value.decode("utf-8")  # a cell of a CSV file
+    if isinstance(value, str) and not value.strip():
+        raise DataError("empty")
     if isinstance(value, int) and path != "{}":
         value = str(value)
     if isinstance(value, str):
-        value = _decoded(value) if folder is None or value.startswith("data:") else _read(path.replace("{}", value), folder)
+        value = _decoded(value) if folder is None or _is_encoded(value) else _read(path.replace("{}", value), folder)
     if not isinstance(value, bytes):
         raise DataError(f"not bytes, a path or a URI but {type(value).__name__}")
     if not value:
@@ -51,13 +57,30 @@ def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
     return value
 
 
+def uri(text: str) -> str:
+    """A URI as it should be written: with blanks, and letters that are not ASCII, as %XX."""
+    return urllib.parse.quote(text, safe="%/:@?&=+,;#[]!$'()*~")
+
+
 def _is_name(value: bytes) -> bool:
-    return len(value) < 4096 and b"\0" not in value and value[:4] not in (b"RIFF", b"OggS", b"fLaC", b"GIF8") and value.isascii()
+    if len(value) >= 4096 or value[:4] in (b"RIFF", b"OggS", b"fLaC", b"GIF8"):
+        return False
+    try:
+        return value.decode("utf-8").isprintable()
+    except UnicodeDecodeError:
+        return False
+
+
+def _is_encoded(value: str | bytes) -> bool:
+    """Whether a cell is base64 rather than a name: it says so, or is long and has no dot."""
+    start = value[:_START] if isinstance(value, bytes) else value[:_START].encode("utf-8", "replace")
+    return start.startswith(b"data:") or (len(start) == _START and _BASE64.fullmatch(start) is not None)
 
 
 def _decoded(text: str) -> bytes:
     try:
-        return base64.b64decode(text.partition("base64,")[2] if text.startswith("data:") else text, validate=True)
+        content = text.partition("base64,")[2] if text.startswith("data:") else text
+        return base64.b64decode("".join(content.split()), validate=True)
     except (binascii.Error, ValueError):
         raise DataError("not base64") from None
 
@@ -67,6 +90,7 @@ def _read(name: str, folder: Path | str) -> bytes:
         if "://" not in name and "://" in str(folder):
             name = f"{folder}/{name}"
         if "://" in name:
+            name = uri(name)
             system, path = pyarrow.fs.FileSystem.from_uri(name)
         else:
             system, path = pyarrow.fs.LocalFileSystem(), str(Path(folder) / Path(name).expanduser())

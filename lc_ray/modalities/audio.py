@@ -26,6 +26,7 @@ from lc_ray.spec import InputSpec
 _LONGEST = 3600  # seconds; a longer file is a mistake rather than a clip
 _RATES = (1_000, 384_000)  # Hz
 _TOLERANCE = 0.05  # seconds
+_LOUDEST = 16.0  # where 1 is full scale; more is another scale, or noise
 _SHORTEST = 0.025  # seconds: one frame of every feature extractor; shorter clips are padded
 
 
@@ -41,6 +42,7 @@ class Modality:
     """
 
     TYPE = pa.binary()
+    MEDIA = "audio"
     CUT: ClassVar[bool] = True  # whether longer clips are cut, or refused
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
@@ -217,6 +219,8 @@ def samples_of(data: bytes, rate: int, seconds: float) -> NDArray[np.float32]:
         raise DataError("no samples")
     if not np.isfinite(samples).all():
         raise DataError("samples that are not numbers")
+    if (peak := float(np.abs(samples).max())) > _LOUDEST:
+        raise DataError(f"samples of up to {peak:.3g}, where full scale is 1")
     if given != rate:
         samples = torchaudio.functional.resample(torch.from_numpy(samples), given, rate).numpy()
     return cast("NDArray[np.float32]", samples)
@@ -265,7 +269,12 @@ def _normal(samples: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _cut_off(data: bytes) -> bool:
-    """Whether a WAV file's data chunk is longer than the file; libsndfile would silently read what is there."""
+    """Whether a WAV's, AIFF's or Ogg's last part is longer than the file; libsndfile would silently read what is there."""
+    if data[:4] == b"FORM":
+        return 8 + int.from_bytes(data[4:8], "big") > len(data)
+    if data[:4] == b"OggS":
+        page = data[data.rfind(b"OggS") :]
+        return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return False
     at = 12

@@ -17,6 +17,7 @@ from lc_ray.modalities import text
 from lc_ray.spec import InputSpec
 
 _ROLES = ("system", "user", "assistant")
+_SHARED = {"human": "user", "gpt": "assistant"}  # roles of ShareGPT
 _MESSAGES = 256
 SAID = 2  # in the mask, where the assistant speaks
 
@@ -38,7 +39,7 @@ class Modality(text.Modality):
             raise ModelError("the tokenizer has no chat template", str(source), fix)
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
-        """A cell as messages {"role", "content"}: a list of them, its JSON, or a text, which is what the user says.
+        """A cell as messages {"role", "content"}, or ShareGPT's {"from", "value"}: a list, its JSON, or a text, which is what the user says.
 
         Raises:
             DataError: something else, an unknown role, a message without text, or a conversation that the template refuses.
@@ -49,7 +50,7 @@ class Modality(text.Modality):
             value = super().decode(value, errors)
             try:
                 value = json.loads(value) if value.lstrip().startswith("[") else [{"role": "user", "content": value}]
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise DataError("the conversation is not valid JSON") from None
         if not value or len(value) > _MESSAGES:
             raise DataError(f"a conversation has 1 to {_MESSAGES} messages, not {len(value)}")
@@ -63,6 +64,8 @@ class Modality(text.Modality):
         return messages
 
     def _message(self, number: int, message: Any, errors: str) -> dict[str, str]:
+        if isinstance(message, dict) and message.get("role") is None and "from" in message:
+            message = {"role": _SHARED.get(message["from"], message["from"]), "content": message.get("value")}
         if not isinstance(message, dict) or message.get("role") not in _ROLES:
             raise DataError(f'message {number} is not {{"role": one of {", ".join(_ROLES)}, "content": ...}}')
         try:

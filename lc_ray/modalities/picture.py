@@ -8,10 +8,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from lc_ray.modalities import image
-from lc_ray.spec import InputSpec
 
 
 class Modality(image.Modality):
@@ -25,10 +23,6 @@ class Modality(image.Modality):
     """
 
     TYPE = pa.struct({"pixels": pa.binary(), "width": pa.int64(), "height": pa.int64()})
-
-    def __init__(self, spec: InputSpec, source: str | Path) -> None:
-        super().__init__(spec, source)
-        self.varied = v2.Compose([v2.ColorJitter(0.4, 0.4, 0.4, 0.05)])
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
         """As `image.Modality` does, and the width and height that the picture had, upright.
@@ -51,7 +45,7 @@ class Modality(image.Modality):
 
     def augment(self, tensors: dict[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
         """Recoloured, each picture in its own way."""
-        return {**tensors, **super().augment(tensors, random)}
+        return {**tensors, "pixels": image.recoloured(tensors["pixels"], 0.4, 0.05, random)}
 
 
 class Encoder(image.Encoder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError
-from lc_ray.modalities import _media
+from lc_ray.modalities import _media, _text
 from lc_ray.spec import InputSpec
 
 _BUCKETS = 4096  # of categories; 0 is for numbers
@@ -40,14 +41,11 @@ class Modality:
         Raises:
             DataError: null, empty, infinite, not UTF-8, or neither a number nor a text.
         """
-        if isinstance(value, bytes):
-            try:
-                value = value.decode("utf-8", errors)
-            except UnicodeDecodeError:
-                raise DataError("not valid UTF-8") from None
+        if isinstance(value, str | bytes):
+            value = _text.unicode(value, errors)
         if _media.missing(value) or (isinstance(value, str) and not value.strip()):
             raise DataError("null")
-        if not isinstance(value, str | int | float | bool):
+        if not isinstance(value, str | int | float | bool | Decimal):
             raise DataError(f"neither a number nor a text but {type(value).__name__}")
         if (number := _number(str(value))) is not None and not math.isfinite(number):
             raise DataError("not a finite number")

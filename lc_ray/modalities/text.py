@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
 from lc_ray.errors import DataError, ModelError
+from lc_ray.modalities import _text
 from lc_ray.spec import InputSpec
 
 
@@ -44,20 +45,14 @@ class Modality:
         Raises:
             DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read.
         """
-        if isinstance(value, bytes):
-            try:
-                value = value.decode("utf-8", errors)
-            except UnicodeDecodeError:
-                raise DataError("not valid UTF-8") from None
         if value is None or (isinstance(value, float) and np.isnan(value)):
             raise DataError("null")
-        if not isinstance(value, str):
+        if not isinstance(value, str | bytes):
             raise DataError(f"not text but {type(value).__name__}")
-        if any("\ud800" <= c <= "\udfff" for c in value):
-            raise DataError("not valid Unicode: half of a surrogate pair")
-        if not value.strip():
+        text = _text.unicode(value, errors)
+        if not text.strip():
             raise DataError("empty text")
-        return value
+        return text
 
     def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
         """Each text, and its token ids, cut at `max_length`, not padded."""

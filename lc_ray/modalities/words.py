@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lc_ray.errors import DataError
-from lc_ray.modalities import text
+from lc_ray.modalities import _text, text
 
 
 class Modality(text.Modality):
@@ -21,13 +22,14 @@ class Modality(text.Modality):
     example = "warm up"
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
-        """A cell as a list of words.
+        """A cell as a list of words. A text may be the JSON of one; else it is split at spaces.
 
         Raises:
             DataError: neither a text nor a list of texts, or no word in it.
         """
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
+        with contextlib.suppress(DataError):  # a text may well begin with a bracket
+            found = _text.listed(value)
+            value = found if isinstance(found, list) and (found is not value) and all(isinstance(word, str) for word in found) else value
         if not isinstance(value, list):
             return super().decode(value, errors).split()
         if not value:
@@ -35,12 +37,20 @@ class Modality(text.Modality):
         return [super(Modality, self).decode(word, errors) for word in value]
 
     def prepare(self, values: list[Any]) -> dict[str, list[Any]]:
-        """The words, their token ids, and where in them each word starts; words past `max_length` tokens have no start."""
+        """The words, their token ids, and where in them each word starts; words past `max_length` tokens have no start.
+
+        A word of which the tokenizer leaves nothing, such as a zero-width space, has that of the word before it.
+        """
         coded = self.tokenizer([value or [""] for value in values], is_split_into_words=True, truncation=True, max_length=self.spec.max_length)
-        starts = []
+        starts: list[list[int]] = []
         for row in range(len(values)):
-            owners = coded.word_ids(row)
-            starts.append([p for p, owner in enumerate(owners) if owner is not None and (p == 0 or owners[p - 1] != owner)])
+            first: dict[int, int] = {}
+            for position, owner in enumerate(coded.word_ids(row)):
+                if owner is not None:
+                    first.setdefault(owner, position)
+            starts.append([])
+            for word in range(max(first, default=-1) + 1):
+                starts[-1].append(first.get(word, starts[-1][-1] if word else 0))
         return {"words": values, "input_ids": list(coded["input_ids"]), "starts": starts}
 
     def show(self, parts: dict[str, Any]) -> Any:

@@ -102,7 +102,7 @@ class Pruner:
     """Removes units from a model.
 
     Args:
-        model: its forward takes a batch.
+        model: its forward takes a batch; so does `followed`, which is called in its place to see the layers if there is one.
         example: a small batch.
         keep: modules that are never touched, such as the head.
 
@@ -151,8 +151,9 @@ def _layers(model: nn.Module, example: dict[str, Tensor], keep: list[nn.Module])
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     training = model.training
     model.eval().requires_grad_(True)  # the graph is traced through gradients, frozen layers included
+    follow = getattr(model, "followed", model.forward)
     graph = torch_pruning.DependencyGraph().build_dependency(
-        model, example, forward_fn=lambda m, batch: m(batch), customized_pruners={Conv1D: _Transposed()}, verbose=False
+        model, example, forward_fn=lambda _, batch: follow(batch), customized_pruners={Conv1D: _Transposed()}, verbose=False
     )
     names = {module: name for name, module in model.named_modules()}
     ignored = [m for top in keep for m in top.modules()] + [m for m, name in names.items() if _tangled(_owner(name, names))]

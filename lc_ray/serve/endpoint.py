@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from lc_ray.predictor import Predictor
 from lc_ray.serve import generation
 from lc_ray.serve.batching import Batcher, QueueFull
 from lc_ray.serve.http import HttpError, application
+from lc_ray.serve.urls import Fetcher
 from lc_ray.spec import ServeSpec
 
 
@@ -22,6 +24,10 @@ class Endpoint:
     Args:
         predictor: the model, which is warmed up here.
         spec: limits and batching.
+
+    Attributes:
+        sample: an answer, whose fields all answers have.
+        media: "image" or "audio" of the columns whose values are files.
     """
 
     def __init__(self, predictor: Predictor, spec: ServeSpec) -> None:
@@ -29,9 +35,11 @@ class Endpoint:
         self.name, self.version = predictor.artifact.manifest.name, predictor.artifact.digest
         example = {column: modality.example for column, modality in predictor.columns.items()}
         for rows in (1, spec.batch.max, spec.batch.max):
-            predictor.predict([example] * rows, spec.batch.max)
+            self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
         self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue)
         self.generator = generation.of(predictor, spec)
+        self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
+        self.urls = Fetcher(spec.urls)
 
     @property
     def alive(self) -> bool:
@@ -55,17 +63,33 @@ class Endpoint:
         if len(instances) > self.spec.max_instances:
             raise HttpError(413, "too_many_instances", f"{len(instances)} instances; a request may have {self.spec.max_instances}", "instances")
         try:
-            return await self.batcher.run([self._clean(number, row) for number, row in enumerate(instances)])
+            return await self.batcher.run(await self._clean(instances))
         except QueueFull:
             raise HttpError(503, "overloaded", f"{self.spec.queue} requests wait already; try again later", headers={"retry-after": "1"}) from None
         except DataError as error:
             raise HttpError(400, "invalid_instance", error.what, f"instances.{error.where}".rstrip(".")) from None
 
-    def _clean(self, number: int, row: Any) -> dict[str, Any]:
-        try:
-            return self.predictor.decode(row)
-        except DataError as error:
-            raise DataError(error.what, f"{number}.{error.where}".rstrip(".")) from None
+    async def _clean(self, instances: list[Any]) -> list[dict[str, Any]]:
+        """Instances as clean values by column.
+
+        Raises:
+            DataError: one can't be used; `where` is its number and column.
+        """
+        if not self.media:
+            return self._decoded(instances)
+        columns = list(self.predictor.columns)
+        rows = instances if len(columns) > 1 else [row if isinstance(row, dict) else {columns[0]: row} for row in instances]
+        # A large picture takes a while, in which others are to be answered.
+        return await asyncio.to_thread(self._decoded, await self.urls.fetch(rows, list(self.media)))
+
+    def _decoded(self, instances: list[Any]) -> list[dict[str, Any]]:
+        rows = []
+        for number, row in enumerate(instances):
+            try:
+                rows.append(self.predictor.decode(row))
+            except DataError as error:
+                raise DataError(error.what, f"{number}.{error.where}".rstrip(".")) from None
+        return rows
 
 
 class Models:
@@ -139,5 +163,5 @@ def asgi(models: Models, digests: Sequence[str]) -> Starlette:
     protocols = [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
     routes = [route for protocol in protocols for route in protocol.routes(models)]
     public = [path for protocol in protocols for path in protocol.PUBLIC]
-    forms = {path: form for protocol in protocols for path, form in getattr(protocol, "ERRORS", {}).items()}
-    return application(routes, public, digests, models.spec.timeout, forms)
+    shapes = {path: shape for protocol in protocols for path, shape in getattr(protocol, "ERRORS", {}).items()}
+    return application(routes, public, digests, models.spec.timeout, shapes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lc_ray.serve import auth
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
+Shape = Callable[[dict[str, Any]], dict[str, Any]]
 _log = logging.getLogger(__name__)
 
 
@@ -40,10 +40,6 @@ class HttpError(HTTPException):
         self.content = {"error": {"code": code, "message": message} | ({"where": where} if where else {})}
 
 
-Form = Callable[[HttpError], dict[str, Any]]
-Forms = Mapping[str, Form]  # by path
-
-
 class _Name(StringConvertor):
     """A part of a path, of which a colon begins a verb: `/v1/models/{name:name}:predict`."""
 
@@ -59,8 +55,17 @@ async def read_object(request: Request, max_body: int) -> dict[str, Any]:
     Raises:
         HttpError: 413, it is larger than `max_body` bytes; 400, it is not JSON or not an object.
     """
+    return parse_object(await read_body(request, max_body))
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        HttpError: 400, it is not JSON or not an object.
+    """
     try:
-        content = json.loads(await _read(request, max_body))
+        content = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise HttpError(400, "malformed_json", f"the body is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -68,7 +73,12 @@ async def read_object(request: Request, max_body: int) -> dict[str, Any]:
     return content
 
 
-async def _read(request: Request, max_body: int) -> bytes:
+async def read_body(request: Request, max_body: int) -> bytes:
+    """A request's body.
+
+    Raises:
+        HttpError: 413, it is larger than `max_body` bytes.
+    """
     too_large = HttpError(413, "body_too_large", f"a request may have {max_body} bytes", headers={"connection": "close"})
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > max_body:
@@ -81,7 +91,9 @@ async def _read(request: Request, max_body: int) -> bytes:
     return bytes(body)
 
 
-def application(routes: Sequence[Route], public: Sequence[str], digests: Sequence[str], timeout: float, forms: Forms | None = None) -> Starlette:
+def application(
+    routes: Sequence[Route], public: Sequence[str], digests: Sequence[str], timeout: float, shapes: Mapping[str, Shape] | None = None
+) -> Starlette:
     """An ASGI application.
 
     Args:
@@ -89,18 +101,45 @@ def application(routes: Sequence[Route], public: Sequence[str], digests: Sequenc
         public: paths that need no key.
         digests: of the API keys; none means that no key is needed.
         timeout: longest time a request may take, in seconds.
-        forms: of errors at paths that have their own.
+        shapes: how errors are told below a path, where its protocol wants them otherwise.
     """
-    forms = forms or {}
-    guard = Middleware(Guard, public=frozenset(public), digests=tuple(digests), timeout=timeout, forms=forms)
-    return Starlette(routes=list(routes), middleware=[guard], exception_handlers={HTTPException: functools.partial(_answer_error, forms=forms)})
+    answer = Answer(shapes or {})
+    guard = Middleware(Guard, public=frozenset(public), digests=tuple(digests), timeout=timeout, answer=answer)
+    return Starlette(routes=list(routes), middleware=[guard], exception_handlers={HTTPException: answer.handle})
+
+
+class Answer:
+    """Errors as responses.
+
+    Args:
+        shapes: by path or the first part of it, what becomes of an error's content.
+    """
+
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+        self.shapes = shapes
+
+    def __call__(self, path: str, error: HttpError) -> Response:
+        """The response to a request to a path."""
+        shape = self.shapes.get(path) or self.shapes.get("/" + path.split("/")[1])
+        # Escaped as ASCII, since what a request is told of itself may hold halves of surrogate pairs.
+        body = json.dumps(shape(error.content) if shape else error.content).encode()
+        return Response(body, error.status_code, error.headers, media_type="application/json")
+
+    async def handle(self, request: Request, error: Exception) -> Response:
+        """The response to what was raised inside a route, or by Starlette for a path or method that no route has."""
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        if not isinstance(error, HttpError):
+            message = f"nothing is served at {path}" if error.status_code == 404 else f"{path}: {error.detail}"
+            error = HttpError(error.status_code, _CODES.get(error.status_code, "http"), message, headers=dict(error.headers or {}))
+        return self(path, error)
 
 
 class Guard:
     """Lets requests with a key through, gives each its time, and answers 500 with nothing of what went wrong inside."""
 
-    def __init__(self, app: ASGIApp, public: frozenset[str], digests: tuple[str, ...], timeout: float, forms: Forms) -> None:
-        self.app, self.public, self.digests, self.timeout, self.forms = app, public, digests, timeout, forms
+    def __init__(self, app: ASGIApp, public: frozenset[str], digests: tuple[str, ...], timeout: float, answer: Answer) -> None:
+        self.app, self.public, self.digests, self.timeout, self.answer = app, public, digests, timeout, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -119,36 +158,22 @@ class Guard:
             async with asyncio.timeout(self.timeout):
                 await self.app(scope, receive, sending)
             return
-        except HttpError as found:
-            error = found
+        except HttpError as error:
+            found = error
         except TimeoutError:
-            error = HttpError(504, "timeout", f"not answered within {self.timeout:g} s")
+            found = HttpError(504, "timeout", f"not answered within {self.timeout:g} s")
         except ClientDisconnect:
             return
         except Exception:
             _log.exception("a request failed")
-            error = HttpError(500, "internal", "the endpoint failed; its log says why")
+            found = HttpError(500, "internal", "the endpoint failed; its log says why")
         if begun:  # a stream can't be answered a second time: breaking it off tells the client that it is not whole
-            raise error
-        await _error(error, self.forms.get(scope["path"]))(scope, receive, send)
+            raise found
+        await self.answer(scope["path"], found)(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         if scope["path"] not in self.public and not auth.allowed(Request(scope).headers.get("authorization"), self.digests):
             raise HttpError(401, "unauthorized", "a valid key is needed: Authorization: Bearer KEY", headers={"www-authenticate": "Bearer"})
 
 
-def _error(error: HttpError, form: Form | None) -> Response:
-    # Escaped as ASCII, since what a request is told of itself may hold halves of surrogate pairs.
-    body = json.dumps(form(error) if form else error.content).encode()
-    return Response(body, error.status_code, error.headers, media_type="application/json")
-
-
-async def _answer_error(request: Request, error: Exception, forms: Forms) -> Response:
-    assert isinstance(error, HTTPException)
-    if not isinstance(error, HttpError):  # Starlette's own, for a path or method that no route has
-        message = f"nothing is served at {request.url.path}" if error.status_code == 404 else f"{request.url.path}: {error.detail}"
-        error = HttpError(error.status_code, _CODES.get(error.status_code, "http"), message, headers=dict(error.headers or {}))
-    return _error(error, forms.get(request.url.path))
-
-
-__all__ = ["HttpError", "JSONResponse", "Request", "Response", "Route", "application", "read_object"]
+__all__ = ["HttpError", "JSONResponse", "Request", "Response", "Route", "application", "parse_object", "read_body", "read_object"]

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig
 
 from lc_ray.errors import DataError, ModelError, SpecError
-from lc_ray.modalities import text
+from lc_ray.modalities import _text, text
 from lc_ray.spec import InputSpec, ModelSpec, module_name
 from lc_ray.tasks import _task
 from lc_ray.tasks._task import Batch, Run
@@ -104,11 +104,11 @@ def written(value: Any, what: str) -> str:
     Raises:
         DataError: missing, not text or not UTF-8.
     """
-    if isinstance(value, bytes):
+    if isinstance(value, str | bytes):
         try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError:
-            raise DataError(f"the {what} is not valid UTF-8") from None
+            value = _text.unicode(value)
+        except DataError as error:
+            raise DataError(f"the {what} is {error.what}") from None
     if value is None or (isinstance(value, float) and np.isnan(value)) or (isinstance(value, str) and not value.strip()):
         raise DataError(f"the {what} is missing")
     if not isinstance(value, str):

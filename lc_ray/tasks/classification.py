@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal, Self
@@ -16,8 +17,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError
+from lc_ray.modalities import _text
 from lc_ray.spec import Section
 from lc_ray.tasks import _task
+
+_WHOLE = re.compile(r"^(-?\d+)\.0+$")
 
 
 class Task(_task.Task):
@@ -42,19 +46,18 @@ class Task(_task.Task):
 
     @staticmethod
     def clean(value: Any) -> str:
-        """A target cell as the name of a label.
+        """A target cell as the name of a label. Whole numbers have no decimals: a column of them that lacks some is of floats to pandas.
 
         Raises:
-            DataError: the label is missing or not UTF-8.
+            DataError: the label is missing, not UTF-8, or not one but several.
         """
-        if isinstance(value, bytes):
-            try:
-                value = value.decode("utf-8")
-            except UnicodeDecodeError:
-                raise DataError("label is not valid UTF-8") from None
-        if value is None or (isinstance(value, float) and np.isnan(value)) or not str(value).strip():
+        if isinstance(value, str | bytes):
+            value = _text.unicode(value)
+        if isinstance(value, list | tuple | dict | set | np.ndarray):
+            raise DataError(f"not a label but {type(value).__name__}")
+        if value is None or value != value or not str(value).strip():
             raise DataError("label missing")
-        return str(value).strip()
+        return _WHOLE.sub(r"\1", str(value).strip())
 
     @classmethod
     def fit(cls, targets: Iterable[str], options: Any, columns: dict[str, Any]) -> Self:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError
+from lc_ray.modalities import _text
 from lc_ray.tasks import _task, classification
 
 _SEPARATOR = "|"
@@ -37,19 +38,21 @@ class Task(_task.Task):
 
     @staticmethod
     def clean(value: Any) -> list[str]:
-        """A list of labels, or a text of labels separated by "|"; an empty one has none.
+        """A list of labels, its JSON, or a text of labels separated by "|"; an empty one has none.
 
         Raises:
-            DataError: missing, or something else.
+            DataError: missing, something else, or a 0 or 1 per label.
         """
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
+        value = _text.listed(value)
         if isinstance(value, bytes):
-            value = value.decode("utf-8", "replace")
+            value = _text.unicode(value)
         if isinstance(value, str):
             value = [part for part in value.split(_SEPARATOR) if part.strip()]
         if not isinstance(value, list):
-            raise DataError("labels missing" if value is None else f"not a list of labels but {type(value).__name__}")
+            missing = value is None or (isinstance(value, float) and np.isnan(value))
+            raise DataError("labels missing" if missing else f"not a list of labels but {type(value).__name__}")
+        if len(value) > 2 and all(isinstance(label, int | float) and label in (0, 1) for label in value):
+            raise DataError("a 0 or 1 per label; give the names of those that a row has")
         return sorted({classification.Task.clean(label) for label in value})
 
     @classmethod

@@ -44,7 +44,7 @@ class Task(_task.Task):
             raise DataError("target missing")
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise DataError("target is not a number") from None
         if not math.isfinite(number):
             raise DataError("target is not a finite number" if not math.isnan(number) else "target missing")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Cache
 
-from lc_ray.errors import ModelError
+from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import chat
 from lc_ray.spec import InputSpec, ModelSpec, Section
 from lc_ray.tasks import _language
@@ -52,6 +52,17 @@ class Task(_language.Task):
             DataError: missing, not text or not UTF-8.
         """
         return _language.written(value, "completion")
+
+    @staticmethod
+    def check(target: str | None, values: dict[str, Any]) -> None:
+        """Whether there is something to learn.
+
+        Raises:
+            DataError: the assistant says nothing in a conversation without a completion.
+        """
+        for messages in values.values():
+            if target is None and isinstance(messages, list) and all(message["role"] != "assistant" for message in messages):
+                raise DataError("the assistant says nothing in the conversation")
 
     @classmethod
     def fit(cls, targets: Iterable[str | None], options: Any, columns: dict[str, Any]) -> Self:

@@ -1,8 +1,7 @@
-"""Token classification, such as named entities: a tag per word in the IOB2 scheme, scored by whole entities."""
+"""Token classification, such as named entities or parts of speech: a tag per word, scored by whole entities."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Self
@@ -14,18 +13,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, SpecError
+from lc_ray.modalities import _text
 from lc_ray.tasks import _task, classification
 
 _IGNORED = -100  # targets of padding, as PyTorch's cross-entropy has it
 OUTSIDE = "O"
+_PREFIXES, _BEGINS, _ENDS = set("BIESLU"), set("BSU"), set("ESLU")
 
 
 class Task(_task.Task):
     """A tag for each word of the one input column, whose modality is `words`.
 
     Args:
-        labels: the tags; "O" is outside of any entity, "B-x" begins an entity of type x, "I-x" goes on with it.
+        labels: the tags; "O" is outside of any entity, "B-x" begins an entity of type x, "I-x" goes on with it. See `entities` for others.
         weights: of each tag in the loss, if they differ.
     """
 
@@ -45,18 +46,29 @@ class Task(_task.Task):
         Raises:
             DataError: missing, or something else.
         """
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
+        value = _text.listed(value)
         if isinstance(value, bytes):
-            value = value.decode("utf-8", "replace")
+            value = _text.unicode(value)
         if isinstance(value, str):
-            try:
-                value = json.loads(value) if value.lstrip().startswith("[") else value.split()
-            except ValueError:
-                raise DataError("tags are not valid JSON") from None
+            value = value.split()
         if not isinstance(value, list) or not value:
-            raise DataError("tags missing" if not value else f"not a list of tags but {type(value).__name__}")
+            raise DataError("tags missing" if not value or value != value else f"not a list of tags but {type(value).__name__}")
         return [classification.Task.clean(tag) for tag in value]
+
+    @staticmethod
+    def check(target: list[str], values: dict[str, Any]) -> None:
+        """Whether there are as many tags as words.
+
+        Raises:
+            DataError: there are more or fewer.
+            SpecError: the input is not one column of words.
+        """
+        match list(values.values()):
+            case [list(words)] if all(isinstance(word, str) for word in words):
+                if len(words) != len(target):
+                    raise DataError(f"{len(target)} tags for {len(words)} words")
+            case _:
+                raise SpecError("data.inputs: token classification takes one column, of modality `words`", "task 'token_classification'")
 
     @classmethod
     def fit(cls, targets: Iterable[list[str]], options: Any, columns: dict[str, Any]) -> Self:
@@ -154,14 +166,23 @@ class Task(_task.Task):
 
 
 def entities(tags: list[str]) -> list[tuple[str, int, int]]:
-    """(type, first word, the one after its last) of each entity. An "I-" that goes on with nothing begins an entity, as in CoNLL-2000."""
+    """(type, first word, the one after its last) of each entity. An "I-" that goes on with nothing begins an entity, as in CoNLL-2000.
+
+    IOB1 is read so too. Of BIOES and BILOU, "S-" and "U-" are entities of one word, "E-" and "L-" end one. Tags without these, such as
+    parts of speech, are types: the same one goes on with the word before.
+    """
     found: list[tuple[str, int, int]] = []
     kind, start = "", 0
     for i, tag in enumerate([*tags, OUTSIDE]):
         prefix, _, name = tag.partition("-")
-        if kind and (prefix != "I" or name != kind):
+        if prefix not in _PREFIXES or not name:
+            prefix, name = "I", "" if tag == OUTSIDE else tag
+        if kind and (prefix in _BEGINS or name != kind):
             found.append((kind, start, i))
             kind = ""
-        if not kind and prefix in ("B", "I"):
+        if not kind and name:
             kind, start = name, i
+        if kind and prefix in _ENDS:
+            found.append((kind, start, i + 1))
+            kind = ""
     return found

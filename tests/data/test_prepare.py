@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lc_ray import spec
-from lc_ray.data.prepare import order, prepare
+from lc_ray.data.cells import order
+from lc_ray.data.prepare import prepare
 from lc_ray.errors import DataError
 
 pytestmark = pytest.mark.cluster
@@ -68,6 +69,28 @@ def test_equal_rows_fall_on_one_side_or_are_dropped(job):
 def test_rows_and_validation_may_be_counts(job):
     found, _ = prepare(job(ROWS, validation="6 rows", **{"data.rows": 20}))
     assert (found.count("train"), found.count("validation")) == (14, 6)
+
+
+def test_equal_rows_at_a_counted_cut_fall_on_one_side(job):
+    found, _ = prepare(job(ROWS * 5, validation="8 rows"))
+    assert found.count("validation") == 10
+    assert not set(texts(found, "train")) & set(texts(found, "validation"))
+
+
+def test_a_label_too_rare_for_both_sides_is_learned(job):
+    rows = [*ROWS, *((f"good day {i}", f"rare{i}") for i in range(12))]
+    found, _ = prepare(job(rows, validation="50%"))
+    assert {f"rare{i}" for i in range(12)} < set(found.task().labels)
+    assert set(found.rows("validation")["_target"]) == {"x", "y"}
+    assert found.count("train") + found.count("validation") == len(rows)
+    order = found.rows("train")["_order"]
+    assert order == sorted(order)
+
+
+def test_a_storage_that_can_not_be_written(job, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="can't write the prepared data"):
+        prepare(job(ROWS, storage=str(tmp_path / "file" / "runs")))
 
 
 def test_the_seed_decides_the_split(job):

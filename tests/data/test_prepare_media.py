@@ -77,6 +77,14 @@ def _table(frame):
     return pa.table({"image": pa.array(cells, pa.binary()), "label": pa.array([x if isinstance(x, str) else None for x in frame["label"]])})
 
 
+def test_no_more_rows_are_decoded_than_are_used(ray_local, tmp_path):
+    rows = [{"image": png(number) if number % 2 else b"broken %d" % number, "label": "ab"[number // 2 % 2]} for number in range(400)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    found, _ = prepare(job(tmp_path, tmp_path / "rows.parquet", rows=20, validation=4, reject={"limit": "60%"}))
+    assert (found.count("train"), found.count("validation")) == (16, 4)
+    assert 5 < found.record["rejected"] < 60, "of 20 rows, their spares, and not of all 400"
+
+
 def test_rows_of_a_group_stay_together(ray_local, tmp_path):
     rows = [{"image": png(number), "label": "ab"[number % 2], "camera": f"c{number % 9}"} for number in range(54)]
     pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")

@@ -1,5 +1,7 @@
+import gzip
 import io
 import json
+import os
 import tarfile
 
 import datasets
@@ -69,6 +71,104 @@ def test_packages_carry_data():
     assert {"text", "sentiment"} <= set(read.Reader(File(str(file))).columns())
 
 
+BOM = b"\xef\xbb\xbf"
+LIST = b'[{"text": "a", "label": "b"}]'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", BOM + b"text,label\r\na,b\r\n"),
+        ("a.csv", b'\n\n"text",label\na,b'),
+        ("a.csv", b'text,"la\nbel",label\na,x,b\n'),
+        ("a.csv.gz", gzip.compress(b"text,label\na,b\n")),
+        ("a.tsv", BOM + b"text\tlabel\na\tb\n"),
+        ("a.jsonl", BOM + b'{"text": "a", "label": "b"}\r\n'),
+        ("a.jsonl", LIST),
+        ("a.json", BOM + LIST),
+        ("a.json.gz", gzip.compress(LIST)),
+    ],
+)
+def test_files_as_programs_write_them(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    (file,) = files(str(tmp_path))
+    assert {"text", "label"} <= set(read.Reader(file).columns())
+    ((text, label),) = [(row["text"], row["label"]) for row in all_rows(file, ["text", "label"])]
+    assert (text, label) in (("a", "b"), (b"a", b"b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"text,text,label\na,b,c\n", "2 columns are named 'text'"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16"), "save the file as UTF-8"),
+        ("a.csv", b'text,label\na,b\nc,"d\ne,f\ng,h\n', "quote is never closed"),
+        ("a.csv", b'text,label\na,b\n"c,d\ne,f', "quote is never closed"),
+        ("a.csv.gz", gzip.compress(b"text,label\n" + os.urandom(20_000).hex().encode())[:-9000], "can't be read to its end"),
+        ("a.csv.gz", b"text,label\n", "can't be read: Not a gzipped file"),
+        ("a.json.gz", b"[1]", "can't be read: Not a gzipped file"),
+    ],
+)
+def test_files_that_are_not_what_they_seem(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    file = File(str(tmp_path / name))
+
+    def found():
+        read.Reader(file).require(["text", "label"])
+        return all_rows(file, ["text", "label"])
+
+    with pytest.raises(DataError, match=message) as error:
+        found()
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b'text,label\nc,"d\ne\n"\n', b'text,label\n"c\n",d\n', b'text,label\n"\nd",d', b"text,label", b"text,label\n"])
+def test_quotes_that_are_closed_and_files_without_rows(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content)
+    assert len(all_rows(tmp_path / "a.csv", ["text", "label"])) == content.endswith((b'"\n', b",d\n", b",d"))
+
+
+def test_a_cell_of_megabytes_and_lines_that_lack_columns(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text,label\n" + b"a" * 5_000_000 + b",b\nc,d\n")
+    assert [len(row["text"]) for row in all_rows(tmp_path / "a.csv", ["text"])] == [5_000_000, 1]
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "b", "label": "x"}\n' + b"[" * 50_000 + b'\n{"text": "caf\xe9"}\n')
+    file = File(str(tmp_path / "a.jsonl"))
+    read.Reader(file).require(["text", "label"])
+    rows = all_rows(file, ["text", "label"])
+    assert [row.get("label") for row in rows] == [None, "x", None, None]
+    assert [row.get("_error") for row in rows[2:]] == ["not valid JSON", "not valid UTF-8"]
+
+
+def test_damaged_parquet_and_an_arrow_file(tmp_path):
+    table = pa.table({"text": ["a" * 1000], "label": ["b"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[20:60] = b"\xff" * 40
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.parquet: can't be read to its end"):
+        all_rows(tmp_path / "a.parquet", ["text", "label"])
+    with pa.ipc.new_file(tmp_path / "a.arrow", table.schema) as file:
+        file.write(table)
+    assert read.Reader(File(str(tmp_path / "a.arrow"))).columns() == ["text", "label"]
+    assert [row["label"] for row in all_rows(tmp_path / "a.arrow", ["label"])] == ["b"]
+
+
+def test_splits_side_by_side_are_not_taken_for_labels_or_mixed(tmp_path):
+    for path in ("train/cat/1.png", "train/dog/2.png", "Test/cat/3.png"):
+        file = tmp_path / "pets" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png("red"))
+    made = datasets.Dataset.from_dict({"text": ["a"]})
+    datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "saved")
+    for source in ("pets", "saved"):
+        with pytest.raises(DataError, match=r"holds several splits: (Test|test), train"):
+            files(str(tmp_path / source))
+    (found,) = files(str(tmp_path / "pets" / "train"))
+    assert [row["label"] for row in all_rows(found, ["label"])] == ["cat", "dog"]
+    (tmp_path / "saved" / "train" / "cache-1a.arrow").write_bytes(b"computed before")
+    assert len(files(str(tmp_path / "saved" / "train"))) == 1
+
+
 @pytest.mark.parametrize(("name", "message"), [("nothing.csv", "no such file"), ("a.xlsx", "endings known")])
 def test_nothing_to_read(tmp_path, name, message):
     (tmp_path / "a.xlsx").write_bytes(b"PK")
@@ -83,10 +183,10 @@ def test_a_missing_column_lists_those_there_are(tmp_path):
         read.Reader(File(str(file))).require(["text"])
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.parquet", b"not parquet"), ("a.csv", b""), ("a.jsonl", b"{")])
+@pytest.mark.parametrize(("name", "content"), [("a.parquet", b"not parquet"), ("a.csv", b""), ("b.csv", b"\n"), ("a.jsonl", b"{")])
 def test_files_without_a_header(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.(parquet|csv|jsonl): can't be read"):
+    with pytest.raises(DataError, match=r"[ab]\.(parquet|csv|jsonl): can't be read"):
         read.Reader(File(str(tmp_path / name))).columns()
 
 
@@ -117,11 +217,11 @@ def test_files_without_a_header_are_given_names(tmp_path):
 def test_shards_share_a_file(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("".join(f'{{"text": {n}}}\n' for n in range(1000)), "utf-8")
-    parts = [[row for chunk in read.Reader(File(str(file))).rows(["text"], shard, 3) for row in chunk] for shard in range(3)]
+    parts = [[row for chunk in read.Reader(File(str(file))).rows(["text"], shard, 3, 128) for row in chunk] for shard in range(3)]
     assert sorted(row["text"] for part in parts for row in part) == list(range(1000))
     assert all(row["text"] == row["_row"] for part in parts for row in part)
     assert min(len(part) for part in parts) > 200
-    assert [read.Reader(File(str(file))).shards(["text"], most) for most in (1, 3, 100)] == [1, 3, 8]
+    assert [read.Reader(File(str(file))).shards(["text"], most, 128) for most in (1, 3, 100)] == [1, 3, 8]
 
 
 def test_large_integers_survive(tmp_path):
@@ -152,7 +252,8 @@ def test_a_folder_with_a_subfolder_per_label(tmp_path):
 
 
 def test_a_web_dataset(tmp_path):
-    members = {"a/1.jpg": png("red"), "a/1.cls": b"3", "a/2.jpg": png("blue"), "a/2.json": b'{"cls": "4", "text": "x"}', "b/1.json": b"{oops"}
+    mac = {"a/._2.jpg": b"what a Mac adds"}
+    members = {"a/1.jpg": png("red"), "a/1.cls": b"3", **mac, "a/2.jpg": png("blue"), "a/2.json": b'{"cls": "4", "text": "x"}', "b/1.json": b"{oops"}
     with tarfile.open(tmp_path / "shard-000.tar", "w") as tar:
         for name, data in members.items():
             member = tarfile.TarInfo(name)
@@ -173,6 +274,11 @@ def test_a_saved_hugging_face_dataset_with_its_class_names(tmp_path):
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
     made = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, 1]}, features=features)
     datasets.DatasetDict({"train": made, "test": made.select([0])}).save_to_disk(tmp_path / "saved")
+    tags = datasets.ClassLabel(names=["O", "B-x"])
+    nested = datasets.Features({"tags": datasets.Sequence(tags), "boxes": datasets.List({"label": tags, "n": datasets.Value("int64")})})
+    datasets.Dataset.from_dict({"tags": [[1, 0]], "boxes": [[{"label": 1, "n": 1}]]}, features=nested).to_parquet(tmp_path / "nested.parquet")
+    (row,) = all_rows(tmp_path / "nested.parquet", ["tags", "boxes"])
+    assert (row["tags"], row["boxes"]) == (["B-x", "O"], [{"label": "B-x", "n": 1}])
     made.to_parquet(tmp_path / "same.parquet")
     (arrow,) = files(str(tmp_path / "saved" / "train"))
     assert read.Reader(arrow).columns() == ["text", "label"]

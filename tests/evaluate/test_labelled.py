@@ -27,6 +27,18 @@ def test_an_unknown_label_says_where(model, tmp_path):
         evaluate(model, str(file), "label")
 
 
+def test_words_without_a_tag_each_are_rejected(model, tmp_path, monkeypatch):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\ngood,positive\nbad,negative\n", "utf-8")
+
+    def check(target, values):
+        if values["text"] == "bad":
+            raise DataError("does not fit")
+
+    monkeypatch.setattr(model.task, "check", check)
+    assert evaluate(model, str(file), "label")["rejected"] == 1
+
+
 def test_nothing_usable(model, tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("text,label\n,x\n", "utf-8")

@@ -160,6 +160,21 @@ def test_user_data_is_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
+@pytest.mark.parametrize(
+    ("question", "shown"),
+    [
+        (["Ann", "lives", "in", "<b>Bonn</b>"], "Ann lives in &lt;b&gt;Bonn"),
+        ([{"role": "user", "content": "Where is it?"}], '<span class="soft">user</span> Where is it?'),
+        (7, "<p>7</p>"),
+        ({"text": "good", "photo": None}, '<span class="soft">missing</span>'),
+    ],
+)
+def test_questions_of_every_modality(question: Any, shown: str, tmp_path: Path) -> None:
+    record = made_record()
+    record["answer"]["question"] = question
+    assert shown in page_of(record, tmp_path)
+
+
 def test_refused_model_shows_why(tmp_path: Path) -> None:
     record = made_record()
     record["accept"] |= {"passed": False, "reasons": ["smaller but not fast enough: 1.10 times [the] throughput"]}

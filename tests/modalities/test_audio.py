@@ -36,8 +36,8 @@ def modality(speech, kind, seconds=1.0):
     return Modality(InputSpec(column="audio", modality="audio", seconds=seconds), speech[kind])
 
 
-def tone(hertz=440.0, seconds=0.5, rate=RATE, form="WAV", subtype=None, channels=1):
-    wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+def tone(hertz=440.0, seconds=0.5, rate=RATE, form="WAV", subtype=None, channels=1, loud=1):
+    wave = 0.5 * loud * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
     file = io.BytesIO()
     soundfile.write(file, np.stack([wave] * channels, 1), rate, format=form, subtype=subtype)
     return file.getvalue()
@@ -90,6 +90,9 @@ def not_numbers():
     ("data", "reason"),
     [
         (tone()[:4000], "ends before its header says"),
+        (tone(form="OGG", seconds=2)[:-40], "ends before its header says"),
+        (tone(form="AIFF")[:-400], "ends before its header says"),
+        (tone(subtype="FLOAT", loud=30_000), "samples of up to 1.5e"),
         (header(rate=3), "sample rate of 3 Hz"),
         (tone(seconds=1.3 * 3600, rate=1000), "audio of 1.3 hours"),
         (tone(seconds=0), "no samples"),

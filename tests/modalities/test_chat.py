@@ -36,7 +36,10 @@ def said(chat, parts, row=0):
     return chat.tokenizer.decode(marked)
 
 
-@pytest.mark.parametrize("value", [TALK, json.dumps(TALK), json.dumps(TALK).encode(), np.array(TALK), [{**m, "id": 3} for m in TALK]])
+SHARED = [{"from": "human", "value": "good day", "role": None}, {"from": "gpt", "value": "best day ever", "role": None}]
+
+
+@pytest.mark.parametrize("value", [TALK, SHARED, json.dumps(TALK), json.dumps(TALK).encode(), np.array(TALK), [{**m, "id": 3} for m in TALK]])
 def test_cells_as_conversations(chat, value):
     assert chat.decode(value) == TALK
 
@@ -52,7 +55,9 @@ def test_a_text_is_what_the_user_says(chat):
         ([], "1 to 256 messages, not 0"),
         (TALK * 129, "not 258"),
         ("[{", "not valid JSON"),
+        ("[" * 50_000, "not valid JSON"),
         (["hi"], "message 0 is not"),
+        ([TALK[0], {"from": "tool", "value": "x"}], "message 1 is not"),
         ([{"role": "robot", "content": "x"}], "role"),
         ([TALK[0], {"role": "assistant", "content": None}], "message 1: null"),
         ([TALK[0], {"role": "assistant", "content": " "}], "message 1: empty"),

@@ -1,5 +1,7 @@
 """Words and cells of a table."""
 
+from decimal import Decimal
+
 import pytest
 import torch
 
@@ -15,6 +17,8 @@ def column(tiny_base):
 
 def test_words_come_as_list_or_text(column):
     assert column.decode(["good", "day"]) == column.decode("good  day") == column.decode(b"good day") == ["good", "day"]
+    assert column.decode(b'["good", "a day"]') == column.decode("['good', 'a day']") == ["good", "a day"]
+    assert column.decode("[1] good") == ["[1]", "good"]
     for bad, reason in (([], "no words"), (None, "null"), (["good", None], "null"), (["good", ""], "empty"), (7, "not text")):
         with pytest.raises(DataError, match=reason):
             column.decode(bad)
@@ -35,10 +39,17 @@ def test_each_word_is_read_at_its_first_token_and_late_ones_are_cut_off(column, 
     torch.testing.assert_close(hidden[0, :3], alone[0], rtol=1e-4, atol=1e-5)
 
 
+def test_words_that_the_tokenizer_drops_move_no_other(column):
+    parts = column.prepare([["\u200b", "good", "\ufe0f", "day", "\u200b"]])
+    tokens = column.tokenizer.convert_ids_to_tokens(parts["input_ids"][0])
+    assert [tokens[p] for p in parts["starts"][0]] == ["[CLS]", "good", "good", "day"]
+
+
 def test_cells_are_numbers_or_categories():
     cell = tabular.Modality(InputSpec(column="age", modality="tabular"), "")
-    assert [cell.decode(v) for v in (3, 2.5, "7", b" red ", True)] == ["3", "2.5", "7", "red", "True"]
-    for bad, reason in ((None, "null"), ("  ", "null"), (float("inf"), "not a finite"), ([1], "neither a number nor a text"), (b"\xff", "UTF-8")):
+    assert [cell.decode(v) for v in (3, 2.5, "7", b" red ", True, Decimal("1.50"))] == ["3", "2.5", "7", "red", "True", "1.50"]
+    bad_cells = [(None, "null"), ("  ", "null"), (float("inf"), "not a finite"), ([1], "neither a number nor a text"), (b"\xff", "UTF-8")]
+    for bad, reason in [*bad_cells, ("\ud83d", "Unicode")]:
         with pytest.raises(DataError, match=reason):
             cell.decode(bad)
     batch = cell.collate(cell.prepare(["3", "red", "blue", "red", None]))

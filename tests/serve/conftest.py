@@ -1,14 +1,101 @@
-"""A tiny language model as an artifact."""
+"""Models that tests of the endpoint share."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from serving import LABELS
 
 TEMPLATE = """{% if tools %}<user>{{ tools | tojson }} <tool_call><end>{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}\
 {% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<end>
 {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""
+
+
+@pytest.fixture(scope="session")
+def predictor(tiny_artifact: Path) -> Any:
+    """One column, "text"."""
+    import lc_ray
+
+    return lc_ray.load(tiny_artifact, threads=1)
+
+
+@pytest.fixture(scope="session")
+def fused(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An untrained model of a text, a photo, a sound and a price, of which a row may lack any."""
+    import torch
+    from transformers import ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+    import lc_ray
+    from lc_ray.artifact import Manifest
+    from lc_ray.models import load
+    from lc_ray.spec import InputSpec, ModelSpec
+    from lc_ray.tasks.classification import Task
+
+    torch.manual_seed(0)
+    vit, speech = tmp_path_factory.mktemp("vit"), tmp_path_factory.mktemp("wav2vec2")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(**shape, image_size=32, patch_size=16), add_pooling_layer=False).save_pretrained(vit)
+    conv = {"conv_dim": (16, 16, 16), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 4), "num_conv_pos_embedding_groups": 2}
+    layers = {"num_feat_extract_layers": 3, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "num_conv_pos_embeddings": 16}
+    Wav2Vec2Model(Wav2Vec2Config(**shape, **conv, **layers)).save_pretrained(speech)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(speech)
+    inputs = [
+        InputSpec(column="text", base=str(tiny_base), max_length=32, optional=True),
+        InputSpec(column="photo", modality="image", base=str(vit), size=32, optional=True),
+        InputSpec(column="sound", modality="audio", base=str(speech), seconds=1, optional=True),
+        InputSpec(column="price", modality="tabular", optional=True),
+    ]
+    task = Task(LABELS)
+    model = load.pretrained(ModelSpec(), inputs, task)
+    about = {"task": {"kind": "classification", **task.config}, "inputs": [i.model_dump() for i in inputs]}
+    manifest = Manifest(name="fused", **about, architecture=load.describe(model, {}, {}))
+    made = load.save(tmp_path_factory.mktemp("artifacts") / "fused", manifest, model.state_dict(), load.modalities(inputs))
+    return lc_ray.load(made.path, threads=1)
+
+
+@pytest.fixture(scope="session")
+def png() -> bytes:
+    """A picture."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(30, 40, 3)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def wav() -> bytes:
+    """A sound."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, 0.5 * np.sin(np.arange(8000) / 6), 16_000, format="WAV")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[Callable[..., Any]]:
+    """endpoint(predictor, ...limits of ServeSpec) → a warm Endpoint, the same for the same arguments."""
+    from lc_ray.serve.endpoint import Endpoint
+    from lc_ray.spec import ServeSpec
+
+    made: dict[tuple[str, str], Any] = {}
+
+    def make(predictor: Any, **limits: Any) -> Any:
+        spec = ServeSpec(**limits)
+        name = (predictor.artifact.digest, spec.model_dump_json())
+        if name not in made:
+            made[name] = Endpoint(predictor, spec)
+        return made[name]
+
+    yield make
+    for one in made.values():
+        one.close()
 
 
 def tokenizer() -> Any:

@@ -6,17 +6,11 @@ import json
 import httpx
 import pytest
 
-import lc_ray
 from lc_ray.serve import auth
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.spec import ServeSpec
 
 PREDICT = "/v1/models/tiny:predict"
-
-
-@pytest.fixture(scope="module")
-def predictor(tiny_artifact):
-    return lc_ray.load(tiny_artifact, threads=1)
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+from decimal import Decimal
+
 import numpy as np
 import pytest
 import torch
@@ -18,12 +20,16 @@ def test_one_label_is_not_enough():
         Task.fit(["ok", "ok"], Task.Options(), {})
 
 
-@pytest.mark.parametrize(("value", "label"), [("ok", "ok"), (b" ok ", "ok"), (1, "1"), (True, "True"), (2.0, "2.0")])
+WHOLE = [(1, "1"), (2.0, "2"), ("2.0", "2"), (b"-1.00", "-1")]
+OTHER = [("ok", "ok"), (b" ok ", "ok"), (True, "True"), (2.5, "2.5"), ("v2.0", "v2.0"), (Decimal("1.50"), "1.50")]
+
+
+@pytest.mark.parametrize(("value", "label"), [*WHOLE, *OTHER])
 def test_cells_as_labels(value, label):
     assert Task.clean(value) == label
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), "", "  ", b"\xff"])
+@pytest.mark.parametrize("value", [None, float("nan"), "", "  ", b"\xff", "\ud83d", ["a"], {"a": 1}, np.array(["a"])])
 def test_cells_that_are_no_label(value):
     with pytest.raises(DataError):
         Task.clean(value)

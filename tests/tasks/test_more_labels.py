@@ -32,7 +32,11 @@ def test_regression_has_the_targets_unit():
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [("", "missing"), (None, "missing"), ("tall", "not a number"), (float("inf"), "not a finite"), ([1], "not a number")]
+    ("value", "reason"),
+    [
+        *(("", "missing"), (None, "missing"), ("tall", "not a number"), (float("inf"), "not a finite"), ([1], "not a number")),
+        *(("1,234.5", "not a number"), (10**400, "not a number")),
+    ],
 )
 def test_bad_numbers_are_told_apart(value, reason):
     with pytest.raises(DataError, match=reason):
@@ -62,12 +66,16 @@ def test_multilabel_metrics_are_those_of_scikit_learn():
 
 
 def test_labels_come_in_several_forms_and_rare_ones_may_weigh_more():
-    assert [multilabel.Task.clean(v) for v in (["b", "a"], "a | b", np.array(["a", "b"]), "", [])] == [["a", "b"]] * 3 + [[], []]
+    forms = (["b", "a"], "a | b", np.array(["a", "b"]), b'["b", "a"]', "['a', 'b']", "", [], "[]")
+    assert [multilabel.Task.clean(v) for v in forms] == [["a", "b"]] * 5 + [[]] * 3
+    assert multilabel.Task.clean([0, 1]) == ["0", "1"]
     rows = [["a"], ["a"], ["a", "b"], []]
     assert fit(multilabel, rows).weights is None
     assert fit(multilabel, rows, class_weights="balanced").weights == [1.0, 3.0]
-    with pytest.raises(DataError, match="labels missing"):
-        multilabel.Task.clean(None)
+    bad = [(None, "labels missing"), (float("nan"), "labels missing"), (b"\xff", "not valid UTF-8"), ([0, 1, 1], "a 0 or 1 per label")]
+    for value, reason in [*bad, ("['a' 'b']", "not valid JSON"), ("[a, b]", "not valid JSON"), ("[" * 9999, "not valid JSON")]:
+        with pytest.raises(DataError, match=reason):
+            multilabel.Task.clean(value)
     with pytest.raises(DataError, match="never seen"):
         fit(multilabel, rows).encode(["z"])
 
@@ -111,9 +119,30 @@ def test_entities_are_decoded_with_their_words():
 def test_tags_come_in_several_forms_and_inner_ones_are_known():
     assert [token_classification.Task.clean(v) for v in (["O", "B-x"], '["O", "B-x"]', "O B-x", b"O B-x")] == [["O", "B-x"]] * 4
     assert fit(token_classification, [["O", "B-x"]]).labels == ["B-x", "I-x", "O"]
-    for bad, reason in ((None, "missing"), ("[1", "not valid JSON"), (7, "not a list")):
+    for bad, reason in ((None, "missing"), (float("nan"), "missing"), ("[1", "not valid JSON"), (7, "not a list")):
         with pytest.raises(DataError, match=reason):
             token_classification.Task.clean(bad)
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ("I-x I-x B-x O I-y", [("x", 0, 2), ("x", 2, 3), ("y", 4, 5)]),  # IOB1
+        ("S-x B-y E-y B-y I-y E-y E-x", [("x", 0, 1), ("y", 1, 3), ("y", 3, 6), ("x", 6, 7)]),  # BIOES
+        ("U-x B-y L-y U-y", [("x", 0, 1), ("y", 1, 3), ("y", 3, 4)]),  # BILOU
+        ("NOUN NOUN VERB B-x PRON-a", [("NOUN", 0, 2), ("VERB", 2, 3), ("x", 3, 4), ("PRON-a", 4, 5)]),
+    ],
+)
+def test_entities_of_other_schemes(tags, found):
+    assert token_classification.entities(tags.split()) == found
+
+
+def test_every_word_has_a_tag():
+    token_classification.Task.check(["O", "O"], {"words": ["a", "b"]})
+    with pytest.raises(DataError, match="1 tags for 2 words"):
+        token_classification.Task.check(["O"], {"words": ["a", "b"]})
+    with pytest.raises(SpecError, match="modality `words`"):
+        token_classification.Task.check(["O"], {"text": "a"})
 
 
 def test_an_unknown_option_of_a_task_is_an_error():

@@ -1,6 +1,6 @@
 """One file per wire protocol.
 
     PUBLIC            paths that need no API key
-    ERRORS            of paths whose errors have a form of their own, which it makes of an `HttpError`; may be missing
+    ERRORS            by path, or its first part: what becomes of an error's content, if the protocol wants it otherwise; may be left out
     routes(models)    Starlette routes that call `models.choose(name).predict(instances)`
 """

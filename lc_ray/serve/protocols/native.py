@@ -5,7 +5,10 @@
     GET  /v1/models/NAME           what it takes and what it answers
     GET  /healthz, /readyz         200, without a key
 
-An instance is an object by column; with one column, its value alone will do.
+An instance is an object by column; with one column, its value alone will do. A picture or sound is base64, with or without a data URI's
+beginning, or a URL where `serve.urls` allows its host. A multipart form does too, with a field or file per column:
+
+    curl -F photo=@cat.png -F question="how many?" .../v1/models/NAME:predict
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from typing import Any
 
 from lc_ray import artifact
 from lc_ray.serve.endpoint import Endpoint, Models
-from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, read_object
+from lc_ray.serve.forms import read_request
+from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route
 
 PUBLIC = ("/healthz", "/readyz")
 
@@ -24,7 +28,7 @@ def routes(models: Models) -> list[Route]:
 
     async def predict(request: Request) -> Response:
         endpoint = models.choose(request.path_params["name"])
-        content = await read_object(request, models.spec.max_body)
+        content = await read_request(request, models.spec.max_body)
         if "instances" not in content:
             raise HttpError(400, "malformed_request", 'expected {"instances": [...]}', "instances")
         if content.get("parameters"):

@@ -1,0 +1,203 @@
+"""Rows of files → checked and decoded cells in Arrow files, and an index that says where each row is.
+
+Cells go to disk once, so what is sorted, split and sent about is the index, some 40 bytes a row. Pixels never pass through the object store.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from lc_ray import family
+from lc_ray.data import read
+from lc_ray.data.files import File, files
+from lc_ray.errors import DataError
+from lc_ray.models import batches
+from lc_ray.models.batches import TARGET
+from lc_ray.models.load import modalities
+from lc_ray.spec import UNREAD, InputSpec, JobSpec
+
+_ORDERS = 2**63
+_SPARE = 16  # rows
+GROUP = 32  # bits of an order that are left to rows of the same group
+_READERS = 8  # tasks, at most, that each read a whole file of small cells for a share of its rows
+_SMALL = 128  # rows at a time where a cell takes long to decode
+_PLACE = ("_order", "_source", "_task", "_chunk", "_place", "_row")  # columns of the index
+_WRONG = ("_column", "_reason", "_value")  # and of its rejected rows
+
+
+def check(job: JobSpec, source: str, folder: Path, limit: int | None = None) -> tuple[pa.Table, pa.Table]:
+    """Write the cells of a source's rows into a folder.
+
+    Args:
+        job: says which columns, and what they are.
+        source: files.
+        folder: is made.
+        limit: how many rows will be used; not many more are decoded.
+
+    Returns:
+        The index of the usable rows in the order of their hash, and the rejected rows: file, row, column, reason, value.
+
+    Raises:
+        DataError: a file can't be read or lacks a column.
+    """
+    folder.mkdir()
+    found = files(source)
+    for file in found:
+        read.Reader(file, job.data.columns).require(_wanted(job))
+    types = [family.load("tasks", job.task.kind).Task.TYPE, *(m.TYPE for m in columns(tuple(job.inputs())).values())]
+    media = any(pa.binary() == t or pa.types.is_struct(t) for t in types)
+    most, size = int(ray.cluster_resources().get("CPU", 1)), _SMALL if media else read.CHUNK
+    most = most if media else min(most, _READERS)
+    shares = {f: read.Reader(f, job.data.columns).shards(_wanted(job), most, size) for f in found}
+    work = [
+        {"file": str(f), "source": i, "shard": n, "shards": count} for i, (f, count) in enumerate(shares.items()) for n in range(count)
+    ]
+    work = [{**share, "task": task} for task, share in enumerate(work)]
+    last = _last(_spread(functools.partial(_places, job=job, size=size), work), job, limit) if limit else _ORDERS
+    tables = _spread(functools.partial(_write, job=job, folder=str(folder), size=size, last=last), work)
+    index = pa.concat_tables([_schema(_PLACE, _WRONG).empty_table(), *tables])
+    usable = pc.equal(index["_reason"], "")
+    rejected = index.filter(pc.invert(usable)).sort_by([("_source", "ascending"), ("_row", "ascending")])
+    names = pa.array([str(f) for f in found], pa.string()).take(rejected["_source"])
+    rejected = pa.table([names, *(rejected[name] for name in ("_row", *_WRONG))], ["file", "row", "column", "reason", "value"])
+    return settled(index.filter(usable).select(_PLACE), job.data.duplicates == "drop"), rejected
+
+
+def _spread(work: Callable[[dict[str, Any]], Iterator[pa.Table]], shares: list[dict[str, Any]]) -> Iterator[pa.Table]:
+    """What tasks yield, one for each share, as it comes."""
+    tables = ray.data.from_items(shares, override_num_blocks=len(shares)).map_batches(work, batch_size=1, num_cpus=1)
+    yield from tables.iter_batches(batch_format="pyarrow", batch_size=None)
+
+
+def _last(tables: Iterator[pa.Table], job: JobSpec, limit: int) -> int:
+    """Up to which place by the hash of their raw cells rows are worth decoding: some more than will be used, as a few will be rejected."""
+    places = np.concatenate([np.zeros(0, np.int64), *(table["place"].to_numpy() for table in tables)])
+    places = np.unique(places) if job.data.duplicates == "drop" else np.sort(places)
+    wanted = round(limit * (1 + 2 * job.data.reject.limit)) + _SPARE
+    return int(places[wanted]) if wanted < len(places) else _ORDERS
+
+
+def gather(index: pa.Table, folder: Path | str, names: list[str] | None = None) -> pa.Table:
+    """The cells of an index's rows, in its order; all columns, or those named."""
+    where = index["_task"].to_numpy().astype(np.int64) << 32 | index["_chunk"].to_numpy()
+    place, by_chunk = index["_place"].to_numpy(), np.argsort(where, kind="stable")
+    chunks, starts = np.unique(where[by_chunk], return_index=True)
+    tables = []
+    for chunk, rows in zip(chunks.tolist(), np.split(by_chunk, starts[1:]), strict=True):
+        with pa.memory_map(_file(folder, chunk >> 32, chunk & 0xFFFFFFFF)) as file:
+            table = pa.ipc.open_file(file).read_all()
+            tables.append((table.select(names) if names else table).take(place[rows]))
+    return pa.concat_tables(tables).combine_chunks().take(np.argsort(by_chunk))
+
+
+def settled(index: pa.Table, drop: bool = False) -> pa.Table:
+    """Sorted, equal rows in the order of their source, or only the first of them."""
+    index = index.combine_chunks().sort_by([("_order", "ascending"), ("_source", "ascending"), ("_row", "ascending")])
+    order = index["_order"].to_numpy()
+    return index.filter(pa.array(np.append(True, order[1:] != order[:-1]))) if drop and len(order) else index
+
+
+def _schema(*groups: tuple[str, ...]) -> pa.Schema:
+    types = {"_order": pa.int64(), "_row": pa.int64(), **dict.fromkeys(_WRONG, pa.string())}
+    return pa.schema([(name, types.get(name, pa.int32())) for group in groups for name in group])
+
+
+def _file(folder: Path | str, task: int, chunk: int) -> str:
+    return f"{folder}/{task:05d}-{chunk:06d}.arrow"
+
+
+def _wanted(job: JobSpec) -> list[str]:
+    """Columns of the files that are read."""
+    return [i.column for i in job.data.inputs if i.modality not in UNREAD] + [name for name in (job.data.target, job.data.split) if name]
+
+
+def _read(batch: dict[str, Any], job: JobSpec, size: int) -> Iterator[tuple[dict[str, Any], File, list[dict[str, Any]]]]:
+    """Chunks of raw rows of shares of files, with where they are kept and the file they are from."""
+    for path, source, shard, shards, task in zip(*(batch[k].tolist() for k in ("file", "source", "shard", "shards", "task")), strict=True):
+        file = File(path)
+        for number, chunk in enumerate(read.Reader(file, job.data.columns).rows(_wanted(job), shard, shards, size)):
+            yield {"_file": path, "_source": source, "_task": task, "_chunk": number}, file, chunk
+
+
+def _places(batch: dict[str, Any], job: JobSpec, size: int) -> Iterator[pa.Table]:
+    for *_, chunk in _read(batch, job, size):
+        yield pa.table({"place": pa.array([_raw_order(row, job) for row in chunk], pa.int64())})
+
+
+def _raw_order(row: dict[str, Any], job: JobSpec) -> int:
+    cells = [value for name, value in row.items() if name != "_row" or "_error" in row]  # lines that are broken alike are not alike
+    return order(job.seed, cells, None, row.get(job.data.split) if job.data.split else None)
+
+
+def _write(batch: dict[str, Any], job: JobSpec, folder: str, size: int, last: int) -> Iterator[pa.Table]:
+    """Read a share of a file; decode each cell of the rows up to a place and keep it; say per row where it is, or what is wrong with it."""
+    inputs = columns(tuple(job.inputs()))
+    kind = family.load("tasks", job.task.kind).Task
+    types = [("_file", pa.string()), (TARGET, kind.TYPE), *((name, modality.TYPE) for name, modality in inputs.items())]
+    schema = pa.schema([*types, *_schema(_PLACE, _WRONG)])
+    kept = [name for name, _ in types] + ["_row", "_order"]
+    for where, file, chunk in _read(batch, job, size):
+        used = chunk if last == _ORDERS else [row for row in chunk if _raw_order(row, job) <= last]
+        table = pa.Table.from_pylist([where | {"_place": i} | _check(row, file, inputs, kind, job) for i, row in enumerate(used)], schema)
+        path = _file(folder, where["_task"], where["_chunk"])
+        with pa.OSFile(path, "wb") as out, pa.ipc.new_file(out, table.select(kept).schema) as writer:
+            writer.write_table(table.select(kept))
+        yield table.select([*_PLACE, *_WRONG])
+
+
+def _check(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, job: JobSpec) -> dict[str, Any]:
+    """Clean values, target and order of a row, or why it can't be used."""
+    out = {"_row": row["_row"], "_column": "", "_reason": row.get("_error", ""), "_value": "", "_order": 0}
+    if out["_reason"]:
+        return out
+    column = ""
+    try:
+        values = batches.decode(row, inputs, job.data.encoding_errors, file.folder)
+        column = job.data.target or ""
+        target = kind.read(row[column], file.folder, kind.options(job.task)) if column else None
+        kind.check(target, values)
+        group = row[job.data.split] if job.data.split else None
+        return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, group)}
+    except DataError as error:
+        column = column or error.where
+        return out | {"_column": column, "_reason": error.what, "_value": repr(_short(row.get(column)))[:200]}
+
+
+def _short(value: Any) -> Any:
+    return value[:200] if isinstance(value, str | bytes) else value
+
+
+def order(seed: int, values: list[Any], target: Any, group: Any = None) -> int:
+    """A row's place in the shuffled order: a 63-bit hash of its content, so equal rows fall on the same side of a split.
+
+    With a group, its hash makes the upper 31 bits, so that its rows are neighbours.
+    """
+    own = _hashed([seed, values, target])
+    return own if group is None else (_hashed([seed, group]) >> GROUP << GROUP) | (own >> 63 - GROUP)
+
+
+def _hashed(content: Any) -> int:
+    return int.from_bytes(hashlib.blake2b(_JSON(content).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
+
+
+def _fingerprint(value: Any) -> str:
+    return hashlib.blake2b(value, digest_size=16).hexdigest() if isinstance(value, bytes) else str(value)
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, default=_fingerprint).encode
+
+
+@functools.lru_cache(maxsize=8)
+def columns(inputs: tuple[InputSpec, ...]) -> dict[str, Any]:
+    """Modalities, loaded once per process."""
+    return modalities(list(inputs))

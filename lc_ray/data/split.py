@@ -1,0 +1,50 @@
+"""Which rows are held out: decided on their places in the hashed order, so that a row keeps its side when others are added."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lc_ray.data.cells import GROUP
+from lc_ray.spec import DataSpec
+
+_ORDERS = 2**63
+
+
+def cut(order: NDArray[np.int64], data: DataSpec, limited: bool) -> int:
+    """How many of the first rows are held out. A fraction of all rows is cut at a hash value, of limited ones at a count.
+
+    Args:
+        order: of the rows, sorted.
+        data: `validation` is a count or a fraction; neither equal rows nor, with `split`, a group are divided.
+        limited: whether the rows are the first of more.
+    """
+    held_out, total = data.validation, len(order)
+    assert not isinstance(held_out, str)
+    if isinstance(held_out, int):
+        found = min(held_out, total)
+    else:
+        found = round(held_out * total) if limited else int(np.searchsorted(order, int(held_out * _ORDERS)))
+    if 0 < found < total:
+        alike = order >> GROUP if data.split else order
+        found = int(np.searchsorted(alike, alike[found - 1], "right"))  # to the end of the group, or of the equal rows, that the cut falls into
+    return found
+
+
+def stratified(order: NDArray[np.int64], targets: Iterable[Any], data: DataSpec) -> NDArray[np.bool_]:
+    """Which rows are held out: the first part by hash of every target's rows."""
+    held_out = data.validation
+    assert not isinstance(held_out, str)
+    part = held_out / len(order) if isinstance(held_out, int) else held_out
+    places: dict[str, list[int]] = {}
+    for row, target in enumerate(targets):
+        places.setdefault(json.dumps(target), []).append(row)
+    held = np.zeros(len(order), np.bool_)
+    for found in places.values():
+        first = order[found[min(len(found) - 1, round(part * len(found)))]]
+        held[found] = order[found] < first
+    return held

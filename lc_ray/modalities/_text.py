@@ -1,0 +1,56 @@
+"""Texts and lists, as files of every kind hold them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+from lc_ray.errors import DataError
+
+# NumPy writes lists without commas, and Python reads neighbouring strings as one.
+_NO_COMMA = re.compile(r"""(['"])\s+['"]""")
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
+
+
+def unicode(value: str | bytes, errors: str = "strict") -> str:
+    """A cell as text.
+
+    Raises:
+        DataError: not UTF-8, or half of a surrogate pair, which JSON can write and neither tokenizers nor Arrow can.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8", errors)
+        except UnicodeDecodeError:
+            raise DataError("not valid UTF-8") from None
+    if not value.isascii() and _HALF.search(value):
+        raise DataError("not valid Unicode: half of a surrogate pair")
+    return value
+
+
+def listed(value: Any) -> Any:
+    """A list as one, be it an array, or the text that JSON or Python writes of it; what is none stays as it is.
+
+    Raises:
+        DataError: not UTF-8, or a text that begins as a list and is neither's.
+    """
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, bytes):
+        value = unicode(value)
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        if _NO_COMMA.search(value):
+            raise ValueError
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise DataError("a list that is not valid JSON") from None

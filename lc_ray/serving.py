@@ -1,0 +1,61 @@
+"""The job file's `serve` section: the endpoint."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator, model_validator
+
+from lc_ray.section import Section
+from lc_ray.units import Bytes, Seconds
+
+
+class ReplicasSpec(Section):
+    """Copies of the served model."""
+
+    min: int = Field(1, ge=0)
+    max: int = Field(1, ge=1)
+    cpu: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _order(self) -> ReplicasSpec:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is more than max ({self.max})")
+        return self
+
+
+class BatchSpec(Section):
+    """Dynamic batching of requests."""
+
+    max: int = Field(32, ge=1)
+    wait: Seconds = Field(0.005, description="how long the first request of a batch waits for company")
+    tokens: int = Field(32768, ge=1, description="of a language model: positions that running answers may hold together; more requests wait")
+
+
+class UrlsSpec(Section):
+    """Pictures and sounds that requests name by URL. None is fetched unless its host is allowed, and never from a private address."""
+
+    allow: tuple[str, ...] = Field((), description="hosts, or prefixes that end in /, for example https://bucket.example.com/photos/")
+    max: Bytes = Field("10MiB", description="most bytes that the files of one request may have together")  # type: ignore[assignment]
+    timeout: Seconds = Field(5.0, description="longest time that the files of one request may take")
+
+    @field_validator("allow")
+    @classmethod
+    def _whole(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            prefix = entry.startswith(("http://", "https://")) and entry.endswith("/") and entry.count("/") >= 3
+            if not prefix and (not entry or "/" in entry or "*" in entry):
+                raise ValueError(f"'{entry}' is neither a host nor a prefix such as https://bucket.example.com/photos/")
+        return value
+
+
+class ServeSpec(Section):
+    """The endpoint."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    replicas: ReplicasSpec = ReplicasSpec()
+    batch: BatchSpec = BatchSpec()
+    queue: int = Field(512, ge=1, description="requests that may wait; more are answered 503")
+    max_body: Bytes = Field("1MiB", description="largest request body")  # type: ignore[assignment]
+    max_instances: int = Field(256, ge=1, description="most rows in one request")
+    timeout: Seconds = Field(30.0, description="longest time a request may take")
+    urls: UrlsSpec = UrlsSpec()

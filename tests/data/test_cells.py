@@ -1,0 +1,25 @@
+"""Cells that are found by their place."""
+
+import numpy as np
+import pyarrow as pa
+
+from lc_ray.data.cells import gather, settled
+
+
+def test_rows_of_many_files_come_in_the_order_asked_for(tmp_path):
+    for task, chunk in ((0, 0), (0, 1), (3, 0)):
+        table = pa.table({"name": [f"{task}-{chunk}-{i}" for i in range(5)], "pixels": [bytes([task, chunk, i]) for i in range(5)]})
+        with pa.OSFile(str(tmp_path / f"{task:05d}-{chunk:06d}.arrow"), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+            writer.write_table(table)
+    asked = [(3, 0, 4), (0, 1, 0), (0, 0, 2), (3, 0, 1), (0, 1, 0)]
+    index = pa.table({name: pa.array([row[i] for row in asked], pa.int32()) for i, name in enumerate(("_task", "_chunk", "_place"))})
+    found = gather(index, tmp_path)
+    assert found["name"].to_pylist() == ["3-0-4", "0-1-0", "0-0-2", "3-0-1", "0-1-0"]
+    assert found["pixels"].to_pylist() == [bytes(row) for row in asked]
+    assert gather(index, tmp_path, ["pixels"]).column_names == ["pixels"]
+
+
+def test_equal_rows_are_told_by_their_source():
+    index = pa.table({"_order": [5, 3, 5, 5], "_source": [1, 0, 0, 0], "_row": [0, 9, 7, 2]})
+    assert settled(index)["_row"].to_pylist() == [9, 2, 7, 0]
+    assert np.array_equal(settled(index, drop=True)["_row"], [9, 2])
