@@ -32,15 +32,15 @@ from lc_ray.serve.protocols._openai_body import Body, ChatBody, CompletionBody, 
 PUBLIC = ()
 _SHARE = 0.97  # of the longest time a request may take: then a stream still ends with a sentence
 _MOST_PROMPTS = 64
-_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_MISTAKE = "invalid_request_error"
+_TYPES = {"unauthorized": "authentication_error"} | dict.fromkeys(("overloaded", "timeout", "internal"), "server_error")
 T = TypeVar("T")
 
 
-def error(found: HttpError) -> dict[str, Any]:
+def error(content: dict[str, Any]) -> dict[str, Any]:
     """An error in OpenAI's form."""
-    inner = found.content["error"]
-    kind = _TYPES.get(found.status_code) or ("server_error" if found.status_code >= 500 else "invalid_request_error")
-    return {"error": {"message": inner["message"], "type": kind, "param": inner.get("where"), "code": inner["code"]}}
+    inner = content["error"]
+    return {"error": {"message": inner["message"], "type": _TYPES.get(inner["code"], _MISTAKE), "param": inner.get("where"), "code": inner["code"]}}
 
 
 ERRORS = {"/v1/chat/completions": error, "/v1/completions": error}
@@ -166,7 +166,7 @@ async def _events(first: Piece, pieces: AsyncGenerator[Piece, None], answers: An
                 for chunk in answers.chunks(piece):
                     yield _event(chunk)
         except HttpError as problem:
-            yield _event(error(problem))
+            yield _event(error(problem.content))
             return
     if usage:
         yield _event(answers.usage_chunk())
