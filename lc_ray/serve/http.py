@@ -42,7 +42,7 @@ class HttpError(HTTPException):
         self.content = {"error": {"code": code, "message": message} | ({"where": where} if where else {})}
 
 
-Shape = Callable[[HttpError], dict[str, Any]]
+Shape = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class _Name(StringConvertor):
@@ -127,7 +127,7 @@ class Answer:
         """The response to a request to a path."""
         shape = next((shape for at, shape in self.shapes.items() if path == at or path.startswith(f"{at}/")), None)
         # Escaped as ASCII, since what a request is told of itself may hold halves of surrogate pairs.
-        body = json.dumps(shape(error) if shape else error.content).encode()
+        body = json.dumps(shape(error.content) if shape else error.content).encode()
         return Response(body, error.status_code, error.headers, media_type="application/json")
 
     async def handle(self, request: Request, error: Exception) -> Response:

@@ -23,7 +23,7 @@ from lc_ray.serve.protocols import _tensors
 from lc_ray.serve.protocols._tensors import Tensor, malformed
 
 PUBLIC = ("/v2/health/live", "/v2/health/ready")
-ERRORS = {"/v2": lambda error: _told(error.content["error"])}
+ERRORS = {"/v2": lambda content: _told(content["error"])}
 LENGTH = "inference-header-content-length"
 _NUMBERS = {"tabular": "FP64", "seed": "INT64"}  # modalities whose cells are numbers; of all others they are BYTES
 
