@@ -41,7 +41,7 @@ QUESTIONS = [
 def artifact(base: str, folder: Path) -> Predictor:
     """The model as a job would leave it, without training."""
     inputs = [InputSpec(column="chat", modality="chat", base=base, max_length=1024)]
-    columns, task = load.modalities(inputs), Task(labelled=False, max_new_tokens=256)
+    columns, task = load.modalities(inputs), Task(labelled=False, max_new_tokens=32)
     model = load.pretrained(ModelSpec(), inputs, task.bind(columns))
     described = {"task": {"kind": "text_generation", **task.config}, "architecture": load.describe(model, {}, {})}
     manifest = Manifest(name="chat", inputs=[i.model_dump() for i in inputs], **described)

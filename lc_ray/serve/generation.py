@@ -263,6 +263,6 @@ class Generator:
             self._rows[place] = last
 
 
-def of(predictor: Predictor, spec: ServeSpec) -> Generator | None:
-    """What makes a model's answers token by token, if it is a causal language model."""
-    return Generator(predictor, spec) if isinstance(predictor.task, text_generation.Task) else None
+def suits(predictor: Predictor) -> bool:
+    """Whether a model is a causal language model."""
+    return isinstance(predictor.task, text_generation.Task)
