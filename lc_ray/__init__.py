@@ -17,14 +17,17 @@ if TYPE_CHECKING:
         QuantizeModel,
         evaluate_model,
     )
+    from lc_ray.client import AsyncClient, Client
     from lc_ray.pipeline import RunResult, run
     from lc_ray.predictor import Predictor, load
     from lc_ray.spec import JobSpec
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncClient",
     "AudioModel",
     "AutoHyperparameterOptimizer",
+    "Client",
     "DeployModel",
     "ImageModel",
     "JobSpec",
@@ -40,6 +43,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "AsyncClient": "client",
+    "Client": "client",
     "JobSpec": "spec",
     "Predictor": "predictor",
     "load": "predictor",

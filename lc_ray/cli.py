@@ -107,12 +107,18 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="copies of the model")] = 1,
+    keys: Annotated[Path | None, typer.Option(help="file with a line NAME:KEY for each API key; else one is made on first use")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate, for HTTPS")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
 ) -> None:
-    """Serve artifacts over HTTP until Ctrl-C. Requests need the key that is printed."""
+    """Serve artifacts over HTTP until Ctrl-C. Requests need the key whose place is printed."""
     from lc_ray.serve.run import serve_forever
-    from lc_ray.spec import ReplicasSpec, ServeSpec
+    from lc_ray.serving import ReplicasSpec, ServeSpec, TlsSpec
 
-    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=ReplicasSpec(min=replicas, max=replicas)))
+    if (tls_cert is None) != (tls_key is None):
+        raise SpecError("HTTPS needs both --tls-cert and --tls-key")
+    tls = TlsSpec(certificate=str(tls_cert), key=str(tls_key)) if tls_cert else None
+    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=ReplicasSpec(min=replicas, max=replicas), tls=tls), keys)
 
 
 @app.command()

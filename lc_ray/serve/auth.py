@@ -73,16 +73,44 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def allowed(authorization: str | None, digests: Sequence[str]) -> bool:
-    """Whether an `Authorization` header carries one of the keys. Takes as long whichever key it is, and whether it is one.
+def read(path: str | Path) -> dict[str, str]:
+    """The keys of a file with a line `NAME:KEY` for each, by name. Empty lines, and those that begin with #, are passed over.
+
+    Raises:
+        ServeError: it can't be read, or a line is not as it should be; the key is not told.
+    """
+    found: dict[str, str] = {}
+    fix = "a line for each key: NAME:KEY"
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServeError(f"the API keys can't be read: {error}", str(path), fix) from None
+    for number, line in enumerate(lines, 1):
+        name, colon, key = (part.strip() for part in line.partition(":"))
+        if not line.strip() or name.startswith("#"):
+            continue
+        if not (name and colon and key):
+            raise ServeError("not NAME:KEY", f"{path}, line {number}", fix)
+        if name in found or key in found.values():
+            raise ServeError(f"the name or key of '{name}' is there twice", f"{path}, line {number}", "give each its own")
+        found[name] = key
+    if not found:
+        raise ServeError("no keys in the file", str(path), fix)
+    return found
+
+
+def match(authorization: str | None, digests: Sequence[str]) -> str | None:
+    """Digest of the key that an `Authorization` header carries; "" if none is needed, None if it carries no valid one.
+
+    Takes as long whichever key it is, and whether it is one.
 
     Args:
         authorization: the header's value.
         digests: of the keys; none means that no key is needed.
     """
     if not digests:
-        return True
+        return ""
     scheme, _, key = (authorization or "").partition(" ")
     given = digest(key.strip())
     matches = [hmac.compare_digest(given, known) for known in digests]
-    return scheme.lower() == "bearer" and any(matches)
+    return given if scheme.lower() == "bearer" and any(matches) else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from starlette.applications import Starlette
@@ -11,6 +12,7 @@ from starlette.applications import Starlette
 from lc_ray import family
 from lc_ray.errors import DataError
 from lc_ray.predictor import Predictor
+from lc_ray.serve import generation
 from lc_ray.serve.batching import Batcher, QueueFull
 from lc_ray.serve.http import HttpError, application
 from lc_ray.serve.urls import Fetcher
@@ -33,11 +35,24 @@ class Endpoint:
         self.predictor, self.spec = predictor, spec
         self.name, self.version = predictor.artifact.manifest.name, predictor.artifact.digest
         example = {column: modality.example for column, modality in predictor.columns.items()}
-        for rows in (1, spec.batch.max, spec.batch.max):
+        # A language model's answer is as many runs as it has tokens, in which it gets warm enough.
+        for rows in (1,) if generation.suits(predictor) else (1, spec.batch.max, spec.batch.max):
             self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
         self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue)
+        self.generator = generation.Generator(predictor, spec) if generation.suits(predictor) else None
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can answer."""
+        return self.batcher.alive and (self.generator is None or self.generator.alive)
+
+    def close(self) -> None:
+        """End its threads once what they run is done."""
+        self.batcher.close()
+        if self.generator:
+            self.generator.close()
 
     async def predict(self, instances: Any) -> list[dict[str, Any]]:
         """Answers to instances as they came in a request, in their order.
@@ -85,10 +100,11 @@ class Models:
     Args:
         endpoints: one per model and version; of one model's versions the last is the one that answers unless another is asked for.
         spec: limits.
+        settings: what protocols asked of the environment, see `settings`.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], spec: ServeSpec) -> None:
-        self.spec = spec
+    def __init__(self, endpoints: Sequence[Endpoint], spec: ServeSpec, settings: Mapping[str, str] | None = None) -> None:
+        self.spec, self.settings = spec, dict(settings or {})
         self._versions: dict[str, list[Endpoint]] = {}
         for endpoint in endpoints:
             self._versions.setdefault(endpoint.name, []).append(endpoint)
@@ -132,12 +148,22 @@ class Models:
     @property
     def alive(self) -> bool:
         """Whether all of them can answer."""
-        return all(endpoint.batcher.alive for known in self._versions.values() for endpoint in known)
+        return all(endpoint.alive for known in self._versions.values() for endpoint in known)
 
     def close(self) -> None:
         """End their threads once their batches are done."""
         for endpoint in (endpoint for known in self._versions.values() for endpoint in known):
-            endpoint.batcher.close()
+            endpoint.close()
+
+
+def settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that protocols need, of those that are set."""
+    names = [name for protocol in _protocols() for name in getattr(protocol, "SETTINGS", ())]
+    return {name: environment[name] for name in names if environment.get(name)}
+
+
+def _protocols() -> list[ModuleType]:
+    return [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
 
 
 def asgi(models: Models, digests: Sequence[str]) -> Starlette:
@@ -147,8 +173,8 @@ def asgi(models: Models, digests: Sequence[str]) -> Starlette:
         models: that are served.
         digests: of the API keys; none means that no key is needed.
     """
-    protocols = [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
+    protocols = _protocols()
     routes = [route for protocol in protocols for route in protocol.routes(models)]
-    public = [path for protocol in protocols for path in protocol.PUBLIC]
+    public = [path for protocol in protocols for path in (protocol.public(models) if hasattr(protocol, "public") else protocol.PUBLIC)]
     shapes = {path: shape for protocol in protocols for path, shape in getattr(protocol, "ERRORS", {}).items()}
-    return application(routes, public, digests, models.spec.timeout, shapes)
+    return application(routes, public, digests, models.spec, shapes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,13 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lc_ray.serve import auth
+from lc_ray.serve.rate import Rate
+from lc_ray.serving import ServeSpec
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
-Shape = Callable[[dict[str, Any]], dict[str, Any]]
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +40,9 @@ class HttpError(HTTPException):
     def __init__(self, status: int, code: str, message: str, where: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(status, message, headers)
         self.content = {"error": {"code": code, "message": message} | ({"where": where} if where else {})}
+
+
+Shape = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class _Name(StringConvertor):
@@ -92,7 +97,7 @@ async def read_body(request: Request, max_body: int) -> bytes:
 
 
 def application(
-    routes: Sequence[Route], public: Sequence[str], digests: Sequence[str], timeout: float, shapes: Mapping[str, Shape] | None = None
+    routes: Sequence[Route], public: Sequence[str], digests: Sequence[str], spec: ServeSpec, shapes: Mapping[str, Shape] | None = None
 ) -> Starlette:
     """An ASGI application.
 
@@ -100,11 +105,11 @@ def application(
         routes: of all protocols.
         public: paths that need no key.
         digests: of the API keys; none means that no key is needed.
-        timeout: longest time a request may take, in seconds.
+        spec: the time that a request may take, and how many a key may make.
         shapes: how errors are told below a path, where its protocol wants them otherwise.
     """
     answer = Answer(shapes or {})
-    guard = Middleware(Guard, public=frozenset(public), digests=tuple(digests), timeout=timeout, answer=answer)
+    guard = Middleware(Guard, public=frozenset(public), digests=tuple(digests), spec=spec, answer=answer)
     return Starlette(routes=list(routes), middleware=[guard], exception_handlers={HTTPException: answer.handle})
 
 
@@ -112,7 +117,7 @@ class Answer:
     """Errors as responses.
 
     Args:
-        shapes: by the first part of a path, what becomes of an error's content.
+        shapes: of errors, by a path that they are for, with all below it.
     """
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
@@ -120,7 +125,7 @@ class Answer:
 
     def __call__(self, path: str, error: HttpError) -> Response:
         """The response to a request to a path."""
-        shape = self.shapes.get("/" + path.split("/")[1])
+        shape = next((shape for at, shape in self.shapes.items() if path == at or path.startswith(f"{at}/")), None)
         # Escaped as ASCII, since what a request is told of itself may hold halves of surrogate pairs.
         body = json.dumps(shape(error.content) if shape else error.content).encode()
         return Response(body, error.status_code, error.headers, media_type="application/json")
@@ -136,20 +141,28 @@ class Answer:
 
 
 class Guard:
-    """Lets requests with a key through, gives each its time, and answers 500 with nothing of what went wrong inside."""
+    """Lets requests with a key through, as many as it may make, gives each its time, and answers 500 with nothing of what went wrong inside."""
 
-    def __init__(self, app: ASGIApp, public: frozenset[str], digests: tuple[str, ...], timeout: float, answer: Answer) -> None:
-        self.app, self.public, self.digests, self.timeout, self.answer = app, public, digests, timeout, answer
+    def __init__(self, app: ASGIApp, public: frozenset[str], digests: tuple[str, ...], spec: ServeSpec, answer: Answer) -> None:
+        self.app, self.public, self.digests, self.timeout, self.answer = app, public, digests, spec.timeout, answer
+        self.rate = Rate(spec.rate) if spec.rate else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
             self._check(scope)
             async with asyncio.timeout(self.timeout):
-                await self.app(scope, receive, send)
+                await self.app(scope, receive, sending)
             return
         except HttpError as error:
             found = error
@@ -160,11 +173,19 @@ class Guard:
         except Exception:
             _log.exception("a request failed")
             found = HttpError(500, "internal", "the endpoint failed; its log says why")
+        if begun:  # a stream can't be answered a second time: breaking it off tells the client that it is not whole
+            raise found
         await self.answer(scope["path"], found)(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        if scope["path"] not in self.public and not auth.allowed(Request(scope).headers.get("authorization"), self.digests):
+        if scope["path"] in self.public:
+            return
+        key = auth.match(Request(scope).headers.get("authorization"), self.digests)
+        if key is None:
             raise HttpError(401, "unauthorized", "a valid key is needed: Authorization: Bearer KEY", headers={"www-authenticate": "Bearer"})
+        if self.rate and (wait := self.rate.take(key)):
+            rate, after = self.rate.spec, str(math.ceil(wait))
+            raise HttpError(429, "rate_limited", f"a key may make {rate.requests} requests in {rate.per:g} s", headers={"retry-after": after})
 
 
 __all__ = ["HttpError", "JSONResponse", "Request", "Response", "Route", "application", "parse_object", "read_body", "read_object"]

@@ -20,19 +20,20 @@ from lc_ray.serve import app, auth
 from lc_ray.spec import ServeSpec
 
 
-def serve_forever(paths: Sequence[str | Path], spec: ServeSpec) -> None:
+def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | Path | None = None) -> None:
     """Serve artifacts from a Ray of its own. The first Ctrl-C or SIGTERM answers what was accepted and ends, a second leaves at once.
 
     Args:
         paths: the artifacts' folders.
         spec: address, limits, batching and replicas.
+        key_file: with a line NAME:KEY for each key; the generated key if not given.
 
     Raises:
         ArtifactError: no artifact there.
-        ServeError: the port is in use, the API key can't be read or written, or the endpoint can't start.
+        ServeError: the port is in use, an API key can't be read or written, or the endpoint can't start.
     """
     found = [artifact.read(path, verify=False) for path in paths]
-    key = auth.ensure()
+    keys = auth.read(key_file) if key_file else {"": auth.ensure()}
     spec = spec.model_copy(update={"port": app.check(spec)})
     console = Console()
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -43,8 +44,8 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec) -> None:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             for number in previous:
                 signal.signal(number, _interrupt)
-            url = app.start(paths, spec, [key])
-        console.print(_welcome(url, found), highlight=False, soft_wrap=True)
+            url = app.start(paths, spec, list(keys.values()))
+        console.print(_welcome(url, found, key_file), highlight=False, soft_wrap=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         console.print("stopping: answering what was accepted (Ctrl-C again leaves at once)", highlight=False)
@@ -58,13 +59,13 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec) -> None:
             signal.signal(number, handler)
 
 
-def _welcome(url: str, found: Sequence[Artifact]) -> str:
+def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = None) -> str:
     named = ", ".join(f"[bold]{one.manifest.name}[/bold] ({one.digest})" for one in found)
     name, columns = found[0].manifest.name, [i["column"] for i in found[0].manifest.inputs]
     body = json.dumps({"instances": ["..." if len(columns) == 1 else dict.fromkeys(columns, "...")]})
-    key = f"${auth.VARIABLE}" if os.environ.get(auth.VARIABLE) else f"$(cat {auth.key_file()})"
+    key = "KEY" if key_file else f"${auth.VARIABLE}" if os.environ.get(auth.VARIABLE) else f"$(cat {auth.key_file()})"
     curl = f"curl {url}/v1/models/{name}:predict -H \"Authorization: Bearer {key}\" -d '{body}'"
-    return f"serving {named} at [bold]{url}[/bold]\nAPI key: {auth.place()}\n\n  {escape(curl)}\n"
+    return f"serving {named} at [bold]{url}[/bold]\nAPI key: {key_file or auth.place()}\n\n  {escape(curl)}\n"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

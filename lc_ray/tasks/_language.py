@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar, Self, cast
 
@@ -194,15 +195,22 @@ class Model(nn.Module):
             batch: `input_ids` and `attention_mask` (rows, positions), and `asked` (rows, asked), without which all positions are.
         """
         own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
-        before = _ASKED.set(own.get("asked"))
-        try:
+        with only(own.get("asked")):
             return cast(Tensor, self.model(**self.arguments(own)).logits)
-        finally:
-            _ASKED.reset(before)
 
     def arguments(self, tensors: Batch) -> dict[str, Any]:
         """What the Hugging Face model is called with."""
         raise NotImplementedError
+
+
+@contextmanager
+def only(asked: Tensor | None) -> Iterator[None]:
+    """Have models give logits for the positions asked (rows, asked) only; None asks all."""
+    before = _ASKED.set(asked)
+    try:
+        yield
+    finally:
+        _ASKED.reset(before)
 
 
 def _only_asked(module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Cache
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import chat
 from lc_ray.spec import InputSpec, ModelSpec, Section
 from lc_ray.tasks import _language
+from lc_ray.tasks._decoder import Decoder, Whole
 from lc_ray.tasks._language import IGNORED
 from lc_ray.tasks._task import Batch, Run
 
@@ -87,10 +87,11 @@ class Task(_language.Task):
 
     def encode(self, target: str | None) -> list[int]:
         """Token ids of the completion and of the text's end."""
-        return [] if target is None else self.tokenizer(target, add_special_tokens=False)["input_ids"] + self._end
+        return [] if target is None else self.tokenizer(target, add_special_tokens=False)["input_ids"] + self.end
 
     @property
-    def _end(self) -> list[int]:
+    def end(self) -> list[int]:
+        """The token that ends a text, if the tokenizer has one."""
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
     def collate(self, encoded: list[list[int]]) -> Tensor:
@@ -118,7 +119,7 @@ class Task(_language.Task):
 
     def _row(self, ids: Tensor, mask: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """A row's tokens, and which of them are learned. Where a prompt leaves no room, it loses its beginning to half of the length."""
-        prompt, ends = ids[mask > 0], torch.tensor(self._end, dtype=ids.dtype)
+        prompt, ends = ids[mask > 0], torch.tensor(self.end, dtype=ids.dtype)
         if self.LABELLED:
             completion = target[target != IGNORED]
             prompt = prompt[-(self.max_length - min(len(completion), self.max_length // 2)) :]
@@ -138,33 +139,49 @@ class Task(_language.Task):
         return {f"{self.column}.input_ids": padded, f"{self.column}.attention_mask": mask}
 
     def answer(self, run: Run, inputs: Batch) -> list[list[int]]:
-        """Tokens that follow each row's prompt. The whole sequence is run for each of them: engines keep no state between calls.
-
-        What is drawn depends on the row alone, so it has the same answer in any batch.
-        """
+        """Tokens that follow each row's prompt. What is drawn depends on the row alone, so it has the same answer in any batch."""
         rows = zip(inputs[f"{self.column}.input_ids"], inputs[f"{self.column}.attention_mask"], strict=True)
-        prompts = [self._prompt(ids[mask > 0], mask[mask > 0]) for ids, mask in rows]
-        randoms = [torch.Generator().manual_seed(0) for _ in prompts]
-        answers: list[list[int]] = [[] for _ in prompts]
-        waiting = list(range(len(prompts)))
-        while waiting:
-            tokens = [torch.cat([prompts[i], torch.tensor(answers[i], dtype=torch.int64)]) for i in waiting]
-            last = torch.tensor([[len(ids) - 1] for ids in tokens])
-            outputs = run(self._batch(tokens, [torch.ones_like(ids) for ids in tokens]) | {f"{self.column}.asked": last})
-            for i, logits in zip(waiting, outputs[:, 0], strict=True):
-                answers[i].append(self._choose(logits, randoms[i]))
-            waiting = [i for i in waiting if answers[i][-1:] != self._end and len(answers[i]) < self.max_new_tokens]
+        decoder, first = self.decoder(run), []
+        for ids, mask in rows:
+            prompt = decoder.begin(self._prompt(ids[mask > 0], mask[mask > 0]).tolist())
+            while (logits := decoder.read(prompt)) is None:
+                pass
+            decoder.join(prompt)
+            first.append(logits)
+        randoms = [torch.Generator().manual_seed(0) for _ in first]
+        answers = [[self._choose(logits, random)] for logits, random in zip(first, randoms, strict=True)]
+        running = list(range(len(answers)))  # as the decoder has them: the last takes the place of one that leaves
+        while running:
+            for place in reversed(range(len(running))):
+                if answers[running[place]][-1:] == self.end or len(answers[running[place]]) == self.max_new_tokens:
+                    decoder.leave(place)
+                    running[place] = running[-1]
+                    running.pop()
+            if running:
+                for i, logits in zip(running, decoder.step([answers[i][-1] for i in running]), strict=True):
+                    answers[i].append(self._choose(logits, randoms[i]))
         return answers
+
+    def decoder(self, run: Run) -> Decoder:
+        """What goes on with sequences: the engine's own, if it keeps keys and values between tokens."""
+        own = getattr(run, "decoder", None)
+        return cast(Decoder, own()) if own else Whole(lambda sequences: self._next(run, sequences))
+
+    def _next(self, run: Run, sequences: list[list[int]]) -> Tensor:
+        """Logits (rows, vocabulary) after whole sequences."""
+        tokens = [torch.tensor(ids, dtype=torch.int64) for ids in sequences]
+        last = torch.tensor([[len(ids) - 1] for ids in sequences])
+        return torch.from_numpy(run(self._batch(tokens, [torch.ones_like(ids) for ids in tokens]) | {f"{self.column}.asked": last})[:, 0])
 
     def _prompt(self, ids: Tensor, mask: Tensor) -> Tensor:
         """A row's tokens without the assistant's last turn: a conversation may be given with the answer it had."""
         heard = (mask != chat.SAID).nonzero()
         return ids[: int(heard[-1]) + 1] if len(heard) else ids
 
-    def _choose(self, logits: NDArray[np.float32], random: torch.Generator) -> int:
+    def _choose(self, logits: Tensor, random: torch.Generator) -> int:
         if not self.temperature:
             return int(logits.argmax())
-        return int(torch.multinomial(torch.from_numpy(logits).div(self.temperature).softmax(-1), 1, generator=random))
+        return int(torch.multinomial(logits.div(self.temperature).softmax(-1), 1, generator=random))
 
     def decode(self, output: list[int], parts: dict[str, Any]) -> dict[str, Any]:
         """Token ids → the text."""
@@ -206,8 +223,76 @@ class Model(_language.Model):
         return found
 
     def arguments(self, tensors: Batch) -> dict[str, Any]:
-        """A token sees those before it with the same number in the mask, and its position is how many they are."""
-        numbers = tensors["attention_mask"]
+        """A token sees those before it with the same number in the mask, and its position is how many they are.
+
+        The mask may begin with tokens that a cache holds.
+        """
+        numbers, new = tensors["attention_mask"], tensors["input_ids"].shape[1]
         index = torch.arange(numbers.shape[1], device=numbers.device)
-        seen = (numbers[:, :, None] == numbers[:, None, :]) & (index[:, None] >= index)  # (rows, positions, positions)
-        return {"input_ids": tensors["input_ids"], "attention_mask": seen[:, None], "position_ids": seen.sum(-1) - 1, "use_cache": False}
+        # (rows, new positions, positions)
+        seen = (numbers[:, -new:, None] == numbers[:, None, :]) & (index[-new:, None] >= index)
+        # Counted in floats: OpenVINO 2026.4 sums whole numbers wrongly where there are more rows than positions.
+        positions = seen.float().sum(-1).long() - 1
+        return {"input_ids": tensors["input_ids"], "attention_mask": seen[:, None], "position_ids": positions, "use_cache": False}
+
+    def remember(self, batch: Batch, past: list[Tensor]) -> list[Tensor]:
+        """As `forward`, after tokens that were given before: for engines that have no cache of transformers.
+
+        Args:
+            batch: as for `forward`; the mask has the tokens before too.
+            past: keys and values of each layer, (rows, heads, tokens before, width).
+
+        Returns:
+            The logits, and the new tokens' keys and values as in `past`.
+        """
+        cache = _Past(past)
+        own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
+        with _language.only(own.get("asked")):
+            logits = self.model(**self.arguments(own) | {"past_key_values": cache, "use_cache": True}).logits
+        return [logits, *cache.new]
+
+    def past(self, batch: Batch) -> list[Tensor]:
+        """Keys and values of no tokens, for as many rows as a batch has."""
+        cache = _Past([])
+        with torch.no_grad(), _language.only(None):
+            ids = batch[f"{self.column}.input_ids"][:1, :1]
+            self.model(input_ids=ids, position_ids=torch.zeros_like(ids), past_key_values=cache, use_cache=True)
+        return [tensor.new_zeros(len(batch[f"{self.column}.input_ids"]), tensor.shape[1], 0, tensor.shape[3]) for tensor in cache.new]
+
+    def extend(self, ids: Tensor, positions: Tensor, cache: Any, seen: Tensor | None = None) -> Tensor:
+        """Logits (rows, vocabulary) after further tokens, whose keys and values the cache takes.
+
+        Args:
+            ids: (rows, tokens).
+            positions: of those tokens, (rows, tokens).
+            cache: of transformers; holds the tokens before.
+            seen: which of all cached tokens each one sees, (rows, 1, tokens, cached); all that are not after it if not given.
+        """
+        with _language.only(torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)):
+            found = self.model(input_ids=ids, position_ids=positions, attention_mask=seen, past_key_values=cache, use_cache=True)
+        return cast(Tensor, found.logits[:, 0])
+
+
+class _Past(Cache):  # type: ignore[misc]
+    """Keys and values that are given, and those that are new."""
+
+    def __init__(self, past: list[Tensor]) -> None:
+        super().__init__(layers=[])
+        self.past = past
+        self.new: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Those of all tokens of a layer."""
+        self.new += [key_states, value_states]
+        if not self.past:
+            return key_states, value_states
+        keys, values = self.past[2 * layer_idx : 2 * layer_idx + 2]
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before."""
+        return self.past[0].shape[2] if self.past else 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Positions that `update` gives, and the first of them."""
+        return self.get_seq_length() + query_length, 0

@@ -62,13 +62,35 @@ def test_empty_key_file_is_an_error(home):
     ],
 )
 def test_allowed(header, answer):
-    assert auth.allowed(header, [auth.digest("one"), auth.digest("two")]) is answer
+    found = auth.match(header, [auth.digest("one"), auth.digest("two")])
+    assert found == (auth.digest(header.split()[1]) if answer else None)
 
 
 def test_no_keys_means_open():
-    assert auth.allowed(None, [])
+    assert auth.match(None, []) == ""
 
 
 def test_digest_hides_the_key():
     assert "secret" not in auth.digest("secret")
     assert len(auth.digest("secret")) == 64
+
+
+def test_keys_of_a_file(tmp_path):
+    (tmp_path / "keys").write_text("# of the team\n\nanna: one:two\n bert :three\n")
+    assert auth.read(tmp_path / "keys") == {"anna": "one:two", "bert": "three"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "no keys"), ("anna\n", "line 1"), ("anna:hidden\n:hidden", "line 2"), ("a:hidden\na:y", "twice"), ("a:hidden\nb:hidden", "twice")],
+)
+def test_files_that_are_none(tmp_path, text, message):
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(ServeError, match=message) as caught:
+        auth.read(tmp_path / "keys")
+    assert "hidden" not in str(caught.value)
+
+
+def test_no_file_of_keys(tmp_path):
+    with pytest.raises(ServeError, match="can't be read"):
+        auth.read(tmp_path / "keys")

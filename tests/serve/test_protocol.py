@@ -33,7 +33,7 @@ def call(predictor):
 
     yield call
     for endpoint in made:
-        endpoint.batcher.close()
+        endpoint.close()
 
 
 def error(response, status):
@@ -59,7 +59,7 @@ def test_no_instances_no_predictions(call):
 
 
 def test_models(call):
-    assert call("GET", "/v1/models").json() == {"models": ["tiny"]}
+    assert call("GET", "/v1/models").json()["models"] == ["tiny"]
     about = call("GET", "/v1/models/tiny").json()
     assert about["ready"] is True
     assert about["task"]["labels"] == ["negative", "neutral", "positive"]
@@ -77,7 +77,7 @@ def test_all_else_needs_a_key(call, method, path):
 
 def test_not_ready_once_the_batcher_is_gone(call):
     def stop(endpoint):
-        endpoint.batcher.close()
+        endpoint.close()
         endpoint.batcher._thread.join(5)
 
     assert error(call("GET", "/readyz", during=stop), 503)["code"] == "not_ready"
@@ -137,7 +137,7 @@ def test_instances_limit(call):
 
 def test_timeout(call):
     def stall(endpoint):
-        endpoint.batcher.close()
+        endpoint.close()
 
     assert error(call("POST", PREDICT, {"timeout": "100ms"}, during=stall, json={"instances": ["x"]}), 504)["code"] == "timeout"
 

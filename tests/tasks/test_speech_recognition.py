@@ -143,7 +143,7 @@ def trained(request, tmp_path_factory):
     task.bind(columns)
     rows, held_out = rows_of(sentences(320, 0), columns), rows_of(sentences(48, 1), columns, 1)
     torch.manual_seed(0)
-    steps, rate = {"ctc": (260, 4e-3), "seq2seq": (640, 2e-3)}[request.param]
+    steps, rate = {"ctc": (260, 4e-3), "seq2seq": (1000, 3e-3)}[request.param]
     model = train(load.pretrained(ModelSpec(base=str(base)), inputs, task), task, rows, columns, steps, rate)
     found = save(folder / "dense", model, task, inputs)
     return SimpleNamespace(

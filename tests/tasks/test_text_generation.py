@@ -18,6 +18,7 @@ from lc_ray.predictor import Predictor
 from lc_ray.prune.structured import Pruner
 from lc_ray.quantizer import quantize
 from lc_ray.spec import InputSpec, ModelSpec, QuantizeSpec
+from lc_ray.tasks._decoder import Whole
 from lc_ray.tasks.text_generation import Task, pack
 
 SOUNDS = {"dog": "woof", "cat": "meow", "cow": "moo", "duck": "quack", "owl": "hoot", "pig": "oink"}
@@ -290,6 +291,20 @@ def test_pruned_and_int8_still_complete(trained, tmp_path):
     rows = prepared(columns, SEEN)
     int8 = Predictor(quantize(pruned, QuantizeSpec(), rows, tmp_path / "int8", "int8"), 1)
     assert 'element_type="i8"' in (int8.artifact.path / "engine" / "model_0.xml").read_text()
+    many = {k: v.repeat(12, *[1] * (v.dim() - 1)) for k, v in feed(prepared(columns, [("My", "!")]), columns, task)[0].items()}
+    outputs = int8.engine(many)
+    np.testing.assert_allclose(outputs, outputs[:1].repeat(12, 0), atol=1e-4, err_msg="more rows than positions")
+    decoder, whole = int8.engine.decoder(), Whole(lambda sequences: task._next(int8.engine, sequences))
+    for ids in [[70, 71], [72] * 9, [73, 74, 75], [76]]:
+        for one in (decoder, whole):
+            prompt = one.begin(ids)
+            one.read(prompt)
+            one.join(prompt)
+    for tokens in [[80, 81, 82, 83], [84, 85, 86, 87]]:
+        torch.testing.assert_close(decoder.step(tokens), whole.step(tokens), atol=1e-3, rtol=1e-3)
+    decoder.leave(1)
+    whole.leave(1)
+    torch.testing.assert_close(decoder.step([88, 89, 90]), whole.step([88, 89, 90]), atol=1e-3, rtol=1e-3)
     right = [task.metrics(p.scores(prepared(columns, UNSEEN)), [])["token_accuracy"] for p in (Predictor(pruned, 1), int8)]
     assert right[1] > right[0] - 0.1
     answers, expected = ([a["text"] for a in p.predict([prompt for prompt, _ in UNSEEN])] for p in (int8, Predictor(pruned, 1)))
@@ -325,3 +340,12 @@ def test_what_does_not_fit_the_model_is_said(bases, tiny_base):
     inputs = [InputSpec(column="prompt", modality="chat", base=str(tiny_base))]
     with pytest.raises(ModelError, match="no chat template"):
         load.modalities(inputs)
+
+
+def test_a_conversation_without_an_answer_teaches_nothing():
+    asked, answered = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    Task.check(None, {"talk": asked + answered})
+    Task.check("a completion", {"talk": asked})
+    Task.check(None, {"text": "plain"})
+    with pytest.raises(DataError, match="the assistant says nothing"):
+        Task.check(None, {"talk": asked})

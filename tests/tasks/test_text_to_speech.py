@@ -158,9 +158,9 @@ def test_it_learns_the_sound_of_texts(trained):
 
 def test_it_speaks_texts_that_it_has_not_seen(trained):
     answers = trained.dense.predict(trained.unseen)
-    assert letters_right(answers, trained.unseen) > 0.75
+    assert letters_right(answers, trained.unseen) > 0.5  # chance: 0.25
     same_length = [len(heard(answer)) == len(text) for answer, text in zip(answers, trained.unseen, strict=True)]
-    assert np.mean(same_length) > 0.75
+    assert np.mean(same_length) > 0.5
 
 
 def test_answers_do_not_depend_on_the_batch(trained):

@@ -1,7 +1,7 @@
 """The KServe v1 protocol, which Vertex AI speaks too, and the health routes.
 
     POST /v1/models/NAME:predict   {"instances": [...]} → {"predictions": [...], "model": NAME, "version": DIGEST}
-    GET  /v1/models                {"models": [NAME, ...]}
+    GET  /v1/models                {"models": [NAME, ...]}, and the same as OpenAI has it
     GET  /v1/models/NAME           what it takes and what it answers
     GET  /healthz, /readyz         200, without a key
 
@@ -13,7 +13,10 @@ beginning, or a URL where `serve.urls` allows its host. A multipart form does to
 
 from __future__ import annotations
 
-from lc_ray.serve.endpoint import Models
+from typing import Any
+
+from lc_ray import artifact
+from lc_ray.serve.endpoint import Endpoint, Models
 from lc_ray.serve.forms import read_request
 from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route
 
@@ -33,12 +36,13 @@ def routes(models: Models) -> list[Route]:
         return JSONResponse({"predictions": await endpoint.predict(content["instances"]), "model": endpoint.name, "version": endpoint.version})
 
     async def every(request: Request) -> Response:
-        return JSONResponse({"models": models.names()})
+        known = [_listed(models.choose(name)) for name in models.names()]
+        return JSONResponse({"object": "list", "data": known, "models": models.names()})
 
     async def one(request: Request) -> Response:
         endpoint = models.choose(request.path_params["name"])
         manifest = endpoint.predictor.artifact.manifest
-        about = {"name": endpoint.name, "version": endpoint.version, "ready": endpoint.batcher.alive}
+        about = _listed(endpoint) | {"name": endpoint.name, "version": endpoint.version, "ready": endpoint.alive}
         return JSONResponse(about | {"inputs": manifest.inputs, "task": manifest.task, "engine": manifest.engine, "metrics": manifest.metrics})
 
     async def alive(request: Request) -> Response:
@@ -56,3 +60,9 @@ def routes(models: Models) -> list[Route]:
         Route("/healthz", alive),
         Route("/readyz", ready),
     ]
+
+
+def _listed(endpoint: Endpoint) -> dict[str, Any]:
+    """A model in OpenAI's form."""
+    created = (endpoint.predictor.artifact.path / artifact.MANIFEST).stat().st_mtime
+    return {"id": endpoint.name, "object": "model", "created": int(created), "owned_by": "lc_ray"}

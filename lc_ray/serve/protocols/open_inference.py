@@ -46,7 +46,7 @@ def routes(models: Models) -> list[Route]:
 
     async def model_ready(request: Request) -> Response:
         endpoint = _chosen(models, request)
-        _need(endpoint.batcher.alive)
+        _need(endpoint.alive)
         return JSONResponse({"name": endpoint.name, "ready": True})
 
     async def infer(request: Request) -> Response:

@@ -1,0 +1,152 @@
+"""How many tokens per second a language model's endpoint answers with, beside transformers on the same weights.
+
+    python benchmarks/generation.py FOLDER    a causal model of Hugging Face with a chat template, for example SmolLM2-135M-Instruct
+
+All answers are greedy and have as many tokens; rounds are interleaved, and the median is printed.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import openai
+import torch
+import uvicorn
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from lc_ray.artifact import Manifest
+from lc_ray.models import load
+from lc_ray.predictor import Predictor
+from lc_ray.serve.endpoint import Endpoint, Models, asgi
+from lc_ray.spec import InputSpec, ModelSpec, ServeSpec
+from lc_ray.tasks.text_generation import Task
+
+QUESTIONS = [
+    "What is the capital of France?",
+    "Write a short story about a lighthouse keeper who finds a letter in a bottle.",
+    "Explain why the sky is blue.",
+    "List five things to pack for a week in the mountains in autumn, and say why each of them is needed.",
+    "How do bees make honey?",
+    "Give me a recipe for pancakes.",
+    "Who was Marie Curie, and what is she known for? Answer in a few sentences, for a child of ten years.",
+    "Name three rivers.",
+]
+
+
+def artifact(base: str, folder: Path) -> Predictor:
+    """The model as a job would leave it, without training."""
+    inputs = [InputSpec(column="chat", modality="chat", base=base, max_length=1024)]
+    columns, task = load.modalities(inputs), Task(labelled=False, max_new_tokens=32)
+    model = load.pretrained(ModelSpec(), inputs, task.bind(columns))
+    described = {"task": {"kind": "text_generation", **task.config}, "architecture": load.describe(model, {}, {})}
+    manifest = Manifest(name="chat", inputs=[i.model_dump() for i in inputs], **described)
+    return Predictor(load.save(folder / "chat", manifest, model.state_dict(), columns), os.cpu_count())
+
+
+def serve(predictor: Predictor) -> tuple[uvicorn.Server, str]:
+    """An endpoint in this process."""
+    spec = ServeSpec(timeout=600, batch={"max": 8})
+    server = uvicorn.Server(uvicorn.Config(asgi(Models([Endpoint(predictor, spec)], spec), []), port=0, log_level="error"))
+    threading.Thread(target=server.run, daemon=True).start()
+    while not server.started:
+        time.sleep(0.05)
+    return server, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+
+
+async def ours(url: str, questions: list[str], tokens: int, end: int) -> float:
+    """Seconds for concurrent requests over HTTP."""
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", timeout=600) as client:
+
+        async def one(question: str) -> None:
+            stream = await client.chat.completions.create(
+                model="chat", messages=[{"role": "user", "content": question}], temperature=0, max_tokens=tokens,
+                logit_bias={str(end): -100}, stream=True, stream_options={"include_usage": True},
+            )  # fmt: skip
+            async for chunk in stream:
+                usage = chunk.usage
+            assert usage is not None
+            assert usage.completion_tokens == tokens
+
+        start = time.perf_counter()
+        await asyncio.gather(*(one(question) for question in questions))
+        return time.perf_counter() - start
+
+
+class Peer:
+    """transformers itself.
+
+    Args:
+        base: the model's folder.
+        predictor: whose tokenizer writes the same prompts.
+        tokens: of each answer.
+    """
+
+    def __init__(self, base: str, predictor: Predictor, tokens: int) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        self.tokenizer, self.tokens = predictor.task.tokenizer, tokens
+        self.tokenizer.padding_side = "left"
+
+    def prompts(self, questions: list[str]) -> list[str]:
+        """Conversations as the model reads them."""
+        chats = [[{"role": "user", "content": question}] for question in questions]
+        return [self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+
+    def batch(self, questions: list[str]) -> float:
+        """Seconds for one padded batch."""
+        inputs = self.tokenizer(self.prompts(questions), return_tensors="pt", padding=True, add_special_tokens=False)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            self.model.generate(**inputs, do_sample=False, min_new_tokens=self.tokens, max_new_tokens=self.tokens)
+        return time.perf_counter() - start
+
+    def singly(self, questions: list[str]) -> float:
+        """Seconds for one after another."""
+        return sum(self.batch([question]) for question in questions)
+
+    def continuous(self, questions: list[str]) -> float:
+        """Seconds by its own continuous batching."""
+        ids = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in self.prompts(questions)]
+        config = GenerationConfig(do_sample=False, max_new_tokens=self.tokens, eos_token_id=-1, pad_token_id=self.tokenizer.pad_token_id)
+        start = time.perf_counter()
+        found = self.model.generate_batch(inputs=ids, generation_config=config, progress_bar=False)
+        assert all(len(answer.generated_tokens) == self.tokens for answer in found.values())
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print tokens per second."""
+    options = argparse.ArgumentParser()
+    options.add_argument("base")
+    options.add_argument("--tokens", type=int, default=64)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--continuous", action="store_true", help="time transformers' continuous batching too")
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        predictor = artifact(chosen.base, Path(folder))
+        server, url = serve(predictor)
+        peer = Peer(chosen.base, predictor, chosen.tokens)
+        end = predictor.task.end[0]
+        ways = {"transformers, one by one": peer.singly, "transformers, padded batch": peer.batch}
+        if chosen.continuous:
+            ways["transformers, generate_batch"] = peer.continuous
+        ways["endpoint"] = lambda questions: asyncio.run(ours(url, questions, chosen.tokens, end))
+        for rows in (1, 4, 8):
+            questions = QUESTIONS[:rows]
+            seconds: dict[str, list[float]] = {name: [] for name in ways}
+            for turn in range(chosen.rounds + 1):
+                for name, way in ways.items():
+                    taken = way(questions)
+                    if turn:  # the first is a warm-up
+                        seconds[name].append(taken)
+            for name, taken in seconds.items():
+                print(f"{rows} requests, {name}: {rows * chosen.tokens / statistics.median(taken):.1f} tokens/s", flush=True)
+        server.should_exit = True
+
+
+if __name__ == "__main__":
+    main()

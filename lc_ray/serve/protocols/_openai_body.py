@@ -1,0 +1,189 @@
+"""Requests in OpenAI's form, checked field by field."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lc_ray.serve.http import HttpError
+from lc_ray.serve.sampling import Sampling
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Open(BaseModel):
+    """Whatever else is in it changes no answer."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class StreamOptions(_Open):
+    """How an answer is streamed."""
+
+    include_usage: bool = False
+
+
+class Body(_Form):
+    """What both kinds of completions have. Fields without a use here change no answer."""
+
+    model: str | None = None
+    n: int = Field(1, ge=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[int, float] | None = None
+    user: str | None = None
+
+    def sampling(self, vocabulary: int) -> Sampling:
+        """How tokens are drawn.
+
+        Raises:
+            HttpError: 400, a bias of a token that there is not.
+        """
+        bias = self.logit_bias or {}
+        if unknown := [token for token in bias if not 0 <= token < vocabulary]:
+            raise HttpError(400, "invalid_value", f"the model has no token {unknown[0]}", "logit_bias")
+        temperature, top_p = (1.0 if value is None else value for value in (self.temperature, self.top_p))
+        return Sampling(temperature, top_p, self.seed, self.frequency_penalty or 0.0, self.presence_penalty or 0.0, bias)
+
+    def stops(self) -> tuple[str, ...]:
+        """Strings that end an answer."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(one for one in given if one)
+
+    @property
+    def usage(self) -> bool:
+        """Whether a stream ends with how many tokens there were."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class Function(_Open):
+    """What a tool is called with."""
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+
+
+class Tool(_Open):
+    """A function that the model may ask to be called."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class Named(_Open):
+    """The one function that is to be called."""
+
+    class _Name(_Open):
+        name: str
+
+    type: Literal["function"]
+    function: _Name
+
+
+class Called(_Open):
+    """A call that the model asked for."""
+
+    class _Call(_Open):
+        name: str
+        arguments: str
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: _Call
+
+
+class Part(_Open):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Open):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[Called] | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
+
+
+class JsonSchema(_Open):
+    """A schema that the answer must fit."""
+
+    name: str = ""
+    schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
+
+
+class ResponseFormat(_Open):
+    """What an answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatBody(Body):
+    """Of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Named | None = None
+    response_format: ResponseFormat | None = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    metadata: dict[str, str] | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+
+
+class CompletionBody(Body):
+    """Of /v1/completions."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+
+B = TypeVar("B", bound=Body)
+
+
+def parse(kind: type[B], content: dict[str, Any]) -> B:
+    """A request's JSON as a form.
+
+    Raises:
+        HttpError: 400, with the first field that does not fit.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        found = error.errors()
+        first = max((e for e in found if e["loc"][0] == found[0]["loc"][0]), key=lambda e: len(e["loc"]))  # of a value's types the one that fits best
+        where = ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part in _BRANCHES)))
+        what = "this field is not known here" if first["type"] == "extra_forbidden" else first["msg"]
+        raise HttpError(400, "invalid_value", f"{where}: {what}", where) from None
+
+
+_BRANCHES = {"str", "Named", "literal"}  # of fields that may be of several types, which pydantic writes into the place of an error

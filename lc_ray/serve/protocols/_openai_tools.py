@@ -1,0 +1,170 @@
+"""Conversations and tools in OpenAI's form: what a model reads, and the calls in what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+
+from lc_ray.serve.http import HttpError
+from lc_ray.serve.protocols._openai_body import ChatBody, Message, Named, Tool
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_CALLS = re.compile(rf"{_OPEN}\s*(.*?)\s*(?:{_CLOSE}|$)", re.DOTALL)
+_MISTRAL = "[TOOL_CALLS]"
+# For chat templates that do not know of tools; the form in which Hermes, Qwen and SmolLM2 were taught them.
+_TOLD = """You may call functions. Their signatures, as JSON:
+<tools>
+{tools}
+</tools>
+To call one, answer with its name and arguments, and nothing else:
+<tool_call>
+{{"name": <function>, "arguments": <object>}}
+</tool_call>"""
+
+
+def prompt(body: ChatBody, tokenizer: Any) -> str:
+    """The conversation as the model reads it, up to where it is to answer.
+
+    Raises:
+        HttpError: 400, the model has no chat template, or its template refuses the conversation.
+    """
+    if not tokenizer.chat_template:
+        raise HttpError(400, "no_chat_template", "this model's tokenizer has no chat template; use /v1/completions", "messages")
+    template = str(tokenizer.get_chat_template())
+    tools = [tool.model_dump() for tool in offered(body)]
+    knows = "tools" in template
+    messages = [_message(message, knows) for message in body.messages]
+    if tools and not knows:
+        told = _TOLD.format(tools="\n".join(json.dumps(tool["function"]) for tool in tools))
+        if messages[0]["role"] == "system":
+            messages[0]["content"] += f"\n\n{told}"
+        else:
+            messages.insert(0, {"role": "system", "content": told})
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, TypeError) as error:
+        raise HttpError(400, "invalid_messages", f"the model's chat template refuses the conversation: {error}", "messages") from None
+    return f"{text}{_OPEN}\n" if forced(body) and (not knows or _OPEN in template) else text
+
+
+def _message(message: Message, knows: bool) -> dict[str, Any]:
+    """A message for the template; calls are written out for one that does not know of them."""
+    made: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": message.text}
+    calls = [{"name": call.function.name, "arguments": _object(call.function.arguments)} for call in message.tool_calls or []]
+    if calls and knows:
+        made["tool_calls"] = [{"type": "function", "id": c.id, "function": call} for c, call in zip(message.tool_calls or [], calls, strict=True)]
+    elif calls:
+        made["content"] += "\n".join(f"{_OPEN}\n{json.dumps(call)}\n{_CLOSE}" for call in calls)
+    extra = {"name": message.name, "tool_call_id": message.tool_call_id}
+    return made | {name: value for name, value in extra.items() if value is not None}
+
+
+def _object(text: str) -> Any:
+    """Arguments as templates want them; as they are if they are no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def offered(body: ChatBody) -> list[Tool]:
+    """Tools that the model is told of.
+
+    Raises:
+        HttpError: 400, the one that is asked for is not among them, or one is and there are none.
+    """
+    tools = body.tools or []
+    if isinstance(body.tool_choice, Named):
+        tools = [tool for tool in tools if tool.function.name == body.tool_choice.function.name]
+        if not tools:
+            raise HttpError(400, "unknown_tool", f"tools has no function '{body.tool_choice.function.name}'", "tool_choice")
+    if body.tool_choice == "required" and not tools:
+        raise HttpError(400, "unknown_tool", "a call is required, and there are no tools", "tool_choice")
+    return [] if body.tool_choice == "none" else tools
+
+
+def forced(body: ChatBody) -> bool:
+    """Whether the answer must be a call."""
+    return body.tool_choice == "required" or isinstance(body.tool_choice, Named)
+
+
+def schema(body: ChatBody) -> dict[str, Any] | None:
+    """The JSON schema that the answer must fit, if there is one.
+
+    Raises:
+        HttpError: 400, a schema is announced and missing.
+    """
+    if forced(body):
+        return _call_schema(offered(body))
+    form = body.response_format
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return {"type": "object"}
+    if form.json_schema is None:
+        raise HttpError(400, "invalid_value", "response_format.json_schema is missing", "response_format.json_schema")
+    return form.json_schema.schema_
+
+
+def _call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
+    """Of one call. Definitions move to the top, where references look for them."""
+    definitions: dict[str, Any] = {}
+    kinds = []
+    for number, tool in enumerate(tools):
+        parameters = _moved(tool.function.parameters, f"{number}_")
+        for key in ("$defs", "definitions"):
+            definitions |= {f"{number}_{name}": part for name, part in parameters.pop(key, {}).items()}
+        fields = {"name": {"const": tool.function.name}, "arguments": parameters}
+        kinds.append({"type": "object", "properties": fields, "required": ["name", "arguments"], "additionalProperties": False})
+    return {"$defs": definitions, "anyOf": kinds} if len(kinds) > 1 else {"$defs": definitions, **kinds[0]}
+
+
+def _moved(part: Any, prefix: str) -> Any:
+    if isinstance(part, list):
+        return [_moved(one, prefix) for one in part]
+    if not isinstance(part, dict):
+        return part
+    return {k: re.sub(r"^#/(\$defs|definitions)/", f"#/$defs/{prefix}", v) if k == "$ref" else _moved(v, prefix) for k, v in part.items()}
+
+
+def certain(text: str) -> int:
+    """Characters of an unfinished answer that can't be part of a call."""
+    if text.lstrip()[:1] in ("{", "["):
+        return 0
+    if (place := text.find(_OPEN)) >= 0:
+        return place
+    held = next((n for n in range(len(_OPEN) - 1, 0, -1) if text.endswith(_OPEN[:n])), 0)
+    return len(text) - held if text.strip() else 0
+
+
+def calls(text: str, names: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
+    """What an answer says beside its calls, and those, in OpenAI's form; what can't be read as a call of a known tool stays text."""
+    stripped = text.strip()
+    if _OPEN in text:
+        written, rest = [match[1] for match in _CALLS.finditer(text)], _CALLS.sub("", text).strip()
+    elif stripped.startswith((_MISTRAL, "{", "[")):
+        written, rest = [stripped.removeprefix(_MISTRAL)], ""
+    else:
+        return text, []
+    found: list[dict[str, Any]] = []
+    for one in written:
+        content = _object(one)
+        for call in content if isinstance(content, list) else [content]:
+            made = _call(call, names)
+            if made is None:
+                return text, []
+            found.append(made)
+    return rest, found
+
+
+def _call(call: Any, names: Sequence[str]) -> dict[str, Any] | None:
+    if not isinstance(call, dict) or call.get("name") not in names:
+        return None
+    arguments = call.get("arguments", call.get("parameters", {}))
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": {"name": call["name"], "arguments": written}}

@@ -1,0 +1,207 @@
+"""OpenAI's protocol, for language models; its clients need only the endpoint's URL with /v1, and the key.
+
+    POST /v1/chat/completions   messages → what the assistant says, or the tools it calls
+    POST /v1/completions        prompts → how they go on
+
+`GET /v1/models` is in native.py, which answers in both forms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from lc_ray.errors import DataError
+from lc_ray.serve.batching import QueueFull
+from lc_ray.serve.endpoint import Endpoint, Models
+from lc_ray.serve.generation import Ask, Generator, Piece
+from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, read_object
+from lc_ray.serve.protocols import _openai_tools as tools
+from lc_ray.serve.protocols._openai_answer import Answers, Chat, Completion
+from lc_ray.serve.protocols._openai_body import Body, ChatBody, CompletionBody, parse
+
+PUBLIC = ()
+_SHARE = 0.97  # of the longest time a request may take: then a stream still ends with a sentence
+_MOST_PROMPTS = 64
+_MISTAKE = "invalid_request_error"
+_TYPES = {"unauthorized": "authentication_error"} | dict.fromkeys(("overloaded", "timeout", "internal"), "server_error")
+T = TypeVar("T")
+
+
+def error(content: dict[str, Any]) -> dict[str, Any]:
+    """An error in OpenAI's form."""
+    inner = content["error"]
+    return {"error": {"message": inner["message"], "type": _TYPES.get(inner["code"], _MISTAKE), "param": inner.get("where"), "code": inner["code"]}}
+
+
+ERRORS = {"/v1/chat/completions": error, "/v1/completions": error}
+
+
+def routes(models: Models) -> list[Route]:
+    """The operations on served language models."""
+
+    async def chat(request: Request) -> Response:
+        body = parse(ChatBody, await read_object(request, models.spec.max_body))
+        endpoint = models.choose(body.model)
+        generator = _language(endpoint)
+        ask = await asyncio.to_thread(_chat_ask, body, generator)
+        names = [tool.function.name for tool in tools.offered(body)]
+        return await _answer(request, body, generator, [ask], Chat(endpoint.name, generator.tokenizer, names, tools.forced(body)))
+
+    async def completions(request: Request) -> Response:
+        body = parse(CompletionBody, await read_object(request, models.spec.max_body))
+        endpoint = models.choose(body.model)
+        generator = _language(endpoint)
+        asks = await asyncio.to_thread(_completion_asks, body, generator)
+        return await _answer(request, body, generator, asks, Completion(endpoint.name, generator.tokenizer))
+
+    return [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/completions", completions, methods=["POST"])]
+
+
+def _language(endpoint: Endpoint) -> Generator:
+    if endpoint.generator is None:
+        kind = endpoint.predictor.artifact.manifest.task["kind"]
+        message = f"'{endpoint.name}' is no language model but made for {kind}; ask it at /v1/models/{endpoint.name}:predict"
+        raise HttpError(404, "not_a_language_model", message, "model")
+    return endpoint.generator
+
+
+def _chat_ask(body: ChatBody, generator: Generator) -> Ask:
+    ids = _tokens(tools.prompt(body, generator.tokenizer), generator, special=False)
+    schema = tools.schema(body)
+    try:
+        matcher = None if schema is None else generator.grammars.matcher(schema)
+    except DataError as problem:
+        raise HttpError(400, "invalid_schema", problem.what, "tools" if tools.forced(body) else "response_format") from None
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return _ask(body, generator, ids, body.max_completion_tokens or body.max_tokens, "messages", logprobs, matcher)
+
+
+def _completion_asks(body: CompletionBody, generator: Generator) -> list[Ask]:
+    given = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+    prompts: list[Any] = [given] if given and isinstance(given[0], int) else list(given)
+    if not prompts or len(prompts) > _MOST_PROMPTS:
+        raise HttpError(400, "invalid_value", f"a request has 1 to {_MOST_PROMPTS} prompts, not {len(prompts)}", "prompt")
+    coded = [_tokens(one, generator, special=True) if isinstance(one, str) else _known(one, generator) for one in prompts]
+    return [_ask(body, generator, ids, body.max_tokens, "prompt", body.logprobs, None) for ids in coded]
+
+
+def _tokens(text: str, generator: Generator, special: bool) -> list[int]:
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise HttpError(400, "invalid_value", "not valid Unicode: half of a surrogate pair", "prompt" if special else "messages")
+    return list(generator.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def _known(ids: list[int], generator: Generator) -> list[int]:
+    if unknown := [token for token in ids if not 0 <= token < generator.vocabulary]:
+        raise HttpError(400, "invalid_value", f"the model has no token {unknown[0]}", "prompt")
+    return ids
+
+
+def _ask(body: Body, generator: Generator, ids: list[int], tokens: int | None, where: str, logprobs: int | None, matcher: Any) -> Ask:
+    """What the generator is asked for.
+
+    Raises:
+        HttpError: 400, nothing to go on with, a longer sequence than the model reads, or more answers than run at a time.
+    """
+    most = generator.positions
+    if not ids:
+        raise HttpError(400, "invalid_value", "the prompt is empty", where)
+    if len(ids) >= most or len(ids) + (tokens or 0) > most:
+        asked = f" and {tokens} tokens were asked for" if tokens else ""
+        raise HttpError(400, "context_length_exceeded", f"the model reads {most} tokens; the prompt has {len(ids)}{asked}", where)
+    if body.n > generator.spec.batch.max:
+        raise HttpError(400, "invalid_value", f"a request may have {generator.spec.batch.max} answers", "n")
+    longest = tokens or min(generator.task.max_new_tokens, most - len(ids))
+    return Ask(ids, longest, body.sampling(generator.vocabulary), body.n, body.stops(), logprobs, matcher)
+
+
+async def _answer(request: Request, body: Body, generator: Generator, asks: list[Ask], answers: Answers) -> Response:
+    """The answers to a request's prompts, whole or streamed. A stream begins with its first piece, so that an early error has its status."""
+    deadline = time.monotonic() + generator.spec.timeout * _SHARE
+    answers.begin(f"{answers.PREFIX}-{uuid.uuid4().hex}", int(time.time()), asks)
+    pieces = _pieces(generator, asks, deadline)
+    if not body.stream:
+        return JSONResponse(await _connected(request, _whole(pieces, answers)))
+    first = await _connected(request, anext(pieces))
+    return _Stream(_events(first, pieces, answers, body.usage), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+
+
+async def _pieces(generator: Generator, asks: list[Ask], deadline: float) -> AsyncGenerator[Piece, None]:
+    """Pieces of the answers to all prompts, one prompt after another, whose answers are numbered on."""
+    for number, ask in enumerate(asks):
+        try:
+            async with aclosing(generator.run(ask, deadline)) as running:
+                async for piece in running:
+                    yield Piece(number * ask.n + piece.number, piece.text, piece.tokens, piece.finish)
+        except QueueFull:
+            message = f"{generator.spec.queue} requests wait already; try again later"
+            raise HttpError(503, "overloaded", message, headers={"retry-after": "1"}) from None
+        except TimeoutError:
+            raise HttpError(504, "timeout", f"not answered within {generator.spec.timeout:g} s") from None
+
+
+async def _whole(pieces: AsyncIterator[Piece], answers: Answers) -> dict[str, Any]:
+    async for piece in pieces:
+        answers.take(piece)
+    return answers.whole()
+
+
+async def _events(first: Piece, pieces: AsyncGenerator[Piece, None], answers: Answers, usage: bool) -> AsyncGenerator[str, None]:
+    """Server-sent events. An error ends them, as the status is sent already."""
+    async with aclosing(pieces):
+        try:
+            for chunk in answers.chunks(first):
+                yield _event(chunk)
+            async for piece in pieces:
+                for chunk in answers.chunks(piece):
+                    yield _event(chunk)
+        except HttpError as problem:
+            yield _event(error(problem.content))
+            return
+    if usage:
+        yield _event(answers.usage_chunk())
+    yield "data: [DONE]\n\n"
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content)}\n\n"
+
+
+async def _connected(request: Request, work: Awaitable[T]) -> T:
+    """What `work` gives; it is cancelled if the client hangs up."""
+    running, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({running, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            return running.result()
+        raise ClientDisconnect
+    finally:
+        running.cancel()
+        gone.cancel()
+
+
+async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Stream(StreamingResponse):
+    """Events that end when the client hangs up, on any server: Starlette leaves that to the server where it says that it raises."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        events: Any = self.body_iterator
+        try:
+            await super().__call__({**scope, "asgi": {**scope.get("asgi", {}), "spec_version": "2.3"}}, receive, send)
+        finally:
+            await events.aclose()

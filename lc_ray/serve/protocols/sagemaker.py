@@ -1,0 +1,83 @@
+"""What SageMaker asks of a container.
+
+    GET  /ping           200, without a key
+    POST /invocations    application/json as the native protocol has it, a form, text/csv, text/plain, image/* or audio/*
+                         → {"predictions": [...], "model": NAME, "version": DIGEST}
+
+Text, a picture or a sound is the one column of its kind. A CSV file's first row names its columns; without such a row they are the model's, in
+their order. Of several models `X-Amzn-SageMaker-Target-Model` names one. A body may have SageMaker's 6 MiB, more where `serve.max_body` is more.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from lc_ray.serve.endpoint import Endpoint, Models
+from lc_ray.serve.forms import read_request
+from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, read_body
+
+PUBLIC = ("/ping",)
+_LARGEST = 6 * 2**20
+_ANSWERED = ("*/*", "application/*", "application/json")
+
+
+def routes(models: Models) -> list[Route]:
+    """The two operations."""
+    most = max(models.spec.max_body, _LARGEST)
+
+    async def ping(request: Request) -> Response:
+        if not models.alive:
+            raise HttpError(503, "not_ready", "a model can't run")
+        return JSONResponse({"status": "ready"})
+
+    async def invocations(request: Request) -> Response:
+        if not _accepts_json(request.headers.get("accept", "")):
+            raise HttpError(406, "not_acceptable", "answers are application/json", "accept")
+        endpoint = models.choose(request.headers.get("x-amzn-sagemaker-target-model"))
+        found = await endpoint.predict(await _instances(request, endpoint, most))
+        return JSONResponse({"predictions": found, "model": endpoint.name, "version": endpoint.version})
+
+    return [Route("/ping", ping), Route("/invocations", invocations, methods=["POST"])]
+
+
+def _accepts_json(accept: str) -> bool:
+    return not accept.strip() or any(part.partition(";")[0].strip().lower() in _ANSWERED for part in accept.split(","))
+
+
+async def _instances(request: Request, endpoint: Endpoint, most: int) -> Any:
+    """The body's rows.
+
+    Raises:
+        HttpError: 413, it is larger than `most` bytes; 415, the model takes nothing of its type; 400, it is not what its type says.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind in ("application/json", "multipart/form-data", ""):
+        content = await read_request(request, most)
+        if "instances" not in content:
+            raise HttpError(400, "malformed_request", 'expected {"instances": [...]}', "instances")
+        if content.get("parameters"):
+            raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
+        return content["instances"]
+    body = await read_body(request, most)
+    if kind == "text/csv":
+        return _rows(body, list(endpoint.predictor.columns))
+    wanted, texts = kind.partition("/")[0], [c for c, modality in endpoint.predictor.columns.items() if modality.spec.modality in ("text", "words")]
+    columns = texts if kind == "text/plain" else [column for column, medium in endpoint.media.items() if medium == wanted]
+    if len(columns) != 1:
+        raise HttpError(415, "unsupported_type", f"{kind} needs a model with one column of it; this one has {len(columns)}", "content-type")
+    return [{columns[0]: body}]
+
+
+def _rows(body: bytes, columns: list[str]) -> list[dict[str, Any]]:
+    try:
+        table = [row for row in csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise HttpError(400, "malformed_csv", f"the body is not CSV in UTF-8: {error}") from None
+    if table and set(table[0]) <= set(columns):
+        columns = table.pop(0)
+    for number, row in enumerate(table):
+        if len(row) != len(columns):
+            raise HttpError(400, "malformed_csv", f"{len(row)} cells; expected {len(columns)}: {', '.join(columns)}", f"instances.{number}")
+    return [dict(zip(columns, row, strict=True)) for row in table]

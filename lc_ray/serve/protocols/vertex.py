@@ -1,0 +1,51 @@
+"""What Vertex AI asks of a container, at the paths that it gives in AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE; none of it elsewhere.
+
+    GET  AIP_HEALTH_ROUTE     200, without a key
+    POST AIP_PREDICT_ROUTE    {"instances": [...]} → {"predictions": [...]}
+"""
+
+from __future__ import annotations
+
+from lc_ray.errors import ServeError
+from lc_ray.serve.endpoint import Models
+from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, read_object
+
+HEALTH, PREDICT = "AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE"
+SETTINGS = (HEALTH, PREDICT)
+
+
+def public(models: Models) -> list[str]:
+    """The health route, if there is one."""
+    return [models.settings[HEALTH]] if HEALTH in models.settings else []
+
+
+def routes(models: Models) -> list[Route]:
+    """The two operations.
+
+    Raises:
+        ServeError: a path that is none.
+    """
+    for name in SETTINGS:
+        path = models.settings.get(name, "/")
+        if not path.startswith("/") or {"{", "}", "?", "#"} & set(path):
+            raise ServeError("not a path", f"{name}={path}", "give a path that begins with /")
+
+    async def health(request: Request) -> Response:
+        if not models.alive:
+            raise HttpError(503, "not_ready", "a model can't run")
+        return JSONResponse({"status": "ready"})
+
+    async def predict(request: Request) -> Response:
+        content = await read_object(request, models.spec.max_body)
+        if "instances" not in content:
+            raise HttpError(400, "malformed_request", 'expected {"instances": [...]}', "instances")
+        if content.get("parameters"):
+            raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
+        return JSONResponse({"predictions": await models.choose().predict(content["instances"])})
+
+    found = []
+    if HEALTH in models.settings:
+        found.append(Route(models.settings[HEALTH], health))
+    if PREDICT in models.settings:
+        found.append(Route(models.settings[PREDICT], predict, methods=["POST"]))
+    return found

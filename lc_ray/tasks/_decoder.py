@@ -1,0 +1,63 @@
+"""Going on with sequences token by token, in a batch that they join and leave at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Decoder(Protocol):
+    """Running sequences, numbered from 0. One thread uses it."""
+
+    def begin(self, ids: list[int]) -> Any:
+        """A prompt, yet to be read."""
+
+    def read(self, prompt: Any) -> Tensor | None:
+        """Read a prompt's next part. Logits (vocabulary,) after its last token, or None if there is more to read."""
+
+    def join(self, prompt: Any) -> None:
+        """Have a sequence begin with a prompt that is read, as the last one. A prompt may begin several."""
+
+    def step(self, tokens: list[int]) -> Tensor:
+        """Add a token to each sequence. Logits (rows, vocabulary) after them."""
+
+    def leave(self, row: int) -> None:
+        """Drop a sequence; the last one takes its place."""
+
+
+class Whole:
+    """A decoder for engines that keep nothing between calls: whole sequences are run for each token.
+
+    Args:
+        run: sequences → logits (rows, vocabulary) after them.
+    """
+
+    def __init__(self, run: Callable[[list[list[int]]], Tensor]) -> None:
+        self.run = run
+        self.rows: list[list[int]] = []
+
+    def begin(self, ids: list[int]) -> list[int]:
+        """See `Decoder`."""
+        return ids
+
+    def read(self, prompt: list[int]) -> Tensor:
+        """See `Decoder`."""
+        return self.run([prompt])[0]
+
+    def join(self, prompt: list[int]) -> None:
+        """See `Decoder`."""
+        self.rows.append(list(prompt))
+
+    def step(self, tokens: list[int]) -> Tensor:
+        """See `Decoder`."""
+        for row, token in zip(self.rows, tokens, strict=True):
+            row.append(token)
+        return self.run(self.rows)
+
+    def leave(self, row: int) -> None:
+        """See `Decoder`."""
+        last = self.rows.pop()
+        if row < len(self.rows):
+            self.rows[row] = last

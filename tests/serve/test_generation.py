@@ -1,0 +1,253 @@
+"""Answers token by token, beside transformers' own."""
+
+import asyncio
+import time
+
+import pytest
+import torch
+
+from lc_ray.serve.batching import QueueFull
+from lc_ray.serve.generation import Ask, Generator
+from lc_ray.serve.sampling import Sampler, Sampling, _nucleus
+from lc_ray.serve.spelling import Spelling
+from lc_ray.spec import ServeSpec
+from lc_ray.tasks._decoder import Whole
+
+GREEDY = Sampling(temperature=0)
+PROMPTS = ["a", "Hello there", "the quick brown fox " * 20, "xyz" * 9, "0123456789" * 5]
+
+
+@pytest.fixture(scope="module")
+def make(tiny_language):
+    """make(...) → a generator with these limits."""
+    made = []
+
+    def make(whole=False, **limits):
+        found = Generator(tiny_language, ServeSpec(**limits))
+        if whole:
+            found._decoder = Whole(lambda sequences: tiny_language.task._next(tiny_language.engine, sequences))
+        made.append(found)
+        return found
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_language):
+    """transformers' model of the same weights."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(tiny_language.engine.model.model.config).eval()
+    model.load_state_dict(tiny_language.engine.model.model.state_dict())
+    return model
+
+
+def coded(tiny_language, text):
+    return tiny_language.task.tokenizer(text)["input_ids"]
+
+
+async def collect(generator, ask, seconds=60):
+    texts, tokens, finish = [""] * ask.n, [[] for _ in range(ask.n)], [None] * ask.n
+    async for piece in generator.run(ask, time.monotonic() + seconds):
+        texts[piece.number] += piece.text
+        tokens[piece.number] += piece.tokens
+        finish[piece.number] = piece.finish
+    return texts, tokens, finish
+
+
+async def settled(generator):
+    while generator.running or generator._reading or generator._waiting:
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_greedy_is_transformers_own_in_any_batch(tiny_language, plain, make, whole, rows):
+    lengths = [12, 5, 20, 1, 9]
+    expected = []
+    for text, length in zip(PROMPTS, lengths, strict=True):
+        ids = torch.tensor([coded(tiny_language, text)])
+        found = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)[0, ids.shape[1] :].tolist()
+        expected.append([token for token in found if token != 1])
+    generator = make(whole, batch={"max": rows})
+
+    async def main():
+        async def late(i):
+            await asyncio.sleep(0.005 * i)
+            return await collect(generator, Ask(coded(tiny_language, PROMPTS[i]), lengths[i], GREEDY))
+
+        return await asyncio.gather(*(late(i) for i in range(len(PROMPTS))))
+
+    assert [[token.id for token in tokens[0]] for _, tokens, _ in asyncio.run(main())] == expected
+    assert len({tuple(one) for one in expected}) == len(expected), "all the same would show nothing"
+
+
+def test_a_seed_draws_the_same_in_any_company(tiny_language, make):
+    generator = make()
+    ask = Ask(coded(tiny_language, "Hello"), 24, Sampling(1.0, 0.9, seed=5), n=2)
+
+    async def main():
+        alone = await collect(generator, ask)
+        others = [collect(generator, Ask(coded(tiny_language, text), 30)) for text in PROMPTS]
+        (among, *_) = await asyncio.gather(collect(generator, ask), *others)
+        other = await collect(generator, Ask(ask.ids, 24, Sampling(1.0, 0.9, seed=6)))
+        return alone, among, other
+
+    alone, among, other = asyncio.run(main())
+    assert alone == among
+    assert alone[0][0] != alone[0][1], "the answers to one request differ"
+    assert other[0][0] not in alone[0]
+
+
+def test_what_is_drawn_has_the_models_distribution():
+    logits = torch.tensor([0.0, 2.0, 1.0, -1.0])
+    for sampling in (Sampling(seed=0), Sampling(0.5, seed=0), Sampling(1.0, 0.8, seed=0)):
+        sampler = Sampler(sampling, 0, None)
+        counts = torch.bincount(torch.tensor([sampler.draw(logits).id for _ in range(4000)]), minlength=4) / 4000
+        wanted = (logits / sampling.temperature).softmax(-1)
+        if sampling.top_p < 1:
+            wanted = torch.where(torch.tensor([False, True, True, False]), wanted, 0)
+        torch.testing.assert_close(counts, wanted / wanted.sum(), atol=0.03, rtol=0)
+
+
+def test_the_nucleus_is_the_smallest_that_has_enough():
+    flat = torch.full((1000,), 0.001, dtype=torch.float64)
+    assert len(_nucleus(flat, 0.5)[0]) in (500, 501)
+    assert _nucleus(torch.tensor([0.1, 0.6, 0.3]), 0.6)[1].tolist() == [1]
+    assert _nucleus(torch.tensor([0.1, 0.6, 0.3]), 0.7)[1].tolist() == [1, 2]
+
+
+def test_penalties_and_biases():
+    logits = torch.tensor([1.0, 0.9, 0.1])
+    sampler = Sampler(Sampling(0, presence=0.5), 0, None)
+    assert [sampler.draw(logits).id for _ in range(3)] == [0, 1, 0]
+    sampler = Sampler(Sampling(0, frequency=0.5), 0, None)
+    assert [sampler.draw(logits).id for _ in range(5)] == [0, 1, 0, 1, 2]
+    assert Sampler(Sampling(0, bias={2: 5.0}), 0, None).draw(logits).id == 2
+    assert Sampler(Sampling(), 0, None).draw(logits, torch.tensor([False, False, True])).id == 2
+
+
+def test_logprobs_are_the_models(tiny_language, plain, make):
+    ids = coded(tiny_language, "Hello")
+    _, (tokens,), _ = asyncio.run(collect(make(), Ask(ids, 8, Sampling(2.0, seed=3), logprobs=3)))
+    said = [token.id for token in tokens]
+    with torch.no_grad():
+        logits = plain(torch.tensor([ids + said])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+    for token, row in zip(tokens, logits, strict=True):
+        assert token.logprob == pytest.approx(row[token.id].item(), abs=1e-3)
+        top = row.topk(3)
+        assert [one for one, _ in token.likeliest] == top.indices.tolist()
+        assert [logprob for _, logprob in token.likeliest] == pytest.approx(top.values.tolist(), abs=1e-3)
+
+
+def spelled(tiny_language, text, stop=()):
+    spelling = Spelling(tiny_language.task.tokenizer, stop)
+    pieces = []
+    for token in coded(tiny_language, text):
+        spelling.add(token)
+        pieces.append(spelling.take())
+        if spelling.stopped:
+            break
+    return [*pieces, spelling.take(whole=True)], spelling.stopped
+
+
+def test_characters_are_given_whole(tiny_language):
+    pieces, _ = spelled(tiny_language, "aé€🙂b")
+    assert [piece for piece in pieces if piece] == ["a", "é", "€", "🙂", "b"]
+    tokens = coded(tiny_language, "🙂")[:2]
+    spelling = Spelling(tiny_language.task.tokenizer)
+    for token in tokens:
+        spelling.add(token)
+    assert spelling.take() == ""
+    assert spelling.take(whole=True).startswith("\N{REPLACEMENT CHARACTER}")
+
+
+def test_stop_strings_across_tokens(tiny_language):
+    pieces, stopped = spelled(tiny_language, "say hello STOP and more", ["STOP"])
+    assert ("".join(pieces), stopped) == ("say hello ", True)
+    pieces, stopped = spelled(tiny_language, "SSTO is no end", ["STOP", "€"])
+    assert ("".join(pieces), stopped) == ("SSTO is no end", False)
+    assert pieces[:5] == ["", "S", "", "", "STO "], "what may begin a stop string is held back"
+    pieces, _ = spelled(tiny_language, "one € two", ["€", "two"])
+    assert "".join(pieces) == "one "
+
+
+def test_an_answer_ends_where_a_stop_string_begins(tiny_language, make):
+    ids, generator = coded(tiny_language, "Hello"), make()
+    (text,), _, (finish,) = asyncio.run(collect(generator, Ask(ids, 24, Sampling(seed=1))))
+    assert finish == "length"
+    stop = text[9:12]
+    (cut,), _, (finish,) = asyncio.run(collect(generator, Ask(ids, 24, Sampling(seed=1), stop=(stop,))))
+    assert (cut, finish) == (text[: text.index(stop)], "stop")
+
+
+def test_who_hangs_up_frees_the_place_at_the_next_token(tiny_language, make):
+    generator = make(batch={"max": 1})
+
+    async def main():
+        long = generator.run(Ask(coded(tiny_language, "a"), 600, Sampling(seed=0, bias={1: -100})), time.monotonic() + 60)
+        await anext(long)
+        waiting = asyncio.ensure_future(collect(generator, Ask(coded(tiny_language, "b"), 4, GREEDY)))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await long.aclose()
+        start = time.monotonic()
+        await waiting
+        await settled(generator)
+        return time.monotonic() - start
+
+    assert asyncio.run(main()) < 2
+
+
+def test_limits(tiny_language, make):
+    ids, endless = coded(tiny_language, "a"), Sampling(seed=0, bias={1: -100})
+    generator = make(batch={"max": 1}, queue=1)
+
+    async def main():
+        first = generator.run(Ask(ids, 600, endless), time.monotonic() + 60)
+        await anext(first)
+        second = asyncio.ensure_future(collect(generator, Ask(ids, 4, endless), seconds=0.1))
+        await asyncio.sleep(0.02)
+        with pytest.raises(QueueFull):
+            await collect(generator, Ask(ids, 4, endless))
+        with pytest.raises(TimeoutError):
+            await second
+        await first.aclose()
+        await settled(generator)
+        return await collect(generator, Ask(ids, 4, endless))
+
+    assert asyncio.run(main())[2] == ["length"]
+
+
+def test_the_cache_has_a_size(tiny_language, make):
+    """Answers that would need more positions together than `batch.tokens` wait for one another."""
+    generator, most = make(batch={"tokens": 640}), 0
+
+    async def one():
+        nonlocal most
+        async for _ in generator.run(Ask(coded(tiny_language, "a" * 250), 40, Sampling(seed=0, bias={1: -100})), time.monotonic() + 60):
+            most = max(most, generator.running)
+
+    async def main():
+        await asyncio.gather(*(one() for _ in range(4)))
+
+    asyncio.run(main())
+    assert most == 2
+
+
+def test_a_failing_engine_fails_what_runs_and_nothing_else(tiny_language, make):
+    generator = make()
+
+    def broken(tokens):
+        raise RuntimeError("out of memory")
+
+    async def main():
+        generator._decoder.step = broken
+        with pytest.raises(RuntimeError, match="out of memory"):
+            await collect(generator, Ask(coded(tiny_language, "a"), 8, Sampling(seed=0, bias={1: -100})))
+        return await collect(generator, Ask(coded(tiny_language, "a"), 8, Sampling(seed=0, bias={1: -100})))
+
+    assert asyncio.run(main())[2] == ["length"]
+    assert generator.alive

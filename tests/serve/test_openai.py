@@ -1,0 +1,215 @@
+"""OpenAI's own client, on a socket."""
+
+import json
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+import lc_ray
+from lc_ray.serve import auth
+from lc_ray.serve.endpoint import Endpoint, Models, asgi
+from lc_ray.spec import ServeSpec
+
+HELLO = [{"role": "user", "content": "Hello"}]
+SCHEMA = {"type": "object", "properties": {"on": {"type": "boolean"}, "n": {"enum": [1, 2]}}, "required": ["on", "n"], "additionalProperties": False}
+CITY = {"$defs": {"City": {"enum": ["Rome", "Oslo"]}}, "type": "object", "properties": {"city": {"$ref": "#/$defs/City"}}, "required": ["city"]}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {**CITY, "additionalProperties": False}}},
+    {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}},
+]
+
+
+@pytest.fixture(scope="module")
+def endpoints(tiny_language, tiny_artifact):
+    spec = ServeSpec(batch={"max": 4}, timeout="60s")
+    found = [Endpoint(predictor, spec) for predictor in (tiny_language, lc_ray.load(tiny_artifact, threads=1))]
+    yield found
+    for one in found:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def url(endpoints):
+    app = asgi(Models(endpoints, endpoints[0].spec), [auth.digest("secret")])
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as client:
+        yield client
+
+
+def ask(client, messages=HELLO, **options):
+    return client.chat.completions.create(model="talk", messages=messages, **{"seed": 1, "logit_bias": {"1": -100}} | options)
+
+
+def test_models_are_listed_for_both(client, url):
+    assert [model.id for model in client.models.list()] == ["talk", "tiny"]
+    assert client.models.retrieve("talk").object == "model"
+    assert httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer secret"}).json()["models"] == ["talk", "tiny"]
+
+
+def test_the_assistant_answers(client, tiny_language):
+    answer = ask(client, temperature=0, logit_bias=None)
+    expected = tiny_language.predict([HELLO])[0]["text"]
+    assert answer.choices[0].message.content == expected
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.model == "talk"
+    prompt = tiny_language.task.modality._written(HELLO)
+    assert answer.usage.prompt_tokens == len(tiny_language.task.tokenizer(prompt)["input_ids"])
+    assert answer.usage.completion_tokens <= 16, "as many as the model's job says, where the request doesn't"
+
+
+def test_a_stream_is_the_whole_in_pieces(client):
+    options = {"n": 2, "max_completion_tokens": 20, "logprobs": True, "top_logprobs": 2}
+    whole = ask(client, **options)
+    texts, tokens, finish, usage = ["", ""], [[], []], [None, None], None
+    for chunk in ask(client, stream=True, stream_options={"include_usage": True}, **options):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            tokens[choice.index] += choice.logprobs.content if choice.logprobs else []
+            finish[choice.index] = choice.finish_reason or finish[choice.index]
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert tokens == [choice.logprobs.content for choice in whole.choices]
+    assert finish == [choice.finish_reason for choice in whole.choices] == ["length", "length"]
+    assert usage == whole.usage
+    assert usage.completion_tokens == 40
+    assert all(len(token.top_logprobs) == 2 for token in tokens[0])
+
+
+def test_completions(client):
+    both = client.completions.create(model="talk", prompt=["one", "two"], seed=1, max_tokens=6, logprobs=2, logit_bias={"1": -100})
+    ids = client.completions.create(model="talk", prompt=[[ord(c) for c in "ab"]], seed=1, max_tokens=6)
+    assert [choice.index for choice in both.choices] == [0, 1]
+    assert both.choices[0].text != both.choices[1].text
+    assert len(both.choices[1].logprobs.token_logprobs) == 6
+    assert ids.usage.prompt_tokens == 2
+    streamed = ["", ""]
+    for chunk in client.completions.create(model="talk", prompt=["one", "two"], seed=1, max_tokens=6, stream=True, logit_bias={"1": -100}):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert streamed == [choice.text for choice in both.choices]
+
+
+def test_stop(client):
+    text = ask(client).choices[0].message.content
+    cut = ask(client, stop=[text[4:6]]).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (text[: text.index(text[4:6])], "stop")
+
+
+def test_answers_fit_a_schema(client):
+    form = {"type": "json_schema", "json_schema": {"name": "state", "schema": SCHEMA, "strict": True}}
+    found = [json.loads(choice.message.content) for choice in ask(client, n=4, response_format=form, max_tokens=64).choices]
+    assert all(set(one) == {"on", "n"} and isinstance(one["on"], bool) and one["n"] in (1, 2) for one in found)
+    assert ask(client, response_format={"type": "json_object"}).choices[0].message.content[0] == "{"
+    streamed = ask(client, response_format=form, max_tokens=64, stream=True)
+    assert json.loads("".join(chunk.choices[0].delta.content or "" for chunk in streamed)) == found[0]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_tools_that_must_be_called(client, choice):
+    found = ask(client, tools=TOOLS, tool_choice=choice, max_tokens=100).choices[0]
+    (call,) = found.message.tool_calls
+    assert found.finish_reason == "tool_calls"
+    assert found.message.content is None
+    assert call.function.name in (["weather", "now"] if choice == "required" else ["weather"])
+    arguments = json.loads(call.function.arguments)
+    assert arguments == {} if call.function.name == "now" else arguments["city"] in ("Rome", "Oslo")
+    chunks = [c.choices[0] for c in ask(client, tools=TOOLS, tool_choice=choice, max_tokens=100, stream=True)]
+    streamed = [call for c in chunks for call in c.delta.tool_calls or []]
+    assert [(one.function.name, one.function.arguments) for one in streamed] == [(call.function.name, call.function.arguments)]
+    assert chunks[-1].finish_reason == "tool_calls"
+    assert not any(c.delta.content for c in chunks)
+
+
+def test_conversations_with_tools_are_read(client, tiny_language):
+    talk = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Rome?"}]},
+        {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "sun"},
+    ]
+    usage = ask(client, talk, tools=TOOLS[1:], max_tokens=1).usage
+    written = """<user>[{"type": "function", "function": {"name": "now", "description": "", "parameters": {"type": "object", "properties": {}, \
+"additionalProperties": false}}}] <tool_call><end><system>Be brief.<end>
+<user>Rome?<end>
+<assistant><tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call><end>
+<tool>sun<end>
+<assistant>"""
+    assert usage.prompt_tokens == len(tiny_language.task.tokenizer(written)["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "message"),
+    [
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", "system"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages.0.content.0.type", "text"),
+        ({"messages": [{"role": "user", "content": "x" * 700}]}, "messages", "reads 640 tokens"),
+        ({"max_tokens": 640}, "messages", "640 tokens were asked for"),
+        ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"n": 5}, "n", "4 answers"),
+        ({"logit_bias": {"999": 1}}, "logit_bias", "no token 999"),
+        ({"tool_choice": "required"}, "tool_choice", "no tools"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "'x'"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "x"}}}}, "response_format", "schema"),
+        ({"extra_body": {"best": 1}}, "best", "not known"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_mistakes_in_openais_form(client, options, param, message, stream):
+    with pytest.raises(openai.BadRequestError, match=message) as found:
+        ask(client, stream=stream, **options)
+    assert found.value.param == param
+    assert found.value.type == "invalid_request_error"
+
+
+def test_other_models_and_no_key(client, url):
+    with pytest.raises(openai.NotFoundError, match="'tiny' is no language model"):
+        client.chat.completions.create(model="tiny", messages=HELLO)
+    with pytest.raises(openai.NotFoundError, match="talk, tiny"):
+        client.chat.completions.create(model="large", messages=HELLO)
+    with pytest.raises(openai.AuthenticationError) as found, openai.OpenAI(base_url=f"{url}/v1", api_key="guess") as stranger:
+        ask(stranger)
+    assert found.value.type == "authentication_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_hangs_up_is_not_answered_on(url, endpoints, stream):
+    generator = endpoints[0].generator
+    body = {"model": "talk", "messages": HELLO, "max_tokens": 600, "stream": stream, "logit_bias": {"1": -100}}
+    with httpx.Client(headers={"authorization": "Bearer secret"}, timeout=0.3) as impatient:
+        if stream:
+            with impatient.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+                next(response.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                impatient.post(f"{url}/v1/chat/completions", json=body)
+    start = time.monotonic()
+    while generator.running:
+        assert time.monotonic() - start < 5
+        time.sleep(0.01)
+
+
+def test_a_stream_that_takes_too_long_ends_with_a_sentence(client, endpoints):
+    generator = endpoints[0].generator
+    before, generator.spec = generator.spec, generator.spec.model_copy(update={"timeout": 0.3})
+    try:
+        with pytest.raises(openai.APIError, match=r"not answered within 0\.3 s"):
+            list(ask(client, max_tokens=600, stream=True))
+        with pytest.raises(openai.InternalServerError, match=r"not answered within 0\.3 s"):
+            ask(client, max_tokens=600)
+    finally:
+        generator.spec = before

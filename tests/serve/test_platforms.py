@@ -1,0 +1,114 @@
+"""What SageMaker and Vertex AI ask of a container."""
+
+import base64
+
+import pytest
+from serving import KEY, ask
+
+from lc_ray.errors import ServeError
+from lc_ray.serve import auth
+from lc_ray.serve.endpoint import Models, asgi, settings
+
+VERTEX = {"AIP_HEALTH_ROUTE": "/v1/endpoints/1/deployedModels/2", "AIP_PREDICT_ROUTE": "/v1/endpoints/1/deployedModels/2:predict"}
+
+
+@pytest.fixture(scope="module")
+def text(predictor, endpoint):
+    found = endpoint(predictor)
+    return asgi(Models([found], found.spec, settings(VERTEX | {"HOME": "/nowhere"})), [auth.digest(KEY)])
+
+
+@pytest.fixture(scope="module")
+def fusion(fused, endpoint):
+    return asgi(Models([endpoint(fused)], endpoint(fused).spec), [auth.digest(KEY)])
+
+
+def invoke(app, body, kind=None, **headers):
+    headers = {name.replace("_", "-"): value for name, value in headers.items()} | ({"content-type": kind} if kind else {})
+    return ask(app, "POST", "/invocations", content=body, headers=headers)
+
+
+def same(response, expected):
+    assert response.status_code == 200, response.text
+    for got, wanted in zip(response.json()["predictions"], expected, strict=True):
+        assert got["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'{"instances": ["good day", "so late, \\u00e9"]}', None),
+        (b'{"instances": ["good day", {"text": "so late, \\u00e9"}]}', "application/json; charset=utf-8"),
+        ('good day\n"so late, é"\n'.encode(), "text/csv"),
+        ('\ufefftext\r\ngood day\r\n"so late, é"\r\n'.encode(), "text/csv"),
+    ],
+)
+def test_rows_in_any_type_are_the_same(text, predictor, body, kind):
+    same(invoke(text, body, kind, accept="text/html;q=0.5, application/json"), predictor.predict(["good day", "so late, é"]))
+
+
+def test_a_body_is_the_one_instance(text, fusion, predictor, fused, png, wav):
+    same(invoke(text, "so late, é".encode(), "text/plain"), predictor.predict(["so late, é"]))
+    same(invoke(fusion, png, "image/png"), fused.predict([{"photo": png}]))
+    same(invoke(fusion, wav, "audio/wav"), fused.predict([{"sound": wav}]))
+    same(invoke(fusion, b"price,text\n3.5,good day\n", "text/csv"), fused.predict([{"price": 3.5, "text": "good day"}]))
+    coded = base64.b64encode(png).decode()
+    same(invoke(fusion, b'{"instances": [{"photo": "%s"}]}' % coded.encode(), "application/json"), fused.predict([{"photo": png}]))
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"x", "image/png", 415),
+        (b"x", "application/x-npy", 415),
+        (b"\xff\xfe", "text/plain", 400),
+        (b"\xff\xfe", "text/csv", 400),
+        (b'"a', "text/csv", 400),
+        (b"a,b\n", "text/csv", 400),
+        (b"{}", "application/json", 400),
+        (b'{"instances": ["x"], "parameters": {"k": 1}}', "application/json", 400),
+        (b" " * (6 * 2**20 + 1), "text/plain", 413),
+    ],
+)
+def test_bodies_that_are_refused(text, body, kind, status):
+    assert invoke(text, body, kind).status_code == status
+
+
+def test_only_json_is_answered(text):
+    assert invoke(text, b"good", "text/plain", accept="text/csv").status_code == 406
+
+
+def test_a_body_may_have_more_than_the_native_limit(text, predictor):
+    same(invoke(text, b'{"instances": ["good day"]}' + b" " * 2**21), predictor.predict(["good day"]))
+
+
+def test_of_several_models_one_is_named(predictor, fused, endpoint):
+    app = asgi(Models([endpoint(predictor), endpoint(fused)], endpoint(fused).spec), [auth.digest(KEY)])
+    assert invoke(app, b"good", "text/plain").status_code == 400
+    assert invoke(app, b"good", "text/plain", x_amzn_sagemaker_target_model="fused").json()["model"] == "fused"
+
+
+def test_health_needs_no_key_and_answers_do(text):
+    for path in ("/ping", VERTEX["AIP_HEALTH_ROUTE"]):
+        assert ask(text, "GET", path, key="").status_code == 200
+    for path in ("/invocations", VERTEX["AIP_PREDICT_ROUTE"]):
+        assert ask(text, "POST", path, key="", json={"instances": ["x"]}).status_code == 401
+
+
+def test_vertex(text, predictor):
+    response = ask(text, "POST", VERTEX["AIP_PREDICT_ROUTE"], json={"instances": ["good day", {"text": "so late"}]})
+    same(response, predictor.predict(["good day", "so late"]))
+    assert response.json().keys() == {"predictions"}
+    assert ask(text, "POST", VERTEX["AIP_PREDICT_ROUTE"], json=[]).status_code == 400
+    assert ask(text, "POST", VERTEX["AIP_PREDICT_ROUTE"], json={"instance": []}).status_code == 400
+
+
+def test_vertex_is_not_there_unless_its_routes_are_given(fusion):
+    assert ask(fusion, "GET", VERTEX["AIP_HEALTH_ROUTE"]).status_code == 404
+    assert ask(fusion, "POST", VERTEX["AIP_PREDICT_ROUTE"], json={"instances": []}).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["predict", "/{name}"])
+def test_a_route_that_is_none(predictor, endpoint, path):
+    with pytest.raises(ServeError, match="AIP_PREDICT_ROUTE"):
+        asgi(Models([endpoint(predictor)], endpoint(predictor).spec, {"AIP_PREDICT_ROUTE": path}), [])
