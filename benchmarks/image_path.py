@@ -138,6 +138,9 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--processes", type=int, default=2)
     chosen = options.parse_args()
+    from lc_ray.train.loop import keep_freed_memory  # not in processes that only write pictures: DeepSpeed takes seconds
+
+    keep_freed_memory()  # as a training worker does; the peer's processes inherit it
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "photos"
         for label in LABELS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import tempfile
 import threading
 import time
@@ -88,7 +89,7 @@ def main() -> None:
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         for name, value in runtime.ENVIRONMENT.items():
-            __import__("os").environ.setdefault(name, value)
+            os.environ.setdefault(name, value)
         ray.init("local", num_cpus=2, object_store_memory=chosen.store * 10**6, include_dashboard=False, log_to_driver=False)
         pictures(Path(scratch) / "warm", 64)
         run(f"{scratch}/warm", f"{scratch}/runs")  # workers have imported what they need

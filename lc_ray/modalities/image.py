@@ -69,9 +69,11 @@ class Modality:
                 if min(width, height) < _LEAST or width * height > _MOST:
                     raise DataError(f"image of {width} × {height} pixels" if min(width, height) < _LEAST else "image of more than 50 megapixels")
                 image.draft("RGB", (self.spec.size * 2, self.spec.size * 2))  # JPEG: decoded at a fraction of its size where that is enough
-                turned = ImageOps.exif_transpose(image)
+                image.load()  # some formats tell of their orientation after the pixels
+                orientation = image.getexif().get(_ORIENTATION, 1)
+                turned = image if orientation == 1 else ImageOps.exif_transpose(image)  # which copies
                 pixels = _resized(turned if turned.mode == "RGB" else _without_alpha(turned), self.spec.size)
-                return (pixels, height, width) if image.getexif().get(_ORIENTATION, 1) in _LYING else (pixels, width, height)
+                return (pixels, height, width) if orientation in _LYING else (pixels, width, height)
         except DataError:
             raise
         except UnidentifiedImageError:
@@ -223,7 +225,7 @@ def recoloured(pixels: Tensor, most: float, hue: float, random: torch.Generator)
 
 def _resized(image: Image.Image, side: int) -> bytes:
     """A square of RGB bytes, rows first. As Pillow's resize to a level of 256, in half its time."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), colours innermost in memory
+    pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)  # (1, 3, height, width), colours innermost in memory
     small = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
     return small.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
 

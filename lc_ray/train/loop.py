@@ -103,7 +103,7 @@ class Worker:
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, int(self.spec.train.workers.cpu)))
-            _keep_freed_memory()
+            keep_freed_memory()
         self.data: Prepared = open_prepared(segment.prepared)
         self.task = self.data.task()
         self.inputs = self.spec.inputs()
@@ -308,7 +308,7 @@ class Worker:
         ).write(segment.folder, RESULT)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep what is freed: each step would fault its activations in again, a twentieth of its time on CPU."""
     with contextlib.suppress(OSError, AttributeError):  # another libc
         libc = ctypes.CDLL("libc.so.6")
