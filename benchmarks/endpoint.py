@@ -17,7 +17,7 @@ import aiohttp
 from lc_ray import load, runtime
 from lc_ray.models.batches import prepare
 from lc_ray.serve import app
-from lc_ray.spec import ReplicasSpec, ServeSpec
+from lc_ray.serving import ReplicasSpec, ServeSpec
 
 TEXTS = [" ".join(["the flight was late and nobody told us why"] * (1 + i % 4)) for i in range(256)]
 

@@ -193,39 +193,40 @@ def resnet18(data: Path, models: Path, made: Path) -> Job:
 
 def text_audio(data: Path, models: Path, made: Path) -> Job:
     """A sentence and a spoken digit: is the one positive, the other odd? Four answers, of which either input alone can tell half."""
-    for split, sentences, clips, count in (("train", "train.csv", "train.parquet", 4000), ("val", "dev.csv", "val.parquet", 600)):
-        draw = random.Random(split)
-        texts, sounds = pyarrow.csv.read_csv(f"{data}/sst2/{sentences}").to_pylist(), pq.read_table(f"{data}/fsdd/{clips}").to_pylist()
-        rows = []
-        for _ in range(count):
-            text, sound = draw.choice(texts), draw.choice(sounds)
-            odd = sound["label"] in ("one", "three", "five", "seven", "nine")
-            rows.append({"text": text["text"], "audio": sound["audio"], "label": f"{text['label']}, {'odd' if odd else 'even'}"})
-        pq.write_table(pa.Table.from_pylist(rows), made / f"text_audio-{split}.parquet")
-    return _fused(models, made / "text_audio", ["text", "audio"])
+    return _fused(models, _joined(data, made / "text_audio", ["text", "audio"], lambda row: f"{row['text']['label']}, {_parity(row)}"))
 
 
 def text_image_audio(data: Path, models: Path, made: Path) -> Job:
     """A sentence, a photograph and a spoken digit: an animal or a vehicle, odd or even? The sentence tells nothing."""
     animals = {"bird", "cat", "deer", "dog", "frog", "horse"}
-    for split, sentences, other, count in (("train", "train.csv", "train", 4000), ("val", "dev.csv", "val", 600)):
-        draw = random.Random(split)
-        texts, sounds, photos = (
-            pyarrow.csv.read_csv(f"{data}/sst2/{sentences}").to_pylist(),
-            pq.read_table(f"{data}/fsdd/{other}.parquet").to_pylist(),
-            pq.read_table(f"{data}/cifar10/{other}.parquet").to_pylist(),
-        )
-        rows = []
-        for _ in range(count):
-            text, sound, photo = draw.choice(texts), draw.choice(sounds), draw.choice(photos)
-            odd = sound["label"] in ("one", "three", "five", "seven", "nine")
-            label = f"{'animal' if photo['label'] in animals else 'vehicle'}, {'odd' if odd else 'even'}"
-            rows.append({"text": text["text"], "image": photo["image"], "audio": sound["audio"], "label": label})
-        pq.write_table(pa.Table.from_pylist(rows), made / f"text_image_audio-{split}.parquet")
-    return _fused(models, made / "text_image_audio", ["text", "image", "audio"])
+
+    def label(row: dict[str, Any]) -> str:
+        return f"{'animal' if row['image']['label'] in animals else 'vehicle'}, {_parity(row)}"
+
+    return _fused(models, _joined(data, made / "text_image_audio", ["text", "image", "audio"], label))
 
 
-def _fused(models: Path, stem: Path, columns: list[str]) -> Job:
+def _parity(row: dict[str, Any]) -> str:
+    return "odd" if row["audio"]["label"] in ("one", "three", "five", "seven", "nine") else "even"
+
+
+def _joined(data: Path, stem: Path, columns: list[str], label: Callable[[dict[str, Any]], str]) -> tuple[Path, list[str]]:
+    """Write training and validation rows, each drawn from a source per column. `label` is given what was drawn, with labels of its own."""
+    for split, sentences, count in (("train", "train", 4000), ("val", "dev", 600)):
+        sources = {
+            "text": lambda name=sentences: pyarrow.csv.read_csv(f"{data}/sst2/{name}.csv"),
+            "audio": lambda name=split: pq.read_table(f"{data}/fsdd/{name}.parquet"),
+            "image": lambda name=split: pq.read_table(f"{data}/cifar10/{name}.parquet"),
+        }
+        draw, known = random.Random(split), {column: read().to_pylist() for column, read in sources.items() if column in columns}
+        drawn = [{column: draw.choice(cells) for column, cells in known.items()} for _ in range(count)]
+        rows = [{column: row[column][column] for column in columns} | {"label": label(row)} for row in drawn]
+        pq.write_table(pa.Table.from_pylist(rows), f"{stem}-{split}.parquet")
+    return stem, columns
+
+
+def _fused(models: Path, rows: tuple[Path, list[str]]) -> Job:
+    stem, columns = rows
     known = {
         "text": {"modality": "text", "base": MINILM, "max_length": 48, "rate": 0.3},
         "image": {"modality": "image", "base": "squeezenet1_1", "weights": str(stem.parent / "squeezenet.safetensors"), "size": 64},

@@ -32,7 +32,6 @@ from lc_ray.progress import Mode
 from lc_ray.spec import InputSpec, JobSpec, parse
 
 _BITS = {8: "int8"}
-_MEDIA = ("image", "picture", "audio", "speech")
 _PLATFORMS = {"amazon sagemaker": "sagemaker", "google cloud": "vertex", "google vertex ai": "vertex"}
 
 
@@ -236,7 +235,7 @@ class AutoHyperparameterOptimizer:
         if self.dataset is None:
             raise DataError("no labelled data was given", fix="AutoHyperparameterOptimizer(model, dataset=...) or LangChain(name, dataset=...)")
         job = {**self.model.job, "storage": self.model.storage}
-        media = {i["column"] for i in job["data"]["inputs"] if i["modality"] in _MEDIA}
+        media = _media({i["column"]: i["modality"] for i in job["data"]["inputs"]})
         data = {**job["data"], "train": _source(self.dataset, self.model.storage, media)}
         if self.validation is not None:
             given = isinstance(self.validation, str | int | float)  # "10%", 200, 0.1 or a path: what the job file takes
@@ -265,7 +264,7 @@ def evaluate_model(model: Model | Predictor | str | Path, dataset: Any, target: 
         target = target or model.job["data"]["target"]
         model = model.predictor
     predictor = model if isinstance(model, Predictor) else load(model)
-    media = {i.column for i in predictor.inputs if i.modality in _MEDIA}
+    media = _media({i.column: i.modality for i in predictor.inputs})
     with tempfile.TemporaryDirectory() as folder:
         return evaluate(predictor, _source(dataset, folder, media), target or "label")
 
@@ -292,6 +291,11 @@ class DeployModel:
         """Deploy; returns a handle with `url`, `predict(rows)` and `delete()`."""
         path = self.model.predictor.artifact.path if isinstance(self.model, Model) else Path(self.model)
         return self.platform.deploy(path)
+
+
+def _media(modalities: dict[str, str]) -> set[str]:
+    """The columns whose values are files."""
+    return {column for column, kind in modalities.items() if hasattr(family.load("modalities", kind).Modality, "MEDIA")}
 
 
 def _source(data: Any, storage: str, media: set[str]) -> str:

@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from lc_ray.errors import SpecError
 from lc_ray.section import Section as Section
-from lc_ray.serving import BatchSpec as BatchSpec
-from lc_ray.serving import ReplicasSpec as ReplicasSpec
 from lc_ray.serving import ServeSpec as ServeSpec
 from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 

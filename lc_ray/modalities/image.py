@@ -137,7 +137,7 @@ class Encoder(nn.Module):
             ModelError: the model or its weights can't be had.
         """
         weights = spec.weights or "pretrained"
-        if source in torchvision.models.list_models():
+        if in_torchvision(source):
             whole = torchvision.models.get_model(source, weights=None)
             if weights != "random":
                 fill(whole, source, weights)
@@ -179,6 +179,11 @@ class Encoder(nn.Module):
         if hidden.dim() == 4:
             hidden = hidden.flatten(2).transpose(1, 2)  # (batch, height × width, width)
         return hidden, torch.ones(hidden.shape[:2], dtype=hidden.dtype, device=hidden.device)
+
+
+def in_torchvision(name: str | None) -> bool:
+    """Whether torchvision has a model of that name."""
+    return name in torchvision.models.list_models()
 
 
 def _cropped(pixels: Tensor, random: torch.Generator) -> Tensor:

@@ -35,11 +35,12 @@ class Endpoint:
         self.predictor, self.spec = predictor, spec
         self.name, self.version = predictor.artifact.manifest.name, predictor.artifact.digest
         example = {column: modality.example for column, modality in predictor.columns.items()}
+        language = generation.suits(predictor)
         # A language model's answer is as many runs as it has tokens, in which it gets warm enough.
-        for rows in (1,) if generation.suits(predictor) else (1, spec.batch.max, spec.batch.max):
+        for rows in (1,) if language else (1, spec.batch.max, spec.batch.max):
             self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
         self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue)
-        self.generator = generation.Generator(predictor, spec) if generation.suits(predictor) else None
+        self.generator = generation.Generator(predictor, spec) if language else None
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)
 

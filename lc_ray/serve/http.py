@@ -78,6 +78,25 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return content
 
 
+def instances_of(content: dict[str, Any]) -> Any:
+    """The rows of a request that is `{"instances": [...]}`.
+
+    Raises:
+        HttpError: 400, it has none, or parameters, of which no model takes any.
+    """
+    if "instances" not in content:
+        raise HttpError(400, "malformed_request", 'expected {"instances": [...]}', "instances")
+    if content.get("parameters"):
+        raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
+    return content["instances"]
+
+
+def need(alive: bool) -> None:
+    """Raise HttpError 503 where a model can't run."""
+    if not alive:
+        raise HttpError(503, "not_ready", "a model can't run")
+
+
 async def read_body(request: Request, max_body: int) -> bytes:
     """A request's body.
 
@@ -188,4 +207,16 @@ class Guard:
             raise HttpError(429, "rate_limited", f"a key may make {rate.requests} requests in {rate.per:g} s", headers={"retry-after": after})
 
 
-__all__ = ["HttpError", "JSONResponse", "Request", "Response", "Route", "application", "parse_object", "read_body", "read_object"]
+__all__ = [
+    "HttpError",
+    "JSONResponse",
+    "Request",
+    "Response",
+    "Route",
+    "application",
+    "instances_of",
+    "need",
+    "parse_object",
+    "read_body",
+    "read_object",
+]

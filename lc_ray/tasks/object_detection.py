@@ -13,7 +13,6 @@ from typing import Any, Self, cast
 import numpy as np
 import pyarrow as pa
 import torch
-import torchvision
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
@@ -21,6 +20,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_iou
 
 from lc_ray.errors import DataError, SpecError
+from lc_ray.modalities import image
 from lc_ray.spec import InputSpec, ModelSpec, Section, module_name
 from lc_ray.tasks import _detr, _rcnn, _task, classification
 from lc_ray.units import Fraction
@@ -118,7 +118,7 @@ class Task(_task.Task):
             ModelError: a torchvision model that is no Faster R-CNN.
         """
         ((column, modality),) = columns.items()
-        if _in_torchvision(modality.spec.base):
+        if image.in_torchvision(modality.spec.base):
             self.finding = _rcnn.Finding(len(self.labels), module_name(column), modality.spec.base, modality.spec.size)
         return self
 
@@ -213,17 +213,13 @@ class Model:
             ModelError: there is none, its weights can't be had, or it needs a package that is not installed.
         """
         (given,) = inputs
-        kind = _rcnn.Model if _in_torchvision(sources[given.column]) else _detr.Model
+        kind = _rcnn.Model if image.in_torchvision(sources[given.column]) else _detr.Model
         return kind.pretrained(given, sources[given.column], task)
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], task: Task) -> Any:
         """With weights yet to be loaded, from `config`."""
         return (_rcnn.Model if "torchvision" in config else _detr.Model).rebuild(config, task)
-
-
-def _in_torchvision(base: str | None) -> bool:
-    return base in torchvision.models.list_models()
 
 
 def _clean(item: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from serving import LABELS
+from tokens import byte_tokenizer
 
 TEMPLATE = """{% if tools %}<user>{{ tools | tojson }} <tool_call><end>{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}\
 {% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<end>
@@ -98,18 +99,6 @@ def endpoint() -> Iterator[Callable[..., Any]]:
         one.close()
 
 
-def tokenizer() -> Any:
-    """One token per byte."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bare = Tokenizer(models.BPE({token: i for i, token in enumerate(["<pad>", "<end>", "<user>", "<assistant>", *letters])}, []))
-    bare.pre_tokenizer, bare.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    specials = {"pad_token": "<pad>", "eos_token": "<end>", "additional_special_tokens": ["<user>", "<assistant>"]}
-    return PreTrainedTokenizerFast(tokenizer_object=bare, chat_template=TEMPLATE, **specials)
-
-
 @pytest.fixture(scope="session")
 def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A predictor of a random Llama of 2 layers that reads 640 tokens, and answers with up to 16."""
@@ -129,7 +118,7 @@ def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> Any:
         max_position_embeddings=640, vocab_size=260, bos_token_id=1, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(base)
-    tokenizer().save_pretrained(base)
+    byte_tokenizer(TEMPLATE).save_pretrained(base)
     inputs = [InputSpec(column="chat", modality="chat", base=str(base), max_length=600)]
     columns, task = load.modalities(inputs), Task(labelled=False, max_new_tokens=16)
     model = load.pretrained(ModelSpec(), inputs, task.bind(columns))

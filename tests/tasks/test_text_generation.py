@@ -1,12 +1,13 @@
 import copy
+import functools
 import json
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokens import byte_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lc_ray.artifact import Manifest
 from lc_ray.errors import DataError, ModelError, SpecError
@@ -27,15 +28,7 @@ ROWS = [(f"{who} {pet} says", f" {sound}!") for pet, sound in SOUNDS.items() for
 SEEN, UNSEEN = [row for i, row in enumerate(ROWS) if i % 6 != i // 6], [row for i, row in enumerate(ROWS) if i % 6 == i // 6]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 SHAPE = {"vocab_size": 260, "eos_token_id": 1, "bos_token_id": 1, "pad_token_id": 0}
-
-
-def tokenizer():
-    """One token per byte."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bare = Tokenizer(models.BPE({token: i for i, token in enumerate(["<pad>", "<end>", "<user>", "<assistant>", *letters])}, []))
-    bare.pre_tokenizer, bare.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    specials = {"pad_token": "<pad>", "eos_token": "<end>", "additional_special_tokens": ["<user>", "<assistant>"]}
-    return PreTrainedTokenizerFast(tokenizer_object=bare, chat_template=TEMPLATE, **specials)
+tokenizer = functools.partial(byte_tokenizer, TEMPLATE)
 
 
 @pytest.fixture(scope="session")

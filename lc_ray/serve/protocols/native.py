@@ -18,7 +18,7 @@ from typing import Any
 from lc_ray import artifact
 from lc_ray.serve.endpoint import Endpoint, Models
 from lc_ray.serve.forms import read_request
-from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route
+from lc_ray.serve.http import JSONResponse, Request, Response, Route, instances_of, need
 
 PUBLIC = ("/healthz", "/readyz")
 
@@ -28,12 +28,8 @@ def routes(models: Models) -> list[Route]:
 
     async def predict(request: Request) -> Response:
         endpoint = models.choose(request.path_params["name"])
-        content = await read_request(request, models.spec.max_body)
-        if "instances" not in content:
-            raise HttpError(400, "malformed_request", 'expected {"instances": [...]}', "instances")
-        if content.get("parameters"):
-            raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
-        return JSONResponse({"predictions": await endpoint.predict(content["instances"]), "model": endpoint.name, "version": endpoint.version})
+        answers = await endpoint.predict(instances_of(await read_request(request, models.spec.max_body)))
+        return JSONResponse({"predictions": answers, "model": endpoint.name, "version": endpoint.version})
 
     async def every(request: Request) -> Response:
         known = [_listed(models.choose(name)) for name in models.names()]
@@ -49,8 +45,7 @@ def routes(models: Models) -> list[Route]:
         return JSONResponse({"status": "alive"})
 
     async def ready(request: Request) -> Response:
-        if not models.alive:
-            raise HttpError(503, "not_ready", "a model can't run")
+        need(models.alive)
         return JSONResponse({"status": "ready"})
 
     return [

@@ -18,7 +18,7 @@ from typing import Any
 
 from lc_ray import __version__
 from lc_ray.serve.endpoint import Endpoint, Models
-from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, parse_object, read_body
+from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, need, parse_object, read_body
 from lc_ray.serve.protocols import _tensors
 from lc_ray.serve.protocols._tensors import Tensor, malformed
 
@@ -38,7 +38,7 @@ def routes(models: Models) -> list[Route]:
         return JSONResponse({"live": True})
 
     async def ready(request: Request) -> Response:
-        _need(models.alive)
+        need(models.alive)
         return JSONResponse({"ready": True})
 
     async def model(request: Request) -> Response:
@@ -46,7 +46,7 @@ def routes(models: Models) -> list[Route]:
 
     async def model_ready(request: Request) -> Response:
         endpoint = _chosen(models, request)
-        _need(endpoint.alive)
+        need(endpoint.alive)
         return JSONResponse({"name": endpoint.name, "ready": True})
 
     async def infer(request: Request) -> Response:
@@ -127,11 +127,6 @@ def _told(error: dict[str, str]) -> dict[str, Any]:
 
 def _chosen(models: Models, request: Request) -> Endpoint:
     return models.choose(request.path_params["name"], request.path_params.get("version"))
-
-
-def _need(alive: bool) -> None:
-    if not alive:
-        raise HttpError(503, "not_ready", "a model can't run")
 
 
 def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from lc_ray.serve.endpoint import Endpoint, Models
 from lc_ray.serve.forms import read_request
-from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, read_body
+from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, instances_of, need, read_body
 
 PUBLIC = ("/ping",)
 _LARGEST = 6 * 2**20
@@ -28,8 +28,7 @@ def routes(models: Models) -> list[Route]:
     most = max(models.spec.max_body, _LARGEST)
 
     async def ping(request: Request) -> Response:
-        if not models.alive:
-            raise HttpError(503, "not_ready", "a model can't run")
+        need(models.alive)
         return JSONResponse({"status": "ready"})
 
     async def invocations(request: Request) -> Response:
@@ -54,12 +53,7 @@ async def _instances(request: Request, endpoint: Endpoint, most: int) -> Any:
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind in ("application/json", "multipart/form-data", ""):
-        content = await read_request(request, most)
-        if "instances" not in content:
-            raise HttpError(400, "malformed_request", 'expected {"instances": [...]}', "instances")
-        if content.get("parameters"):
-            raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
-        return content["instances"]
+        return instances_of(await read_request(request, most))
     body = await read_body(request, most)
     if kind == "text/csv":
         return _rows(body, list(endpoint.predictor.columns))

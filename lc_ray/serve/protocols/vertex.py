@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lc_ray.errors import ServeError
 from lc_ray.serve.endpoint import Models
-from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, read_object
+from lc_ray.serve.http import JSONResponse, Request, Response, Route, instances_of, need, read_object
 
 HEALTH, PREDICT = "AIP_HEALTH_ROUTE", "AIP_PREDICT_ROUTE"
 SETTINGS = (HEALTH, PREDICT)
@@ -31,17 +31,12 @@ def routes(models: Models) -> list[Route]:
             raise ServeError("not a path", f"{name}={path}", "give a path that begins with /")
 
     async def health(request: Request) -> Response:
-        if not models.alive:
-            raise HttpError(503, "not_ready", "a model can't run")
+        need(models.alive)
         return JSONResponse({"status": "ready"})
 
     async def predict(request: Request) -> Response:
-        content = await read_object(request, models.spec.max_body)
-        if "instances" not in content:
-            raise HttpError(400, "malformed_request", 'expected {"instances": [...]}', "instances")
-        if content.get("parameters"):
-            raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
-        return JSONResponse({"predictions": await models.choose().predict(content["instances"])})
+        rows = instances_of(await read_object(request, models.spec.max_body))
+        return JSONResponse({"predictions": await models.choose().predict(rows)})
 
     found = []
     if HEALTH in models.settings:
