@@ -1,4 +1,4 @@
-# make demo   install, then run jobs/sentiment_demo.yaml
+# make demo   install, then run jobs/questions_demo.yaml
 # make test   install, then run the test suite
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/lc-ray run jobs/sentiment_demo.yaml
+	$(BIN)/lc-ray run jobs/questions_demo.yaml
 
 test: install
 	$(BIN)/python -m pytest
