@@ -106,6 +106,7 @@ def serve(
     artifacts: Annotated[list[Path], typer.Argument(help="artifacts: the folders that [bold]lc-ray run[/] printed", show_default=False)],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
+    grpc_port: Annotated[int | None, typer.Option(help="port of the Open Inference Protocol over gRPC; off if not given", show_default=False)] = None,
     replicas: Annotated[int, typer.Option(min=1, help="copies of the model")] = 1,
     keys: Annotated[Path | None, typer.Option(help="file with a line NAME:KEY for each API key; else one is made on first use")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate, for HTTPS")] = None,
@@ -118,7 +119,8 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise SpecError("HTTPS needs both --tls-cert and --tls-key")
     tls = TlsSpec(certificate=str(tls_cert), key=str(tls_key)) if tls_cert else None
-    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=ReplicasSpec(min=replicas, max=replicas), tls=tls), keys)
+    copies = ReplicasSpec(min=replicas, max=replicas)
+    serve_forever(artifacts, ServeSpec(host=host, port=port, grpc_port=grpc_port, replicas=copies, tls=tls), keys)
 
 
 @app.command()
