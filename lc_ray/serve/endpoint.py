@@ -12,8 +12,9 @@ from starlette.applications import Starlette
 from lc_ray import family
 from lc_ray.errors import DataError
 from lc_ray.predictor import Predictor
-from lc_ray.serve import generation
+from lc_ray.serve import language
 from lc_ray.serve.batching import Batcher, QueueFull
+from lc_ray.serve.generation import Generator, suits
 from lc_ray.serve.http import HttpError, application
 from lc_ray.serve.urls import Fetcher
 from lc_ray.spec import ServeSpec
@@ -35,38 +36,49 @@ class Endpoint:
         self.predictor, self.spec = predictor, spec
         self.name, self.version = predictor.artifact.manifest.name, predictor.artifact.digest
         example = {column: modality.example for column, modality in predictor.columns.items()}
-        language = generation.suits(predictor)
+        talks = suits(predictor)
         # A language model's answer is as many runs as it has tokens, in which it gets warm enough.
-        for rows in (1,) if language else (1, spec.batch.max, spec.batch.max):
+        for rows in (1,) if talks else (1, spec.batch.max, spec.batch.max):
             self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
-        self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue)
-        self.generator = generation.Generator(predictor, spec) if language else None
+        made = Generator(predictor, spec) if talks else Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue)
+        self.worker: Generator | Batcher = made
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)
 
     @property
     def alive(self) -> bool:
         """Whether it can answer."""
-        return self.batcher.alive and (self.generator is None or self.generator.alive)
+        return self.worker.alive
+
+    @property
+    def generator(self) -> Generator | None:
+        """What runs it, if it is a language model."""
+        return self.worker if isinstance(self.worker, Generator) else None
 
     def close(self) -> None:
-        """End its threads once what they run is done."""
-        self.batcher.close()
-        if self.generator:
-            self.generator.close()
+        """End its thread once what it runs is done."""
+        self.worker.close()
 
-    async def predict(self, instances: Any) -> list[dict[str, Any]]:
+    async def predict(self, instances: Any, parameters: Any = None) -> list[dict[str, Any]]:
         """Answers to instances as they came in a request, in their order.
 
+        Args:
+            instances: a list.
+            parameters: of the request, which language models take; see `language.Parameters`.
+
         Raises:
-            HttpError: 400 for an instance that can't be used, 413 for too many of them, 503 when too many requests wait.
+            HttpError: 400 for an instance or parameter that can't be used, 413 for too many instances, 503 when too many requests wait.
         """
         if not isinstance(instances, list):
             raise HttpError(400, "malformed_request", f"expected a list, got {type(instances).__name__}", "instances")
         if len(instances) > self.spec.max_instances:
             raise HttpError(413, "too_many_instances", f"{len(instances)} instances; a request may have {self.spec.max_instances}", "instances")
+        worker = self.worker
+        if parameters and isinstance(worker, Batcher):
+            raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
         try:
-            return await self.batcher.run(await self._clean(instances))
+            rows = await self._clean(instances)
+            return await (worker.run(rows) if isinstance(worker, Batcher) else language.answers(worker, rows, parameters))
         except QueueFull:
             raise HttpError(503, "overloaded", f"{self.spec.queue} requests wait already; try again later", headers={"retry-after": "1"}) from None
         except DataError as error:

@@ -194,7 +194,7 @@ def test_limits(serve, predictor, endpoint):
 def test_a_model_that_has_died(serve, predictor, endpoint):
     dead = endpoint(predictor, queue=1)
     dead.close()
-    dead.batcher._thread.join()
+    dead.worker._thread.join()
     with triton.InferenceServerClient(serve(Models([dead], dead.spec))) as client:
         assert client.is_server_live()
         assert not client.is_server_ready()
