@@ -200,7 +200,7 @@ class Generator:
                 self._read()
                 self._step()
             except Exception as error:  # of the engine: those that ran have lost their state
-                for job in {id(one.job): one.job for one in (*self._rows, *self._reading)}.values():
+                for job in {id(one.job): one.job for one in self._held()}.values():
                     job.send(error)
                 self._rows, self._reading, self._decoder = [], [], self.task.decoder(self.predictor.engine)
 
@@ -228,11 +228,16 @@ class Generator:
 
     def _fits(self, ask: Ask) -> bool:
         """Whether there is room for a prompt's answers beside those that run or will, which are all as long in the cache as the longest."""
-        if not (self._rows or self._reading):
+        held = self._held()
+        if not held:
             return True
         rows = len(self._rows) + sum(prompt.ask.n for prompt in self._reading) + ask.n
-        longest = max(len(one.ids) + one.tokens for one in (ask, *(other.ask for other in (*self._rows, *self._reading))))
+        longest = max(len(one.ids) + one.tokens for one in (ask, *(other.ask for other in held)))
         return rows <= self.spec.batch.max and rows * longest <= max(self.positions, self.spec.batch.tokens)
+
+    def _held(self) -> list[_Row | _Prompt]:
+        """Answers that run, and prompts whose answers will."""
+        return [*self._rows, *self._reading]
 
     def _read(self) -> None:
         """Parts of prompts; after the last part of one, its answers begin."""
@@ -240,20 +245,19 @@ class Generator:
             return
         for prompt in self._reading:
             prompt.state = prompt.state or self._decoder.begin(prompt.ask.ids)
-        read, fresh = self._decoder.read([prompt.state for prompt in self._reading]), []
-        for prompt, logits in zip(self._reading, read, strict=True):
-            for number in range(prompt.ask.n if logits is not None else 0):
-                self._decoder.join(prompt.state)
-                self._rows.append(self._begun(prompt, number))
-                fresh.append((self._rows[-1], logits))
-        self._reading = [prompt for prompt, logits in zip(self._reading, read, strict=True) if logits is None]
+        read = list(zip(self._reading, self._decoder.read([prompt.state for prompt in self._reading]), strict=True))
+        fresh = [(self._begun(prompt, number), logits) for prompt, logits in read if logits is not None for number in range(prompt.ask.n)]
+        self._reading = [prompt for prompt, logits in read if logits is None]
         self._take(fresh)
 
     def _begun(self, prompt: _Prompt, number: int) -> _Row:
+        """An answer to a prompt that is read."""
         ask = prompt.ask
         matcher = ask.matcher.copy() if ask.matcher else None
         sampler, spelling = Sampler(ask.sampling, number, ask.logprobs), Spelling(self.tokenizer, ask.stop)
-        return _Row(prompt.job, ask, prompt.first + number, sampler, spelling, matcher)
+        self._decoder.join(prompt.state)
+        self._rows.append(_Row(prompt.job, ask, prompt.first + number, sampler, spelling, matcher))
+        return self._rows[-1]
 
     def _step(self) -> None:
         """A token for each row."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
-from starlette.types import ASGIApp
+from starlette.applications import Starlette
 
 from lc_ray.serve.protocols import _tensors
 from lc_ray.serve.protocols._messages import MESSAGES
@@ -57,7 +58,7 @@ class Operations:
         app: the endpoint's application.
     """
 
-    app: ASGIApp
+    app: Starlette
 
     async def ServerLive(self, request: bytes, grpc_context: Any) -> Any:
         """Whether the server runs. Needs no key."""
@@ -88,13 +89,15 @@ class Operations:
         headers = {key: value for key, value in context.invocation_metadata() if key == "authorization"}
 
         async def ask(method: str, path: str, content: bytes = b"", **more: str) -> httpx.Response:
-            return await _asked(self.app, httpx.Request(method, httpx.URL("http://grpc", path=path), headers=headers | more, content=content))
+            return await _asked(self.app, httpx.Request(method, f"http://grpc{path}", headers=headers | more, content=content))
 
         try:
             found = await work(MESSAGES[f"{name}Request"].FromString(request), ask)
             return ParseDict(found, MESSAGES[f"{name}Response"]()) if isinstance(found, dict) else found
         except DecodeError:
             code, message = StatusCode.INVALID_ARGUMENT, f"not a {name}Request"
+        except httpx.InvalidURL as error:
+            code, message = StatusCode.NOT_FOUND, f"no such model is served here: {error}"
         except Refused as error:
             code, message = error.code, error.message
         context.set_code(code)
@@ -102,7 +105,7 @@ class Operations:
         return MESSAGES[f"{name}Response"]()
 
 
-async def _asked(app: ASGIApp, request: httpx.Request) -> httpx.Response:
+async def _asked(app: Starlette, request: httpx.Request) -> httpx.Response:
     """The application's response.
 
     Raises:
@@ -137,7 +140,7 @@ def _path(asked: Any) -> str:
     model, version = getattr(asked, name), getattr(asked, name.replace("name", "version"))
     if "/" in model + version:
         raise Refused(StatusCode.NOT_FOUND, f"no model '{model}' is served here")
-    return f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
+    return f"/v2/models/{quote(model)}" + (f"/versions/{quote(version)}" if version else "")
 
 
 async def _infer(asked: Any, ask: _Ask) -> Any:

@@ -171,7 +171,8 @@ def test_mistakes(client, place, models):
     assert "tiny, fused" in refused(lambda: infer(client, model_name="large"), "NOT_FOUND")
     assert "no version" in refused(lambda: infer(client, model_version="0"), "NOT_FOUND")
     assert "no model 'tiny/ready'" in refused(lambda: client.get_model_metadata("tiny/ready", headers=HEADERS), "NOT_FOUND")
-    assert "no model '?#'" in refused(lambda: infer(client, model_name="?#"), "NOT_FOUND")
+    for name in ("?#", "é %2F", "..", "x" * 70_000):
+        refused(lambda name=name: infer(client, model_name=name), "NOT_FOUND")
     assert "inputs.text.1: " in refused(lambda: infer(client, ["good", ""]), "INVALID_ARGUMENT")
     assert "expected text" in refused(lambda: infer(client, inputs=[tensor("x", ["a"], "BYTES")]), "INVALID_ARGUMENT")
     assert "no such output" in refused(lambda: infer(client, outputs=[triton.InferRequestedOutput("x")]), "INVALID_ARGUMENT")

@@ -35,7 +35,7 @@ def agent(tiny_language, endpoint):
     with served(asgi(Models([one], one.spec), [auth.digest(KEY)])) as place:
 
         def make(**options):
-            options = {"model": "talk", "seed": 1, "max_tokens": 60, "logit_bias": {"1": -100}, "max_retries": 0} | options
+            options = {"model": "talk", "seed": 1, "max_tokens": 100, "logit_bias": {"1": -100}, "max_retries": 0} | options
             model = ChatOpenAI(base_url=f"http://{place}/v1", api_key=KEY, **options)
             return create_agent(model, tools=[weather], middleware=[Once()])
 
@@ -56,7 +56,7 @@ def test_an_agent_calls_its_tool_and_ends(agent):
     assert answer.content
     assert not answer.tool_calls
     assert answer.response_metadata["finish_reason"] == "length"
-    assert answer.usage_metadata["output_tokens"] == 60
+    assert answer.usage_metadata["output_tokens"] == 100
 
 
 def test_an_agent_that_streams(agent):
