@@ -47,10 +47,10 @@ class Replica(Operations):
     def __init__(self, paths: Sequence[str], spec: ServeSpec, digests: Sequence[str], settings: Mapping[str, str]) -> None:
         threads = max(1, round(spec.replicas.cpu))
         self.models = Models([Endpoint(predictor.load(path, threads), spec) for path in paths], spec, settings)
-        self.app = asgi(self.models, digests)
+        self.protocols = asgi(self.models, digests)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return self.app
+        return self.protocols
 
     def check_health(self) -> None:
         """Have Serve replace a replica that can't run its models any more."""
