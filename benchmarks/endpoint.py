@@ -66,7 +66,7 @@ def main() -> None:
     print(f"bare engine in a loop: {floor:.0f} rows/s in batches of 32; {alone:.0f} rows/s, {1000 / alone:.1f} ms, one by one")
     key = os.urandom(8).hex()
     with runtime.session():
-        url = app.start([chosen.artifact], ServeSpec(port=0, replicas=ReplicasSpec(cpu=os.cpu_count() or 1)), [key])
+        url = app.start([chosen.artifact], ServeSpec(port=0, replicas=ReplicasSpec(cpu=os.cpu_count() or 1)), {"": key})
         name = load(chosen.artifact).artifact.manifest.name
         for connections in (1, 8, 32):
             asyncio.run(load_test(url, key, name, connections, 2))

@@ -108,6 +108,7 @@ def serve(
     port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="copies of the model")] = 1,
     keys: Annotated[Path | None, typer.Option(help="file with a line NAME:KEY for each API key; else one is made on first use")] = None,
+    access_log: Annotated[str | None, typer.Option(help="file to which each request adds a line of JSON; - for standard error")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate, for HTTPS")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
 ) -> None:
@@ -118,7 +119,8 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise SpecError("HTTPS needs both --tls-cert and --tls-key")
     tls = TlsSpec(certificate=str(tls_cert), key=str(tls_key)) if tls_cert else None
-    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=ReplicasSpec(min=replicas, max=replicas), tls=tls), keys)
+    copies = ReplicasSpec(min=replicas, max=replicas)
+    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=copies, access_log=access_log, tls=tls), keys)
 
 
 @app.command()

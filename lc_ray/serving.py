@@ -74,4 +74,5 @@ class ServeSpec(Section):
     timeout: Seconds = Field(30.0, description="longest time a request may take")
     urls: UrlsSpec = UrlsSpec()
     rate: RateSpec | None = None
+    access_log: str | None = Field(None, description="file to which each request adds a line of JSON; - is the replica's standard error")
     tls: TlsSpec | None = None

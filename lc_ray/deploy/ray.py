@@ -42,7 +42,7 @@ def deploy(path: Path) -> Deployment:
     session.enter_context(runtime.session())
     try:
         key = auth.ensure()
-        url = app.start([path], ServeSpec(port=0), [key])
+        url = app.start([path], ServeSpec(port=0), {"": key})
     except BaseException:
         session.close()
         raise

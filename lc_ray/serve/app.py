@@ -36,17 +36,21 @@ class Replica:
     Args:
         paths: the artifacts' folders.
         spec: limits and batching.
-        digests: of the API keys; none means that no key is needed.
+        keys: names of the API keys by their digests; none means that no key is needed.
         settings: of the environment in which the endpoint was started, for protocols.
     """
 
-    def __init__(self, paths: Sequence[str], spec: ServeSpec, digests: Sequence[str], settings: Mapping[str, str]) -> None:
+    def __init__(self, paths: Sequence[str], spec: ServeSpec, keys: Mapping[str, str], settings: Mapping[str, str]) -> None:
         threads = max(1, round(spec.replicas.cpu))
-        self.models = Models([Endpoint(predictor.load(path, threads), spec) for path in paths], spec, settings)
-        self.digests = digests
+        self.models = Models([Endpoint(predictor.load(path, threads), spec) for path in paths], spec, settings, _everywhere)
+        self.keys = keys
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return asgi(self.models, self.digests)
+        return asgi(self.models, self.keys, echoed=True)
+
+    def tell(self, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
+        """This replica's name, and what a method of its models gives; for other replicas."""
+        return serve.get_replica_context().replica_id.unique_id, getattr(self.models, method)(*arguments)
 
     def check_health(self) -> None:
         """Have Serve replace a replica that can't run its models any more."""
@@ -58,13 +62,20 @@ class Replica:
             self.models.close()
 
 
-def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> Any:
+async def _everywhere(method: str, *arguments: Any) -> dict[str, Any]:
+    """What a method of `Models` gives in each replica, by replica; without those that are just going."""
+    handle = serve.get_deployment_handle(NAME, NAME)
+    told = await handle.broadcast("tell", method, arguments).results_async(return_exceptions=True)
+    return dict(one for one in told if not isinstance(one, BaseException))
+
+
+def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str]) -> Any:
     """The Serve application of artifacts.
 
     Args:
         paths: the artifacts' folders, which every node can reach.
         spec: limits, batching and replicas.
-        keys: API keys, of which Ray is given digests only; none means that no key is needed.
+        keys: API keys by name, of which Ray is given digests only; none means that no key is needed.
     """
     least, most = spec.replicas.min, spec.replicas.max
     admitted = spec.queue + spec.batch.max + _ROOM
@@ -81,16 +92,16 @@ def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
-    return deployment.bind([str(Path(path).resolve()) for path in paths], spec, [auth.digest(key) for key in keys], settings(os.environ))
+    return deployment.bind([str(Path(path).resolve()) for path in paths], spec, auth.digests(keys), settings(os.environ))
 
 
-def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> str:
+def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str]) -> str:
     """Serve artifacts on the connected Ray cluster.
 
     Args:
         paths: the artifacts' folders, which every node can reach.
         spec: address, limits, batching and replicas. Port 0 means any that is free.
-        keys: API keys; none means that no key is needed.
+        keys: API keys by name; none means that no key is needed.
 
     Returns:
         The endpoint's URL, once it answers.

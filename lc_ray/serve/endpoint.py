@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import functools
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from prometheus_client import Metric
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 
 from lc_ray import family
 from lc_ray.errors import DataError
 from lc_ray.predictor import Predictor
-from lc_ray.serve import generation
+from lc_ray.serve import generation, metrics, record
 from lc_ray.serve.batching import Batcher, QueueFull
 from lc_ray.serve.http import HttpError, application
+from lc_ray.serve.observe import Observe, Observers
 from lc_ray.serve.urls import Fetcher
 from lc_ray.spec import ServeSpec
+
+Everywhere = Callable[..., Awaitable[dict[str, Any]]]
 
 
 class Endpoint:
@@ -39,7 +46,7 @@ class Endpoint:
         # A language model's answer is as many runs as it has tokens, in which it gets warm enough.
         for rows in (1,) if language else (1, spec.batch.max, spec.batch.max):
             self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
-        self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue)
+        self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue, functools.partial(metrics.batch, self.name, self.version))
         self.generator = generation.Generator(predictor, spec) if language else None
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)
@@ -48,6 +55,11 @@ class Endpoint:
     def alive(self) -> bool:
         """Whether it can answer."""
         return self.batcher.alive and (self.generator is None or self.generator.alive)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return self.batcher.waiting + (self.generator.waiting if self.generator else 0)
 
     def close(self) -> None:
         """End its threads once what they run is done."""
@@ -65,8 +77,12 @@ class Endpoint:
             raise HttpError(400, "malformed_request", f"expected a list, got {type(instances).__name__}", "instances")
         if len(instances) > self.spec.max_instances:
             raise HttpError(413, "too_many_instances", f"{len(instances)} instances; a request may have {self.spec.max_instances}", "instances")
+        seen = record.current()
+        seen.rows, began = len(instances), time.monotonic()
         try:
-            return await self.batcher.run(await self._clean(instances))
+            clean = await self._clean(instances)
+            seen.spans.append(("prepare", began, time.monotonic()))
+            return await self.batcher.run(clean)
         except QueueFull:
             raise HttpError(503, "overloaded", f"{self.spec.queue} requests wait already; try again later", headers={"retry-after": "1"}) from None
         except DataError as error:
@@ -102,10 +118,14 @@ class Models:
         endpoints: one per model and version; of one model's versions the last is the one that answers unless another is asked for.
         spec: limits.
         settings: what protocols asked of the environment, see `settings`.
+        everywhere: gives what a method gives in each replica, by replica; not needed where there is but one.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], spec: ServeSpec, settings: Mapping[str, str] | None = None) -> None:
-        self.spec, self.settings = spec, dict(settings or {})
+    def __init__(
+        self, endpoints: Sequence[Endpoint], spec: ServeSpec, settings: Mapping[str, str] | None = None, everywhere: Everywhere | None = None
+    ) -> None:
+        self.spec, self.settings, self._everywhere = spec, dict(settings or {}), everywhere
+        self.observers = Observers(spec)
         self._versions: dict[str, list[Endpoint]] = {}
         for endpoint in endpoints:
             self._versions.setdefault(endpoint.name, []).append(endpoint)
@@ -139,10 +159,10 @@ class Models:
                 raise HttpError(400, "model_not_named", f"several models are served here: {', '.join(self.names())}", "model")
             name = self.names()[0]
         known = self.versions(name)
-        if version is None:
-            return known[-1]
-        for endpoint in known:
-            if endpoint.version == version:
+        for endpoint in reversed(known):
+            if version in (None, endpoint.version):
+                seen = record.current()
+                seen.model, seen.version = endpoint.name, endpoint.version
                 return endpoint
         raise HttpError(404, "unknown_version", f"no version '{version}' of '{name}' is served here: {', '.join(e.version for e in known)}")
 
@@ -151,10 +171,19 @@ class Models:
         """Whether all of them can answer."""
         return all(endpoint.alive for known in self._versions.values() for endpoint in known)
 
+    def metrics(self) -> list[Metric]:
+        """What this process knows for Prometheus."""
+        return metrics.collect(endpoint for name in self.names() for endpoint in self.versions(name))
+
+    async def everywhere(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """What a method of these gives in each replica, by replica; by "" where there is but one."""
+        return await self._everywhere(method, *arguments) if self._everywhere else {"": getattr(self, method)(*arguments)}
+
     def close(self) -> None:
-        """End their threads once their batches are done."""
+        """End their threads once their batches are done, and all that was observed is written."""
         for endpoint in (endpoint for known in self._versions.values() for endpoint in known):
             endpoint.close()
+        self.observers.close()
 
 
 def settings(environment: Mapping[str, str]) -> dict[str, str]:
@@ -167,15 +196,18 @@ def _protocols() -> list[ModuleType]:
     return [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
 
 
-def asgi(models: Models, digests: Sequence[str]) -> Starlette:
+def asgi(models: Models, keys: Mapping[str, str], echoed: bool = False) -> Starlette:
     """The application that speaks every protocol in lc_ray/serve/protocols.
 
     Args:
         models: that are served.
-        digests: of the API keys; none means that no key is needed.
+        keys: names of the API keys by their digests; none means that no key is needed.
+        echoed: whether the server around sends `x-request-id` back.
     """
     protocols = _protocols()
     routes = [route for protocol in protocols for route in protocol.routes(models)]
     public = [path for protocol in protocols for path in (protocol.public(models) if hasattr(protocol, "public") else protocol.PUBLIC)]
     shapes = {path: shape for protocol in protocols for path, shape in getattr(protocol, "ERRORS", {}).items()}
-    return application(routes, public, digests, models.spec, shapes)
+    unlimited = [path for protocol in protocols for path in getattr(protocol, "UNLIMITED", ())]
+    observe = Middleware(Observe, observer=models.observers, echoed=echoed)
+    return application(routes, public, unlimited, keys, models.spec, shapes, observe)

@@ -22,7 +22,7 @@ HEADERS = {"authorization": f"Bearer {KEY}"}
 
 @pytest.fixture(scope="module")
 def url(ray_local, tiny_artifact):
-    yield app.start([tiny_artifact], ServeSpec(port=0, queue=8, batch={"max": 8, "wait": "5ms"}, timeout="90s"), [KEY])
+    yield app.start([tiny_artifact], ServeSpec(port=0, queue=8, batch={"max": 8, "wait": "5ms"}, timeout="90s"), {"test": KEY})
     app.stop()
 
 
@@ -48,7 +48,7 @@ def test_no_key_no_answer(url):
 def test_serve_knows_no_key(url):
     from ray import serve
 
-    assert KEY not in str(serve.status()) + str(app.application(["somewhere"], ServeSpec(), [KEY])._bound_deployment.init_args)
+    assert KEY not in str(serve.status()) + str(app.application(["somewhere"], ServeSpec(), {"test": KEY})._bound_deployment.init_args)
 
 
 def test_bad_instances_leave_their_neighbours_alone(url, predictor):
@@ -90,7 +90,7 @@ def test_busy_endpoint_answers_health_and_turns_away_what_it_cant_queue(url):
 
 def test_second_endpoint_is_refused_before_anything_starts(url, tiny_artifact):
     with pytest.raises(ServeError, match="already"):
-        app.start([tiny_artifact], ServeSpec(port=0), [KEY])
+        app.start([tiny_artifact], ServeSpec(port=0), {"test": KEY})
 
 
 def test_port_in_use(tiny_artifact):
@@ -104,7 +104,7 @@ def test_port_in_use(tiny_artifact):
 
 def test_no_artifact(tmp_path):
     with pytest.raises(ArtifactError, match=r"manifest\.json"):
-        app.start([tmp_path], ServeSpec(port=0), [KEY])
+        app.start([tmp_path], ServeSpec(port=0), {"test": KEY})
 
 
 def test_stop_answers_what_was_accepted_and_closes_the_port(url):
