@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lc_ray.models.batches import prepare
-from lc_ray.predictor import Predictor
+from lc_ray.predictor import Predictor, Rows
 from lc_ray.serve import record
 
 
@@ -66,10 +66,10 @@ class Batcher:
         rows: most rows in a batch.
         wait: how long the first row of a batch waits for company, in seconds.
         queue: most requests that may wait.
-        seen: called with the rows of each batch that ran.
+        seen: called with the prepared rows of each batch, and their answers, once these are delivered.
     """
 
-    def __init__(self, predictor: Predictor, rows: int, wait: float, queue: int, seen: Callable[[int], None] = lambda rows: None) -> None:
+    def __init__(self, predictor: Predictor, rows: int, wait: float, queue: int, seen: Callable[[Rows, list[Any]], None] | None = None) -> None:
         self.predictor, self.rows, self.wait, self.queue, self.seen = predictor, rows, wait, queue, seen
         self._changed = threading.Condition()
         self._fresh: list[_Job] = []  # not prepared yet
@@ -189,7 +189,6 @@ class Batcher:
                     self._answer([row for row in batch if row.job is job])
             return
         done, now = [], time.monotonic()
-        self.seen(len(batch))
         for row, answer in zip(batch, answers, strict=True):
             row.job.answers[row.index] = answer
             row.job.begun, row.job.done = row.job.begun or begun, now
@@ -197,6 +196,8 @@ class Batcher:
                 done.append(row.job)
         if done:
             done[0].future.get_loop().call_soon_threadsafe(_deliver, done)
+        if self.seen:
+            self.seen(merged, answers)
 
     def _fail(self, job: _Job, error: Exception) -> None:
         job.future.get_loop().call_soon_threadsafe(_deliver_error, job, error)

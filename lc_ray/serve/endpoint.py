@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import ModuleType
@@ -15,14 +15,16 @@ from starlette.middleware import Middleware
 
 from lc_ray import family
 from lc_ray.errors import DataError
-from lc_ray.predictor import Predictor
+from lc_ray.predictor import Predictor, Rows
 from lc_ray.serve import generation, metrics, record
 from lc_ray.serve.batching import Batcher, QueueFull
+from lc_ray.serve.drift import Window
 from lc_ray.serve.http import HttpError, application
 from lc_ray.serve.observe import Observe, Observers
 from lc_ray.serve.urls import Fetcher
 from lc_ray.spec import ServeSpec
 
+_log = logging.getLogger(__name__)
 Everywhere = Callable[..., Awaitable[dict[str, Any]]]
 
 
@@ -46,7 +48,8 @@ class Endpoint:
         # A language model's answer is as many runs as it has tokens, in which it gets warm enough.
         for rows in (1,) if language else (1, spec.batch.max, spec.batch.max):
             self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
-        self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue, functools.partial(metrics.batch, self.name, self.version))
+        self.drift = Window(predictor)
+        self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue, self._seen)
         self.generator = generation.Generator(predictor, spec) if language else None
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)
@@ -66,6 +69,14 @@ class Endpoint:
         self.batcher.close()
         if self.generator:
             self.generator.close()
+
+    def _seen(self, rows: Rows, answers: list[dict[str, Any]]) -> None:
+        """Take note of a batch that ran."""
+        metrics.batch(self.name, self.version, len(answers))
+        try:
+            self.drift.add(rows, answers)
+        except Exception:  # which would end the thread that answers
+            _log.exception("rows of '%s' can't be measured", self.name)
 
     async def predict(self, instances: Any) -> list[dict[str, Any]]:
         """Answers to instances as they came in a request, in their order.
@@ -174,6 +185,10 @@ class Models:
     def metrics(self) -> list[Metric]:
         """What this process knows for Prometheus."""
         return metrics.collect(endpoint for name in self.names() for endpoint in self.versions(name))
+
+    def drift(self, name: str) -> dict[str, dict[str, list[int]]]:
+        """Counts of the last rows by a model's version, by feature."""
+        return {endpoint.version: endpoint.drift.counts() for endpoint in self.versions(name)}
 
     async def everywhere(self, method: str, *arguments: Any) -> dict[str, Any]:
         """What a method of these gives in each replica, by replica; by "" where there is but one."""

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lc_ray.serve.drift import index
 from lc_ray.serve.record import Record
 
 if TYPE_CHECKING:
@@ -66,14 +67,18 @@ def collect(endpoints: Iterable[Endpoint]) -> list[Metric]:
 def _now(endpoints: Iterable[Endpoint]) -> Iterator[Metric]:
     depth = GaugeMetricFamily("lc_ray_queue_depth", "Requests that wait", labels=_MODEL)
     running = GaugeMetricFamily("lc_ray_running_answers", "Answers of language models that are being made", labels=_MODEL)
+    drift = GaugeMetricFamily("lc_ray_drift_psi", "Population stability index of the last rows", labels=(*_MODEL, "feature"))
     about = GaugeMetricFamily("lc_ray_model_info", "Served models", labels=(*_MODEL, "task", "engine"))
     for endpoint in endpoints:
         labels, manifest = [endpoint.name, endpoint.version], endpoint.predictor.artifact.manifest
         depth.add_metric(labels, endpoint.waiting)
         about.add_metric([*labels, manifest.task["kind"], manifest.engine], 1)
+        for name, counts in endpoint.drift.counts().items():
+            if (psi := index(endpoint.drift.features[name], counts)) is not None:
+                drift.add_metric([*labels, name], psi)
         if endpoint.generator:
             running.add_metric(labels, endpoint.generator.running)
-    yield from (depth, running, about)
+    yield from (depth, running, drift, about)
 
 
 class Replicas(Collector):
