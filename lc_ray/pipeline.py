@@ -219,7 +219,7 @@ def _ask(job: JobSpec, promoted: Artifact, data: Prepared) -> dict[str, Any]:
     columns = modalities(job.inputs())
     question = show(parts_of(data.rows("validation", 1), columns, 0), columns)
     key = os.urandom(16).hex()
-    url = app.start([promoted.path], job.serve.model_copy(update={"port": 0}), {"": key})
+    url = app.start([promoted.path], job.serve.model_copy(update={"port": 0, "log": None, "access_log": None}), {"": key})
     try:
         client = Client(url, key)
         client.predict([question])

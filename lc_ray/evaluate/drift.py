@@ -23,7 +23,7 @@ from lc_ray.predictor import Predictor, Rows
 LEAST = 500  # rows of which it is told
 ROWS = 1024  # of training, and held out, that are measured
 _BINS = 10  # of numbers, each with as many of the training rows
-_CATEGORIES = 30
+_CATEGORIES, _COMMON = 30, 5  # at most, and of at least so many rows: a rare one may be a name or a number that is nobody's business
 
 Measures = dict[str, float | str]  # of a row, by feature: `column.what`
 
@@ -80,10 +80,10 @@ def fit(values: Sequence[float | str]) -> Feature:
     numbers = [value for value in values if not isinstance(value, str)]
     if 2 * len(numbers) >= len(values):
         edges = np.unique(np.quantile(numbers, np.linspace(0, 1, _BINS + 1)))
-        edges[0] = np.nextafter(edges[0], -np.inf)  # what is less than the least has a bin of its own
-        feature = Feature(edges=edges.tolist())
+        below = np.nextafter(edges[0], -np.inf)  # what is less than the least has a bin of its own
+        feature = Feature(edges=[float(below), *(edges[1:] if len(edges) > 1 else edges).tolist()])
     else:
-        feature = Feature(categories=[name for name, _ in Counter(map(str, values)).most_common(_CATEGORIES)])
+        feature = Feature(categories=[name for name, rows in Counter(map(str, values)).most_common(_CATEGORIES) if rows >= _COMMON])
     bins = Counter(place(feature, value) for value in values)
     return feature.model_copy(update={"counts": [bins[i] for i in range(size(feature))]})
 

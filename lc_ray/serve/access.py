@@ -16,7 +16,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -66,7 +65,7 @@ def relayed(path: str | None, descriptor: int = 2) -> Iterator[str | None]:
         descriptor: of where this process writes.
     """
     if path != STDERR:
-        yield path and str(Path(path).resolve())
+        yield path
         return
     with TemporaryDirectory(prefix="lc_ray-") as folder:
         pipe = f"{folder}/access"

@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from lc_ray import artifact, predictor
 from lc_ray.errors import ServeError
 from lc_ray.serve import auth
+from lc_ray.serve.access import STDERR
 from lc_ray.serve.endpoint import Endpoint, Models, asgi, settings
 from lc_ray.spec import ServeSpec
 
@@ -92,7 +93,14 @@ def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str,
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
-    return deployment.bind([str(Path(path).resolve()) for path in paths], spec, auth.digests(keys), settings(os.environ))
+    return deployment.bind([str(Path(path).resolve()) for path in paths], _absolute(spec), auth.digests(keys), settings(os.environ))
+
+
+def _absolute(spec: ServeSpec) -> ServeSpec:
+    """With paths of logs as they are from here: replicas run elsewhere."""
+    access = str(Path(spec.access_log).resolve()) if spec.access_log not in (None, STDERR) else spec.access_log
+    log = spec.log and spec.log.model_copy(update={"path": str(Path(spec.log.path).resolve())})
+    return spec.model_copy(update={"access_log": access, "log": log})
 
 
 def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str]) -> str:

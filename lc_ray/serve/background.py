@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from lc_ray.serve import metrics
 
-_MOST = 8192  # items that may wait
+_MOST = 8192  # requests that may wait
 _EVERY, _LAST = 0.2, 5.0  # seconds
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -22,23 +22,27 @@ class Background(Generic[T]):
     Args:
         name: of the thread, and of what is dropped.
         work: called with all that came since it was called last, in order.
-        most: items that may wait.
+        most: how much may wait.
     """
 
     def __init__(self, name: str, work: Callable[[list[T]], None], most: int = _MOST) -> None:
         self.name, self.work, self.most = name, work, most
-        self._items: deque[T] = deque()
+        self._items: deque[tuple[T, int]] = deque()
+        self._held, self._lock = 0, threading.Lock()
         self._closed = threading.Event()
         self._failing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, item: T) -> None:
-        """Take an item, from any thread, without waiting."""
-        if len(self._items) >= self.most or self._closed.is_set():
+    def put(self, item: T, size: int = 1) -> None:
+        """Take an item, of some size, from any thread, without waiting."""
+        with self._lock:
+            fits = self._held + size <= self.most and not self._closed.is_set()
+            if fits:
+                self._items.append((item, size))
+                self._held += size
+        if not fits:
             metrics.dropped(self.name, 1)
-        else:
-            self._items.append(item)
 
     def close(self) -> None:
         """End the thread once all that was taken is done, which may take some seconds, but no longer."""
@@ -51,7 +55,9 @@ class Background(Generic[T]):
         self._drain()
 
     def _drain(self) -> None:
-        items = [self._items.popleft() for _ in range(len(self._items))]
+        with self._lock:
+            items, self._held = [item for item, _ in self._items], 0
+            self._items.clear()
         if not items:
             return
         try:

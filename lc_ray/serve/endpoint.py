@@ -91,28 +91,37 @@ class Endpoint:
         seen = record.current()
         seen.rows, began = len(instances), time.monotonic()
         try:
-            clean = await self._clean(instances)
+            rows = await self._fetched(instances)
+            # A large picture takes a while, in which others are to be answered.
+            clean = await asyncio.to_thread(self._decoded, rows) if self.media else self._decoded(rows)
             seen.spans.append(("prepare", began, time.monotonic()))
-            return await self.batcher.run(clean)
+            answers = await self.batcher.run(clean)
         except QueueFull:
             raise HttpError(503, "overloaded", f"{self.spec.queue} requests wait already; try again later", headers={"retry-after": "1"}) from None
         except DataError as error:
             raise HttpError(400, "invalid_instance", error.what, f"instances.{error.where}".rstrip(".")) from None
+        if self.spec.log:
+            seen.predicted = record.Predicted(rows, answers, list(self.predictor.columns), self.media)
+        return answers
 
-    async def _clean(self, instances: list[Any]) -> list[dict[str, Any]]:
+    async def _fetched(self, instances: list[Any]) -> list[Any]:
+        """Instances with bytes in place of URLs.
+
+        Raises:
+            DataError: a file can't be had; `where` is its instance's number and column.
+        """
+        if not self.media:
+            return instances
+        columns = list(self.predictor.columns)
+        rows = instances if len(columns) > 1 else [row if isinstance(row, dict) else {columns[0]: row} for row in instances]
+        return await self.urls.fetch(rows, list(self.media))
+
+    def _decoded(self, instances: list[Any]) -> list[dict[str, Any]]:
         """Instances as clean values by column.
 
         Raises:
             DataError: one can't be used; `where` is its number and column.
         """
-        if not self.media:
-            return self._decoded(instances)
-        columns = list(self.predictor.columns)
-        rows = instances if len(columns) > 1 else [row if isinstance(row, dict) else {columns[0]: row} for row in instances]
-        # A large picture takes a while, in which others are to be answered.
-        return await asyncio.to_thread(self._decoded, await self.urls.fetch(rows, list(self.media)))
-
-    def _decoded(self, instances: list[Any]) -> list[dict[str, Any]]:
         rows = []
         for number, row in enumerate(instances):
             try:

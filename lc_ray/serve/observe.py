@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 import uuid
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lc_ray.serve import access, metrics, record, tracing
 from lc_ray.serve.background import Background
+from lc_ray.serve.predictions import MOST, Predictions
 from lc_ray.serve.record import Record
 from lc_ray.serving import ServeSpec
 
@@ -21,11 +23,17 @@ class Observers:
     """All that look at answered requests.
 
     Args:
-        spec: where the access log goes.
+        spec: where logs go.
+
+    Raises:
+        ServeError: there can be no prediction log.
     """
 
     def __init__(self, spec: ServeSpec) -> None:
         self.background: list[Background[Record]] = []
+        self.sample, self.predictions = spec.log.sample if spec.log else 0.0, None
+        if spec.log:
+            self.predictions = Background("predictions", Predictions(spec.log).write, MOST)
         self.spans = tracing.spans()
         if spec.access_log:
             self.background.append(Background("access", access.Log(spec.access_log).write))
@@ -35,12 +43,15 @@ class Observers:
     def __call__(self, answered: Record) -> None:
         """Have a request seen."""
         metrics.count(answered)
+        predicted, answered.predicted = answered.predicted, None
+        if self.predictions and predicted and random.random() < self.sample:
+            self.predictions.put((answered, predicted), Predictions.size(answered, predicted))
         for one in self.background:
             one.put(answered)
 
     def close(self) -> None:
         """Let all that was seen be written."""
-        for one in self.background:
+        for one in (*self.background, *([self.predictions] if self.predictions else ())):
             one.close()
         if self.spans:
             self.spans.provider.shutdown()

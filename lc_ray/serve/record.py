@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 CLIENT_GONE = 499  # what nginx logs where a client hung up before it was answered
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """Rows of a request and their answers.
+
+    Args:
+        rows: as they came, but with bytes in place of URLs.
+        answers: as many.
+        columns: of the model.
+        media: those of them that are pictures or sounds.
+    """
+
+    rows: list[Any]
+    answers: list[dict[str, Any]]
+    columns: list[str]
+    media: Collection[str]
 
 
 @dataclass(slots=True)
@@ -24,6 +43,7 @@ class Record:
         received, sent: bytes of its body and of its answer's.
         spans: what it spent time on: stage, and when that began and ended on the monotonic clock.
         first_token: seconds until the first token.
+        predicted: what the prediction log is to have, if there is one.
     """
 
     id: str = ""
@@ -44,6 +64,7 @@ class Record:
     tokens_in: int = 0
     tokens_out: int = 0
     first_token: float | None = None
+    predicted: Predicted | None = None
     ended: float = 0.0
     spans: list[tuple[str, float, float]] = field(default_factory=list)
 

@@ -1,8 +1,10 @@
 """What is told of requests: ids, metrics, the access log."""
 
+import copy
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import KEY, ask
 
+from lc_ray.evaluate import drift
 from lc_ray.serve import access, auth, background, metrics
-from lc_ray.serve.endpoint import Models, asgi
+from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.serve.record import CLIENT_GONE, Record
+from lc_ray.spec import ServeSpec
 
 PREDICT = "/v1/models/tiny:predict"
 GRAFANA = Path("cluster/grafana")
@@ -30,6 +34,26 @@ def models(endpoint, predictor, tiny_language):
 @pytest.fixture(scope="module")
 def app(models):
     return asgi(models, {auth.digest(KEY): "phone"})
+
+
+@pytest.fixture(scope="module")
+def trained(predictor):
+    """The predictor, with statistics of rows of 3 to 5 tokens that were all answered "positive"."""
+    made = copy.copy(predictor)
+    statistics = {"text.tokens": drift.fit([3.0, 4.0, 5.0] * 100), "answer.label": drift.fit(["positive"] * 300)}
+    made.artifact = replace(predictor.artifact, manifest=predictor.artifact.manifest.model_copy(update={"statistics": statistics}))
+    return made
+
+
+@pytest.fixture(scope="module")
+def drifted(trained):
+    """An application that was asked 255 rows of 4 tokens."""
+    found = Endpoint(trained, ServeSpec(batch={"max": 256}))
+    models = Models([found], found.spec)
+    made = asgi(models, {auth.digest(KEY): ""})
+    assert ask(made, "POST", PREDICT, json={"instances": ["good day"] * 255}).status_code == 200
+    yield made
+    models.close()
 
 
 @pytest.fixture
@@ -162,6 +186,32 @@ def test_what_is_served_and_what_it_costs(app, models):
     assert found[("process_resident_memory_bytes",)] > 2**20
 
 
+def test_drift_is_told_of_many_rows_and_not_of_few(drifted, trained, predictor):
+    def told():
+        about = ask(drifted, "GET", "/v1/models/tiny/drift").json()
+        assert list(about["versions"]) == [trained.artifact.digest]
+        return about["versions"][trained.artifact.digest]
+
+    few = told()
+    assert few["text.tokens"]["psi"] is None
+    assert (few["text.tokens"]["rows"], few["text.tokens"]["needed"]) == (255, drift.LEAST)
+    assert "lc_ray_drift_psi{" not in ask(drifted, "GET", "/metrics").text
+    assert ask(drifted, "POST", PREDICT, json={"instances": ["good day"] * 255}).status_code == 200
+    many = told()
+    positive = predictor.predict(["good day"])[0]["label"] == "positive"
+    assert many["text.tokens"]["psi"] > 0.25
+    assert {b["bin"]: (b["training"], b["now"]) for b in many["text.tokens"]["bins"]}["3 to 4"] == (200, 510)
+    assert {b["bin"]: b["now"] for b in many["answer.label"]["bins"]} == {"positive": 510 * positive, "others": 510 * (not positive)}
+    found = samples(ask(drifted, "GET", "/metrics").text)
+    told_of = {dict(labels)["feature"]: value for (name, *labels), value in found.items() if name == "lc_ray_drift_psi"}
+    assert told_of == pytest.approx({name: many[name]["psi"] for name in many})
+
+
+def test_a_model_without_statistics_has_no_drift(app, predictor):
+    assert ask(app, "GET", "/v1/models/tiny/drift").json() == {"model": "tiny", "versions": {predictor.artifact.digest: {}}}
+    assert ask(app, "GET", "/v1/models/nobody/drift").status_code == 404
+
+
 def test_waiting_requests_are_the_queues_depth(endpoint, predictor):
     batcher = endpoint(predictor, queue=7).batcher
     batcher._left = 3
@@ -188,11 +238,14 @@ def test_replicas_are_merged_each_under_its_name():
     assert [labels["replica"] for labels in found] == ["a", "b"]
 
 
-def test_the_dashboard_shows_metrics_that_exist(app):
+def test_the_dashboard_shows_metrics_that_exist(app, drifted):
     ask(app, "POST", PREDICT, json={"instances": ["ok"]})
     talk(app)
     metrics.dropped("access", 1)
-    exposed = {name: {n for n, _ in labels} for (name, *labels) in samples(ask(app, "GET", "/metrics").text)}
+    ask(drifted, "POST", PREDICT, json={"instances": ["good day"] * 255})
+    ask(drifted, "POST", PREDICT, json={"instances": ["good day"] * 255})
+    text = ask(app, "GET", "/metrics").text + ask(drifted, "GET", "/metrics").text
+    exposed = {name: {n for n, _ in labels} for (name, *labels) in samples(text)}
     dashboard = json.loads((GRAFANA / "lc_ray.json").read_text("utf-8"))
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     asked += [one["query"]["query"] for one in dashboard["templating"]["list"] if one["type"] == "query"]
