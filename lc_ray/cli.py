@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from lc_ray import cli_rollout
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
 from lc_ray.units import size_text
 
@@ -106,19 +107,23 @@ def serve(
     artifacts: Annotated[list[Path], typer.Argument(help="artifacts: the folders that [bold]lc-ray run[/] printed", show_default=False)],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
-    replicas: Annotated[int, typer.Option(min=1, help="copies of the model")] = 1,
+    replicas: Annotated[str, typer.Option(help="copies of the models; 1:4 for as many as requests need, 0:4 for none while no request comes")] = "1",
     keys: Annotated[Path | None, typer.Option(help="file with a line NAME:KEY for each API key; else one is made on first use")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate, for HTTPS")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
 ) -> None:
     """Serve artifacts over HTTP until Ctrl-C. Requests need the key whose place is printed."""
     from lc_ray.serve.run import serve_forever
-    from lc_ray.serving import ReplicasSpec, ServeSpec, TlsSpec
+    from lc_ray.serving import ServeSpec, TlsSpec
 
     if (tls_cert is None) != (tls_key is None):
         raise SpecError("HTTPS needs both --tls-cert and --tls-key")
     tls = TlsSpec(certificate=str(tls_cert), key=str(tls_key)) if tls_cert else None
-    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=ReplicasSpec(min=replicas, max=replicas), tls=tls), keys)
+    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=_replicas(replicas), tls=tls), keys)
+
+
+for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints):
+    app.command()(_command)
 
 
 @app.command()
@@ -212,6 +217,17 @@ def init(
         raise SpecError("the file exists already", str(output), "give another name")
     output.write_text(text, "utf-8")
     _out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
+
+
+def _replicas(text: str) -> Any:
+    """"2", or "0:4" from the least to the most."""
+    from lc_ray.serving import ReplicasSpec
+
+    least, _, most = text.partition(":")
+    try:
+        return ReplicasSpec(min=int(least), max=int(most or least))
+    except ValueError:
+        raise SpecError(f"expected a number or MIN:MAX, got '{text}'", "--replicas") from None
 
 
 def _say(name: str, value: Any) -> None:

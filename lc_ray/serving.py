@@ -9,11 +9,12 @@ from lc_ray.units import Bytes, Seconds
 
 
 class ReplicasSpec(Section):
-    """Copies of the served model."""
+    """Copies of the served models, as many as requests need."""
 
-    min: int = Field(1, ge=0)
+    min: int = Field(1, ge=0, description="0 lets the last one go when no request has come for `idle`; the next request waits for a new one")
     max: int = Field(1, ge=1)
     cpu: float = Field(1.0, ge=0)
+    idle: Seconds = Field(600.0, description="after which a copy that is not needed goes")
 
     @model_validator(mode="after")
     def _order(self) -> ReplicasSpec:
@@ -69,7 +70,7 @@ class ServeSpec(Section):
     replicas: ReplicasSpec = ReplicasSpec()
     batch: BatchSpec = BatchSpec()
     queue: int = Field(512, ge=1, description="requests that may wait; more are answered 503")
-    max_body: Bytes = Field("1MiB", description="largest request body")  # type: ignore[assignment]
+    max_body: Bytes = Field("10MiB", description="largest request body")  # type: ignore[assignment]
     max_instances: int = Field(256, ge=1, description="most rows in one request")
     timeout: Seconds = Field(30.0, description="longest time a request may take")
     urls: UrlsSpec = UrlsSpec()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import weakref
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -20,7 +22,7 @@ from lc_ray.spec import ServeSpec
 
 
 class Endpoint:
-    """One version of a model, warm, that answers requests.
+    """One version of a model, warm, that answers requests. Its threads end with it: once it is served no more and its last request is answered.
 
     Args:
         predictor: the model, which is warmed up here.
@@ -43,17 +45,12 @@ class Endpoint:
         self.generator = generation.Generator(predictor, spec) if language else None
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)
+        self.close = weakref.finalize(self, _end, self.batcher, self.generator)
 
     @property
     def alive(self) -> bool:
         """Whether it can answer."""
         return self.batcher.alive and (self.generator is None or self.generator.alive)
-
-    def close(self) -> None:
-        """End its threads once what they run is done."""
-        self.batcher.close()
-        if self.generator:
-            self.generator.close()
 
     async def predict(self, instances: Any) -> list[dict[str, Any]]:
         """Answers to instances as they came in a request, in their order.
@@ -95,8 +92,14 @@ class Endpoint:
         return rows
 
 
+def _end(batcher: Batcher, generator: generation.Generator | None) -> None:
+    batcher.close()
+    if generator:
+        generator.close()
+
+
 class Models:
-    """The models of an application; what protocol files are given.
+    """The models of an application, which may be replaced at any time; what protocol files are given.
 
     Args:
         endpoints: one per model and version; of one model's versions the last is the one that answers unless another is asked for.
@@ -106,9 +109,19 @@ class Models:
 
     def __init__(self, endpoints: Sequence[Endpoint], spec: ServeSpec, settings: Mapping[str, str] | None = None) -> None:
         self.spec, self.settings = spec, dict(settings or {})
-        self._versions: dict[str, list[Endpoint]] = {}
+        self._versions: dict[str, dict[Endpoint, float]] = {}
         for endpoint in endpoints:
-            self._versions.setdefault(endpoint.name, []).append(endpoint)
+            known = self._versions.setdefault(endpoint.name, {})
+            known.update(dict.fromkeys(known, 0.0))
+            known[endpoint] = 1.0
+
+    def replace(self, versions: Mapping[str, Mapping[Endpoint, float]]) -> None:
+        """Serve other models, or others of their versions, from the next request on.
+
+        Args:
+            versions: of each model, with each one's share of the requests that ask for no version.
+        """
+        self._versions = {name: dict(known) for name, known in versions.items()}
 
     def names(self) -> list[str]:
         """Of all models, in the order given."""
@@ -120,12 +133,20 @@ class Models:
         Raises:
             HttpError: 404, there is no such model.
         """
+        return list(self.weights(name))
+
+    def weights(self, name: str) -> Mapping[Endpoint, float]:
+        """All versions of a model, with their shares of the requests that ask for none.
+
+        Raises:
+            HttpError: 404, there is no such model.
+        """
         if name not in self._versions:
             raise HttpError(404, "unknown_model", f"no model '{name}' is served here; served: {', '.join(self.names())}")
         return self._versions[name]
 
     def choose(self, name: str | None = None, version: str | None = None) -> Endpoint:
-        """The endpoint that is to answer a request.
+        """The endpoint that is to answer a request, drawn by weight where the request leaves it open.
 
         Args:
             name: of the model; not needed where there is but one.
@@ -138,9 +159,9 @@ class Models:
             if len(self._versions) != 1:
                 raise HttpError(400, "model_not_named", f"several models are served here: {', '.join(self.names())}", "model")
             name = self.names()[0]
-        known = self.versions(name)
+        known = self.weights(name)
         if version is None:
-            return known[-1]
+            return random.choices(list(known), list(known.values()))[0]
         for endpoint in known:
             if endpoint.version == version:
                 return endpoint

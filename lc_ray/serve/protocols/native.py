@@ -1,8 +1,9 @@
 """The KServe v1 protocol, which Vertex AI speaks too, and the health routes.
 
-    POST /v1/models/NAME:predict   {"instances": [...]} → {"predictions": [...], "model": NAME, "version": DIGEST}
+    POST /v1/models/NAME[/versions/VERSION]:predict
+                                   {"instances": [...]} → {"predictions": [...], "model": NAME, "version": DIGEST}
     GET  /v1/models                {"models": [NAME, ...]}, and the same as OpenAI has it
-    GET  /v1/models/NAME           what it takes and what it answers
+    GET  /v1/models/NAME           what it takes and what it answers, and its versions with their shares of the requests
     GET  /healthz, /readyz         200, without a key
 
 An instance is an object by column; with one column, its value alone will do. A picture or sound is base64, with or without a data URI's
@@ -27,7 +28,7 @@ def routes(models: Models) -> list[Route]:
     """The operations on served models."""
 
     async def predict(request: Request) -> Response:
-        endpoint = models.choose(request.path_params["name"])
+        endpoint = models.choose(request.path_params["name"], request.path_params.get("version"))
         answers = await endpoint.predict(instances_of(await read_request(request, models.spec.max_body)))
         return JSONResponse({"predictions": answers, "model": endpoint.name, "version": endpoint.version})
 
@@ -38,7 +39,8 @@ def routes(models: Models) -> list[Route]:
     async def one(request: Request) -> Response:
         endpoint = models.choose(request.path_params["name"])
         manifest = endpoint.predictor.artifact.manifest
-        about = _listed(endpoint) | {"name": endpoint.name, "version": endpoint.version, "ready": endpoint.alive}
+        shares = {known.version: share for known, share in models.weights(endpoint.name).items()}
+        about = _listed(endpoint) | {"name": endpoint.name, "version": endpoint.version, "versions": shares, "ready": endpoint.alive}
         return JSONResponse(about | {"inputs": manifest.inputs, "task": manifest.task, "engine": manifest.engine, "metrics": manifest.metrics})
 
     async def alive(request: Request) -> Response:
@@ -50,6 +52,7 @@ def routes(models: Models) -> list[Route]:
 
     return [
         Route("/v1/models/{name:name}:predict", predict, methods=["POST"]),
+        Route("/v1/models/{name:name}/versions/{version:name}:predict", predict, methods=["POST"]),
         Route("/v1/models", every),
         Route("/v1/models/{name:name}", one),
         Route("/healthz", alive),
