@@ -180,12 +180,19 @@ class Models:
 
 def settings(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that protocols need, of those that are set."""
-    names = [name for protocol in _protocols() for name in getattr(protocol, "SETTINGS", ())]
+    names = [name for protocol in protocols() for name in getattr(protocol, "SETTINGS", ())]
     return {name: environment[name] for name in names if environment.get(name)}
 
 
-def _protocols() -> list[ModuleType]:
+def protocols() -> list[ModuleType]:
+    """The files of lc_ray/serve/protocols."""
     return [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
+
+
+def public(protocol: ModuleType, models: Models) -> Sequence[str]:
+    """Paths of a protocol that need no key."""
+    found: Sequence[str] = protocol.public(models) if hasattr(protocol, "public") else protocol.PUBLIC
+    return found
 
 
 def asgi(models: Models, digests: Sequence[str]) -> Starlette:
@@ -195,8 +202,8 @@ def asgi(models: Models, digests: Sequence[str]) -> Starlette:
         models: that are served.
         digests: of the API keys; none means that no key is needed.
     """
-    protocols = _protocols()
-    routes = [route for protocol in protocols for route in protocol.routes(models)]
-    public = [path for protocol in protocols for path in (protocol.public(models) if hasattr(protocol, "public") else protocol.PUBLIC)]
-    shapes = {path: shape for protocol in protocols for path, shape in getattr(protocol, "ERRORS", {}).items()}
-    return application(routes, public, digests, models.spec, shapes)
+    known = protocols()
+    routes = [route for protocol in known for route in protocol.routes(models)]
+    free = [path for protocol in known for path in public(protocol, models)]
+    shapes = {path: shape for protocol in known for path, shape in getattr(protocol, "ERRORS", {}).items()}
+    return application(routes, free, digests, models.spec, shapes)

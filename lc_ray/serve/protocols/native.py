@@ -17,9 +17,11 @@ from __future__ import annotations
 from typing import Any
 
 from lc_ray import artifact
+from lc_ray.serve import openapi
 from lc_ray.serve.endpoint import Endpoint, Models
 from lc_ray.serve.forms import read_request
 from lc_ray.serve.http import JSONResponse, Request, Response, Route, instances_of, need
+from lc_ray.serve.openapi import FORM, JSON, TEXT, Operation
 
 PUBLIC = ("/healthz", "/readyz")
 
@@ -58,6 +60,27 @@ def routes(models: Models) -> list[Route]:
         Route("/healthz", alive),
         Route("/readyz", ready),
     ]
+
+
+def describe(models: Models) -> list[Operation]:
+    """The operations, those on models for each model."""
+    listed = openapi.fields(id=TEXT, object={"const": "model"}, created={"type": "integer"}, owned_by=TEXT)
+    about: dict[str, Any] = {**listed["properties"], "name": TEXT, "version": TEXT, "ready": {"type": "boolean"}, "task": {"type": "object"}}
+    about |= {"inputs": openapi.array({"type": "object"}), "engine": TEXT, "metrics": {"type": "object"}}
+    every = openapi.fields(object={"const": "list"}, data=openapi.array(listed), models=openapi.array(TEXT))
+    found = [
+        Operation("get", "/v1/models", "Which models are served", {JSON: every}),
+        Operation("get", "/healthz", "Whether the endpoint runs", {JSON: openapi.fields(status={"const": "alive"})}),
+        Operation("get", "/readyz", "Whether all models can answer", {JSON: openapi.fields(status={"const": "ready"})}, errors=(503,)),
+    ]
+    for endpoint in map(models.choose, models.names()):
+        path, most = f"/v1/models/{endpoint.name}", models.spec.max_instances
+        takes = {JSON: openapi.instances([endpoint], most), FORM: openapi.named(f"{endpoint.name}.Form")}
+        found += [
+            Operation("post", f"{path}:predict", f"Answers of {endpoint.name}", {JSON: openapi.predictions([endpoint])}, takes),
+            Operation("get", path, f"What {endpoint.name} takes and answers", {JSON: openapi.fields(**about)}),
+        ]
+    return found
 
 
 def _listed(endpoint: Endpoint) -> dict[str, Any]:
