@@ -74,8 +74,8 @@ class Jobs:
         with _told(self.address), _only(self.address):
             from ray.job_submission import JobSubmissionClient
 
-            for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-                logging.getLogger(name).setLevel(logging.ERROR)
+            for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+                logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
             self._client = JobSubmissionClient(self.address, headers=dict(self._headers), verify=_ca(cluster) or True)
 
     def all(self) -> list[Job]:

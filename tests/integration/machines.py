@@ -44,7 +44,7 @@ class Network:
     def __init__(self, environment: dict[str, str]) -> None:
         self.name, self.prefix = f"lcr{os.getpid() % 100000}", f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
         self.temp = Path(tempfile.mkdtemp(prefix="lcr", dir="/tmp"))  # a short path: sockets are below it
-        self.environment = {**os.environ, **environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        self.environment = {**os.environ, "GLOO_SOCKET_IFNAME": "eth0", **environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.count = 1
         _sh(f"ip link add {self.name} type bridge && ip addr add {self.prefix}.1/24 dev {self.name} && ip link set {self.name} up")
