@@ -56,7 +56,7 @@ def test_spot_machines_come_first_and_others_where_there_are_none(name):
     ("text", "message"),
     [
         ("cluster_name: [", "can't be read"),
-        ("max_workers: many\nprovider: {type: local, head_ip: a, worker_ips: []}\nauth: {ssh_user: me}\ncluster_name: x\n", "many"),
+        ("cluster_name: x\nprovider: {type: local, head_ip: a, worker_ips: []}\nauth: {ssh_user: me}\ndocker: {images: x}\n", "images"),
         ("just words", "not a launcher file"),
     ],
 )

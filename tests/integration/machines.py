@@ -39,12 +39,16 @@ class Network:
 
     Args:
         environment: of all machines' processes.
+        cpus: of each machine.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], cpus: int = 1) -> None:
+        self.cpus = cpus
         self.name, self.prefix = f"lcr{os.getpid() % 100000}", f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
         self.temp = Path(tempfile.mkdtemp(prefix="lcr", dir="/tmp"))  # a short path: sockets are below it
-        self.environment = {**os.environ, "GLOO_SOCKET_IFNAME": "eth0", **environment, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        usual = {"GLOO_SOCKET_IFNAME": "eth0", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240", "PATH": path}
+        self.environment = {**os.environ, **usual, **environment}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.count = 1
         _sh(f"ip link add {self.name} type bridge && ip addr add {self.prefix}.1/24 dev {self.name} && ip link set {self.name} up")
@@ -59,8 +63,8 @@ class Network:
         )
         # Folders that machines do not share: shared memory and Ray's own files.
         enter = f"mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs {self.temp} && exec \"$@\""
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *ray, f"--node-ip-address={address}", "--num-cpus=1", "--num-gpus=0"]
-        command += ["--object-store-memory=150000000", "--disable-usage-stats", "--block"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *ray, f"--node-ip-address={address}", f"--num-cpus={self.cpus}"]
+        command += ["--num-gpus=0", "--object-store-memory=150000000", "--disable-usage-stats", "--block"]
         within = ["ip", "netns", "exec", name, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", enter, "sh"]
         with open(self.temp / f"{name}.log", "wb") as log:
             self.running[address] = subprocess.Popen([*within, *command], env=self.environment, stdout=log, stderr=log, cwd="/")
@@ -93,21 +97,26 @@ class Network:
 
 
 class Cluster:
-    """Two Ray machines that ask for a token.
+    """Ray machines that ask for a token.
+
+    Args:
+        environment: of their processes.
+        workers: machines beside the head.
+        cpus: of each machine.
 
     Attributes:
         url: of the dashboard.
         token: that it asks for.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], workers: int = 1, cpus: int = 1) -> None:
         self.token = secrets.token_hex(16)
-        self.network = Network({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, **environment})
+        self.network = Network({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, **environment}, cpus)
         self.head = self.network.head()
         self.url = f"http://{self.head}:{PORT}"
         self.wait(1)
-        self.workers = [self.network.worker(self.head)]
-        self.wait(2)
+        self.workers = [self.network.worker(self.head) for _ in range(workers)]
+        self.wait(1 + workers)
 
     def get(self, path: str) -> httpx.Response:
         """Ask the dashboard."""
@@ -118,7 +127,7 @@ class Cluster:
         nodes = self.get("/api/v0/nodes?detail=1").json()["data"]["result"]["result"]
         return [node["node_ip"] for node in nodes if node["state"] == "ALIVE"]
 
-    def wait(self, nodes: int, seconds: float = 90) -> None:
+    def wait(self, nodes: int, seconds: float = 240) -> None:
         """Wait until so many nodes are alive."""
         end = time.monotonic() + seconds
         found: list[str] = []
@@ -132,11 +141,11 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(environment: dict[str, str]) -> Iterator[Cluster]:
+def cluster(environment: dict[str, str], workers: int = 1, cpus: int = 1) -> Iterator[Cluster]:
     """A cluster while the block runs."""
     made: Cluster = Cluster.__new__(Cluster)
     try:
-        made.__init__(environment)  # type: ignore[misc]
+        made.__init__(environment, workers, cpus)  # type: ignore[misc]
         yield made
     finally:
         if hasattr(made, "network"):

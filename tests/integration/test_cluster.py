@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -119,7 +120,7 @@ def run(cluster: machines.Cluster, job: dict[str, Any], home: Path, lc: Any) -> 
 def test_a_job_trains_on_both_machines_and_survives_the_loss_of_one(run: dict[str, Any], home: Path) -> None:
     assert len(run["nodes"]) == 2
     steps = [event["step"] for event in run["events"] if event.get("event") == "step"]
-    (again,) = [b for a, b in zip(steps, steps[1:], strict=False) if b <= a]
+    (again,) = [b for a, b in itertools.pairwise(steps) if b <= a]
     assert again > 20, "training went on from a checkpoint"
     end = run["events"][-1]
     assert artifact.read(end["artifact"]).manifest.metrics["accuracy"] > 0.8
