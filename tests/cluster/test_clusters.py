@@ -1,5 +1,8 @@
 """Clusters by name."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from lc_ray.cluster import clusters
@@ -66,3 +69,9 @@ def test_the_token_is_looked_for_where_ray_does(named, tmp_path, monkeypatch):
     assert own.token() == "from path"
     with pytest.raises(ClusterError, match="token_file"):
         own.model_copy(update={"token_file": str(tmp_path / "nothing")}).token()
+
+
+def test_the_readmes_example_is_valid(named):
+    readme = Path("README.md").read_text("utf-8")
+    named(re.search(r"```yaml\n(office:.*?)```", readme, re.DOTALL)[1])
+    assert clusters.find(None, None).storage
