@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from lc_ray.errors import ServeError, SpecError
+from lc_ray.terminal import AsJson, out
 
 if TYPE_CHECKING:
     from lc_ray.serve.rollout import State
-
-_out = Console(highlight=False)
 
 Port = Annotated[int | None, typer.Option(help="port of the endpoint; not needed where only one runs on this machine", show_default=False)]
 
@@ -68,7 +66,7 @@ def rollback(
     _show([changed])
 
 
-def endpoints(as_json: Annotated[bool, typer.Option("--json", help="print JSON for programs")] = False) -> None:
+def endpoints(as_json: AsJson = False) -> None:
     """List the endpoints of this machine, their models, and the share of the requests that each version answers."""
     from lc_ray.serve import rollout as states
 
@@ -102,4 +100,4 @@ def _show(found: list[State]) -> None:
         for name, versions in state.models.items():
             for version in versions:
                 table.add_row(state.url, name, version.digest, f"{version.weight:.0%}")
-    _out.print(table if table.row_count else "no endpoint runs here; start one: lc-ray serve ARTIFACT")
+    out.print(table if table.row_count else "no endpoint runs here; start one: lc-ray serve ARTIFACT")
