@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from lc_ray import cli_deploy
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
 from lc_ray.units import size_text
 
@@ -119,6 +119,9 @@ def serve(
         raise SpecError("HTTPS needs both --tls-cert and --tls-key")
     tls = TlsSpec(certificate=str(tls_cert), key=str(tls_key)) if tls_cert else None
     serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=ReplicasSpec(min=replicas, max=replicas), tls=tls), keys)
+
+
+app.command()(cli_deploy.deploy)
 
 
 @app.command()
@@ -265,13 +268,7 @@ def _row(line: str) -> Any:
 def _job(path: Path, overrides: list[str] | None) -> Any:
     from lc_ray import spec
 
-    values = {}
-    for item in overrides or []:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise SpecError(f"--set needs PATH=VALUE, got '{item}'")
-        values[name] = yaml.safe_load(value)
-    return spec.read(path, values)
+    return spec.read(path, cli_deploy.values(overrides))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ ROOT = Path(lc_ray.__file__).parent
 ORDER = [  # of the design, lowest first
     *("errors", "units", "section", "serving", "spec", "artifact", "family", "templates", "modalities", "tasks", "models", "data"),
     *("prune", "quantize", "quantizer", "predictor", "evaluate", "train", "progress", "runtime", "tune", "serve", "client", "pipeline"),
-    *("deploy", "api", "preflight", "cli", "__main__"),
+    *("deploy", "api", "preflight", "cli_deploy", "cli", "__main__"),
 ]
 BESIDE = [{"modalities", "tasks"}, {"prune", "quantize"}, {"serve", "client"}, {"api", "preflight"}]  # not one above the other
 
