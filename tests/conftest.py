@@ -126,3 +126,18 @@ def aws(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     image, role = "123456789012.dkr.ecr.us-west-2.amazonaws.com/lc_ray:1", "arn:aws:iam::123456789012:role/lc_ray"
     yield {"image": image, "role": role, "bucket": "models", "instance": "ml.c5.xlarge"}  # moto does not know the newer instances
     _aws.client.cache_clear()
+
+
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A stand-in for Vertex AI behind real HTTP, to which Google's clients turn."""
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import aiplatform
+    from serving import served
+    from vertex_ai import VertexAI
+
+    stand_in = VertexAI()
+    with served(stand_in.app) as place:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{place}")
+        aiplatform.init(api_endpoint=f"http://{place}", api_transport="rest", credentials=AnonymousCredentials())
+        yield stand_in

@@ -75,15 +75,17 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
     }
     if settings.accelerator:
         deployed |= {"accelerator_type": settings.accelerator, "accelerator_count": settings.accelerators}
-    uploads = [
-        {"bucket": settings.bucket, "name": f"{_PREFIX}/{version}/{name}", "filename": str(artifact.path / name)} for name in _platform.files(artifact)
-    ]
+    folder = {"bucket": settings.bucket, "name": f"{_PREFIX}/{version}"}
     return [
-        *(Call("storage.Blob.upload_from_filename", one) for one in uploads),
+        *(Call("storage.Blob.upload_from_filename", _file(folder, artifact, name)) for name in _platform.files(artifact)),
         Call("aiplatform.Model.upload", model),
         Call("aiplatform.Endpoint.create", {"display_name": endpoint, "labels": labels}, "unless it exists"),
         Call("aiplatform.Endpoint.deploy", deployed, "the model that was uploaded; what was deployed before shares what traffic remains"),
     ]
+
+
+def _file(folder: dict[str, str], artifact: Artifact, name: str) -> dict[str, str]:
+    return folder | {"name": f"{folder['name']}/{name}", "filename": str(artifact.path / name)}
 
 
 def _names(artifact: Artifact, settings: Settings) -> tuple[str, str]:
