@@ -56,14 +56,14 @@ class VertexAI:
         }
         return self.done(answers[kind])
 
-    async def deployModel(self, endpoint, told):  # noqa: N802
+    async def deployModel(self, endpoint, told):
         self._count += 1
         deployed = told["deployedModel"] | {"id": str(self._count)}
         endpoint.setdefault("deployedModels", []).append(deployed)
         endpoint["trafficSplit"] = self.split({deployed["id"] if one == "0" else one: part for one, part in told["trafficSplit"].items()})
         return self.done({"@type": "type.googleapis.com/google.cloud.aiplatform.v1.DeployModelResponse", "deployedModel": deployed})
 
-    async def undeployModel(self, endpoint, told):  # noqa: N802
+    async def undeployModel(self, endpoint, told):
         gone = told["deployedModelId"]
         endpoint["deployedModels"] = [one for one in endpoint["deployedModels"] if one["id"] != gone]
         endpoint["trafficSplit"] = told.get("trafficSplit", {}) and self.split(told["trafficSplit"])

@@ -60,7 +60,7 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
     container = {"Image": settings.image, "ModelDataUrl": f"s3://{settings.bucket}/{key}", "Environment": {KEYLESS: "1"}}
     # It serves what it is given, and has no business with anybody else.
     model = {"ModelName": name, "ExecutionRoleArn": settings.role, "PrimaryContainer": container, "EnableNetworkIsolation": True, "Tags": tags}
-    config = {"EndpointConfigName": name, "ProductionVariants": [_variant(name, settings)], "Tags": tags}
+    config: dict[str, Any] = {"EndpointConfigName": name, "ProductionVariants": [_variant(name, settings)], "Tags": tags}
     if settings.mode == "asynchronous":
         answers = f"s3://{settings.bucket}/{_PREFIX}/{name}/answers"
         config["AsyncInferenceConfig"] = {"OutputConfig": {"S3OutputPath": answers, "S3FailurePath": f"{answers}/failed"}}
@@ -228,7 +228,7 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
     status = before["EndpointStatus"] if before else None
     if status not in (None, "Failed", "InService"):
         raise DeployError(f"the endpoint is being changed: {status}", handle.name, "give the same command again when that is over")
-    if status == "InService" and before["EndpointConfigName"] == version:
+    if before and status == "InService" and before["EndpointConfigName"] == version:
         return handle
     if status == "Failed":  # which nothing can be done with but this
         handle.delete()

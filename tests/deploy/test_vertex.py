@@ -60,7 +60,7 @@ def test_a_new_version_takes_some_of_the_traffic_and_then_the_place_of_the_old(g
 
 def test_what_is_refused_leaves_all_as_it_was(google, tiny_artifact):
     google.refuse = {"deployModel"}
-    with pytest.raises(DeployError, match="tiny: .*no deployModel today"):
+    with pytest.raises(DeployError, match=r"tiny: .*no deployModel today"):
         put(tiny_artifact)
     assert nothing(google)
     google.refuse = set()
