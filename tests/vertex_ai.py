@@ -49,7 +49,7 @@ class VertexAI:
     def make(self, kind, kept, told):
         self._count += 1
         name = f"{PLACE}/{kind}/{self._count}"
-        kept[name] = told | {"name": name}
+        kept[name] = told | {"name": name} | ({"supportedDeploymentResourcesTypes": ["DEDICATED_RESOURCES"]} if kind == "models" else {})
         answers = {
             "models": {"@type": "type.googleapis.com/google.cloud.aiplatform.v1.UploadModelResponse", "model": name},
             "endpoints": {"@type": "type.googleapis.com/google.cloud.aiplatform.v1.Endpoint", **kept[name]},

@@ -58,13 +58,14 @@ class Replica:
             self.models.close()
 
 
-def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> Any:
+def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str], variables: Mapping[str, str]) -> Any:
     """The Serve application of artifacts.
 
     Args:
         paths: the artifacts' folders, which every node can reach.
         spec: limits, batching and replicas.
         keys: API keys, of which Ray is given digests only; none means that no key is needed.
+        variables: of the replicas' environment; Serve's own processes must have the same of Serve's settings.
     """
     least, most = spec.replicas.min, spec.replicas.max
     admitted = spec.queue + spec.batch.max + _ROOM
@@ -77,7 +78,7 @@ def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str
         backpressure_config={"retry_after_s": 1},
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=spec.timeout,
-        ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": environment(spec)}},
+        ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": dict(variables)}},
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
@@ -111,7 +112,7 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> 
         controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports()}},
     )
     try:
-        serve.run(application(paths, spec, keys), name=NAME, route_prefix="/")
+        serve.run(application(paths, spec, keys, environment(spec)), name=NAME, route_prefix="/")
     except RuntimeError as error:
         stop()
         raise ServeError(f"the endpoint can't start: {error}", ", ".join(map(str, paths))) from None
