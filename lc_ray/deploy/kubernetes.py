@@ -178,7 +178,8 @@ def _wait(custom: Any, name: str, generation: int, settings: Settings) -> None:
             return
         if time.monotonic() > end:
             told = "; ".join(f"{kind}: {one.get('message') or one['status']}" for kind, one in said.items()) or "KubeRay says nothing: does it run?"
-            raise DeployError(f"it does not answer after {settings.timeout:g} s: {told}", name, f"kubectl -n {settings.namespace} describe rayservice {name}")
+            fix = f"kubectl -n {settings.namespace} describe rayservice {name}"
+            raise DeployError(f"it does not answer after {settings.timeout:g} s: {told}", name, fix)
         time.sleep(_POLL)
 
 

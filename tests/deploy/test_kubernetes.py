@@ -123,7 +123,7 @@ def test_one_that_does_not_come_up_says_why(api, tiny_artifact):
 
 def test_what_the_api_server_refuses_is_told(api, tiny_artifact):
     api.validator = validators()["RayJob"]
-    with pytest.raises(DeployError, match="tiny: 422 .*serveConfigV2"):
+    with pytest.raises(DeployError, match=r"tiny: 422 .*serveConfigV2"):
         DeployModel(tiny_artifact, "kubernetes", **SETTINGS).deploy()
 
 
