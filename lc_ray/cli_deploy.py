@@ -23,9 +23,10 @@ def deploy(artifact: Artifact, platform: Platform, settings: Settings = None, dr
     """Deploy an artifact, or a new version of it, which takes the place of the old one without a gap."""
     from lc_ray import artifact as artifacts
     from lc_ray.deploy import _platform
+    from lc_ray.spec import override
 
     chosen = _platform.find(platform)
-    parsed, found = _platform.parse(chosen, values(settings)), artifacts.read(artifact)
+    parsed, found = _platform.parse(chosen, override({}, values(settings))), artifacts.read(artifact)
     if dry_run:
         print(*chosen.calls(found, parsed), sep="\n")
         return

@@ -91,7 +91,8 @@ def _file(folder: dict[str, str], artifact: Artifact, name: str) -> dict[str, st
 def _names(artifact: Artifact, settings: Settings) -> tuple[str, str]:
     """The endpoint's name, and that of the version: of its model and its folder."""
     same = settings.model_copy(update={"traffic": 100})  # a version is what it is, however much of the traffic it gets
-    return settings.endpoint or artifact.manifest.name, f"{_platform.label(artifact.manifest.name)}-{_platform.version(artifact, same)}"
+    name = _platform.label(artifact.manifest.name)
+    return settings.endpoint or name, f"{name}-{_platform.version(artifact, same)}"
 
 
 def shares(before: Mapping[str, int], new: str, percent: int) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 
 import kubernetes.client
 import pytest
@@ -12,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from lc_ray import DeployModel, artifact
+from lc_ray import DeployModel, artifact, cli
 from lc_ray.deploy import kubernetes as platform
 from lc_ray.errors import DeployError
 
@@ -127,9 +128,14 @@ def test_what_the_api_server_refuses_is_told(api, tiny_artifact):
         DeployModel(tiny_artifact, "kubernetes", **SETTINGS).deploy()
 
 
-def test_a_dry_run_is_yaml_for_kubectl(api, tiny_artifact):
-    told = "\n".join(map(str, DeployModel(tiny_artifact, "kubernetes", **SETTINGS).plan()))
-    (only,) = [one for one in yaml.safe_load_all(told) if one]
+def test_a_dry_run_is_yaml_for_kubectl(api, tiny_artifact, capsys, monkeypatch):
+    given = [f"--set={name}={value}" for name, value in {**SETTINGS, "serve.queue": 9}.items()]
+    monkeypatch.setattr(sys, "argv", ["lc-ray", "deploy", str(tiny_artifact), "--platform", "kubernetes", "--dry-run", *given])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    (only,) = [one for one in yaml.safe_load_all(capsys.readouterr().out) if one]
+    assert yaml.safe_load(only["spec"]["serveConfigV2"])["applications"][0]["args"]["serve"]["queue"] == 9
     assert (only["kind"], only["metadata"]) == ("RayService", {"name": "tiny", "namespace": "lc-ray"})
     assert list(api.validator.iter_errors(only)) == []
     assert api.objects == {}

@@ -11,7 +11,7 @@ import pytest
 from moto.sagemaker.models import sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 
-from lc_ray import DeployModel, artifact
+from lc_ray import DeployModel, artifact, cli
 from lc_ray.deploy import _platform, sagemaker
 from lc_ray.errors import DeployError
 
@@ -124,8 +124,6 @@ def test_an_asynchronous_endpoint_answers_by_s3(aws, moto_server, tiny_artifact)
 
 
 def test_a_dry_run_prints_all_and_calls_nothing(aws, moto_server, tiny_artifact, capsys, monkeypatch):
-    from lc_ray import cli
-
     given = [f"--set={name}={value}" for name, value in aws.items()]
     monkeypatch.setattr(sys, "argv", ["lc-ray", "deploy", str(tiny_artifact), "--platform", "sagemaker", "--dry-run", *given, "--set", "most=2"])
     with pytest.raises(SystemExit) as end:
