@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from lc_ray import cli_cluster, cli_rollout
+from lc_ray import cli_cluster, cli_deploy, cli_rollout
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
 from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, short
 
@@ -113,6 +113,9 @@ def serve(
 
 for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints):
     app.command()(_command)
+
+
+app.command()(cli_deploy.deploy)
 
 
 @app.command()

@@ -65,7 +65,7 @@ def folder(tmp_path, tiny_rows, monkeypatch):
 
 @pytest.mark.cluster
 def test_your_own_data(folder, tiny_base):
-    _, commands, serve, ask, replace = blocks("sh")
+    _, commands, serve, ask, replace, deploy = blocks("sh")
     port = re.search(r"127\.0\.0\.1:(\d+)", ask)[1]
     with contextlib.suppress(httpx.HTTPError):
         httpx.get(f"http://127.0.0.1:{port}/healthz")
@@ -80,6 +80,9 @@ def test_your_own_data(folder, tiny_base):
     assert "accepted" in said["run"]
     assert "throughput" in said["report"]
     assert "accuracy" in said["evaluate"]
+    told = sh(deploy)
+    assert "create_endpoint(" in told
+    assert "kind: RayService" in told
 
     with subprocess.Popen(["bash", "-c", f"exec {serve}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         try:

@@ -36,19 +36,19 @@ class Replica:
     """The models, warm before any request is taken, and replaced while requests go on.
 
     Args:
-        source: what is served, or the folder of the endpoint's state, which says so.
+        source: the folder of the endpoint's state, which says what is served; or the artifacts' folders.
         spec: limits and batching.
         digests: of the API keys; none means that no key is needed.
         settings: of the environment in which the endpoint was started, for protocols.
     """
 
-    def __init__(self, source: str | Served, spec: ServeSpec, digests: Sequence[str], settings: Mapping[str, str]) -> None:
+    def __init__(self, source: str | Sequence[str], spec: ServeSpec, digests: Sequence[str], settings: Mapping[str, str]) -> None:
         self.source, self.spec, self.digests = source, spec, digests
         self.models = Models([], spec, settings)
         self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
         self._served: Served = {}
         self._loading = asyncio.Lock()
-        wanted = rollout.read(source).models if isinstance(source, str) else source
+        wanted = rollout.read(source).models if isinstance(source, str) else rollout.served(source)
         self._load(wanted)
         self._adopt(wanted)
 
@@ -95,13 +95,14 @@ class Replica:
         self._ready = {digest: endpoint for digest, endpoint in self._ready.items() if digest in kept}
 
 
-def application(source: str | Served, spec: ServeSpec, keys: Sequence[str]) -> Any:
+def application(source: str | Sequence[str], spec: ServeSpec, keys: Sequence[str], variables: Mapping[str, str]) -> Any:
     """The Serve application of artifacts.
 
     Args:
-        source: what is served, or the folder of the endpoint's state, which says so. Every node must reach the artifacts.
+        source: the folder of the endpoint's state, which says what is served; or the artifacts' folders. Every node must reach them.
         spec: limits, batching and replicas.
         keys: API keys, of which Ray is given digests only; none means that no key is needed.
+        variables: of the replicas' environment; Serve's own processes must have the same of Serve's settings.
     """
     least, most = spec.replicas.min, spec.replicas.max
     admitted = spec.queue + spec.batch.max + _ROOM
@@ -120,7 +121,7 @@ def application(source: str | Served, spec: ServeSpec, keys: Sequence[str]) -> A
         backpressure_config={"retry_after_s": 1},
         max_constructor_retry_count=1,
         graceful_shutdown_timeout_s=spec.timeout,
-        ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": environment(spec)}},
+        ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": dict(variables)}},
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
@@ -157,8 +158,8 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> 
         controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports()}},
     )
     try:
-        source = str(rollout.begin(port, _address(), url, models)) if alone else models
-        serve.run(application(source, spec, keys), name=NAME, route_prefix="/")
+        source = str(rollout.begin(port, _address(), url, models)) if alone else [str(Path(path).resolve()) for path in paths]
+        serve.run(application(source, spec, keys, environment(spec)), name=NAME, route_prefix="/")
     except BaseException as error:
         stop()
         if isinstance(error, RuntimeError):

@@ -48,7 +48,7 @@ def test_no_key_no_answer(url):
 def test_serve_knows_no_key(url):
     from ray import serve
 
-    assert KEY not in str(serve.status()) + str(app.application(["somewhere"], ServeSpec(), [KEY])._bound_deployment.init_args)
+    assert KEY not in str(serve.status()) + str(app.application(["somewhere"], ServeSpec(), [KEY], {})._bound_deployment.init_args)
 
 
 def test_bad_instances_leave_their_neighbours_alone(url, predictor):
