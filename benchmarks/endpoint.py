@@ -132,7 +132,7 @@ def overhead(path: str, whole: float, seconds: float) -> None:
     """Print what a lone request costs, layer by layer, each without the ones below it."""
     predictor = load(path, threads=os.cpu_count())
     endpoint = Endpoint(predictor, ServeSpec())
-    served = asgi(Models([endpoint], endpoint.spec), [auth.digest("key")])
+    served = asgi(Models([endpoint], endpoint.spec), {auth.digest("key"): ""})
     route = f"/v1/models/{endpoint.name}:predict"
     headers = [(b"authorization", b"Bearer key"), (b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": route, "raw_path": route.encode(), "query_string": b""}
@@ -169,7 +169,7 @@ def main() -> None:
     print(f"engine in a loop: {floor:.0f} rows/s in batches of 32; {alone:.0f} rows/s, {1000 / alone:.1f} ms, one by one", flush=True)
     key, name = os.urandom(8).hex(), load(path).artifact.manifest.name
     with runtime.session():
-        url = app.start([path], ServeSpec(port=0, replicas=ReplicasSpec(cpu=os.cpu_count() or 1)), [key])
+        url = app.start([path], ServeSpec(port=0, replicas=ReplicasSpec(cpu=os.cpu_count() or 1)), {"": key})
         rounds("lc_ray", url, f"/v1/models/{name}:predict", key, chosen.seconds)
         with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as http:
             whole = median(lambda text: http.post(f"/v1/models/{name}:predict", json={"instances": [text]}).raise_for_status(), chosen.seconds)

@@ -151,7 +151,7 @@ def main() -> None:
     answers = [{answer["label"] for answer in pair} for pair in zip(*both, strict=True)]
     key, name = os.urandom(8).hex(), lc_ray.load(chosen.artifact).artifact.manifest.name
     with runtime.session(cpus=4):
-        url = app.start([chosen.artifact], ServeSpec(port=0, replicas=ReplicasSpec(min=2, max=2)), [key])
+        url = app.start([chosen.artifact], ServeSpec(port=0, replicas=ReplicasSpec(min=2, max=2)), {"": key})
         soak = Soak(url, key, name, answers, chosen.seconds)
         asyncio.run(soak.run(str(chosen.other), chosen.seconds, chosen.clients, chosen.kill_every))
         app.stop()

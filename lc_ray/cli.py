@@ -98,6 +98,7 @@ def serve(
     port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
     replicas: Annotated[str, typer.Option(help="copies of the models; 1:4 for as many as requests need, 0:4 for none while no request comes")] = "1",
     keys: Annotated[Path | None, typer.Option(help="file with a line NAME:KEY for each API key; else one is made on first use")] = None,
+    access_log: Annotated[str | None, typer.Option(help="file to which each request adds a line of JSON; - for standard error")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate, for HTTPS")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
 ) -> None:
@@ -108,7 +109,8 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise SpecError("HTTPS needs both --tls-cert and --tls-key")
     tls = TlsSpec(certificate=str(tls_cert), key=str(tls_key)) if tls_cert else None
-    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=_replicas(replicas), tls=tls), keys)
+    copies = _replicas(replicas)
+    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=copies, access_log=access_log, tls=tls), keys)
 
 
 for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints):

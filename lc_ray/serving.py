@@ -62,6 +62,14 @@ class TlsSpec(Section):
     key: str = Field(description="PEM file of its private key, without a password")
 
 
+class LogSpec(Section):
+    """A log of rows and their answers, as JSON Lines. Of a picture or sound it keeps the sha256 and size."""
+
+    path: str = Field(description="folder, on each replica's machine")
+    sample: float = Field(1.0, gt=0, le=1, description="share of the requests")
+    redact: tuple[str, ...] = Field((), description="columns that are left out")
+
+
 class ServeSpec(Section):
     """The endpoint."""
 
@@ -75,4 +83,6 @@ class ServeSpec(Section):
     timeout: Seconds = Field(30.0, description="longest time a request may take")
     urls: UrlsSpec = UrlsSpec()
     rate: RateSpec | None = None
+    access_log: str | None = Field(None, description="file to which each request adds a line of JSON; - is the replica's standard error")
+    log: LogSpec | None = None
     tls: TlsSpec | None = None

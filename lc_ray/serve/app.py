@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 from lc_ray.errors import ArtifactError, ServeError, unwrap
 from lc_ray.predictor import load
 from lc_ray.serve import auth, rollout
+from lc_ray.serve.access import STDERR
 from lc_ray.serve.endpoint import Endpoint, Models, asgi, settings
 from lc_ray.serve.rollout import Served, State
 from lc_ray.spec import ServeSpec
@@ -38,13 +39,13 @@ class Replica:
     Args:
         source: the folder of the endpoint's state, which says what is served; or the artifacts' folders.
         spec: limits and batching.
-        digests: of the API keys; none means that no key is needed.
+        keys: names of the API keys by their digests; none means that no key is needed.
         settings: of the environment in which the endpoint was started, for protocols.
     """
 
-    def __init__(self, source: str | Sequence[str], spec: ServeSpec, digests: Sequence[str], settings: Mapping[str, str]) -> None:
-        self.source, self.spec, self.digests = source, spec, digests
-        self.models = Models([], spec, settings)
+    def __init__(self, source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], settings: Mapping[str, str]) -> None:
+        self.source, self.spec, self.keys = source, spec, keys
+        self.models = Models([], spec, settings, _everywhere)
         self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
         self._served: Served = {}
         self._loading = asyncio.Lock()
@@ -53,7 +54,11 @@ class Replica:
         self._adopt(wanted)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return asgi(self.models, self.digests)
+        return asgi(self.models, self.keys, echoed=True)
+
+    def tell(self, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
+        """This replica's name, and what a method of its models gives; for other replicas."""
+        return serve.get_replica_context().replica_id.unique_id, getattr(self.models, method)(*arguments)
 
     async def load(self, wanted: Served) -> None:
         """Warm up what is not served yet, while requests go on."""
@@ -95,13 +100,20 @@ class Replica:
         self._ready = {digest: endpoint for digest, endpoint in self._ready.items() if digest in kept}
 
 
-def application(source: str | Sequence[str], spec: ServeSpec, keys: Sequence[str], variables: Mapping[str, str]) -> Any:
+async def _everywhere(method: str, *arguments: Any) -> dict[str, Any]:
+    """What a method of `Models` gives in each replica, by replica; without those that are just going."""
+    handle = serve.get_deployment_handle(NAME, NAME)
+    told = await handle.broadcast("tell", method, arguments).results_async(return_exceptions=True)
+    return dict(one for one in told if not isinstance(one, BaseException))
+
+
+def application(source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], variables: Mapping[str, str]) -> Any:
     """The Serve application of artifacts.
 
     Args:
         source: the folder of the endpoint's state, which says what is served; or the artifacts' folders. Every node must reach them.
         spec: limits, batching and replicas.
-        keys: API keys, of which Ray is given digests only; none means that no key is needed.
+        keys: API keys by name, of which Ray is given digests only; none means that no key is needed.
         variables: of the replicas' environment; Serve's own processes must have the same of Serve's settings.
     """
     least, most = spec.replicas.min, spec.replicas.max
@@ -125,10 +137,17 @@ def application(source: str | Sequence[str], spec: ServeSpec, keys: Sequence[str
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
-    return deployment.bind(source, spec, [auth.digest(key) for key in keys], settings(os.environ))
+    return deployment.bind(source, _absolute(spec), auth.digests(keys), settings(os.environ))
 
 
-def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> str:
+def _absolute(spec: ServeSpec) -> ServeSpec:
+    """With paths of logs as they are from here: replicas run elsewhere."""
+    access = str(Path(spec.access_log).resolve()) if spec.access_log not in (None, STDERR) else spec.access_log
+    log = spec.log and spec.log.model_copy(update={"path": str(Path(spec.log.path).resolve())})
+    return spec.model_copy(update={"access_log": access, "log": log})
+
+
+def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str]) -> str:
     """Serve artifacts on the connected Ray cluster.
 
     On a cluster of one node the artifacts are kept with the endpoint's state, see rollout.py, and can be replaced while it runs.
@@ -136,7 +155,7 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> 
     Args:
         paths: the artifacts' folders, which every node can reach.
         spec: address, limits, batching and replicas. Port 0 means any that is free.
-        keys: API keys; none means that no key is needed.
+        keys: API keys by name; none means that no key is needed.
 
     Returns:
         The endpoint's URL, once it answers.

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from lc_ray.predictor import Predictor
+from lc_ray.serve import record
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.grammar import Grammars, Matcher
 from lc_ray.serve.sampling import Sampler, Sampling, Token
@@ -68,6 +69,7 @@ class _Job:
 
     def __init__(self, ask: Ask) -> None:
         self.ask, self.cancelled = ask, False
+        self.arrived, self.begun = time.monotonic(), 0.0
         self.loop = asyncio.get_running_loop()
         self.pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
         self.prompt: Any = None
@@ -143,6 +145,11 @@ class Generator:
         return self._thread.is_alive()
 
     @property
+    def waiting(self) -> int:
+        """Requests that none of it has begun."""
+        return len(self._waiting)
+
+    @property
     def running(self) -> int:
         """Answers that are being made."""
         return len(self._rows)
@@ -158,22 +165,28 @@ class Generator:
             QueueFull: too many requests wait.
             TimeoutError: the answers took too long.
         """
-        job = _Job(ask)
+        job, seen = _Job(ask), record.current()
         with self._changed:
             if len(self._waiting) >= self.spec.queue:
                 raise QueueFull
             self._waiting.append(job)
             self._changed.notify()
         left = ask.n
+        seen.tokens_in += len(ask.ids)
         try:
             while left:
                 piece = await asyncio.wait_for(job.pieces.get(), deadline - time.monotonic())
                 if isinstance(piece, Exception):
                     raise piece
+                if seen.first_token is None:
+                    seen.first_token = time.monotonic() - seen.began
+                seen.tokens_out += len(piece.tokens)
                 left -= piece.finish is not None
                 yield piece
         finally:
-            job.cancelled = True
+            job.cancelled, now = True, time.monotonic()
+            begun = job.begun or now
+            seen.spans += [("queue", job.arrived, begun), ("infer", begun, now)]
 
     def close(self) -> None:
         """End the thread at the next token."""
@@ -211,6 +224,7 @@ class Generator:
                 self._waiting = deque(job for job in self._waiting if not job.cancelled)
             if self._reading is None and self._waiting and self._fits(self._waiting[0].ask):
                 self._reading = self._waiting.popleft()
+                self._reading.begun = time.monotonic()
 
     def _fits(self, ask: Ask) -> bool:
         """Whether there is room for a request's answers beside those that run, which are all as long in the cache as the longest."""

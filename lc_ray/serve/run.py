@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
@@ -16,7 +17,7 @@ from rich.markup import escape
 
 from lc_ray import artifact
 from lc_ray.artifact import Artifact
-from lc_ray.serve import app, auth
+from lc_ray.serve import access, app, auth
 from lc_ray.spec import ServeSpec
 
 
@@ -35,17 +36,19 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
     """
     found = [artifact.read(path, verify=False) for path in paths]
     keys = {} if keyless else auth.read(key_file) if key_file else {"": auth.ensure()}
-    spec = spec.model_copy(update={"port": app.check(spec)})
+    port = app.check(spec)
     console = Console()
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # What replicas reserve is what they are given: a request for more CPUs than there are would never be placed.
     cpus = max(os.cpu_count() or 1, int(spec.replicas.max * spec.replicas.cpu) + 1)
+    stack = ExitStack()
     try:
+        spec = spec.model_copy(update={"port": port, "access_log": stack.enter_context(access.relayed(spec.access_log))})
         with console.status("starting the endpoint"):
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             for number in previous:
                 signal.signal(number, _interrupt)
-            url = app.start(paths, spec, list(keys.values()))
+            url = app.start(paths, spec, keys)
         console.print(f"serving at {url}" if keyless else _welcome(url, found, key_file), highlight=False, soft_wrap=True)
         threading.Event().wait()
     except KeyboardInterrupt:
@@ -56,6 +59,7 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
         if ray.is_initialized():
             app.stop()
             ray.shutdown()
+        stack.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
 

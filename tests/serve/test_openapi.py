@@ -20,13 +20,13 @@ OPENAI = {("post", "/v1/chat/completions"), ("post", "/v1/completions")}
 def app(predictor, fused, tiny_language, endpoint):
     """Every route that there is."""
     found = [endpoint(one) for one in (predictor, fused, tiny_language)]
-    return asgi(Models(found, found[0].spec, settings(VERTEX)), [auth.digest(KEY)])
+    return asgi(Models(found, found[0].spec, settings(VERTEX)), {auth.digest(KEY): "test"})
 
 
 @pytest.fixture(scope="module")
 def plain(predictor, endpoint):
     """Without a language model, and with a limited rate."""
-    return asgi(Models([endpoint(predictor)], endpoint(predictor, rate={"requests": 1000}).spec), [auth.digest(KEY)])
+    return asgi(Models([endpoint(predictor)], endpoint(predictor, rate={"requests": 1000}).spec), {auth.digest(KEY): "test"})
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ browser_only = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this 
 @pytest.fixture(scope="module")
 def app(fused, tiny_language, predictor, endpoint):
     found = [endpoint(one) for one in (fused, tiny_language, predictor)]
-    return asgi(Models(found, found[0].spec), [auth.digest(KEY)])
+    return asgi(Models(found, found[0].spec), {auth.digest(KEY): "test"})
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

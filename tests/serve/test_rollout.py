@@ -127,7 +127,7 @@ def test_versions_answer_by_their_weight_and_when_asked_for(predictor, second_ar
     spec = ServeSpec()
     old, new = Endpoint(predictor, spec), Endpoint(lc_ray.load(second_artifact, threads=1), spec)
     models = Models([old], spec)
-    served = asgi(models, [auth.digest(KEY)])
+    served = asgi(models, {auth.digest(KEY): "test"})
     models.replace({"tiny": {old: 0.7, new: 0.3}})
     counts = Counter(ask(served, "POST", PREDICT, json={"instances": ["ok"]}).json()["version"] for _ in range(100))
     assert set(counts) == {old.version, new.version}
@@ -163,7 +163,7 @@ def test_replaced_endpoint_answers_what_it_has_and_is_gone(predictor):
 
 @pytest.mark.cluster
 def test_model_is_replaced_under_load_without_a_failed_request(home, ray_local, tiny_artifact, second_artifact, tmp_path):
-    url = app.start([tiny_artifact], ServeSpec(port=0, timeout="90s"), [KEY])
+    url = app.start([tiny_artifact], ServeSpec(port=0, timeout="90s"), {"test": KEY})
     try:
         first, second = (artifact.read(path).digest for path in (tiny_artifact, second_artifact))
         done, seen = threading.Event(), []

@@ -35,7 +35,7 @@ def routes(models: Models) -> list[Route]:
         return JSONResponse({"predictions": answers, "model": endpoint.name, "version": endpoint.version})
 
     async def every(request: Request) -> Response:
-        known = [_listed(models.choose(name)) for name in models.names()]
+        known = [_listed(models.versions(name)[-1]) for name in models.names()]
         return JSONResponse({"object": "list", "data": known, "models": models.names()})
 
     async def one(request: Request) -> Response:
