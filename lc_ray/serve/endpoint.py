@@ -19,9 +19,10 @@ from starlette.middleware import Middleware
 from lc_ray import family
 from lc_ray.errors import DataError
 from lc_ray.predictor import Predictor, Rows
-from lc_ray.serve import generation, metrics, record
+from lc_ray.serve import language, metrics, record
 from lc_ray.serve.batching import Batcher, QueueFull
 from lc_ray.serve.drift import Window
+from lc_ray.serve.generation import Generator, suits
 from lc_ray.serve.http import HttpError, application
 from lc_ray.serve.observe import Observe, Observers
 from lc_ray.serve.urls import Fetcher
@@ -47,37 +48,50 @@ class Endpoint:
         self.predictor, self.spec = predictor, spec
         self.name, self.version = predictor.artifact.manifest.name, predictor.artifact.digest
         example = {column: modality.example for column, modality in predictor.columns.items()}
-        language = generation.suits(predictor)
+        talks = suits(predictor)
         # A language model's answer is as many runs as it has tokens, in which it gets warm enough.
-        for rows in (1,) if language else (1, spec.batch.max, spec.batch.max):
+        for rows in (1,) if talks else (1, spec.batch.max, spec.batch.max):
             self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
         self.drift = Window(predictor)
-        self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue, functools.partial(_seen, self.name, self.version, self.drift))
-        self.generator = generation.Generator(predictor, spec) if language else None
+        seen = functools.partial(_seen, self.name, self.version, self.drift)
+        made = Generator(predictor, spec) if talks else Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue, seen)
+        self.worker: Generator | Batcher = made
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)
-        self.close = weakref.finalize(self, _end, self.batcher, self.generator)
+        self.close = weakref.finalize(self, made.close)
 
     @property
     def alive(self) -> bool:
         """Whether it can answer."""
-        return self.batcher.alive and (self.generator is None or self.generator.alive)
+        return self.worker.alive
+
+    @property
+    def generator(self) -> Generator | None:
+        """What runs it, if it is a language model."""
+        return self.worker if isinstance(self.worker, Generator) else None
 
     @property
     def waiting(self) -> int:
         """Requests that wait."""
-        return self.batcher.waiting + (self.generator.waiting if self.generator else 0)
+        return self.worker.waiting
 
-    async def predict(self, instances: Any) -> list[dict[str, Any]]:
+    async def predict(self, instances: Any, parameters: Any = None) -> list[dict[str, Any]]:
         """Answers to instances as they came in a request, in their order.
 
+        Args:
+            instances: a list.
+            parameters: of the request, which language models take; see `language.Parameters`.
+
         Raises:
-            HttpError: 400 for an instance that can't be used, 413 for too many of them, 503 when too many requests wait.
+            HttpError: 400 for an instance or parameter that can't be used, 413 for too many instances, 503 when too many requests wait.
         """
         if not isinstance(instances, list):
             raise HttpError(400, "malformed_request", f"expected a list, got {type(instances).__name__}", "instances")
         if len(instances) > self.spec.max_instances:
             raise HttpError(413, "too_many_instances", f"{len(instances)} instances; a request may have {self.spec.max_instances}", "instances")
+        worker = self.worker
+        if parameters and isinstance(worker, Batcher):
+            raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
         seen = record.current()
         seen.rows, began = len(instances), time.monotonic()
         try:
@@ -85,7 +99,7 @@ class Endpoint:
             # A large picture takes a while, in which others are to be answered.
             clean = await asyncio.to_thread(self._decoded, rows) if self.media else self._decoded(rows)
             seen.spans.append(("prepare", began, time.monotonic()))
-            answers = await self.batcher.run(clean)
+            answers = await (worker.run(clean) if isinstance(worker, Batcher) else language.answers(worker, clean, parameters))
         except QueueFull:
             raise HttpError(503, "overloaded", f"{self.spec.queue} requests wait already; try again later", headers={"retry-after": "1"}) from None
         except DataError as error:
@@ -135,12 +149,6 @@ def _chosen(endpoint: Endpoint) -> Endpoint:
     seen = record.current()
     seen.model, seen.version = endpoint.name, endpoint.version
     return endpoint
-
-
-def _end(batcher: Batcher, generator: generation.Generator | None) -> None:
-    batcher.close()
-    if generator:
-        generator.close()
 
 
 class Models:

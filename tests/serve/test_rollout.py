@@ -144,7 +144,7 @@ def test_replaced_endpoint_answers_what_it_has_and_is_gone(predictor):
     async def main():
         models = Models([Endpoint(predictor, spec)], spec)
         old = weakref.ref(models.choose())
-        thread = old().batcher._thread
+        thread = old().worker._thread
         asked = [asyncio.create_task(models.choose().predict(["ok"])) for _ in range(4)]
         await asyncio.sleep(0)
         models.replace({"tiny": {Endpoint(predictor, spec): 1.0}})

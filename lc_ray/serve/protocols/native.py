@@ -1,7 +1,7 @@
 """The KServe v1 protocol, which Vertex AI speaks too, and the health routes.
 
     POST /v1/models/NAME[/versions/VERSION]:predict
-                                   {"instances": [...]} → {"predictions": [...], "model": NAME, "version": DIGEST}
+                                   {"instances": [...], "parameters": {...}} → {"predictions": [...], "model": NAME, "version": DIGEST}
     GET  /v1/models                {"models": [NAME, ...]}, and the same as OpenAI has it
     GET  /v1/models/NAME           what it takes and what it answers, and its versions with their shares of the requests
     GET  /healthz, /readyz         200, without a key
@@ -10,6 +10,8 @@ An instance is an object by column; with one column, its value alone will do. A 
 beginning, or a URL where `serve.urls` allows its host. A multipart form does too, with a field or file per column:
 
     curl -F photo=@cat.png -F question="how many?" .../v1/models/NAME:predict
+
+Language models take parameters: `max_new_tokens` or `max_tokens`, `temperature`, `top_p`, `seed`, `stop`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def routes(models: Models) -> list[Route]:
 
     async def predict(request: Request) -> Response:
         endpoint = models.choose(request.path_params["name"], request.path_params.get("version"))
-        answers = await endpoint.predict(instances_of(await read_request(request, models.spec.max_body)))
+        answers = await endpoint.predict(*instances_of(await read_request(request, models.spec.max_body)))
         return JSONResponse({"predictions": answers, "model": endpoint.name, "version": endpoint.version})
 
     async def every(request: Request) -> Response:

@@ -8,7 +8,8 @@
 
 A column is a tensor of shape [n] or [n, 1]: BYTES, or numbers where the column takes them. A column that rows may lack is left out, or has
 empty bytes or NaN in their place. Pictures and sounds are a file's bytes, or base64 where the tensor is in JSON. Outputs are `answer`, each
-row's as JSON, and beside it what the task's answers have as tensors: `label` and `probabilities`, `value`, `text`.
+row's as JSON, and beside it what the task's answers have as tensors: `label` and `probabilities`, `value`, `text`. Language models take
+the parameters of native.py.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def routes(models: Models) -> list[Route]:
         content, binary = _split(await read_body(request, models.spec.max_body), request.headers.get(LENGTH))
         rows = instances(_tensors.read(content.get("inputs"), models.spec.max_instances, binary), endpoint)
         try:
-            answers = await endpoint.predict(rows)
+            answers = await endpoint.predict(rows, _parameters(content) if endpoint.generator else None)
         except HttpError as error:
             raise _renamed(error) from None
         return _response(endpoint, content, outputs(answers, endpoint.sample))
@@ -189,6 +190,12 @@ def _renamed(error: HttpError) -> HttpError:
     part, *rest = about.get("where", "").split(".", 2)
     where = ".".join(["inputs", *reversed(rest)]) if part == "instances" else ".".join([part, *rest])
     return HttpError(error.status_code, about["code"], about["message"], where, dict(error.headers or {}))
+
+
+def _parameters(content: dict[str, Any]) -> Any:
+    """A request's parameters for the model, without the protocol's own."""
+    given = content.get("parameters")
+    return {name: value for name, value in given.items() if name != "binary_data_output"} if isinstance(given, dict) else given
 
 
 def _response(endpoint: Endpoint, content: dict[str, Any], made: list[Tensor]) -> Response:
