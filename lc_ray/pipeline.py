@@ -93,7 +93,7 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
 
 def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, Any]:
     start = time.time()
-    nodes = runtime.nodes()
+    nodes = runtime.grown(job.train.workers, job.search.population if job.search else 1)
     slots = plan.require(plan.placement(job.train.workers, nodes), job.train.workers, nodes)
 
     with display.stage("prepare", "prepare: read, check, split and tokenise the rows") as stage:

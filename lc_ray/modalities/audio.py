@@ -43,6 +43,7 @@ class Modality:
 
     TYPE = pa.binary()
     MEDIA = "audio"
+    SCHEMA: ClassVar[dict[str, Any]] = _media.schema(MEDIA)
     CUT: ClassVar[bool] = True  # whether longer clips are cut, or refused
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:

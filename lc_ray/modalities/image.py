@@ -8,7 +8,7 @@ import json
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import httpx
 import numpy as np
@@ -43,6 +43,7 @@ class Modality:
 
     TYPE = pa.binary()
     MEDIA = "image"
+    SCHEMA: ClassVar[dict[str, Any]] = _media.schema(MEDIA)
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         self.spec = spec

@@ -17,6 +17,7 @@ from pathlib import Path
 from lc_ray.errors import ServeError
 
 VARIABLE = "LC_RAY_API_KEY"
+KEYLESS = "LC_RAY_KEYLESS"  # is 1 in a container to which its platform lets nobody through but those whom it knows
 
 
 def key_file() -> Path:

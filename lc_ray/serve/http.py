@@ -78,17 +78,15 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return content
 
 
-def instances_of(content: dict[str, Any]) -> Any:
-    """The rows of a request that is `{"instances": [...]}`.
+def instances_of(content: dict[str, Any]) -> tuple[Any, Any]:
+    """The rows of a request that is `{"instances": [...], "parameters": {...}}`, and its parameters, if there are any.
 
     Raises:
-        HttpError: 400, it has none, or parameters, of which no model takes any.
+        HttpError: 400, it has no rows.
     """
     if "instances" not in content:
         raise HttpError(400, "malformed_request", 'expected {"instances": [...]}', "instances")
-    if content.get("parameters"):
-        raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
-    return content["instances"]
+    return content["instances"], content.get("parameters")
 
 
 def need(alive: bool) -> None:

@@ -21,20 +21,21 @@ from lc_ray.serve import access, app, auth
 from lc_ray.spec import ServeSpec
 
 
-def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | Path | None = None) -> None:
+def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | Path | None = None, keyless: bool = False) -> None:
     """Serve artifacts from a Ray of its own. The first Ctrl-C or SIGTERM answers what was accepted and ends, a second leaves at once.
 
     Args:
         paths: the artifacts' folders.
         spec: address, limits, batching and replicas.
         key_file: with a line NAME:KEY for each key; the generated key if not given.
+        keyless: whether all who reach it may ask, since who may reach it is decided elsewhere.
 
     Raises:
         ArtifactError: no artifact there.
         ServeError: the port is in use, an API key can't be read or written, or the endpoint can't start.
     """
     found = [artifact.read(path, verify=False) for path in paths]
-    keys = auth.read(key_file) if key_file else {"": auth.ensure()}
+    keys = {} if keyless else auth.read(key_file) if key_file else {"": auth.ensure()}
     port = app.check(spec)
     console = Console()
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -48,7 +49,7 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
             for number in previous:
                 signal.signal(number, _interrupt)
             url = app.start(paths, spec, keys)
-        console.print(_welcome(url, found, key_file), highlight=False, soft_wrap=True)
+        console.print(f"serving at {url}" if keyless else _welcome(url, found, key_file), highlight=False, soft_wrap=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         console.print("stopping: answering what was accepted (Ctrl-C again leaves at once)", highlight=False)

@@ -56,7 +56,7 @@ def test_no_key_no_answer(url):
 def test_serve_knows_no_key(url):
     from ray import serve
 
-    assert KEY not in str(serve.status()) + str(app.application(["somewhere"], ServeSpec(), {"test": KEY})._bound_deployment.init_args)
+    assert KEY not in str(serve.status()) + str(app.application(["somewhere"], ServeSpec(), {"test": KEY}, {})._bound_deployment.init_args)
 
 
 def test_metrics_and_the_access_log_are_of_all_replicas_whichever_answers(url, access_log):

@@ -110,7 +110,7 @@ def test_a_server_that_echoes_the_id_is_not_repeated(models):
 
 
 def test_a_failure_is_logged_with_its_id(app, models, monkeypatch, caplog):
-    monkeypatch.setattr(models.choose("tiny").batcher, "run", None)
+    monkeypatch.setattr(models.choose("tiny").worker, "run", None)
     assert ask(app, "POST", PREDICT, headers={"x-request-id": "the-id"}, json={"instances": ["ok"]}).status_code == 500
     assert "request the-id failed" in caplog.text
     assert "Traceback" in caplog.text
@@ -213,7 +213,7 @@ def test_a_model_without_statistics_has_no_drift(app, predictor):
 
 
 def test_waiting_requests_are_the_queues_depth(endpoint, predictor):
-    batcher = endpoint(predictor, queue=7).batcher
+    batcher = endpoint(predictor, queue=7).worker
     batcher._left = 3
     found = {metric.name: metric for metric in metrics.collect([endpoint(predictor, queue=7)])}
     batcher._left = 0

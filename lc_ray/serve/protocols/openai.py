@@ -21,13 +21,16 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lc_ray.errors import DataError
+from lc_ray.serve import openapi
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.endpoint import Endpoint, Models
+from lc_ray.serve.fields import parse
 from lc_ray.serve.generation import Ask, Generator, Piece
 from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, read_object
+from lc_ray.serve.openapi import JSON, TEXT, Operation, Schema
 from lc_ray.serve.protocols import _openai_tools as tools
 from lc_ray.serve.protocols._openai_answer import Answers, Chat, Completion
-from lc_ray.serve.protocols._openai_body import Body, ChatBody, CompletionBody, parse
+from lc_ray.serve.protocols._openai_body import Body, ChatBody, CompletionBody
 
 PUBLIC = ()
 _SHARE = 0.97  # of the longest time a request may take: then a stream still ends with a sentence
@@ -43,6 +46,7 @@ def error(content: dict[str, Any]) -> dict[str, Any]:
     return {"error": {"message": inner["message"], "type": _TYPES.get(inner["code"], _MISTAKE), "param": inner.get("where"), "code": inner["code"]}}
 
 
+ERROR = openapi.fields(error=openapi.fields(message=TEXT, type=TEXT, param={"type": ["string", "null"]}, code=TEXT))
 ERRORS = {"/v1/chat/completions": error, "/v1/completions": error}
 
 
@@ -65,6 +69,20 @@ def routes(models: Models) -> list[Route]:
         return await _answer(request, body, generator, asks, Completion(endpoint.name, generator.tokenizer))
 
     return [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/completions", completions, methods=["POST"])]
+
+
+def describe(models: Models) -> list[Operation]:
+    """The operations, if any of the models is a language model."""
+    names = [name for name in models.names() if models.choose(name).generator]
+    found = []
+    for path, kind, said in (("/v1/chat/completions", ChatBody, "What a model says next"), ("/v1/completions", CompletionBody, "How a text goes on")):
+        body: Schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = body.pop("$defs", {})
+        body["properties"]["model"] = {"enum": names}
+        choice = openapi.fields("message", "text", index={"type": "integer"}, message={"type": "object"}, text=TEXT, finish_reason=TEXT)
+        whole = openapi.fields(id=TEXT, object=TEXT, created={"type": "integer"}, model=TEXT, choices=openapi.array(choice), usage={"type": "object"})
+        found.append(Operation("post", path, said, {JSON: whole, "text/event-stream": TEXT}, {JSON: body}, errors=(404,), schemas=schemas))
+    return found if names else []
 
 
 def _language(endpoint: Endpoint) -> Generator:
@@ -137,17 +155,16 @@ async def _answer(request: Request, body: Body, generator: Generator, asks: list
 
 
 async def _pieces(generator: Generator, asks: list[Ask], deadline: float) -> AsyncGenerator[Piece, None]:
-    """Pieces of the answers to all prompts, one prompt after another, whose answers are numbered on."""
-    for number, ask in enumerate(asks):
-        try:
-            async with aclosing(generator.run(ask, deadline)) as running:
-                async for piece in running:
-                    yield Piece(number * ask.n + piece.number, piece.text, piece.tokens, piece.finish)
-        except QueueFull:
-            message = f"{generator.spec.queue} requests wait already; try again later"
-            raise HttpError(503, "overloaded", message, headers={"retry-after": "1"}) from None
-        except TimeoutError:
-            raise HttpError(504, "timeout", f"not answered within {generator.spec.timeout:g} s") from None
+    """Pieces of the answers to all prompts."""
+    try:
+        async with aclosing(generator.run(asks, deadline)) as running:
+            async for piece in running:
+                yield piece
+    except QueueFull:
+        message = f"{generator.spec.queue} requests wait already; try again later"
+        raise HttpError(503, "overloaded", message, headers={"retry-after": "1"}) from None
+    except TimeoutError:
+        raise HttpError(504, "timeout", f"not answered within {generator.spec.timeout:g} s") from None
 
 
 async def _whole(pieces: AsyncIterator[Piece], answers: Answers) -> dict[str, Any]:
