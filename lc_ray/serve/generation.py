@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from lc_ray.predictor import Predictor
+from lc_ray.serve import record
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.grammar import Grammars, Matcher
 from lc_ray.serve.spelling import Spelling
@@ -71,6 +72,7 @@ class _Job:
         first = accumulate((ask.n for ask in asks), initial=0)
         self.prompts = deque(_Prompt(self, ask, number) for ask, number in zip(asks, first, strict=False))
         self.cancelled = False
+        self.arrived, self.begun = time.monotonic(), 0.0
         self.loop = asyncio.get_running_loop()
         self.pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
@@ -155,6 +157,11 @@ class Generator:
         return self._thread.is_alive()
 
     @property
+    def waiting(self) -> int:
+        """Requests that none of it has begun."""
+        return len(self._waiting)
+
+    @property
     def running(self) -> int:
         """Answers that are being made."""
         return len(self._rows)
@@ -170,22 +177,28 @@ class Generator:
             QueueFull: too many requests wait.
             TimeoutError: the answers took too long.
         """
-        job = _Job(asks)
+        job, seen = _Job(asks), record.current()
         with self._changed:
             if len(self._waiting) >= self.spec.queue:
                 raise QueueFull
             self._waiting.append(job)
             self._changed.notify()
         left = sum(ask.n for ask in asks)
+        seen.tokens_in += sum(len(ask.ids) for ask in asks)
         try:
             while left:
                 piece = await asyncio.wait_for(job.pieces.get(), deadline - time.monotonic())
                 if isinstance(piece, Exception):
                     raise piece
+                if seen.first_token is None:
+                    seen.first_token = time.monotonic() - seen.began
+                seen.tokens_out += len(piece.tokens)
                 left -= piece.finish is not None
                 yield piece
         finally:
-            job.cancelled = True
+            job.cancelled, now = True, time.monotonic()
+            begun = job.begun or now
+            seen.spans += [("queue", job.arrived, begun), ("infer", begun, now)]
 
     def close(self) -> None:
         """End the thread at the next token."""
@@ -223,6 +236,7 @@ class Generator:
             while self._waiting and self._fits(self._waiting[0].prompts[0].ask):
                 prompt = self._waiting[0].prompts.popleft()
                 self._reading.append(prompt)
+                prompt.job.begun = prompt.job.begun or time.monotonic()
                 if not prompt.job.prompts:
                     self._waiting.popleft()
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Cache
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import chat
 from lc_ray.spec import InputSpec, ModelSpec, Section
-from lc_ray.tasks import _language
+from lc_ray.tasks import _language, _task
 from lc_ray.tasks._decoder import Decoder, Whole
 from lc_ray.tasks._language import IGNORED
 from lc_ray.tasks._sampling import Sampler, Sampling
@@ -187,6 +187,10 @@ class Task(_language.Task):
     def decode(self, output: list[int], parts: dict[str, Any]) -> dict[str, Any]:
         """Token ids → the text."""
         return {"text": self.tokenizer.decode(output, skip_special_tokens=True)}
+
+    def schema(self) -> dict[str, Any]:
+        """See `_task.Task`."""
+        return _task.fields(text=_task.TEXT)
 
 
 def pack(lengths: list[int], room: int) -> list[list[int]]:

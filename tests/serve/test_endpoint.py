@@ -1,5 +1,6 @@
 """The endpoint on a real local Ray Serve, called over HTTP."""
 
+import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
@@ -24,13 +26,19 @@ HEADERS = {"authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture(scope="module")
+def access_log(tmp_path_factory):
+    return tmp_path_factory.mktemp("access") / "log"
+
+
+@pytest.fixture(scope="module")
 def grpc_port():
     return app._free("127.0.0.1", 0)
 
 
 @pytest.fixture(scope="module")
-def url(ray_local, tiny_artifact, grpc_port):
-    yield app.start([tiny_artifact], ServeSpec(port=0, grpc_port=grpc_port, queue=8, batch={"max": 8, "wait": "5ms"}, timeout="90s"), [KEY])
+def url(ray_local, tiny_artifact, access_log, grpc_port):
+    limits = {"queue": 8, "batch": {"max": 8, "wait": "5ms"}, "timeout": "90s", "replicas": {"min": 2, "max": 2}}
+    yield app.start([tiny_artifact], ServeSpec(port=0, grpc_port=grpc_port, access_log=str(access_log), **limits), {"test": KEY})
     app.stop()
 
 
@@ -76,7 +84,35 @@ def test_grpc_answers_the_same(url, grpc_port, predictor):
 def test_serve_knows_no_key(url):
     from ray import serve
 
-    assert KEY not in str(serve.status()) + str(app.application(["somewhere"], ServeSpec(), [KEY])._bound_deployment.init_args)
+    assert KEY not in str(serve.status()) + str(app.application(["somewhere"], ServeSpec(), {"test": KEY}, {})._bound_deployment.init_args)
+
+
+def test_metrics_and_the_access_log_are_of_all_replicas_whichever_answers(url, access_log):
+    def counted():
+        found = {}
+        for family in text_string_to_metric_families(httpx.get(url + "/metrics", headers=HEADERS).text):
+            for sample in family.samples:
+                if sample.name == "lc_ray_requests_total" and sample.labels["route"] == "/v1/models/{name}:predict":
+                    found[sample.labels["replica"]] = found.get(sample.labels["replica"], 0) + sample.value
+        return found
+
+    def logged():
+        lines = [json.loads(line) for line in access_log.read_text().splitlines()] if access_log.exists() else []
+        return {line["id"]: line for line in lines}
+
+    before, ids = sum(counted().values()), []
+    for number in range(40):  # each on a connection of its own, so that both replicas have some
+        answer = httpx.post(url + PREDICT, json={"instances": ["good"]}, headers=HEADERS | {"x-request-id": f"request-{number}"})
+        ids.append(answer.headers["x-request-id"])
+    assert ids == [f"request-{number}" for number in range(40)]
+    scrapes = [counted() for _ in range(4)]
+    assert all(scrape == scrapes[0] and len(scrape) == 2 for scrape in scrapes)
+    assert sum(scrapes[0].values()) - before == 40
+    end = time.monotonic() + 30
+    while not set(ids) <= logged().keys() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert {(logged()[one]["key"], logged()[one]["status"], logged()[one]["rows"]) for one in ids} == {("test", 200, 1)}
+    assert httpx.get(url + "/v1/models/tiny/drift", headers=HEADERS).json()["versions"]
 
 
 def test_bad_instances_leave_their_neighbours_alone(url, predictor):
@@ -118,7 +154,7 @@ def test_busy_endpoint_answers_health_and_turns_away_what_it_cant_queue(url):
 
 def test_second_endpoint_is_refused_before_anything_starts(url, tiny_artifact):
     with pytest.raises(ServeError, match="already"):
-        app.start([tiny_artifact], ServeSpec(port=0), [KEY])
+        app.start([tiny_artifact], ServeSpec(port=0), {"test": KEY})
 
 
 def test_port_in_use(tiny_artifact):
@@ -133,7 +169,7 @@ def test_port_in_use(tiny_artifact):
 
 def test_no_artifact(tmp_path):
     with pytest.raises(ArtifactError, match=r"manifest\.json"):
-        app.start([tmp_path], ServeSpec(port=0), [KEY])
+        app.start([tmp_path], ServeSpec(port=0), {"test": KEY})
 
 
 def test_stop_answers_what_was_accepted_and_closes_the_port(url):

@@ -24,7 +24,7 @@ PREDICT = "/v1/models/fused:predict"
 
 @pytest.fixture(scope="module")
 def app(fused, endpoint):
-    return asgi(Models([endpoint(fused)], endpoint(fused).spec), [auth.digest(KEY)])
+    return asgi(Models([endpoint(fused)], endpoint(fused).spec), {auth.digest(KEY): "test"})
 
 
 def predictions(response):

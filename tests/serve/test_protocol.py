@@ -25,7 +25,7 @@ def call(predictor):
             during(endpoint)
 
         async def main():
-            transport = httpx.ASGITransport(asgi(Models([endpoint], endpoint.spec), [auth.digest("secret")]))
+            transport = httpx.ASGITransport(asgi(Models([endpoint], endpoint.spec), {auth.digest("secret"): "test"}))
             async with httpx.AsyncClient(transport=transport, base_url="http://test", headers={"authorization": f"Bearer {key}"}) as client:
                 return await client.request(method, path, **request)
 

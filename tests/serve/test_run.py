@@ -39,7 +39,7 @@ def test_welcome_shows_where_the_key_is_but_not_the_key(no_ray, tiny_artifact):
 
 @pytest.mark.parametrize(("replicas", "fixed"), [({"min": 2, "max": 2}, 2), ({"min": 1, "max": 4}, None)])
 def test_replicas_and_queue(replicas, fixed):
-    deployment = app.application(["somewhere"], ServeSpec(replicas=replicas, queue=100, batch={"max": 32}), ["key"])._bound_deployment
+    deployment = app.application(["somewhere"], ServeSpec(replicas=replicas, queue=100, batch={"max": 32}), {"test": "key"}, {})._bound_deployment
     config = deployment._deployment_config
     assert config.max_ongoing_requests >= 100 + 32
     assert config.num_replicas == fixed or config.autoscaling_config.max_replicas == replicas["max"]

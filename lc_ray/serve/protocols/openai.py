@@ -21,11 +21,13 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lc_ray.errors import DataError
+from lc_ray.serve import openapi
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.endpoint import Endpoint, Models
 from lc_ray.serve.fields import parse
 from lc_ray.serve.generation import Ask, Generator, Piece
 from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, read_object
+from lc_ray.serve.openapi import JSON, TEXT, Operation, Schema
 from lc_ray.serve.protocols import _openai_tools as tools
 from lc_ray.serve.protocols._openai_answer import Answers, Chat, Completion
 from lc_ray.serve.protocols._openai_body import Body, ChatBody, CompletionBody
@@ -44,6 +46,7 @@ def error(content: dict[str, Any]) -> dict[str, Any]:
     return {"error": {"message": inner["message"], "type": _TYPES.get(inner["code"], _MISTAKE), "param": inner.get("where"), "code": inner["code"]}}
 
 
+ERROR = openapi.fields(error=openapi.fields(message=TEXT, type=TEXT, param={"type": ["string", "null"]}, code=TEXT))
 ERRORS = {"/v1/chat/completions": error, "/v1/completions": error}
 
 
@@ -56,16 +59,31 @@ def routes(models: Models) -> list[Route]:
         generator = _language(endpoint)
         ask = await asyncio.to_thread(_chat_ask, body, generator)
         names = [tool.function.name for tool in tools.offered(body)]
-        return await _answer(request, body, generator, [ask], Chat(endpoint.name, generator.tokenizer, names, tools.forced(body)))
+        return await _answer(request, body, generator, [ask], Chat(endpoint.name, endpoint.version, generator.tokenizer, names, tools.forced(body)))
 
     async def completions(request: Request) -> Response:
         body = parse(CompletionBody, await read_object(request, models.spec.max_body))
         endpoint = models.choose(body.model)
         generator = _language(endpoint)
         asks = await asyncio.to_thread(_completion_asks, body, generator)
-        return await _answer(request, body, generator, asks, Completion(endpoint.name, generator.tokenizer))
+        return await _answer(request, body, generator, asks, Completion(endpoint.name, endpoint.version, generator.tokenizer))
 
     return [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/completions", completions, methods=["POST"])]
+
+
+def describe(models: Models) -> list[Operation]:
+    """The operations, if any of the models is a language model."""
+    names = [name for name in models.names() if models.choose(name).generator]
+    found = []
+    for path, kind, said in (("/v1/chat/completions", ChatBody, "What a model says next"), ("/v1/completions", CompletionBody, "How a text goes on")):
+        body: Schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = body.pop("$defs", {})
+        body["properties"]["model"] = {"enum": names}
+        choice = openapi.fields("message", "text", index={"type": "integer"}, message={"type": "object"}, text=TEXT, finish_reason=TEXT)
+        about: dict[str, Schema] = {"id": TEXT, "object": TEXT, "created": {"type": "integer"}, "model": TEXT, "system_fingerprint": TEXT}
+        whole = openapi.fields(**about, choices=openapi.array(choice), usage={"type": "object"})
+        found.append(Operation("post", path, said, {JSON: whole, "text/event-stream": TEXT}, {JSON: body}, errors=(404,), schemas=schemas))
+    return found if names else []
 
 
 def _language(endpoint: Endpoint) -> Generator:

@@ -14,11 +14,14 @@ import csv
 import io
 from typing import Any
 
+from lc_ray.serve import openapi
 from lc_ray.serve.endpoint import Endpoint, Models
 from lc_ray.serve.forms import read_request
 from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, instances_of, need, read_body
+from lc_ray.serve.openapi import FORM, JSON, TEXT, Operation
 
 PUBLIC = ("/ping",)
+_TARGET = "X-Amzn-SageMaker-Target-Model"
 _LARGEST = 6 * 2**20
 _ANSWERED = ("*/*", "application/*", "application/json")
 
@@ -34,11 +37,26 @@ def routes(models: Models) -> list[Route]:
     async def invocations(request: Request) -> Response:
         if not _accepts_json(request.headers.get("accept", "")):
             raise HttpError(406, "not_acceptable", "answers are application/json", "accept")
-        endpoint = models.choose(request.headers.get("x-amzn-sagemaker-target-model"))
+        endpoint = models.choose(request.headers.get(_TARGET))
         found = await endpoint.predict(*await _asked(request, endpoint, most))
         return JSONResponse({"predictions": found, "model": endpoint.name, "version": endpoint.version})
 
     return [Route("/ping", ping), Route("/invocations", invocations, methods=["POST"])]
+
+
+def describe(models: Models) -> list[Operation]:
+    """The two operations."""
+    endpoints = [models.choose(name) for name in models.names()]
+    forms = openapi.one_of(f"{endpoint.name}.Form" for endpoint in endpoints)
+    media = sorted({f"{medium}/*" for endpoint in endpoints for medium in endpoint.media.values()})
+    rows = openapi.instances(endpoints, models.spec.max_instances)
+    takes = {JSON: rows, FORM: forms, "text/csv": TEXT, "text/plain": TEXT} | {kind: {} for kind in media}
+    model = openapi.parameter("header", _TARGET, {"enum": models.names()}, "which model, if there are several")
+    answers = {JSON: openapi.predictions(endpoints)}
+    return [
+        Operation("get", "/ping", "Whether all models can answer", {JSON: openapi.fields(status={"const": "ready"})}, errors=(503,)),
+        Operation("post", "/invocations", "Answers of a model", answers, takes, [model], (404, 406, 415)),
+    ]
 
 
 def _accepts_json(accept: str) -> bool:
