@@ -99,7 +99,7 @@ class Endpoint:
             # A large picture takes a while, in which others are to be answered.
             clean = await asyncio.to_thread(self._decoded, rows) if self.media else self._decoded(rows)
             seen.spans.append(("prepare", began, time.monotonic()))
-            answers = await (worker.run(clean) if isinstance(worker, Batcher) else language.answers(worker, clean, parameters))
+            answers = await (worker.run(clean) if isinstance(worker, Batcher) else language.answers(worker, clean, parameters, self.drift.add))
         except QueueFull:
             raise HttpError(503, "overloaded", f"{self.spec.queue} requests wait already; try again later", headers={"retry-after": "1"}) from None
         except DataError as error:
@@ -222,7 +222,6 @@ class Models:
         for endpoint in known:
             if endpoint.version == version:
                 return _chosen(endpoint)
-                return endpoint
         raise HttpError(404, "unknown_version", f"no version '{version}' of '{name}' is served here: {', '.join(e.version for e in known)}")
 
     @property

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
 from pydantic import Field
 
 from lc_ray.models.batches import collate, prepare
+from lc_ray.predictor import Rows
 from lc_ray.serve.fields import Generation, parse
 from lc_ray.serve.generation import Ask, Generator
 from lc_ray.serve.http import HttpError
@@ -22,8 +24,16 @@ class Parameters(Generation):
     max_new_tokens: int | None = Field(None, ge=1)  # as the job file calls it
 
 
-async def answers(generator: Generator, rows: list[dict[str, Any]], parameters: Any) -> list[dict[str, Any]]:
+async def answers(
+    generator: Generator, rows: list[dict[str, Any]], parameters: Any, seen: Callable[[Rows, list[dict[str, Any]]], None]
+) -> list[dict[str, Any]]:
     """Answers to clean rows, in their order.
+
+    Args:
+        generator: of the model.
+        rows: clean values by column.
+        parameters: of the request.
+        seen: is given the prepared rows with their answers.
 
     Raises:
         HttpError: 400, a parameter that can't be used.
@@ -34,18 +44,22 @@ async def answers(generator: Generator, rows: list[dict[str, Any]], parameters: 
     wanted = parse(Parameters, parameters or {}, "parameters.")
     if not rows:
         return []
-    asks = _asks(generator, await asyncio.to_thread(_prompts, generator, rows), wanted)
+    prepared, prompts = await asyncio.to_thread(_prepared, generator, rows)
+    asks = _asks(generator, prompts, wanted)
     texts = [""] * len(rows)
     async with aclosing(generator.run(asks, time.monotonic() + generator.spec.timeout)) as pieces:
         async for piece in pieces:
             texts[piece.number] += piece.text
-    return [{"text": text} for text in texts]
+    found = [{"text": text} for text in texts]
+    seen(prepared, found)
+    return found
 
 
-def _prompts(generator: Generator, rows: list[dict[str, Any]]) -> list[list[int]]:
+def _prepared(generator: Generator, rows: list[dict[str, Any]]) -> tuple[Rows, list[list[int]]]:
+    """Prepared rows, and their prompts."""
     columns = generator.predictor.columns
-    prompts: list[list[int]] = generator.task.prompts(collate(prepare({name: [row[name] for row in rows] for name in columns}, columns), columns))
-    return prompts
+    prepared = prepare({name: [row[name] for row in rows] for name in columns}, columns)
+    return prepared, generator.task.prompts(collate(prepared, columns))
 
 
 def _asks(generator: Generator, prompts: list[list[int]], wanted: Parameters) -> list[Ask]:
