@@ -48,6 +48,8 @@ class Replica(Operations):
     """
 
     def __init__(self, source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], settings: Mapping[str, str]) -> None:
+        ours, serves = logging.getLogger("lc_ray"), logging.getLogger("ray.serve")
+        ours.handlers, ours.propagate = serves.handlers, False  # what fails is in the replica's own log
         self.source, self.spec = source, spec
         self.models = Models([], spec, settings, _everywhere)
         self.protocols = asgi(self.models, keys, echoed=True)

@@ -202,6 +202,15 @@ class Models:
             raise HttpError(404, "unknown_model", f"no model '{name}' is served here; served: {', '.join(self.names())}")
         return self._versions[name]
 
+    def main(self, name: str) -> Endpoint:
+        """The version of a model that has the largest share of its requests.
+
+        Raises:
+            HttpError: 404, there is no such model.
+        """
+        known = self.weights(name)
+        return max(known, key=lambda endpoint: known[endpoint])
+
     def choose(self, name: str | None = None, version: str | None = None) -> Endpoint:
         """The endpoint that is to answer a request, drawn by weight where the request leaves it open.
 

@@ -30,12 +30,12 @@ _CODES = {
     503: StatusCode.UNAVAILABLE,
     504: StatusCode.DEADLINE_EXCEEDED,
 }
-_TOLD = ("authorization", "traceparent", "x-request-id")  # of a call's metadata
 _CONTENTS = {  # the field of a tensor's contents that has its values
     **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
     **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
     **{kind: f"{kind.lower()}_contents" for kind in ("BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES")},
 }
+_HEADERS = ("authorization", "traceparent", "x-request-id")  # that a call's metadata may have
 _Ask = Callable[..., Awaitable[httpx.Response]]
 
 
@@ -87,7 +87,7 @@ class Operations:
 
     async def _answer(self, name: str, request: bytes, context: Any, work: Callable[[Any, _Ask], Awaitable[dict[str, Any] | Any]]) -> Any:
         """The answer of an operation, which `work` gives as a message or its fields; an empty one beside the code of an error."""
-        headers = {key: value for key, value in context.invocation_metadata() if key in _TOLD}
+        headers = {key: value for key, value in context.invocation_metadata() if key in _HEADERS}
 
         async def ask(method: str, path: str, content: bytes = b"", **more: str) -> httpx.Response:
             return await _asked(self.protocols, httpx.Request(method, f"http://grpc{path}", headers=headers | more, content=content))

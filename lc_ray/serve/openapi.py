@@ -123,7 +123,7 @@ def _failed(status: int, error: Schema) -> dict[str, Any]:
 def _models(models: Models) -> dict[str, Schema]:
     """Schemas of every model's instances, form and answers, by name."""
     found = {}
-    for endpoint in map(models.choose, models.names()):
+    for endpoint in map(models.main, models.names()):
         columns = endpoint.predictor.columns
         needed = [column for column, modality in columns.items() if not modality.spec.optional]
         # A form has files as they are, and all else as text.

@@ -32,7 +32,7 @@ class Once(AgentMiddleware):
 def agent(tiny_language, endpoint):
     """agent(...options of the model) → an agent that has the weather as its tool."""
     one = endpoint(tiny_language)
-    with served(asgi(Models([one], one.spec), [auth.digest(KEY)])) as place:
+    with served(asgi(Models([one], one.spec), {auth.digest(KEY): ""})) as place:
 
         def make(**options):
             options = {"model": "talk", "seed": 1, "max_tokens": 100, "logit_bias": {"1": -100}, "max_retries": 0} | options

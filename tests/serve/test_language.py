@@ -1,11 +1,12 @@
 """Language models asked as any other model is: by rows, with parameters."""
 
+import asyncio
 import json
 
 import pytest
 from serving import KEY, ask
 
-from lc_ray.serve import auth
+from lc_ray.serve import auth, language
 from lc_ray.serve.endpoint import Models, asgi, settings
 
 CHATS = [[{"role": "user", "content": text}] for text in ("Hello", "a", "xyz" * 30, "0123456789")]
@@ -19,7 +20,7 @@ def served(tiny_language, endpoint):
 
 @pytest.fixture(scope="module")
 def app(served):
-    return asgi(Models([served], served.spec, settings({"AIP_PREDICT_ROUTE": VERTEX})), [auth.digest(KEY)])
+    return asgi(Models([served], served.spec, settings({"AIP_PREDICT_ROUTE": VERTEX})), {auth.digest(KEY): ""})
 
 
 def native(app, chats=CHATS, path=NATIVE, **parameters):
@@ -94,3 +95,12 @@ def test_rows_of_a_request_wait_as_one(app, served):
     finally:
         served.worker.spec = before
     assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+
+
+def test_what_was_answered_is_measured(served):
+    seen = []
+    rows = [{"chat": chat} for chat in CHATS]
+    answers = asyncio.run(language.answers(served.worker, rows, None, lambda *told: seen.append(told)))
+    ((prepared, told),) = seen
+    assert told == answers
+    assert len(prepared["_size"]) == len(CHATS)

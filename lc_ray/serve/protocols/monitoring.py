@@ -14,10 +14,12 @@ from typing import Any
 
 from prometheus_client.exposition import choose_encoder
 
-from lc_ray.serve.drift import describe
+from lc_ray.serve import drift as drifts
+from lc_ray.serve import openapi
 from lc_ray.serve.endpoint import Endpoint, Models
 from lc_ray.serve.http import JSONResponse, Request, Response, Route
 from lc_ray.serve.metrics import Replicas
+from lc_ray.serve.openapi import JSON, TEXT, Operation, Schema
 
 PUBLIC = ()
 UNLIMITED = ("/metrics",)
@@ -39,10 +41,22 @@ def routes(models: Models) -> list[Route]:
     return [Route("/metrics", metrics), Route("/v1/models/{name:name}/drift", drift)]
 
 
+def describe(models: Models) -> list[Operation]:
+    """The operations, that on drift for each model."""
+    bins = openapi.array(openapi.fields(bin=TEXT, training={"type": "integer"}, now={"type": "integer"}))
+    feature = openapi.fields(psi={"type": ["number", "null"]}, rows={"type": "integer"}, needed={"type": "integer"}, bins=bins)
+    version: Schema = {"type": "object", "additionalProperties": feature}
+    found = [Operation("get", "/metrics", "Metrics of all replicas, for Prometheus", {"text/plain": TEXT})]
+    for name in models.names():
+        told = openapi.fields(model={"const": name}, versions={"type": "object", "additionalProperties": version})
+        found.append(Operation("get", f"/v1/models/{name}/drift", f"How far what {name} is asked is from its training rows", {JSON: told}))
+    return found
+
+
 def _drift(endpoint: Endpoint, replicas: list[dict[str, dict[str, list[int]]]]) -> dict[str, Any]:
     """A version's features, with the counts of all replicas that have it."""
     found = {}
     for name, feature in endpoint.drift.features.items():
         counts = [of[endpoint.version][name] for of in replicas if endpoint.version in of]
-        found[name] = describe(feature, [sum(bins) for bins in zip(*counts, strict=True)])
+        found[name] = drifts.describe(feature, [sum(bins) for bins in zip(*counts, strict=True)])
     return found

@@ -37,7 +37,7 @@ def routes(models: Models) -> list[Route]:
         return JSONResponse({"predictions": answers, "model": endpoint.name, "version": endpoint.version})
 
     async def every(request: Request) -> Response:
-        known = [_listed(models.versions(name)[-1]) for name in models.names()]
+        known = [_listed(models.main(name)) for name in models.names()]
         return JSONResponse({"object": "list", "data": known, "models": models.names()})
 
     async def one(request: Request) -> Response:
@@ -75,11 +75,14 @@ def describe(models: Models) -> list[Operation]:
         Operation("get", "/healthz", "Whether the endpoint runs", {JSON: openapi.fields(status={"const": "alive"})}),
         Operation("get", "/readyz", "Whether all models can answer", {JSON: openapi.fields(status={"const": "ready"})}, errors=(503,)),
     ]
-    for endpoint in map(models.choose, models.names()):
+    for endpoint in map(models.main, models.names()):
         path, most = f"/v1/models/{endpoint.name}", models.spec.max_instances
         takes = {JSON: openapi.instances([endpoint], most), FORM: openapi.named(f"{endpoint.name}.Form")}
+        answers = {JSON: openapi.predictions([endpoint])}
+        version = openapi.parameter("path", "version", {"enum": [known.version for known in models.versions(endpoint.name)]})
         found += [
-            Operation("post", f"{path}:predict", f"Answers of {endpoint.name}", {JSON: openapi.predictions([endpoint])}, takes),
+            Operation("post", f"{path}:predict", f"Answers of {endpoint.name}", answers, takes),
+            Operation("post", f"{path}/versions/{{version}}:predict", f"Answers of a version of {endpoint.name}", answers, takes, [version], (404,)),
             Operation("get", path, f"What {endpoint.name} takes and answers", {JSON: openapi.fields(**about)}),
         ]
     return found

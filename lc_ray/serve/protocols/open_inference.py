@@ -78,7 +78,7 @@ def describe(models: Models) -> list[Operation]:
         Operation("get", "/v2/health/ready", "Whether all models can answer", {JSON: openapi.fields(ready={"const": True})}, errors=(503,)),
     ]
     for name in models.names():
-        endpoint, versions = models.choose(name), [known.version for known in models.versions(name)]
+        endpoint, versions = models.main(name), [known.version for known in models.versions(name)]
         version = openapi.parameter("path", "version", {"enum": versions}, "digest of an artifact")
         found += _described(f"/v2/models/{name}", endpoint, []) + _described(f"/v2/models/{name}/versions/{{version}}", endpoint, [version])
     return found

@@ -73,7 +73,7 @@ def routes(models: Models) -> list[Route]:
 
 def describe(models: Models) -> list[Operation]:
     """The operations, if any of the models is a language model."""
-    names = [name for name in models.names() if models.choose(name).generator]
+    names = [name for name in models.names() if models.main(name).generator]
     found = []
     for path, kind, said in (("/v1/chat/completions", ChatBody, "What a model says next"), ("/v1/completions", CompletionBody, "How a text goes on")):
         body: Schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -46,7 +46,7 @@ def routes(models: Models) -> list[Route]:
 
 def describe(models: Models) -> list[Operation]:
     """The two operations."""
-    endpoints = [models.choose(name) for name in models.names()]
+    endpoints = [models.main(name) for name in models.names()]
     forms = openapi.one_of(f"{endpoint.name}.Form" for endpoint in endpoints)
     media = sorted({f"{medium}/*" for endpoint in endpoints for medium in endpoint.media.values()})
     rows = openapi.instances(endpoints, models.spec.max_instances)

@@ -50,7 +50,7 @@ def routes(models: Models) -> list[Route]:
 
 def describe(models: Models) -> list[Operation]:
     """The two operations."""
-    endpoints = [models.choose(name) for name in models.names()]
+    endpoints = [models.main(name) for name in models.names()]
     found = []
     if HEALTH in models.settings:
         ready = openapi.fields(status={"const": "ready"})
