@@ -52,7 +52,7 @@ class Replica(Operations):
         ours.handlers, ours.propagate = serves.handlers, False  # what fails is in the replica's own log
         self.source, self.spec = source, spec
         self.models = Models([], spec, settings, _everywhere)
-        self.app = asgi(self.models, keys, echoed=True)
+        self.protocols = asgi(self.models, keys, echoed=True)
         self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
         self._served: Served = {}
         self._loading = asyncio.Lock()
@@ -61,7 +61,7 @@ class Replica(Operations):
         self._adopt(wanted)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return self.app
+        return self.protocols
 
     def tell(self, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
         """This replica's name, and what a method of its models gives; for other replicas."""

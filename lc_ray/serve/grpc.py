@@ -56,10 +56,10 @@ class Operations:
     """The protocol's operations by their names, each given a request's bytes and the call's context.
 
     Attributes:
-        app: the endpoint's application.
+        protocols: the application that speaks those over HTTP.
     """
 
-    app: Starlette
+    protocols: Starlette
 
     async def ServerLive(self, request: bytes, grpc_context: Any) -> Any:
         """Whether the server runs. Needs no key."""
@@ -90,7 +90,7 @@ class Operations:
         headers = {key: value for key, value in context.invocation_metadata() if key in _HEADERS}
 
         async def ask(method: str, path: str, content: bytes = b"", **more: str) -> httpx.Response:
-            return await _asked(self.app, httpx.Request(method, f"http://grpc{path}", headers=headers | more, content=content))
+            return await _asked(self.protocols, httpx.Request(method, f"http://grpc{path}", headers=headers | more, content=content))
 
         try:
             found = await work(MESSAGES[f"{name}Request"].FromString(request), ask)

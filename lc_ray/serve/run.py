@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import ray
 from rich.console import Console
@@ -49,7 +50,8 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
             for number in previous:
                 signal.signal(number, _interrupt)
             url = app.start(paths, spec, keys)
-        console.print(f"serving at {url}" if keyless else _welcome(url, found, key_file), highlight=False, soft_wrap=True)
+        said = f"serving at {url}" if keyless else _welcome(url, found, key_file, spec.grpc_port)
+        console.print(said, highlight=False, soft_wrap=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         console.print("stopping: answering what was accepted (Ctrl-C again leaves at once)", highlight=False)
@@ -64,13 +66,14 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
             signal.signal(number, handler)
 
 
-def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = None) -> str:
+def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = None, grpc_port: int | None = None) -> str:
     named = ", ".join(f"[bold]{one.manifest.name}[/bold] ({one.digest})" for one in found)
     name, columns = found[0].manifest.name, [i["column"] for i in found[0].manifest.inputs]
     body = json.dumps({"instances": ["..." if len(columns) == 1 else dict.fromkeys(columns, "...")]})
     key = "KEY" if key_file else f"${auth.VARIABLE}" if os.environ.get(auth.VARIABLE) else f"$(cat {auth.key_file()})"
     curl = f"curl {url}/v1/models/{name}:predict -H \"Authorization: Bearer {key}\" -d '{body}'"
-    return f"serving {named} at [bold]{url}[/bold]\nAPI key: {key_file or auth.place()}\n\n  {escape(curl)}\n"
+    also = f" and, over gRPC, at [bold]{urlsplit(url).hostname}:{grpc_port}[/bold]" if grpc_port else ""
+    return f"serving {named} at [bold]{url}[/bold]{also}\nAPI key: {key_file or auth.place()}\n\n  {escape(curl)}\n"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -7,8 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
 
 import lc_ray
 from lc_ray.client import Client
@@ -28,9 +31,14 @@ def access_log(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(ray_local, tiny_artifact, access_log):
+def grpc_port():
+    return app._free("127.0.0.1", 0)
+
+
+@pytest.fixture(scope="module")
+def url(ray_local, tiny_artifact, access_log, grpc_port):
     limits = {"queue": 8, "batch": {"max": 8, "wait": "5ms"}, "timeout": "90s", "replicas": {"min": 2, "max": 2}}
-    yield app.start([tiny_artifact], ServeSpec(port=0, access_log=str(access_log), **limits), {"test": KEY})
+    yield app.start([tiny_artifact], ServeSpec(port=0, grpc_port=grpc_port, access_log=str(access_log), **limits), {"test": KEY})
     app.stop()
 
 
@@ -51,6 +59,26 @@ def test_no_key_no_answer(url):
     assert httpx.post(url + PREDICT, json={"instances": ["good"]}).status_code == 401
     with Client(url, "guess") as client, pytest.raises(ServeError, match="valid key"):
         client.predict(["good"])
+
+
+def test_grpc_answers_the_same(url, grpc_port, predictor):
+    texts = ["good flight", "so late"]
+    asked = triton.InferInput("text", [2], "BYTES")
+    asked.set_data_from_numpy(np.array(texts, object))
+    with triton.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
+        assert client.is_server_ready()
+        found = client.infer("tiny", [asked], headers=HEADERS)
+        for headers, model, code in ((None, "tiny", "UNAUTHENTICATED"), (HEADERS, "large", "NOT_FOUND")):
+            with pytest.raises(InferenceServerException) as error:
+                client.infer(model, [asked], headers=headers)
+            assert error.value.status() == f"StatusCode.{code}"
+        asked.set_data_from_numpy(np.array(["x" * 17 * 2**20, ""], object))
+        with pytest.raises(InferenceServerException, match="larger than max") as error:
+            client.infer("tiny", [asked], headers=HEADERS)
+        assert error.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+    expected = predictor.predict(texts)
+    assert [label.decode() for label in found.as_numpy("label")] == [answer["label"] for answer in expected]
+    np.testing.assert_allclose(found.as_numpy("probabilities"), [list(answer["probabilities"].values()) for answer in expected], atol=1e-5)
 
 
 def test_serve_knows_no_key(url):
@@ -134,8 +162,9 @@ def test_port_in_use(tiny_artifact):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(ServeError, match=f"{port}: can't listen"):
-            app.check(ServeSpec(port=port))
+        for ports in ({"port": port}, {"port": 0, "grpc_port": port}):
+            with pytest.raises(ServeError, match=f"{port}: can't listen"):
+                app.check(ServeSpec(**ports))
 
 
 def test_no_artifact(tmp_path):

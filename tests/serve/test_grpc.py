@@ -34,7 +34,7 @@ def serve():
 
     async def start(models):
         operations, server = Operations(), grpc.aio.server()
-        operations.app = asgi(models, [auth.digest(KEY)])
+        operations.protocols = asgi(models, [auth.digest(KEY)])
         register(operations, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

@@ -28,9 +28,10 @@ function media(kind, id) {
       const { blob, told } = await (kind === "image" ? smaller(file) : plainer(file));
       uri = await dataUri(blob);
       const shown = kind === "image" ? el("img", { src: uri, alt: `The ${word} that will be sent` }) : el("audio", { controls: true, src: uri });
+      shown.addEventListener("error", () => shown.replaceWith(el("small", {}, "no preview")));
       const remove = el("button", { type: "button", className: "plain", onclick: () => { offer(); input.focus(); } }, `Remove the ${word}`);
       drop.classList.add("full");
-      drop.replaceChildren(shown, el("small", {}, [file.name, told].filter(Boolean).join(" · ")), remove);
+      drop.replaceChildren(shown, el("div", { className: "row" }, el("small", {}, [file.name, told].filter(Boolean).join(" · ")), remove));
     } catch (error) {
       offer();
       note.textContent = `This file can't be used: ${error.message}`;

@@ -124,27 +124,29 @@ function problem(error) {
 async function complete(name, prompt, show, start) {
   const said = el("p", { className: "said" });
   let shown = false;
-  await stream("/v1/completions", { model: name, prompt }, (choice) => {
+  const version = await stream("/v1/completions", { model: name, prompt }, (choice) => {
     if (!shown) show(said);
     shown = true;
     said.append(choice.text);
   });
-  show(said, meta(name, performance.now() - start));
+  show(said, meta(name, performance.now() - start, version));
 }
 
-/** Calls `take` with each choice that an OpenAI route streams. */
+/** Calls `take` with each choice that an OpenAI route streams; the version of the model that answers. */
 async function stream(path, body, take, signal) {
   const response = await ask(path, { ...body, stream: true }, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
+  let version;
   for (let part = await reader.read(); !part.done; part = await reader.read()) {
     const events = (rest + part.value).split("\n\n");
     rest = events.pop();
     for (const event of events) {
       const data = event.replace(/^data: /, "");
-      if (data === "[DONE]") return;
+      if (data === "[DONE]") return version;
       const content = JSON.parse(data);
       if (content.error) throw new Refused(500, content.error.message);
+      version = content.system_fingerprint;
       content.choices.forEach(take);
     }
   }
@@ -187,13 +189,14 @@ function chat(name) {
     const start = performance.now();
     try {
       let first = 0;
-      await stream("/v1/chat/completions", { model: name, messages }, ({ delta }) => {
+      const version = await stream("/v1/chat/completions", { model: name, messages }, ({ delta }) => {
         if (!delta.content) return;
         first ||= performance.now() - start;
         said.append(delta.content);
         talk.scrollTop = talk.scrollHeight;
       }, own.signal);
-      time.textContent = `${name} · first words after ${Math.round(first)} ms, all after ${Math.round(performance.now() - start)} ms`;
+      const all = Math.round(performance.now() - start);
+      time.replaceChildren(`${name} · `, el("span", { className: "mono" }, version), ` · first words after ${Math.round(first)} ms, all after ${all} ms`);
     } catch (error) {
       if (error.name !== "AbortError") said.replaceWith(problem(error));
     }

@@ -82,7 +82,8 @@ function example(schema, description, depth = 0) {
 function outline(schema, description, indent = "", seen = []) {
   if (schema?.$ref && seen.includes(schema.$ref)) return schema.$ref.split("/").pop();
   const inside = schema?.$ref ? [...seen, schema.$ref] : seen;
-  const found = resolved(schema, description) ?? {};
+  const found = resolved(schema, description);
+  if (typeof found !== "object") return "any";
   const deeper = (one, by = "  ") => outline(one, description, indent + by, inside);
   if ("const" in found) return JSON.stringify(found.const);
   if (found.enum) return found.enum.length > 12 ? `one of ${found.enum.length} texts` : found.enum.map((value) => JSON.stringify(value)).join(" | ");

@@ -59,14 +59,14 @@ def routes(models: Models) -> list[Route]:
         generator = _language(endpoint)
         ask = await asyncio.to_thread(_chat_ask, body, generator)
         names = [tool.function.name for tool in tools.offered(body)]
-        return await _answer(request, body, generator, [ask], Chat(endpoint.name, generator.tokenizer, names, tools.forced(body)))
+        return await _answer(request, body, generator, [ask], Chat(endpoint.name, endpoint.version, generator.tokenizer, names, tools.forced(body)))
 
     async def completions(request: Request) -> Response:
         body = parse(CompletionBody, await read_object(request, models.spec.max_body))
         endpoint = models.choose(body.model)
         generator = _language(endpoint)
         asks = await asyncio.to_thread(_completion_asks, body, generator)
-        return await _answer(request, body, generator, asks, Completion(endpoint.name, generator.tokenizer))
+        return await _answer(request, body, generator, asks, Completion(endpoint.name, endpoint.version, generator.tokenizer))
 
     return [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/completions", completions, methods=["POST"])]
 
@@ -80,7 +80,8 @@ def describe(models: Models) -> list[Operation]:
         schemas = body.pop("$defs", {})
         body["properties"]["model"] = {"enum": names}
         choice = openapi.fields("message", "text", index={"type": "integer"}, message={"type": "object"}, text=TEXT, finish_reason=TEXT)
-        whole = openapi.fields(id=TEXT, object=TEXT, created={"type": "integer"}, model=TEXT, choices=openapi.array(choice), usage={"type": "object"})
+        about: dict[str, Schema] = {"id": TEXT, "object": TEXT, "created": {"type": "integer"}, "model": TEXT, "system_fingerprint": TEXT}
+        whole = openapi.fields(**about, choices=openapi.array(choice), usage={"type": "object"})
         found.append(Operation("post", path, said, {JSON: whole, "text/event-stream": TEXT}, {JSON: body}, errors=(404,), schemas=schemas))
     return found if names else []
 
