@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,12 +48,19 @@ def trained(predictor):
 
 @pytest.fixture(scope="module")
 def drifted(trained):
-    """An application that was asked 255 rows of 4 tokens."""
+    """drifted() → an application that was asked 255 rows of 4 tokens more."""
     found = Endpoint(trained, ServeSpec(batch={"max": 256}))
     models = Models([found], found.spec)
     made = asgi(models, {auth.digest(KEY): ""})
-    assert ask(made, "POST", PREDICT, json={"instances": ["good day"] * 255}).status_code == 200
-    yield made
+
+    def more():
+        wanted = sum(found.drift.counts()["text.tokens"]) + 255
+        assert ask(made, "POST", PREDICT, json={"instances": ["good day"] * 255}).status_code == 200
+        while sum(found.drift.counts()["text.tokens"]) < wanted:  # rows are measured once their request is answered
+            time.sleep(0.01)
+        return made
+
+    yield more
     models.close()
 
 
@@ -188,21 +196,22 @@ def test_what_is_served_and_what_it_costs(app, models):
 
 def test_drift_is_told_of_many_rows_and_not_of_few(drifted, trained, predictor):
     def told():
-        about = ask(drifted, "GET", "/v1/models/tiny/drift").json()
+        about = ask(app, "GET", "/v1/models/tiny/drift").json()
         assert list(about["versions"]) == [trained.artifact.digest]
         return about["versions"][trained.artifact.digest]
 
+    app = drifted()
     few = told()
     assert few["text.tokens"]["psi"] is None
     assert (few["text.tokens"]["rows"], few["text.tokens"]["needed"]) == (255, drift.LEAST)
-    assert "lc_ray_drift_psi{" not in ask(drifted, "GET", "/metrics").text
-    assert ask(drifted, "POST", PREDICT, json={"instances": ["good day"] * 255}).status_code == 200
+    assert "lc_ray_drift_psi{" not in ask(app, "GET", "/metrics").text
+    assert drifted() is app
     many = told()
     positive = predictor.predict(["good day"])[0]["label"] == "positive"
     assert many["text.tokens"]["psi"] > 0.25
     assert {b["bin"]: (b["training"], b["now"]) for b in many["text.tokens"]["bins"]}["3 to 4"] == (200, 510)
     assert {b["bin"]: b["now"] for b in many["answer.label"]["bins"]} == {"positive": 510 * positive, "others": 510 * (not positive)}
-    found = samples(ask(drifted, "GET", "/metrics").text)
+    found = samples(ask(app, "GET", "/metrics").text)
     told_of = {dict(labels)["feature"]: value for (name, *labels), value in found.items() if name == "lc_ray_drift_psi"}
     assert told_of == pytest.approx({name: many[name]["psi"] for name in many})
 
@@ -242,9 +251,7 @@ def test_the_dashboard_shows_metrics_that_exist(app, drifted):
     ask(app, "POST", PREDICT, json={"instances": ["ok"]})
     talk(app)
     metrics.dropped("access", 1)
-    ask(drifted, "POST", PREDICT, json={"instances": ["good day"] * 255})
-    ask(drifted, "POST", PREDICT, json={"instances": ["good day"] * 255})
-    text = ask(app, "GET", "/metrics").text + ask(drifted, "GET", "/metrics").text
+    text = ask(app, "GET", "/metrics").text + "".join(ask(drifted(), "GET", "/metrics").text for _ in range(2))
     exposed = {name: {n for n, _ in labels} for (name, *labels) in samples(text)}
     dashboard = json.loads((GRAFANA / "lc_ray.json").read_text("utf-8"))
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]

@@ -93,7 +93,7 @@ def test_answers_are_as_described(app, description, fits):
             response = ask(app, "GET", filled(path, told))
             kind = response.headers["content-type"].partition(";")[0]
             assert response.status_code == 200
-            fits(response.text if kind == "text/html" else response.json(), told["responses"]["200"]["content"][kind]["schema"])
+            fits(response.json() if kind == "application/json" else response.text, told["responses"]["200"]["content"][kind]["schema"])
 
 
 def test_predictions_are_as_described(app, description, fits, png, wav):

@@ -38,6 +38,24 @@ def test_rows_with_their_answers_but_no_pictures_and_nothing_redacted(fused, end
     assert first["time"].endswith("+00:00")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_language_model_was_asked_and_said(tiny_language, endpoint, tmp_path, stream):
+    found = endpoint(tiny_language, log={"path": str(tmp_path), "redact": ["user"]})
+    models = Models([found], found.spec)
+    body = {"model": "talk", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "seed": 1, "user": "somebody", "stream": stream}
+    told = ask(asgi(models, {}), "POST", "/v1/chat/completions", json=body)
+    models.observers.close()
+    (line,) = logged(tmp_path)
+    assert line["row"]["messages"] == body["messages"]
+    assert "user" not in line["row"]
+    said = line["answer"]["choices"][0]["message"]["content"]
+    if stream:
+        events = [json.loads(event) for event in told.text.split("data: ")[1:-1]]
+        assert said == "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+    else:
+        assert line["answer"]["choices"] == told.json()["choices"]
+
+
 def test_a_share_of_the_requests(predictor, endpoint, tmp_path):
     found = endpoint(predictor, log={"path": str(tmp_path), "sample": 0.5})
     models = Models([found], found.spec)

@@ -21,7 +21,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lc_ray.errors import DataError
-from lc_ray.serve import openapi
+from lc_ray.serve import openapi, record
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.endpoint import Endpoint, Models
 from lc_ray.serve.fields import parse
@@ -150,9 +150,11 @@ async def _answer(request: Request, body: Body, generator: Generator, asks: list
     answers.begin(f"{answers.PREFIX}-{uuid.uuid4().hex}", int(time.time()), asks)
     pieces = _pieces(generator, asks, deadline)
     if not body.stream:
-        return JSONResponse(await _connected(request, _whole(pieces, answers)))
+        whole = await _connected(request, _whole(pieces, answers))
+        _log(body, answers, generator)
+        return JSONResponse(whole)
     first = await _connected(request, anext(pieces))
-    return _Stream(_events(first, pieces, answers, body.usage), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    return _Stream(_events(first, pieces, answers, body, generator), media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
 
 async def _pieces(generator: Generator, asks: list[Ask], deadline: float) -> AsyncGenerator[Piece, None]:
@@ -174,7 +176,9 @@ async def _whole(pieces: AsyncIterator[Piece], answers: Answers) -> dict[str, An
     return answers.whole()
 
 
-async def _events(first: Piece, pieces: AsyncGenerator[Piece, None], answers: Answers, usage: bool) -> AsyncGenerator[str, None]:
+async def _events(
+    first: Piece, pieces: AsyncGenerator[Piece, None], answers: Answers, body: Body, generator: Generator
+) -> AsyncGenerator[str, None]:
     """Server-sent events. An error ends them, as the status is sent already."""
     async with aclosing(pieces):
         try:
@@ -186,9 +190,17 @@ async def _events(first: Piece, pieces: AsyncGenerator[Piece, None], answers: An
         except HttpError as problem:
             yield _event(error(problem.content))
             return
-    if usage:
+    _log(body, answers, generator)
+    if body.usage:
         yield _event(answers.usage_chunk())
     yield "data: [DONE]\n\n"
+
+
+def _log(body: Body, answers: Answers, generator: Generator) -> None:
+    """Tell the request's record what was asked and answered, if there is a prediction log: its fields are redacted as columns are."""
+    if generator.spec.log:
+        choices = {"choices": answers.whole()["choices"]}
+        record.current().predicted = record.Predicted([body.model_dump(mode="json", exclude_unset=True)], [choices], [], ())
 
 
 def _event(content: dict[str, Any]) -> str:
