@@ -180,10 +180,11 @@ def parse(kind: type[B], content: dict[str, Any]) -> B:
         return kind.model_validate(content)
     except ValidationError as error:
         found = error.errors()
-        first = max((e for e in found if e["loc"][0] == found[0]["loc"][0]), key=lambda e: len(e["loc"]))  # of a value's types the one that fits best
+        same = [e for e in found if e["loc"][:1] == found[0]["loc"][:1]]
+        first = max(same, key=lambda e: len(e["loc"]))  # of a value's types the one that fits best
         where = ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part in _BRANCHES)))
         what = "this field is not known here" if first["type"] == "extra_forbidden" else first["msg"]
-        raise HttpError(400, "invalid_value", f"{where}: {what}", where) from None
+        raise HttpError(400, "invalid_value", f"{where}: {what}" if where else what, where) from None
 
 
 _BRANCHES = {"str", "Named", "literal"}  # of fields that may be of several types, which pydantic writes into the place of an error
