@@ -158,7 +158,7 @@ def bodies(languages: Sequence[str], picture: bytes, sound: bytes) -> list[tuple
             ("/v1/chat/completions", {"model": name, "messages": chat, "max_tokens": 2, "response_format": forced}),
             ("/v1/chat/completions", {"model": name, "messages": chat, "max_tokens": 2, "tools": [tool], "tool_choice": "auto", "stream": True}),
             ("/v1/completions", {"model": name, "prompt": ["Hello", "Bye"], "logprobs": 2, **sampling}),
-            (f"/v1/models/{name}:predict", {"instances": ["Hello"]}),
+            (f"/v1/models/{name}:predict", {"instances": ["Hello"], "parameters": {"max_tokens": 2, "temperature": 0.5, "stop": ["x"]}}),
         ]
     return found
 

@@ -132,6 +132,11 @@ class Modality:
         """The resampled clip as a data URI of WAV."""
         return None if parts["samples"] is None else wav(parts["samples"], self.rate)
 
+    def measure(self, parts: dict[str, Any]) -> dict[str, float | str]:
+        """How long it is, and how loud, in decibels of full scale."""
+        samples = _waveform(parts["samples"])
+        return {"seconds": len(samples) / self.rate, "level": float(10 * np.log10(np.square(samples).mean() + 1e-10))}
+
     def save(self, folder: Path) -> None:
         """Write the feature extractor's file."""
         self.extractor.save_pretrained(str(folder))

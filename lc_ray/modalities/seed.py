@@ -64,6 +64,10 @@ class Modality:
         """The seed."""
         return parts["seed"]
 
+    def measure(self, parts: dict[str, Any]) -> dict[str, float | str]:
+        """Nothing: one seed is like any other."""
+        return {}
+
     def save(self, folder: Path) -> None:
         """Nothing is needed."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,10 @@ class Modality:
         """The cell."""
         return parts["cell"]
 
+    def measure(self, parts: dict[str, Any]) -> dict[str, float | str]:
+        """The number or category."""
+        return {"value": parts["cell"] if parts["category"] else parts["number"]}
+
     def save(self, folder: Path) -> None:
         """Nothing is needed."""
         folder.mkdir(parents=True, exist_ok=True)

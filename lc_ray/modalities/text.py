@@ -64,6 +64,10 @@ class Modality:
         """The text."""
         return parts["text"]
 
+    def measure(self, parts: dict[str, Any]) -> dict[str, float | str]:
+        """Its length."""
+        return {"tokens": float(len(parts["input_ids"]))}
+
     def augment(self, tensors: dict[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
         """Texts are left as they are."""
         return tensors

@@ -14,7 +14,7 @@ from lc_ray.serve.endpoint import Models, asgi
 @pytest.mark.parametrize("seed", [1, 2])
 def test_nothing_that_is_sent_makes_it_fail(fused, tiny_language, endpoint, seed):
     found = [endpoint(one) for one in (fused, tiny_language)]
-    app = asgi(Models(found, found[0].spec), [auth.digest(KEY)])
+    app = asgi(Models(found, found[0].spec), {auth.digest(KEY): "test"})
 
     async def main():
         headers = {"authorization": f"Bearer {KEY}"}

@@ -20,13 +20,13 @@ OPENAI = {("post", "/v1/chat/completions"), ("post", "/v1/completions")}
 def app(predictor, fused, tiny_language, endpoint):
     """Every route that there is."""
     found = [endpoint(one) for one in (predictor, fused, tiny_language)]
-    return asgi(Models(found, found[0].spec, settings(VERTEX)), [auth.digest(KEY)])
+    return asgi(Models(found, found[0].spec, settings(VERTEX)), {auth.digest(KEY): "test"})
 
 
 @pytest.fixture(scope="module")
 def plain(predictor, endpoint):
     """Without a language model, and with a limited rate."""
-    return asgi(Models([endpoint(predictor)], endpoint(predictor, rate={"requests": 1000}).spec), [auth.digest(KEY)])
+    return asgi(Models([endpoint(predictor)], endpoint(predictor, rate={"requests": 1000}).spec), {auth.digest(KEY): "test"})
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_answers_are_as_described(app, description, fits):
             response = ask(app, "GET", filled(path, told))
             kind = response.headers["content-type"].partition(";")[0]
             assert response.status_code == 200
-            fits(response.text if kind == "text/html" else response.json(), told["responses"]["200"]["content"][kind]["schema"])
+            fits(response.json() if kind == "application/json" else response.text, told["responses"]["200"]["content"][kind]["schema"])
 
 
 def test_predictions_are_as_described(app, description, fits, png, wav):
@@ -104,7 +104,7 @@ def test_predictions_are_as_described(app, description, fits, png, wav):
     known = {
         "/v1/models/tiny:predict": {"instances": ["good day", {"text": "so late"}]},
         "/v1/models/fused:predict": {"instances": [row, {"price": None, "text": "ok"}, {"price": "cheap"}]},
-        "/v1/models/talk:predict": {"instances": [[chat], "Hello", {"chat": [chat]}]},
+        "/v1/models/talk:predict": {"instances": [[chat], "Hello", {"chat": [chat]}], "parameters": {"max_tokens": 2}},
         "/v2/models/tiny/infer": {"inputs": [tensor], "id": "1", "outputs": [{"name": "label"}, {"name": "probabilities"}]},
         "/v1/chat/completions": {"model": "talk", "messages": [chat], "max_tokens": 2, "logit_bias": {"1": -100}},
         "/v1/completions": {"model": "talk", "prompt": "Hello", "max_tokens": 2},

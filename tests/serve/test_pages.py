@@ -21,7 +21,7 @@ browser_only = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this 
 @pytest.fixture(scope="module")
 def app(fused, tiny_language, predictor, endpoint):
     found = [endpoint(one) for one in (fused, tiny_language, predictor)]
-    return asgi(Models(found, found[0].spec), [auth.digest(KEY)])
+    return asgi(Models(found, found[0].spec), {auth.digest(KEY): "test"})
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
@@ -139,10 +139,10 @@ def test_a_sound_is_recorded(opened):
 @browser_only
 def test_a_large_picture_is_made_smaller(opened):
     file = io.BytesIO()
-    Image.new("L", (1600, 400), 128).save(file, "BMP")
+    Image.new("L", (3200, 1000), 128).save(file, "BMP")
     page = opened()
     page.get_by_label("Choose a picture").set_input_files({"name": "large.bmp", "mimeType": "image/bmp", "buffer": file.getvalue()})
-    page.get_by_text("sent as a JPEG of 1280 × 320").wait_for()
+    page.get_by_text("sent as a JPEG of 1600 × 500").wait_for()
 
 
 @browser_only

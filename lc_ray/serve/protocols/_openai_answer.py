@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lc_ray.serve.generation import Ask, Piece
 from lc_ray.serve.protocols import _openai_tools as tools
-from lc_ray.serve.sampling import Token
+from lc_ray.tasks._sampling import Token
 
 _PART = "\N{REPLACEMENT CHARACTER}"
 

@@ -131,5 +131,5 @@ def packed(tensor: Tensor) -> bytes:
     """A tensor's values as bytes."""
     if tensor.datatype != "BYTES":
         return np.asarray(tensor.values, _TYPES[tensor.datatype]).tobytes()
-    coded = [value.encode() for value in tensor.values]
+    coded = [value if isinstance(value, bytes) else value.encode() for value in tensor.values]
     return b"".join(struct.pack("<I", len(value)) + value for value in coded)

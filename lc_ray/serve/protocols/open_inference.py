@@ -8,7 +8,8 @@
 
 A column is a tensor of shape [n] or [n, 1]: BYTES, or numbers where the column takes them. A column that rows may lack is left out, or has
 empty bytes or NaN in their place. Pictures and sounds are a file's bytes, or base64 where the tensor is in JSON. Outputs are `answer`, each
-row's as JSON, and beside it what the task's answers have as tensors: `label` and `probabilities`, `value`, `text`.
+row's as JSON, and beside it what the task's answers have as tensors: `label` and `probabilities`, `value`, `text`. Language models take
+the parameters of native.py.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def routes(models: Models) -> list[Route]:
             raise malformed("the id is a text", "id")
         rows = instances(_tensors.read(content.get("inputs"), models.spec.max_instances, binary), endpoint)
         try:
-            answers = await endpoint.predict(rows)
+            answers = await endpoint.predict(rows, _parameters(content) if endpoint.generator else None)
         except HttpError as error:
             raise _renamed(error) from None
         return _response(endpoint, content, outputs(answers, endpoint.sample))
@@ -79,7 +80,7 @@ def describe(models: Models) -> list[Operation]:
         Operation("get", "/v2/health/ready", "Whether all models can answer", {JSON: openapi.fields(ready={"const": True})}, errors=(503,)),
     ]
     for name in models.names():
-        endpoint, versions = models.choose(name), [known.version for known in models.versions(name)]
+        endpoint, versions = models.main(name), [known.version for known in models.versions(name)]
         version = openapi.parameter("path", "version", {"enum": versions}, "digest of an artifact")
         found += _described(f"/v2/models/{name}", endpoint, []) + _described(f"/v2/models/{name}/versions/{{version}}", endpoint, [version])
     return found
@@ -191,6 +192,12 @@ def _renamed(error: HttpError) -> HttpError:
     part, *rest = about.get("where", "").split(".", 2)
     where = ".".join(["inputs", *reversed(rest)]) if part == "instances" else ".".join([part, *rest])
     return HttpError(error.status_code, about["code"], about["message"], where, dict(error.headers or {}))
+
+
+def _parameters(content: dict[str, Any]) -> Any:
+    """A request's parameters for the model, without the protocol's own."""
+    given = content.get("parameters")
+    return {name: value for name, value in given.items() if name != "binary_data_output"} if isinstance(given, dict) else given
 
 
 def _response(endpoint: Endpoint, content: dict[str, Any], made: list[Tensor]) -> Response:

@@ -24,12 +24,13 @@ from lc_ray.errors import DataError
 from lc_ray.serve import openapi
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.endpoint import Endpoint, Models
+from lc_ray.serve.fields import parse
 from lc_ray.serve.generation import Ask, Generator, Piece
 from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, read_object
 from lc_ray.serve.openapi import JSON, TEXT, Operation, Schema
 from lc_ray.serve.protocols import _openai_tools as tools
 from lc_ray.serve.protocols._openai_answer import Answers, Chat, Completion
-from lc_ray.serve.protocols._openai_body import Body, ChatBody, CompletionBody, parse
+from lc_ray.serve.protocols._openai_body import Body, ChatBody, CompletionBody
 
 PUBLIC = ()
 _SHARE = 0.97  # of the longest time a request may take: then a stream still ends with a sentence
@@ -72,7 +73,7 @@ def routes(models: Models) -> list[Route]:
 
 def describe(models: Models) -> list[Operation]:
     """The operations, if any of the models is a language model."""
-    names = [name for name in models.names() if models.choose(name).generator]
+    names = [name for name in models.names() if models.main(name).generator]
     found = []
     for path, kind, said in (("/v1/chat/completions", ChatBody, "What a model says next"), ("/v1/completions", CompletionBody, "How a text goes on")):
         body: Schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -155,17 +156,16 @@ async def _answer(request: Request, body: Body, generator: Generator, asks: list
 
 
 async def _pieces(generator: Generator, asks: list[Ask], deadline: float) -> AsyncGenerator[Piece, None]:
-    """Pieces of the answers to all prompts, one prompt after another, whose answers are numbered on."""
-    for number, ask in enumerate(asks):
-        try:
-            async with aclosing(generator.run(ask, deadline)) as running:
-                async for piece in running:
-                    yield Piece(number * ask.n + piece.number, piece.text, piece.tokens, piece.finish)
-        except QueueFull:
-            message = f"{generator.spec.queue} requests wait already; try again later"
-            raise HttpError(503, "overloaded", message, headers={"retry-after": "1"}) from None
-        except TimeoutError:
-            raise HttpError(504, "timeout", f"not answered within {generator.spec.timeout:g} s") from None
+    """Pieces of the answers to all prompts."""
+    try:
+        async with aclosing(generator.run(asks, deadline)) as running:
+            async for piece in running:
+                yield piece
+    except QueueFull:
+        message = f"{generator.spec.queue} requests wait already; try again later"
+        raise HttpError(503, "overloaded", message, headers={"retry-after": "1"}) from None
+    except TimeoutError:
+        raise HttpError(504, "timeout", f"not answered within {generator.spec.timeout:g} s") from None
 
 
 async def _whole(pieces: AsyncIterator[Piece], answers: Answers) -> dict[str, Any]:

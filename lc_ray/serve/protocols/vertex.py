@@ -1,7 +1,7 @@
 """What Vertex AI asks of a container, at the paths that it gives in AIP_HEALTH_ROUTE and AIP_PREDICT_ROUTE; none of it elsewhere.
 
     GET  AIP_HEALTH_ROUTE     200, without a key
-    POST AIP_PREDICT_ROUTE    {"instances": [...]} → {"predictions": [...]}
+    POST AIP_PREDICT_ROUTE    {"instances": [...]}, and parameters as native.py has them → {"predictions": [...]}
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def routes(models: Models) -> list[Route]:
         return JSONResponse({"status": "ready"})
 
     async def predict(request: Request) -> Response:
-        rows = instances_of(await read_object(request, models.spec.max_body))
-        return JSONResponse({"predictions": await models.choose().predict(rows)})
+        asked = instances_of(await read_object(request, models.spec.max_body))
+        return JSONResponse({"predictions": await models.choose().predict(*asked)})
 
     found = []
     if HEALTH in models.settings:
@@ -50,7 +50,7 @@ def routes(models: Models) -> list[Route]:
 
 def describe(models: Models) -> list[Operation]:
     """The two operations."""
-    endpoints = [models.choose(name) for name in models.names()]
+    endpoints = [models.main(name) for name in models.names()]
     found = []
     if HEALTH in models.settings:
         ready = openapi.fields(status={"const": "ready"})
