@@ -300,7 +300,7 @@ def main() -> None:
     kinds = {found.manifest.name: found.manifest.task["kind"] for found in map(artifact.read, chosen.artifacts)}
     languages = [name for name, kind in kinds.items() if kind == "text_generation"]
     with tempfile.TemporaryDirectory() as scratch, runtime.session():
-        url = app.start([model(Path(scratch)), *chosen.artifacts], ServeSpec(port=0), [KEY])
+        url = app.start([model(Path(scratch)), *chosen.artifacts], ServeSpec(port=0), {"fuzz": KEY})
 
         async def mutations() -> Found:
             async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=60) as client:
