@@ -51,6 +51,7 @@ def parse(kind: type[F], content: Any, within: str = "") -> F:
     except ValidationError as error:
         found = error.errors()
         first = max((e for e in found if e["loc"][:1] == found[0]["loc"][:1]), key=lambda e: len(e["loc"]))  # of a value's types the best fitting
-        where = within + ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part in _BRANCHES)))
+        parts = [str(part) for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part in _BRANCHES))]
+        where = (within + ".".join(parts)).rstrip(".")
         what = "this field is not known here" if first["type"] == "extra_forbidden" else first["msg"]
-        raise HttpError(400, "invalid_value", f"{where.rstrip('.')}: {what}", where.rstrip(".")) from None
+        raise HttpError(400, "invalid_value", f"{where}: {what}" if where else what, where) from None

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from lc_ray import __version__
+from lc_ray.serve import language
 from lc_ray.serve.endpoint import Endpoint, Models, protocols, public
 
 Schema = dict[str, Any]
@@ -90,7 +91,8 @@ def document(models: Models) -> dict[str, Any]:
 
 def _operation(told: Operation, tag: str, protocol: ModuleType, models: Models) -> dict[str, Any]:
     free = told.path in public(protocol, models)
-    statuses = {*told.errors, 500, 504, *(() if free else (401,)), *((429,) if models.spec.rate and not free else ())}
+    limited = models.spec.rate and not free and told.path not in getattr(protocol, "UNLIMITED", ())
+    statuses = {*told.errors, 500, 504, *(() if free else (401,)), *((429,) if limited else ())}
     statuses |= {400, 413, 503} if told.takes else set()
     error = named(f"{tag}.Error" if hasattr(protocol, "ERROR") else "Error")
     answers = {"200": {"description": "the answer", "content": _content(told.answers)}}
@@ -163,8 +165,10 @@ def array(items: Schema, most: int | None = None) -> Schema:
 
 
 def instances(endpoints: Sequence[Endpoint], most: int) -> Schema:
-    """A body of {"instances": [...]} for one of these models."""
-    return fields(instances=array(one_of(f"{endpoint.name}.Instance" for endpoint in endpoints), most))
+    """A body of {"instances": [...]}, for a language model with parameters, for one of these models."""
+    rows = array(one_of(f"{endpoint.name}.Instance" for endpoint in endpoints), most)
+    told = {"parameters": language.Parameters.model_json_schema()} if any(endpoint.generator for endpoint in endpoints) else {}
+    return fields("parameters", instances=rows, **told)
 
 
 def predictions(endpoints: Sequence[Endpoint]) -> Schema:

@@ -132,6 +132,14 @@ def test_malformed_requests_are_named(app, content, where):
     assert response.json()["where"] == where
 
 
+@pytest.mark.parametrize("identity", [r'"\ud800"', "NaN", "5", "null"])
+def test_an_id_that_cant_be_repeated(app, identity):
+    body = json.dumps({"id": "?", "inputs": [text()]}).replace('"?"', identity)
+    response = ask(app, "POST", "/v2/models/tiny/infer", content=body)
+    assert response.status_code == 400
+    assert response.json()["where"] == "id"
+
+
 @pytest.mark.parametrize(
     ("length", "size", "tail"),
     [

@@ -186,6 +186,13 @@ def test_other_models_and_no_key(client, url):
     assert found.value.type == "authentication_error"
 
 
+def test_a_field_whose_name_is_half_a_letter(url):
+    body = r'{"model": "talk", "messages": [{"role": "user", "content": "Hello"}], "\ud800": 1}'
+    response = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"authorization": "Bearer secret"})
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_value"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_hangs_up_is_not_answered_on(url, endpoints, stream):
     generator = endpoints[0].generator

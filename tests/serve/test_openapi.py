@@ -104,7 +104,7 @@ def test_predictions_are_as_described(app, description, fits, png, wav):
     known = {
         "/v1/models/tiny:predict": {"instances": ["good day", {"text": "so late"}]},
         "/v1/models/fused:predict": {"instances": [row, {"price": None, "text": "ok"}, {"price": "cheap"}]},
-        "/v1/models/talk:predict": {"instances": [[chat], "Hello", {"chat": [chat]}]},
+        "/v1/models/talk:predict": {"instances": [[chat], "Hello", {"chat": [chat]}], "parameters": {"max_tokens": 2}},
         "/v2/models/tiny/infer": {"inputs": [tensor], "id": "1", "outputs": [{"name": "label"}, {"name": "probabilities"}]},
         "/v1/chat/completions": {"model": "talk", "messages": [chat], "max_tokens": 2, "logit_bias": {"1": -100}},
         "/v1/completions": {"model": "talk", "prompt": "Hello", "max_tokens": 2},

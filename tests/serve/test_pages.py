@@ -139,10 +139,10 @@ def test_a_sound_is_recorded(opened):
 @browser_only
 def test_a_large_picture_is_made_smaller(opened):
     file = io.BytesIO()
-    Image.new("L", (1600, 400), 128).save(file, "BMP")
+    Image.new("L", (3200, 1000), 128).save(file, "BMP")
     page = opened()
     page.get_by_label("Choose a picture").set_input_files({"name": "large.bmp", "mimeType": "image/bmp", "buffer": file.getvalue()})
-    page.get_by_text("sent as a JPEG of 1280 × 320").wait_for()
+    page.get_by_text("sent as a JPEG of 1600 × 500").wait_for()
 
 
 @browser_only

@@ -1,6 +1,6 @@
 /** Pictures and sounds: chosen, dropped or recorded, previewed, and made small enough to be sent. */
-const LARGE = 600_000; // bytes, of which base64 makes a third more: an endpoint takes bodies of 1 MiB unless told otherwise
-const SIDE = 1280; // pixels
+const LARGE = 3_000_000; // bytes, of which base64 makes a third more: an endpoint takes bodies of 10 MiB unless told otherwise
+const SIDE = 1600; // pixels
 const RATE = 16_000; // samples per second
 const READABLE = /wav|flac|ogg|mpeg|mp3/; // what endpoints decode, of what browsers have
 

@@ -93,7 +93,7 @@ function panes({ name, columns, optional, answer }, speaks) {
   }
 
   const form = el("form", { className: "card", onsubmit: submit }, el("h2", {}, "Input"), fields.map(({ whole }) => whole),
-    el("div", { className: "row" }, send, el("small", {}, "Ctrl + Enter asks, too")));
+    el("div", { className: "row" }, send, el("small", { className: "hint" }, "Ctrl + Enter asks, too")));
   form.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });

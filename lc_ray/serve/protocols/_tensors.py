@@ -39,6 +39,11 @@ def malformed(message: str, where: str = "inputs") -> HttpError:
     return HttpError(400, "malformed_request", message, where)
 
 
+def is_text(value: Any) -> bool:
+    """Whether a value of a request's JSON is a text that an answer may repeat: JSON can write half of a surrogate pair, UTF-8 can't."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def option(content: dict[str, Any], name: str) -> Any:
     """A parameter of a request, an input or an output; None if it has none."""
     parameters = content.get("parameters")

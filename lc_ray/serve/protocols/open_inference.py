@@ -56,6 +56,8 @@ def routes(models: Models) -> list[Route]:
     async def infer(request: Request) -> Response:
         endpoint = _chosen(models, request)
         content, binary = _split(await read_body(request, models.spec.max_body), request.headers.get(LENGTH))
+        if not _tensors.is_text(content.get("id", "")):
+            raise malformed("the id is a text", "id")
         rows = instances(_tensors.read(content.get("inputs"), models.spec.max_instances, binary), endpoint)
         try:
             answers = await endpoint.predict(rows, _parameters(content) if endpoint.generator else None)
