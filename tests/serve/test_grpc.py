@@ -33,7 +33,7 @@ def serve():
         return asyncio.run_coroutine_threadsafe(work, loop).result(30)
 
     async def start(models):
-        operations, server = Operations(), grpc.aio.server()
+        operations, server = Operations(), grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
         operations.protocols = asgi(models, {auth.digest(KEY): ""})
         register(operations, server)
         port = server.add_insecure_port("127.0.0.1:0")
