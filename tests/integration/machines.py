@@ -47,7 +47,7 @@ class Network:
         self.name, self.prefix = f"lcr{os.getpid() % 100000}", f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
         self.temp = Path(tempfile.mkdtemp(prefix="lcr", dir="/tmp"))  # a short path: sockets are below it
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        usual = {"GLOO_SOCKET_IFNAME": "eth0", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240", "PATH": path}
+        usual = {"GLOO_SOCKET_IFNAME": "eth0", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240", "RAY_worker_niceness": "0", "PATH": path}
         self.environment = {**os.environ, **usual, **environment}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.count = 1
