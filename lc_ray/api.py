@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from lc_ray import family, pipeline
-from lc_ray.errors import DataError, DeployError, ModelError, SpecError
+from lc_ray.artifact import Artifact, read
+from lc_ray.deploy import _platform as platforms
+from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.evaluate.labelled import evaluate
 from lc_ray.models.load import find
 from lc_ray.pipeline import RunResult
@@ -32,7 +34,6 @@ from lc_ray.progress import Mode
 from lc_ray.spec import InputSpec, JobSpec, parse
 
 _BITS = {8: "int8"}
-_PLATFORMS = {"amazon sagemaker": "sagemaker", "google cloud": "vertex", "google vertex ai": "vertex"}
 
 
 class Model:
@@ -275,22 +276,27 @@ class DeployModel:
     Args:
         model: a trained plan, or an artifact's folder.
         platform: a file in lc_ray/deploy, or a name of the article such as "Amazon SageMaker".
+        **settings: of the platform; those of `--set` of `lc-ray deploy`.
 
     Raises:
-        DeployError: an unknown platform; the message lists the known ones.
+        DeployError: an unknown platform, or a setting that is missing, unknown or wrong.
     """
 
-    def __init__(self, model: Model | str | Path, platform: str = "ray") -> None:
-        known = family.kinds("deploy")
-        kind = _PLATFORMS.get(platform.lower(), platform.lower())
-        if kind not in known:
-            raise DeployError(f"platform '{platform}' is not known here", fix=f"known platforms: {', '.join(known)}")
-        self.model, self.platform = model, family.load("deploy", kind)
+    def __init__(self, model: Model | str | Path, platform: str = "ray", **settings: Any) -> None:
+        self.model, self.platform = model, platforms.find(platform)
+        self.settings = platforms.parse(self.platform, settings)
+
+    def plan(self) -> list[platforms.Call]:
+        """What `deploy` calls there, with every argument; nothing is called."""
+        found: list[platforms.Call] = self.platform.calls(self._artifact(), self.settings)
+        return found
 
     def deploy(self) -> Any:
         """Deploy; returns a handle with `url`, `predict(rows)` and `delete()`."""
-        path = self.model.predictor.artifact.path if isinstance(self.model, Model) else Path(self.model)
-        return self.platform.deploy(path)
+        return self.platform.deploy(self._artifact(), self.settings)
+
+    def _artifact(self) -> Artifact:
+        return self.model.predictor.artifact if isinstance(self.model, Model) else read(self.model)
 
 
 def _media(modalities: dict[str, str]) -> set[str]:

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from lc_ray import cli_cluster
+from lc_ray import cli_cluster, cli_deploy, cli_rollout
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
 from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, short
 
@@ -96,19 +96,29 @@ def serve(
     artifacts: Annotated[list[Path], typer.Argument(help="artifacts: the folders that [bold]lc-ray run[/] printed", show_default=False)],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
-    replicas: Annotated[int, typer.Option(min=1, help="copies of the model")] = 1,
+    grpc_port: Annotated[int | None, typer.Option(help="port of the Open Inference Protocol over gRPC; off if not given", show_default=False)] = None,
+    replicas: Annotated[str, typer.Option(help="copies of the models; 1:4 for as many as requests need, 0:4 for none while no request comes")] = "1",
     keys: Annotated[Path | None, typer.Option(help="file with a line NAME:KEY for each API key; else one is made on first use")] = None,
+    access_log: Annotated[str | None, typer.Option(help="file to which each request adds a line of JSON; - for standard error")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate, for HTTPS")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
 ) -> None:
     """Serve artifacts over HTTP until Ctrl-C. Requests need the key whose place is printed."""
     from lc_ray.serve.run import serve_forever
-    from lc_ray.serving import ReplicasSpec, ServeSpec, TlsSpec
+    from lc_ray.serving import ServeSpec, TlsSpec
 
     if (tls_cert is None) != (tls_key is None):
         raise SpecError("HTTPS needs both --tls-cert and --tls-key")
     tls = TlsSpec(certificate=str(tls_cert), key=str(tls_key)) if tls_cert else None
-    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=ReplicasSpec(min=replicas, max=replicas), tls=tls), keys)
+    copies = _replicas(replicas)
+    serve_forever(artifacts, ServeSpec(host=host, port=port, grpc_port=grpc_port, replicas=copies, access_log=access_log, tls=tls), keys)
+
+
+for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints):
+    app.command()(_command)
+
+
+app.command()(cli_deploy.deploy)
 
 
 @app.command()
@@ -202,6 +212,17 @@ def init(
         raise SpecError("the file exists already", str(output), "give another name")
     output.write_text(text, "utf-8")
     out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
+
+
+def _replicas(text: str) -> Any:
+    """"2", or "0:4" from the least to the most."""
+    from lc_ray.serving import ReplicasSpec
+
+    least, _, most = text.partition(":")
+    try:
+        return ReplicasSpec(min=int(least), max=int(most or least))
+    except ValueError:
+        raise SpecError(f"expected a number or MIN:MAX, got '{text}'", "--replicas") from None
 
 
 def _saved(answer: dict[str, Any], folder: Path, number: int) -> dict[str, Any]:

@@ -27,13 +27,22 @@ def read_job(path: Path, overrides: list[str] | None) -> JobSpec:
     """A job file with the fields that `--set` replaces."""
     from lc_ray import spec
 
-    values = {}
-    for item in overrides or []:
+    return spec.read(path, values(overrides))
+
+
+def values(items: list[str] | None) -> dict[str, Any]:
+    """What `--set PATH=VALUE` says, each value as YAML has it.
+
+    Raises:
+        SpecError: one without a value.
+    """
+    found = {}
+    for item in items or []:
         name, equals, value = item.partition("=")
         if not equals:
             raise SpecError(f"--set needs PATH=VALUE, got '{item}'")
-        values[name] = yaml.safe_load(value)
-    return spec.read(path, values)
+        found[name] = yaml.safe_load(value)
+    return found
 
 
 def print_run(record: dict[str, Any], folder: Path) -> None:

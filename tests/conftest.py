@@ -95,3 +95,49 @@ def tiny_artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         architecture=load.describe(model, {}, {}),
     )
     return load.save(tmp_path_factory.mktemp("artifacts") / "tiny", manifest, model.state_dict(), load.modalities(inputs)).path
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[str]:
+    """SageMaker's control plane, S3 and autoscaling, on this machine; its URL."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """An empty account with a bucket, for boto3; the settings that a deployment needs there."""
+    import boto3
+    import httpx
+
+    from lc_ray.deploy import _aws
+
+    httpx.post(f"{moto_server}/moto-api/reset")
+    account = {"ENDPOINT_URL": moto_server, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-west-2"}
+    for name, value in account.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    _aws.client.cache_clear()
+    boto3.client("s3").create_bucket(Bucket="models", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+    image, role = "123456789012.dkr.ecr.us-west-2.amazonaws.com/lc_ray:1", "arn:aws:iam::123456789012:role/lc_ray"
+    yield {"image": image, "role": role, "bucket": "models", "instance": "ml.c5.xlarge"}  # moto does not know the newer instances
+    _aws.client.cache_clear()
+
+
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A stand-in for Vertex AI behind real HTTP, to which Google's clients turn."""
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import aiplatform
+    from serving import served
+    from vertex_ai import VertexAI
+
+    stand_in = VertexAI()
+    with served(stand_in.app) as place:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{place}")
+        aiplatform.init(api_endpoint=f"http://{place}", api_transport="rest", credentials=AnonymousCredentials())
+        yield stand_in

@@ -133,8 +133,8 @@ def test_bits_that_are_not_known(tiny_base):
 
 
 def test_platforms_that_are_not_known(tiny_base):
-    with pytest.raises(DeployError, match=r"'Amazon SageMaker' is not known here\n.*known platforms: .*ray"):
-        DeployModel(LangChain(str(tiny_base)), platform="Amazon SageMaker")
+    with pytest.raises(DeployError, match=r"'Moon' is not known here\n.*known platforms: .*ray"):
+        DeployModel(LangChain(str(tiny_base)), platform="Moon")
 
 
 def test_an_untrained_model_says_what_to_do(tiny_base):

@@ -1,16 +1,26 @@
-"""Deploy on Ray Serve: the connected Ray, or a local one."""
+"""Deploy on Ray Serve: the connected Ray, or a local one that lives as long as this process."""
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from lc_ray import runtime
+from lc_ray.artifact import Artifact
 from lc_ray.client import Client
+from lc_ray.deploy._platform import Call
 from lc_ray.serve import app, auth
 from lc_ray.spec import ServeSpec
+
+
+class Settings(ServeSpec):
+    """The endpoint, as in a job file's `serve` section."""
+
+    port: int = Field(0, ge=0, le=65535, description="0 for any that is free")
 
 
 @dataclass(frozen=True)
@@ -36,14 +46,27 @@ class Deployment:
         self._session.close()
 
 
-def deploy(path: Path) -> Deployment:
-    """Serve an artifact at the default port, or any that is free."""
+def calls(artifact: Artifact, settings: Settings) -> list[Call]:
+    """What is asked of Ray."""
+    address = os.environ.get("RAY_ADDRESS", "local")
+    started = {"paths": [str(artifact.path)], "spec": settings.model_dump(mode="json")}
+    return [Call("ray.init", {"address": address}), Call("lc_ray.serve.app.start", started)]
+
+
+def deploy(artifact: Artifact, settings: Settings) -> Deployment:
+    """Serve an artifact."""
     session = ExitStack()
     session.enter_context(runtime.session())
     try:
         key = auth.ensure()
-        url = app.start([path], ServeSpec(port=0), [key])
+        url = app.start([artifact.path], settings, {"": key})
     except BaseException:
         session.close()
         raise
     return Deployment(url, key, session)
+
+
+def delete(artifact: Artifact, settings: Settings) -> None:
+    """Stop what the Ray of `RAY_ADDRESS` serves."""
+    with runtime.session():
+        app.stop()

@@ -1,0 +1,109 @@
+"""boto3, whose errors are told as ours."""
+
+from __future__ import annotations
+
+import functools
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lc_ray.deploy._platform import needed
+from lc_ray.errors import DeployError
+
+_LONGEST = 3600  # seconds that an asynchronous endpoint may take
+
+
+@functools.cache
+def client(service: str, region: str | None) -> Any:
+    """boto3's client of a service.
+
+    Raises:
+        DeployError: boto3 is not installed.
+    """
+    return needed("boto3", "sagemaker").client(service, region_name=region)
+
+
+@contextmanager
+def explained(where: str) -> Iterator[None]:
+    """Raise what boto3 does as DeployError."""
+    errors = needed("botocore.exceptions", "sagemaker")
+    try:
+        yield
+    except errors.ClientError as error:
+        about = error.response.get("Error", {})
+        what = f"{error.operation_name}: {about.get('Message') or about.get('Code') or error}"
+        raise DeployError(what, where) from None
+    except (errors.NoCredentialsError, errors.NoRegionError) as error:
+        raise DeployError(str(error), where, "`aws configure`, or set AWS_PROFILE and --set region=...") from None
+    except (errors.BotoCoreError, needed("boto3.exceptions", "sagemaker").Boto3Error) as error:
+        raise DeployError(str(error), where) from None
+
+
+@contextmanager
+def unless(message: str) -> Iterator[None]:
+    """Pass over the refusal that has this in its message."""
+    try:
+        yield
+    except needed("botocore.exceptions", "sagemaker").ClientError as error:
+        if message.lower() not in str(error).lower():
+            raise
+
+
+def described(sagemaker: Any, endpoint: str) -> dict[str, Any] | None:
+    """What SageMaker says of an endpoint; None if there is none."""
+    with unless("Could not find"):
+        about: dict[str, Any] = sagemaker.describe_endpoint(EndpointName=endpoint)
+        return about
+    return None
+
+
+def check(sagemaker: Any, endpoint: str, version: str) -> None:
+    """See that an endpoint has the version that it was told to.
+
+    Raises:
+        DeployError: it went back to the one before, and says why.
+    """
+    about = described(sagemaker, endpoint) or {}
+    if about.get("EndpointConfigName") != version:
+        raise DeployError(f"SageMaker went back to the version before: {about.get('FailureReason', 'it does not say why')}", endpoint)
+
+
+def invoke_later(clients: Callable[[str], Any], endpoint: str, body: bytes, bucket: str, prefix: str) -> bytes:
+    """An asynchronous endpoint's answer.
+
+    Args:
+        clients: by service.
+        endpoint: its name.
+        body: of the request, which is put into the bucket for the time.
+        bucket: for requests.
+        prefix: of the request's key.
+
+    Raises:
+        DeployError: it failed, or took longer than an hour.
+    """
+    s3, key, end = clients("s3"), f"{prefix}/{uuid.uuid4().hex}.json", time.monotonic() + _LONGEST
+    s3.put_object(Bucket=bucket, Key=key, Body=body)
+    try:
+        asked = {"EndpointName": endpoint, "ContentType": "application/json", "InputLocation": f"s3://{bucket}/{key}"}
+        places = clients("sagemaker-runtime").invoke_endpoint_async(**asked)
+        while time.monotonic() < end:
+            if (answer := _content(s3, places["OutputLocation"])) is not None:
+                return answer
+            if (failure := _content(s3, places.get("FailureLocation", ""))) is not None:
+                raise DeployError(failure.decode("utf-8", "replace")[:500], endpoint)
+            time.sleep(1)
+        raise DeployError(f"no answer within {_LONGEST} s", endpoint)
+    finally:
+        s3.delete_object(Bucket=bucket, Key=key)
+
+
+def _content(s3: Any, place: str) -> bytes | None:
+    """An object's bytes; None if it is not there."""
+    bucket, _, key = place.removeprefix("s3://").partition("/")
+    if key:
+        with unless("NoSuchKey"):
+            content: bytes = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+            return content
+    return None

@@ -1,0 +1,116 @@
+"""What every platform shares: its choice, its settings, and how its calls are told before they are made."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import re
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+
+from lc_ray import family
+from lc_ray.artifact import MANIFEST, Artifact
+from lc_ray.errors import DeployError
+from lc_ray.section import Section
+from lc_ray.spec import digest, explain
+
+_NAMES = {"amazon sagemaker": "sagemaker", "google cloud": "vertex", "google vertex ai": "vertex"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a platform's client, decided before any is made.
+
+    Attributes:
+        name: client and method.
+        arguments: of the method.
+        note: what the arguments can't say.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    note: str = ""
+
+    def __str__(self) -> str:
+        note = f"  # {self.note}" if self.note else ""
+        return f"{self.name}({json.dumps(self.arguments, indent=2)}){note}"
+
+
+def find(name: str) -> ModuleType:
+    """A platform's file, by its name or the one that the platform gives itself, such as "Amazon SageMaker".
+
+    Raises:
+        DeployError: an unknown platform; the message lists the known ones.
+    """
+    known = family.kinds("deploy")
+    kind = _NAMES.get(name.lower(), name.lower())
+    if kind not in known:
+        raise DeployError(f"platform '{name}' is not known here", fix=f"known platforms: {', '.join(known)}")
+    return family.load("deploy", kind)
+
+
+def parse(platform: ModuleType, values: Mapping[str, Any]) -> Any:
+    """A platform's settings.
+
+    Raises:
+        DeployError: every setting that is missing, unknown or wrong.
+    """
+    section: type[Section] = platform.Settings
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_told(section, e) for e in error.errors()]
+        fix = "give each as --set NAME=VALUE, or as an argument of DeployModel"
+        raise DeployError("\n  ".join(lines), f"settings of {platform.__name__.rpartition('.')[2]}", fix) from None
+
+
+def _told(section: type[Section], error: Any) -> str:
+    """One of Pydantic's errors, with what a field is that was not given."""
+    told = explain(error, list(section.model_fields))
+    field = section.model_fields.get(str(error["loc"][0])) if error["loc"] else None
+    return f"{told}: {field.description}" if error["type"] == "missing" and field else told
+
+
+def needed(module: str, extra: str) -> Any:
+    """A module of a platform's client, which only those have who deploy there.
+
+    Raises:
+        DeployError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DeployError(f"{module} can't be imported: {error}", fix=f"pip install 'lc_ray[{extra}]'") from None
+
+
+def label(name: str, most: int = 63) -> str:
+    """A name as platforms allow them: lower case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())[:most].strip("-") or "model"
+
+
+def version(artifact: Artifact, settings: Section) -> str:
+    """Names what an artifact and its settings make: equal content, equal name."""
+    return digest(artifact.digest, settings)
+
+
+def files(artifact: Artifact) -> list[str]:
+    """An artifact's files, and none that lies beside them; the manifest last, as it is written."""
+    return [*sorted(artifact.manifest.files), MANIFEST]
+
+
+def tarball(artifact: Artifact, file: Path) -> None:
+    """Write an artifact as a tar.gz, of the same bytes wherever and whenever it is written."""
+    # Weights hardly get smaller, so the quickest compression is enough.
+    with open(file, "wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
+        for name in files(artifact):
+            with open(artifact.path / name, "rb") as content:
+                about = tarfile.TarInfo(name)
+                about.size, about.mode = (artifact.path / name).stat().st_size, 0o644
+                tar.addfile(about, content)

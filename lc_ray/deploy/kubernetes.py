@@ -1,0 +1,226 @@
+"""Deploy on Kubernetes, as a RayService that KubeRay runs.
+
+The artifact lies on a volume that its pods mount, where a RayJob or `lc-ray submit` has left it. What the RayService needs beside itself is made by
+`kubectl apply -k k8s/rayservice`; the credentials are those of kubectl.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from lc_ray.artifact import Artifact
+from lc_ray.client import Client
+from lc_ray.deploy import _platform
+from lc_ray.deploy._platform import Call
+from lc_ray.errors import DeployError
+from lc_ray.section import Section
+from lc_ray.serve import auth
+from lc_ray.serving import ServeSpec
+from lc_ray.units import Seconds
+
+_KIND = {"group": "ray.io", "version": "v1", "plural": "rayservices"}
+_MANAGER = "lc-ray"
+_POLL = 5.0  # seconds between two looks at a service, which takes minutes
+_VERSION = "lc-ray/version"
+
+
+class Settings(Section):
+    """The RayService, and its pods."""
+
+    path: str = Field(pattern="^/", description="the artifact's folder in the pods, such as /runs/reviews/model")
+    image: str = Field(description="the image of cluster/Dockerfile, in a registry")
+    name: str | None = Field(None, max_length=47, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", description="of the RayService; the model's if not given")
+    namespace: str = Field("lc-ray", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    context: str | None = Field(None, description="kubectl's; the current one if not given")
+    claim: str = Field("lc-ray-runs", description="PersistentVolumeClaim that is mounted at /runs")
+    pods: int = Field(2, ge=1, description="that serve, each with one copy of the model")
+    cpu: int = Field(4, ge=1, description="of each pod")
+    memory: str = Field("16Gi", pattern=r"^\d+(Mi|Gi)$", description="of each pod")
+    serve: ServeSpec = Field(ServeSpec(), description="limits and batching, as in a job file")
+    url: str | None = Field(None, description="where clients reach it, such as an Ingress's; the Service's, inside the cluster, if not given")
+    timeout: Seconds = Field(1800.0, description="longest time until it answers")
+
+
+class _Manifest(Call):
+    """A call as YAML that `kubectl apply -f -` takes too, to which a Secret is but a comment."""
+
+    def __str__(self) -> str:
+        body = self.arguments["body"]
+        about = f"# {self.name} {body['metadata']['name']}: {self.note}"
+        return f"{about}\n---\n{yaml.safe_dump(body, sort_keys=False)}" if "spec" in body else about
+
+
+def calls(artifact: Artifact, settings: Settings) -> list[Call]:
+    """The Secret with the API key, unless it is there, and the RayService."""
+    name, namespace = _name(artifact, settings), settings.namespace
+    secret = {"namespace": namespace, "body": {"metadata": {"name": _secret(name)}, "data": {"api-key": "..."}}}
+    service = _KIND | {"namespace": namespace, "name": name, "body": manifest(artifact, settings), "field_manager": _MANAGER, "force": True}
+    return [
+        _Manifest("CoreV1Api.create_namespaced_secret", secret, "unless it is there; the key is that of `lc-ray serve`"),
+        _Manifest("CustomObjectsApi.patch_namespaced_custom_object", service, "server-side apply"),
+    ]
+
+
+def manifest(artifact: Artifact, settings: Settings) -> dict[str, Any]:
+    """The RayService of k8s/, for an artifact."""
+    base = yaml.safe_load(importlib.resources.files("lc_ray.deploy").joinpath("rayservice.yaml").read_text("utf-8"))
+    found: dict[str, Any] = json.loads(json.dumps(base))  # of what the file shares among pods, a copy for each
+    name, pods = _name(artifact, settings), settings.pods
+    found["metadata"] = {"name": name, "namespace": settings.namespace}
+    config, cluster = yaml.safe_load(found["spec"]["serveConfigV2"]), found["spec"]["rayClusterConfig"]
+    replicas = {"min": pods, "max": pods, "cpu": settings.cpu}
+    config["applications"][0]["args"] = {"artifacts": [settings.path], "serve": settings.serve.model_dump(mode="json") | {"replicas": replicas}}
+    found["spec"]["serveConfigV2"] = yaml.safe_dump(config, sort_keys=False)
+    (group,) = cluster["workerGroupSpecs"]
+    group |= {"replicas": pods, "minReplicas": pods, "maxReplicas": pods}
+    size = {"cpu": str(settings.cpu), "memory": settings.memory}
+    group["template"]["spec"]["containers"][0]["resources"] = {"requests": size, "limits": size}
+    for template in (cluster["headGroupSpec"]["template"], group["template"]):
+        # A change of the pods is what has KubeRay bring up a second cluster, which takes the place of the first once it answers.
+        template["metadata"] = {"annotations": {_VERSION: artifact.digest}}
+        (container,) = template["spec"]["containers"]
+        container["image"] = settings.image
+        container["env"][0]["valueFrom"]["secretKeyRef"]["name"] = _secret(name)
+        template["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = settings.claim
+    return found
+
+
+def _name(artifact: Artifact, settings: Settings) -> str:
+    return settings.name or _platform.label(artifact.manifest.name, 47)
+
+
+def _secret(name: str) -> str:
+    return f"{name}-api-key"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A RayService.
+
+    Attributes:
+        url: where it answers, for those who can reach it.
+        key: what requests need as `Authorization: Bearer KEY`.
+        name: of the RayService.
+    """
+
+    url: str
+    key: str
+    name: str
+    _settings: Settings
+
+    def predict(self, rows: list[Any]) -> list[dict[str, Any]]:
+        """Answers over HTTP."""
+        return Client(self.url, self.key).predict(rows)
+
+    def delete(self) -> None:
+        """Delete the RayService and its Secret.
+
+        Raises:
+            DeployError: with what Kubernetes said.
+        """
+        core, custom = _clients(self._settings)
+        with _explained(self.name):
+            with _unless(404):
+                custom.delete_namespaced_custom_object(**_KIND, namespace=self._settings.namespace, name=self.name)
+            with _unless(404):
+                core.delete_namespaced_secret(_secret(self.name), self._settings.namespace)
+
+
+def deploy(artifact: Artifact, settings: Settings) -> Deployment:
+    """Make the RayService, or have it change to this version without a gap.
+
+    Raises:
+        DeployError: with what Kubernetes or KubeRay said; the RayService stays, for `kubectl describe`, and the version before answers on.
+    """
+    core, custom = _clients(settings)
+    secret, service = calls(artifact, settings)
+    name = _name(artifact, settings)
+    with _explained(name):
+        with _unless(409):
+            core.create_namespaced_secret(**secret.arguments | {"body": secret.arguments["body"] | {"data": {"api-key": _coded(auth.ensure())}}})
+        key = base64.b64decode(core.read_namespaced_secret(_secret(name), settings.namespace).data["api-key"]).decode()
+        applied = custom.patch_namespaced_custom_object(**service.arguments, _content_type="application/apply-patch+yaml")
+        _wait(custom, name, applied["metadata"]["generation"], settings)
+    return _handle(name, key, settings)
+
+
+def delete(artifact: Artifact, settings: Settings) -> None:
+    """Delete the RayService and its Secret."""
+    _handle(_name(artifact, settings), "", settings).delete()
+
+
+def _handle(name: str, key: str, settings: Settings) -> Deployment:
+    return Deployment(settings.url or f"http://{name}-serve-svc.{settings.namespace}.svc:8000", key, name, settings)
+
+
+def _wait(custom: Any, name: str, generation: int, settings: Settings) -> None:
+    """Wait until KubeRay has seen a generation, and it alone answers.
+
+    Raises:
+        DeployError: it did not in time.
+    """
+    end = time.monotonic() + settings.timeout
+    while True:
+        about = custom.get_namespaced_custom_object(**_KIND, namespace=settings.namespace, name=name).get("status", {})
+        said = {one["type"]: one for one in about.get("conditions", [])}
+        ready, changing = (said.get(kind, {}).get("status") == "True" for kind in ("Ready", "UpgradeInProgress"))
+        if about.get("observedGeneration", 0) >= generation and ready and not changing:
+            return
+        if time.monotonic() > end:
+            told = "; ".join(f"{kind}: {one.get('message') or one['status']}" for kind, one in said.items()) or "KubeRay says nothing: does it run?"
+            fix = f"kubectl -n {settings.namespace} describe rayservice {name}"
+            raise DeployError(f"it does not answer after {settings.timeout:g} s: {told}", name, fix)
+        time.sleep(_POLL)
+
+
+def _coded(key: str) -> str:
+    return base64.b64encode(key.encode()).decode()
+
+
+def _clients(settings: Settings) -> tuple[Any, Any]:
+    """The API's clients for core objects and custom ones.
+
+    Raises:
+        DeployError: kubectl's settings lead nowhere.
+    """
+    client, config = _module("client"), _module("config")
+    try:
+        api = config.new_client_from_config(context=settings.context)
+    except config.ConfigException as error:
+        raise DeployError(str(error), "kubeconfig", "`kubectl config get-contexts` should list the cluster") from None
+    return client.CoreV1Api(api), client.CustomObjectsApi(api)
+
+
+def _module(name: str) -> Any:
+    return _platform.needed(f"kubernetes.{name}", "kubernetes")
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """Raise what Kubernetes' client does as DeployError."""
+    try:
+        yield
+    except _module("client").ApiException as error:
+        raise DeployError(f"{error.status} {error.reason}: {(error.body or '')[:500]}", where) from None
+    except _platform.needed("urllib3.exceptions", "kubernetes").HTTPError as error:
+        raise DeployError(f"the API server can't be reached: {error}", where) from None
+
+
+@contextmanager
+def _unless(status: int) -> Iterator[None]:
+    """Pass over a refusal of this status."""
+    try:
+        yield
+    except _module("client").ApiException as error:
+        if error.status != status:
+            raise

@@ -1,0 +1,250 @@
+"""Deploy on Amazon SageMaker, as an endpoint of instances, a serverless or an asynchronous one.
+
+The container is the target `sagemaker` of cluster/Dockerfile. Credentials and region are boto3's own. A new version takes an endpoint's place
+once it answers; of the old one nothing is left then, and of a new one that fails nothing either.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from lc_ray.artifact import Artifact
+from lc_ray.deploy import _aws, _platform
+from lc_ray.deploy._platform import Call
+from lc_ray.errors import DeployError
+from lc_ray.section import Section
+from lc_ray.serve.auth import KEYLESS
+from lc_ray.units import Seconds
+
+_VARIANT, _PREFIX = "main", "lc_ray"
+_SCALED = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
+_POLL = 15  # seconds between two looks at an endpoint, which takes minutes
+
+
+class Settings(Section):
+    """The endpoint, and what it runs on."""
+
+    image: str = Field(description="URI in ECR of the image of cluster/Dockerfile's target sagemaker")
+    role: str = Field(pattern=r"^arn:aws[\w-]*:iam::\d{12}:role/[\w+=,.@/-]+$", description="ARN of the role that SageMaker takes on")
+    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{2,62}$", description="bucket for the model, and for the answers of an asynchronous endpoint")
+    region: str | None = Field(None, description="boto3's own if not given")
+    endpoint: str | None = Field(None, pattern=r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$", description="its name; the model's if not given")
+    mode: Literal["instances", "serverless", "asynchronous"] = Field("instances", description="asynchronous: answers come by S3, within an hour")
+    instance: str = Field("ml.c7i.xlarge", pattern=r"^ml\.", description="type of the instances")
+    least: int = Field(1, ge=1, description="instances")
+    most: int = Field(1, ge=1, description="instances; more than the least, and they follow the load")
+    load: float = Field(1000, gt=0, description="requests that each instance is to have: a minute, or of an asynchronous endpoint waiting")
+    memory: Literal[1024, 2048, 3072, 4096, 5120, 6144] = Field(4096, description="MB, of a serverless endpoint")
+    concurrency: int = Field(5, ge=1, le=200, description="most requests at a time, of a serverless endpoint")
+    timeout: Seconds = Field(1800.0, description="longest time until the endpoint answers")
+
+    @model_validator(mode="after")
+    def _order(self) -> Settings:
+        if self.least > self.most:
+            raise ValueError(f"least ({self.least}) is more than most ({self.most})")
+        return self
+
+
+def calls(artifact: Artifact, settings: Settings) -> list[Call]:
+    """The calls of a first deployment, in order."""
+    endpoint, name = _names(artifact, settings)
+    key = f"{_PREFIX}/{name}/model.tar.gz"
+    tags = [{"Key": "lc_ray", "Value": artifact.digest}]
+    # SageMaker lets nobody through to the container whose request is not signed.
+    container = {"Image": settings.image, "ModelDataUrl": f"s3://{settings.bucket}/{key}", "Environment": {KEYLESS: "1"}}
+    # It serves what it is given, and has no business with anybody else.
+    model = {"ModelName": name, "ExecutionRoleArn": settings.role, "PrimaryContainer": container, "EnableNetworkIsolation": True, "Tags": tags}
+    config: dict[str, Any] = {"EndpointConfigName": name, "ProductionVariants": [_variant(name, settings)], "Tags": tags}
+    if settings.mode == "asynchronous":
+        answers = f"s3://{settings.bucket}/{_PREFIX}/{name}/answers"
+        config["AsyncInferenceConfig"] = {"OutputConfig": {"S3OutputPath": answers, "S3FailurePath": f"{answers}/failed"}}
+    wait = {"EndpointName": endpoint, "WaiterConfig": {"Delay": _POLL, "MaxAttempts": max(1, round(settings.timeout / _POLL))}}
+    return [
+        Call("s3.upload_file", {"Filename": "model.tar.gz", "Bucket": settings.bucket, "Key": key}, f"made of {artifact.path}"),
+        Call("sagemaker.create_model", model),
+        Call("sagemaker.create_endpoint_config", config),
+        Call(
+            "sagemaker.create_endpoint",
+            {"EndpointName": endpoint, "EndpointConfigName": name, "Tags": tags},
+            "update_endpoint, without tags, where it exists",
+        ),
+        Call("sagemaker.get_waiter('endpoint_in_service').wait", wait),
+        *_scaling(endpoint, settings),
+    ]
+
+
+def _names(artifact: Artifact, settings: Settings) -> tuple[str, str]:
+    """The endpoint's name, and that of the version: of its model, its configuration and its folder."""
+    endpoint = settings.endpoint or _platform.label(artifact.manifest.name)
+    return endpoint, f"{_stem(endpoint)}{_platform.version(artifact, settings)}"
+
+
+def _stem(endpoint: str) -> str:
+    return f"{endpoint[:46].rstrip('-')}-"
+
+
+def _variant(name: str, settings: Settings) -> dict[str, Any]:
+    about: dict[str, Any] = {"VariantName": _VARIANT, "ModelName": name}
+    if settings.mode == "serverless":
+        return about | {"ServerlessConfig": {"MemorySizeInMB": settings.memory, "MaxConcurrency": settings.concurrency}}
+    patience = {"ModelDataDownloadTimeoutInSeconds": 1200, "ContainerStartupHealthCheckTimeoutInSeconds": 600}
+    return about | {"InstanceType": settings.instance, "InitialInstanceCount": settings.least} | patience
+
+
+def _scaling(endpoint: str, settings: Settings) -> list[Call]:
+    if settings.mode == "serverless" or settings.least == settings.most:
+        return []
+    target = _SCALED | {"ResourceId": _resource(endpoint)}
+    follow: dict[str, Any] = {"TargetValue": settings.load}
+    if settings.mode == "instances":
+        follow["PredefinedMetricSpecification"] = {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"}
+    else:
+        of = {"MetricName": "ApproximateBacklogSizePerInstance", "Namespace": "AWS/SageMaker", "Statistic": "Average"}
+        follow["CustomizedMetricSpecification"] = of | {"Dimensions": [{"Name": "EndpointName", "Value": endpoint}]}
+    policy = {"PolicyName": f"{endpoint}-load", "PolicyType": "TargetTrackingScaling", "TargetTrackingScalingPolicyConfiguration": follow}
+    return [
+        Call("application-autoscaling.register_scalable_target", target | {"MinCapacity": settings.least, "MaxCapacity": settings.most}),
+        Call("application-autoscaling.put_scaling_policy", target | policy),
+    ]
+
+
+def _resource(endpoint: str) -> str:
+    return f"endpoint/{endpoint}/variant/{_VARIANT}"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """An endpoint.
+
+    Attributes:
+        url: where signed requests are answered.
+        name: of the endpoint.
+    """
+
+    url: str
+    name: str
+    _settings: Settings
+
+    def predict(self, rows: list[Any]) -> list[dict[str, Any]]:
+        """Answers of the endpoint; of an asynchronous one once they lie in S3.
+
+        Raises:
+            DeployError: with what the endpoint said.
+        """
+        body = json.dumps({"instances": rows}).encode()
+        with _aws.explained(self.name):
+            if self._settings.mode == "asynchronous":
+                content = _aws.invoke_later(self._client, self.name, body, self._settings.bucket, f"{_PREFIX}/questions")
+            else:
+                asked = {"EndpointName": self.name, "ContentType": "application/json", "Body": body}
+                content = self._client("sagemaker-runtime").invoke_endpoint(**asked)["Body"].read()
+        found: list[dict[str, Any]] = json.loads(content)["predictions"]
+        return found
+
+    def delete(self) -> None:
+        """Delete the endpoint, and the configuration, model and folder in S3 of its version.
+
+        Raises:
+            DeployError: with what SageMaker said.
+        """
+        with _aws.explained(self.name):
+            client = self._client("sagemaker")
+            if (about := _aws.described(client, self.name)) is None:
+                return
+            self._unscale()
+            client.delete_endpoint(EndpointName=self.name)
+            client.get_waiter("endpoint_deleted").wait(EndpointName=self.name)
+            self._remove(about["EndpointConfigName"])
+
+    def _client(self, service: str) -> Any:
+        return _aws.client(service, self._settings.region)
+
+    def _unscale(self) -> None:
+        """End the autoscaling, without which no endpoint can be changed or deleted."""
+        scaling, target = self._client("application-autoscaling"), {"ResourceIds": [_resource(self.name)], "ServiceNamespace": "sagemaker"}
+        for one in scaling.describe_scalable_targets(**target)["ScalableTargets"]:
+            scaling.deregister_scalable_target(**{name: one[name] for name in ("ServiceNamespace", "ResourceId", "ScalableDimension")})
+
+    def _remove(self, name: str) -> None:
+        """Delete what one version is made of, as far as it is there. What others have made has other names."""
+        if not name.startswith(_stem(self.name)):
+            return
+        sagemaker, s3 = self._client("sagemaker"), self._client("s3")
+        with _aws.unless("Could not find"):
+            sagemaker.delete_endpoint_config(EndpointConfigName=name)
+        with _aws.unless("Could not find"):
+            sagemaker.delete_model(ModelName=name)
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=self._settings.bucket, Prefix=f"{_PREFIX}/{name}/"):
+            for one in page.get("Contents", []):
+                s3.delete_object(Bucket=self._settings.bucket, Key=one["Key"])
+
+    def _make(self, call: Call, artifact: Artifact, exists: bool) -> None:
+        """Make a call of the plan, in the form that it takes where the endpoint exists."""
+        service, _, method = call.name.partition(".")
+        client, arguments = self._client(service), call.arguments
+        if method == "upload_file":
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / arguments["Filename"]
+                _platform.tarball(artifact, file)
+                client.upload_file(**(arguments | {"Filename": str(file)}))
+        elif method == "create_endpoint" and exists:
+            self._unscale()
+            client.update_endpoint(**{name: value for name, value in arguments.items() if name != "Tags"})
+        elif method.startswith("get_waiter"):
+            client.get_waiter("endpoint_in_service").wait(**arguments)
+        else:
+            with _aws.unless("already exist"):  # of a call that was cut off; its name says that it is the same
+                getattr(client, method)(**arguments)
+
+
+def delete(artifact: Artifact, settings: Settings) -> None:
+    """Delete the endpoint, whichever version of the model it has."""
+    _handle(artifact, settings).delete()
+
+
+def _handle(artifact: Artifact, settings: Settings) -> Deployment:
+    """The endpoint, whether it is there or not."""
+    name = _names(artifact, settings)[0]
+    with _aws.explained(name):
+        base = _aws.client("sagemaker-runtime", settings.region).meta.endpoint_url
+    return Deployment(f"{base}/endpoints/{name}/invocations", name, settings)
+
+
+def deploy(artifact: Artifact, settings: Settings) -> Deployment:
+    """Make the endpoint, or have it change to this version without a gap.
+
+    Raises:
+        DeployError: with what SageMaker said; what this call made is deleted again, and an endpoint that was there answers as before.
+    """
+    handle, version = _handle(artifact, settings), _names(artifact, settings)[1]
+    with _aws.explained(handle.name):
+        before = _aws.described(handle._client("sagemaker"), handle.name)
+    status = before["EndpointStatus"] if before else None
+    if status not in (None, "Failed", "InService"):
+        raise DeployError(f"the endpoint is being changed: {status}", handle.name, "give the same command again when that is over")
+    if before and status == "InService" and before["EndpointConfigName"] == version:
+        return handle
+    if status == "Failed":  # which nothing can be done with but this
+        handle.delete()
+        before = None
+    try:
+        with _aws.explained(handle.name):
+            for call in calls(artifact, settings):
+                handle._make(call, artifact, before is not None)
+            _aws.check(handle._client("sagemaker"), handle.name, version)
+    except DeployError:
+        if before is None:
+            handle.delete()
+        with _aws.explained(handle.name):
+            handle._remove(version)
+        raise
+    if before:
+        with _aws.explained(handle.name):
+            handle._remove(before["EndpointConfigName"])
+    return handle

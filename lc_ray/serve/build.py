@@ -1,0 +1,51 @@
+"""An application builder, for `serve run`, `serve build` and KubeRay's RayService.
+
+    LC_RAY_API_KEY=... serve run lc_ray.serve.build:build artifacts=runs/reviews/model
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError, field_validator
+
+from lc_ray.errors import ServeError, SpecError
+from lc_ray.section import Section
+from lc_ray.serve import auth
+from lc_ray.serve.app import application
+from lc_ray.serving import ServeSpec
+from lc_ray.spec import explain
+
+
+class Arguments(Section):
+    """What the builder is given. Where Serve listens is said to Serve, not here."""
+
+    artifacts: tuple[str, ...]
+    serve: ServeSpec = ServeSpec()
+    keys: str | None = None
+
+    @field_validator("artifacts", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The Serve application of artifacts.
+
+    Args:
+        args: `artifacts`, a folder or several that every node can reach; `serve`, as in a job file; `keys`, a file with a line NAME:KEY for each
+            API key, without which the key is that of `LC_RAY_API_KEY`, as a Secret gives it.
+
+    Raises:
+        SpecError: an argument that is missing, unknown or wrong.
+        ServeError: there is no key.
+    """
+    try:
+        given = Arguments.model_validate(args)
+    except ValidationError as error:
+        raise SpecError("\n  ".join(explain(e, list(Arguments.model_fields)) for e in error.errors()), "args") from None
+    keys = auth.read(given.keys) if given.keys else {"": key} if (key := auth.find()) else {}
+    if not keys:
+        raise ServeError("there is no API key", fix=f"set {auth.VARIABLE}, from a Secret, or give keys=FILE")
+    return application(given.artifacts, given.serve, keys, {})

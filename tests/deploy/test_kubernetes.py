@@ -1,0 +1,147 @@
+"""Kubernetes: its own client against a stand-in for the API server, which takes of a RayService what KubeRay's schema allows."""
+
+import base64
+import json
+import sys
+
+import kubernetes.client
+import pytest
+import yaml
+from kuberay import validators
+from serving import served
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from lc_ray import DeployModel, artifact, cli
+from lc_ray.deploy import kubernetes as platform
+from lc_ray.errors import DeployError
+
+SETTINGS = {"image": "registry.example/lc-ray:0.1.0-ray2.60.0", "path": "/runs/reviews/model"}
+
+
+class ApiServer:
+    def __init__(self, validator):
+        self.validator, self.objects, self.status, self.looks = validator, {}, [], 0
+        self.app = Starlette(routes=[Route("/{path:path}", self.answer, methods=["GET", "POST", "PATCH", "DELETE"])])
+
+    async def answer(self, request):
+        path, body = request.url.path, await request.body()
+        told = yaml.safe_load(body) if body else {}
+        if request.method == "POST":
+            path = f"{path}/{told['metadata']['name']}"
+            if path in self.objects:
+                return self.refused(409, "AlreadyExists")
+            self.objects[path] = told
+        elif request.method == "PATCH":
+            assert request.headers["content-type"] == "application/apply-patch+yaml"
+            assert request.query_params["fieldManager"] == "lc-ray"
+            if wrong := [e.message for e in self.validator.iter_errors(told)]:
+                return self.refused(422, "; ".join(wrong))
+            generation = self.objects.get(path, {"metadata": {"generation": 0}})["metadata"]["generation"] + 1
+            self.objects[path] = told | {"metadata": told["metadata"] | {"generation": generation}}
+        elif path not in self.objects:
+            return self.refused(404, "NotFound")
+        elif request.method == "DELETE":
+            return JSONResponse(self.objects.pop(path))
+        elif "spec" in self.objects[path]:
+            self.looks += 1
+            return JSONResponse(self.objects[path] | {"status": self.status[min(self.looks, len(self.status)) - 1]})
+        return JSONResponse(self.objects[path])
+
+    @staticmethod
+    def refused(code, reason):
+        return JSONResponse({"kind": "Status", "status": "Failure", "reason": reason, "message": reason, "code": code}, code)
+
+
+def status(generation, **conditions):
+    said = [{"type": kind, "status": str(value), "message": f"of {kind}"} for kind, value in conditions.items()]
+    return {"observedGeneration": generation, "conditions": said}
+
+
+@pytest.fixture
+def api(tmp_path, monkeypatch):
+    server = ApiServer(validators()["RayService"])
+    server.status = [status(1, Ready=True)]
+    with served(server.app) as place:
+        file = {
+            "clusters": [{"name": "here", "cluster": {"server": f"http://{place}"}}],
+            "users": [{"name": "me", "user": {"token": "t"}}],
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+            "current-context": "here",
+        }
+        (tmp_path / "config").write_text(yaml.safe_dump(file), "utf-8")
+        monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+        monkeypatch.setattr(platform, "_POLL", 0.01)
+        monkeypatch.setenv("LC_RAY_API_KEY", "secret")
+        yield server
+
+
+def service(api):
+    (found,) = [one for path, one in api.objects.items() if "rayservices" in path]
+    return found
+
+
+def test_a_deployment_and_all_that_it_made_is_gone_again(api, tiny_artifact):
+    api.status = [{}, status(0, Ready=True), status(1, Ready=False), status(1, Ready=True, UpgradeInProgress=True), status(1, Ready=True)]
+    deployment = DeployModel(tiny_artifact, "kubernetes", **SETTINGS, pods=3, cpu=2, memory="4Gi").deploy()
+    assert api.looks == len(api.status)
+    assert (deployment.url, deployment.key) == ("http://tiny-serve-svc.lc-ray.svc:8000", "secret")
+    (secret,) = [one for path, one in api.objects.items() if path.endswith("/secrets/tiny-api-key")]
+    assert base64.b64decode(secret["data"]["api-key"]) == b"secret"
+    made = service(api)
+    args = yaml.safe_load(made["spec"]["serveConfigV2"])["applications"][0]["args"]
+    assert args["artifacts"] == ["/runs/reviews/model"]
+    assert args["serve"]["replicas"] == {"min": 3, "max": 3, "cpu": 2}
+    (group,) = made["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert container["image"] == SETTINGS["image"]
+    assert container["resources"]["limits"] == {"cpu": "2", "memory": "4Gi"}
+    assert container["env"][0]["valueFrom"]["secretKeyRef"] == {"name": "tiny-api-key", "key": "api-key"}
+    assert "secret" not in json.dumps(made).replace("secretKeyRef", "")
+    deployment.delete()
+    assert api.objects == {}
+
+
+def test_a_new_version_changes_the_pods_so_that_kuberay_brings_up_others(api, tiny_artifact):
+    first = DeployModel(tiny_artifact, "kubernetes", **SETTINGS).plan()[1].arguments["body"]
+    annotations = first["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["metadata"]["annotations"]
+    assert annotations == {"lc-ray/version": artifact.read(tiny_artifact).digest}
+    DeployModel(tiny_artifact, "kubernetes", **SETTINGS).deploy()
+    api.status = [status(1, Ready=True), status(2, Ready=True)]
+    api.looks = 0
+    assert DeployModel(tiny_artifact, "kubernetes", **SETTINGS | {"image": "lc-ray:2"}).deploy().key == "secret"
+    assert api.looks == 2
+    platform.delete(artifact.read(tiny_artifact), platform.Settings(**SETTINGS))
+    assert api.objects == {}
+
+
+def test_one_that_does_not_come_up_says_why(api, tiny_artifact):
+    api.status = [status(1, Ready=False)]
+    with pytest.raises(DeployError, match=r"tiny: it does not answer after 0 s: Ready: of Ready\n.*describe rayservice tiny"):
+        DeployModel(tiny_artifact, "kubernetes", **SETTINGS, timeout=0).deploy()
+
+
+def test_what_the_api_server_refuses_is_told(api, tiny_artifact):
+    api.validator = validators()["RayJob"]
+    with pytest.raises(DeployError, match=r"tiny: 422 .*serveConfigV2"):
+        DeployModel(tiny_artifact, "kubernetes", **SETTINGS).deploy()
+
+
+def test_a_dry_run_is_yaml_for_kubectl(api, tiny_artifact, capsys, monkeypatch):
+    given = [f"--set={name}={value}" for name, value in {**SETTINGS, "serve.queue": 9}.items()]
+    monkeypatch.setattr(sys, "argv", ["lc-ray", "deploy", str(tiny_artifact), "--platform", "kubernetes", "--dry-run", *given])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    (only,) = [one for one in yaml.safe_load_all(capsys.readouterr().out) if one]
+    assert yaml.safe_load(only["spec"]["serveConfigV2"])["applications"][0]["args"]["serve"]["queue"] == 9
+    assert (only["kind"], only["metadata"]) == ("RayService", {"name": "tiny", "namespace": "lc-ray"})
+    assert list(api.validator.iter_errors(only)) == []
+    assert api.objects == {}
+
+
+def test_no_cluster_is_told(tiny_artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "nothing"))
+    with pytest.raises(DeployError, match="kubeconfig: "):
+        DeployModel(tiny_artifact, "kubernetes", **SETTINGS).deploy()

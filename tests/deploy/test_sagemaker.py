@@ -1,0 +1,170 @@
+"""SageMaker: boto3 against moto's server."""
+
+import json
+import re
+import sys
+import tarfile
+
+import boto3
+import httpx
+import pytest
+from moto.sagemaker.models import sagemaker_backends
+from moto.sagemaker.responses import SageMakerResponse
+
+from lc_ray import DeployModel, artifact, cli
+from lc_ray.deploy import _platform, sagemaker
+from lc_ray.errors import DeployError
+
+
+def left(bucket="models"):
+    """All that there is in the account."""
+    client, s3 = boto3.client("sagemaker"), boto3.client("s3")
+    return {
+        "endpoints": [e["EndpointName"] for e in client.list_endpoints()["Endpoints"]],
+        "configs": [c["EndpointConfigName"] for c in client.list_endpoint_configs()["EndpointConfigs"]],
+        "models": [m["ModelName"] for m in client.list_models()["Models"]],
+        "files": [f["Key"] for f in s3.list_objects_v2(Bucket=bucket).get("Contents", [])],
+        "scaled": boto3.client("application-autoscaling").describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"],
+    }
+
+
+@pytest.fixture
+def update_endpoint(monkeypatch):
+    """The one operation of ours that moto lacks. What it is given, and "fails" of it: whether SageMaker then goes back."""
+    told = {"fails": False}
+
+    def update(self):
+        told["given"] = json.loads(self.body)
+        endpoint = sagemaker_backends[self.current_account][self.region].endpoints[told["given"]["EndpointName"]]
+        if told["fails"]:
+            endpoint.failure_reason = "the container did not answer"
+        else:
+            endpoint.endpoint_config_name = told["given"]["EndpointConfigName"]
+        return json.dumps({"EndpointArn": endpoint.arn})
+
+    monkeypatch.setattr(SageMakerResponse, "update_endpoint", update, raising=False)
+    return told
+
+
+def test_a_deployment_and_all_that_it_made_is_gone_again(aws, tiny_artifact, tmp_path):
+    deployment = DeployModel(tiny_artifact, platform="Amazon SageMaker", **aws).deploy()
+    made = left()
+    assert made["endpoints"] == ["tiny"]
+    (version,) = made["configs"]
+    assert made["models"] == [version]
+    model = boto3.client("sagemaker").describe_model(ModelName=version)
+    assert model["PrimaryContainer"]["ModelDataUrl"] == f"s3://models/{made['files'][0]}"
+    boto3.client("s3").download_file("models", made["files"][0], str(tmp_path / "model.tar.gz"))
+    with tarfile.open(tmp_path / "model.tar.gz") as tar:
+        tar.extractall(tmp_path / "model", filter="data")
+    assert artifact.read(tmp_path / "model").digest == artifact.read(tiny_artifact).digest
+    assert deployment.url.endswith("/endpoints/tiny/invocations")
+    assert DeployModel(tiny_artifact, platform="sagemaker", **aws).deploy() == deployment
+    assert left() == made
+    deployment.delete()
+    assert not any(left().values())
+    deployment.delete()
+
+
+def test_a_new_version_takes_the_place_of_the_old(aws, tiny_artifact, update_endpoint):
+    DeployModel(tiny_artifact, "sagemaker", **aws).deploy()
+    before = left()
+    DeployModel(tiny_artifact, "sagemaker", **aws, most=3, load=50).deploy()
+    after = left()
+    assert after["endpoints"] == before["endpoints"]
+    assert update_endpoint["given"] == {"EndpointName": "tiny", "EndpointConfigName": after["configs"][0]}
+    assert {len(after[kind]) for kind in ("configs", "models", "files", "scaled")} == {1}
+    assert not set(after["configs"] + after["files"]) & set(before["configs"] + before["files"])
+    assert (after["scaled"][0]["MinCapacity"], after["scaled"][0]["MaxCapacity"]) == (1, 3)
+    (policy,) = boto3.client("application-autoscaling").describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+    assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 50
+    sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings(**aws))
+    assert not any(left().values())
+
+
+def test_a_version_that_fails_leaves_the_old_one_and_nothing_else(aws, tiny_artifact, update_endpoint):
+    DeployModel(tiny_artifact, "sagemaker", **aws).deploy()
+    before = left()
+    update_endpoint["fails"] = True
+    with pytest.raises(DeployError, match="went back to the version before: the container did not answer"):
+        DeployModel(tiny_artifact, "sagemaker", **aws | {"instance": "ml.c5.large"}).deploy()
+    assert left() == before
+
+
+def test_a_refused_first_deployment_leaves_nothing(aws, tiny_artifact):
+    with pytest.raises(DeployError, match=r"tiny: CreateEndpointConfig: .*ml\.none"):  # which comes after the upload and the model
+        DeployModel(tiny_artifact, "sagemaker", **aws | {"instance": "ml.none"}).deploy()
+    assert not any(left().values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "key"),
+    [
+        ({"mode": "serverless", "memory": 2048, "concurrency": 7}, "ServerlessConfig", {"MemorySizeInMB": 2048, "MaxConcurrency": 7}),
+        ({"instance": "ml.p3.2xlarge", "least": 2, "most": 2}, "InstanceType", "ml.p3.2xlarge"),
+    ],
+)
+def test_what_it_runs_on(aws, tiny_artifact, settings, kind, key):
+    DeployModel(tiny_artifact, "sagemaker", **aws | settings).deploy()
+    about = boto3.client("sagemaker").describe_endpoint_config(EndpointConfigName=left()["configs"][0])
+    assert about["ProductionVariants"][0][kind] == key
+
+
+def test_an_asynchronous_endpoint_answers_by_s3(aws, moto_server, tiny_artifact):
+    deployment = DeployModel(tiny_artifact, "sagemaker", **aws, mode="asynchronous", most=2).deploy()
+    about = boto3.client("sagemaker").describe_endpoint_config(EndpointConfigName=left()["configs"][0])
+    assert about["AsyncInferenceConfig"]["OutputConfig"]["S3OutputPath"].startswith("s3://models/lc_ray/tiny-")
+    answers = [{"data": '{"predictions": [{"label": "good"}]}'}, {"data": "it broke", "is_failure": True}]
+    httpx.post(f"{moto_server}/moto-api/static/sagemaker/async-endpoint-results", json={"region": "us-west-2", "results": answers})
+    assert deployment.predict(["fine"]) == [{"label": "good"}]
+    with pytest.raises(DeployError, match="tiny: it broke"):
+        deployment.predict(["fine"])
+    deployment.delete()
+    assert not any(left().values())
+
+
+def test_a_dry_run_prints_all_and_calls_nothing(aws, moto_server, tiny_artifact, capsys, monkeypatch):
+    given = [f"--set={name}={value}" for name, value in aws.items()]
+    monkeypatch.setattr(sys, "argv", ["lc-ray", "deploy", str(tiny_artifact), "--platform", "sagemaker", "--dry-run", *given, "--set", "most=2"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    told = capsys.readouterr().out
+    order = ["upload_file", "create_model", "create_endpoint_config", "create_endpoint", "wait", "register_scalable_target", "put_scaling_policy"]
+    assert re.findall(r"(\w+)\(\{", told) == order
+    assert aws["image"] in told
+    assert '"EnableNetworkIsolation": true' in told
+    assert not any(left().values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"image: this field is required: URI in ECR .*\n  role: .*\n  bucket: .*\n  → give each as --set"),
+        ({"imag": "x"}, "did you mean 'image'"),
+        ({"role": "me"}, "role: "),
+        ({"memory": 4000}, "memory: "),
+        ({"least": 3}, r"least \(3\) is more than most"),
+    ],
+)
+def test_settings_that_are_not_right(aws, tiny_artifact, settings, message):
+    with pytest.raises(DeployError, match=message):
+        DeployModel(tiny_artifact, "sagemaker", **settings and aws | settings)
+
+
+def test_without_boto3_it_says_what_to_install(tiny_artifact, monkeypatch):
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    sagemaker._aws.client.cache_clear()
+    with pytest.raises(DeployError, match=r"pip install 'lc_ray\[sagemaker\]'"):
+        _platform.needed("boto3", "sagemaker")
+
+
+def test_the_tarball_is_the_same_wherever_it_is_made(tiny_artifact, tmp_path):
+    found = artifact.read(tiny_artifact)
+    (tmp_path / "a").mkdir()
+    for file in (tmp_path / "1", tmp_path / "a" / "2"):
+        _platform.tarball(found, file)
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "a" / "2").read_bytes()
+    with tarfile.open(tmp_path / "1") as tar:
+        assert sorted(tar.getnames()) == sorted([*found.manifest.files, "manifest.json"])
+        assert {(m.mtime, m.uid, m.mode) for m in tar.getmembers()} == {(0, 0, 0o644)}

@@ -1,0 +1,98 @@
+"""Vertex AI: Google's clients against a local stand-in for its control plane."""
+
+import pytest
+
+from lc_ray import DeployModel, artifact
+from lc_ray.deploy import vertex
+from lc_ray.errors import DeployError
+
+SETTINGS = {"project": "demo", "region": "europe-west4", "bucket": "models", "image": "europe-west4-docker.pkg.dev/demo/lc/ray:1"}
+
+
+def put(path, **settings):
+    return DeployModel(path, "Google Cloud", **SETTINGS, **settings).deploy()
+
+
+def nothing(google):
+    return (google.models, google.endpoints, google.files) == ({}, {}, {})
+
+
+def test_a_deployment_and_all_that_it_made_is_gone_again(google, tiny_artifact):
+    deployment = put(tiny_artifact, accelerator="NVIDIA_L4", machine="g2-standard-4", most=2)
+    (endpoint,), (model,) = google.endpoints.values(), google.models.values()
+    assert endpoint["displayName"] == "tiny"
+    found = artifact.read(tiny_artifact)
+    assert {name.partition("/")[2].partition("/")[2] for name in google.files} == {*found.manifest.files, "manifest.json"}
+    assert all(content == (tiny_artifact / name.split("/", 2)[2]).read_bytes() for name, content in google.files.items())
+    assert all(f"gs://models/{name}".startswith(model["artifactUri"] + "/") for name in google.files)
+    container = model["containerSpec"]
+    assert container["imageUri"] == SETTINGS["image"]
+    assert container["command"] == ["python", "-m", "lc_ray.serve.container"]
+    assert {"name": "LC_RAY_KEYLESS", "value": "1"} in container["env"]
+    (deployed,) = endpoint["deployedModels"]
+    machine = deployed["dedicatedResources"]
+    assert machine["machineSpec"]["machineType"] == "g2-standard-4"
+    assert (machine["minReplicaCount"], machine["maxReplicaCount"]) == (1, 2)
+    assert endpoint["trafficSplit"] == {deployed["id"]: 100}
+    assert deployment.url == f"https://europe-west4-aiplatform.googleapis.com/v1/{endpoint['name']}:predict"
+    put(tiny_artifact, accelerator="NVIDIA_L4", machine="g2-standard-4", most=2)
+    assert (len(google.models), len(endpoint["deployedModels"])) == (1, 1)
+    deployment.delete()
+    assert nothing(google)
+
+
+def test_a_new_version_takes_some_of_the_traffic_and_then_the_place_of_the_old(google, tiny_artifact):
+    put(tiny_artifact)
+    (endpoint,) = google.endpoints.values()
+    (old,) = endpoint["deployedModels"]
+    put(tiny_artifact, machine="n2-standard-8", traffic=20)
+    new = endpoint["deployedModels"][1]
+    assert endpoint["trafficSplit"] == {old["id"]: 80, new["id"]: 20}
+    assert len(google.models) == 2
+    put(tiny_artifact, machine="n2-standard-8")
+    assert endpoint["deployedModels"] == [new]
+    assert endpoint["trafficSplit"] == {new["id"]: 100}
+    assert list(google.models) == [new["model"]]
+    assert {name.split("/")[1] for name in google.files} == {new["displayName"]}
+    vertex.delete(artifact.read(tiny_artifact), vertex.Settings(**SETTINGS))
+    assert nothing(google)
+
+
+def test_what_is_refused_leaves_all_as_it_was(google, tiny_artifact):
+    google.refuse = {"deployModel"}
+    with pytest.raises(DeployError, match=r"tiny: .*no deployModel today"):
+        put(tiny_artifact)
+    assert nothing(google)
+    google.refuse = set()
+    put(tiny_artifact)
+    before, models, files = dict(*google.endpoints.values()), dict(google.models), dict(google.files)
+    google.refuse = {"deployModel"}
+    with pytest.raises(DeployError):
+        put(tiny_artifact, machine="n2-standard-8")
+    assert (dict(*google.endpoints.values()), google.models, google.files) == (before, models, files)
+
+
+@pytest.mark.parametrize(
+    ("before", "new", "percent", "expected"),
+    [
+        ({}, "0", 20, {"0": 100}),
+        ({"1": 100}, "0", 100, {"1": 0, "0": 100}),
+        ({"1": 50, "2": 50}, "0", 33, {"1": 33, "2": 33, "0": 34}),
+        ({"1": 80, "2": 20}, "2", 60, {"1": 40, "2": 60}),
+        ({"1": 0, "2": 100}, "2", 60, {"1": 0, "2": 100}),
+    ],
+)
+def test_shares(before, new, percent, expected):
+    assert vertex.shares(before, new, percent) == expected
+
+
+def test_a_dry_run_calls_nothing(google, tiny_artifact):
+    told = "\n".join(map(str, DeployModel(tiny_artifact, "vertex", **SETTINGS).plan()))
+    for name in ("upload_from_filename", "Model.upload", "Endpoint.create", "Endpoint.deploy"):
+        assert name in told
+    assert nothing(google)
+
+
+def test_settings_that_are_missing(tiny_artifact):
+    with pytest.raises(DeployError, match=r"project: .*\n  region: .*\n  bucket: .*\n  image: "):
+        DeployModel(tiny_artifact, "vertex")

@@ -1,0 +1,81 @@
+"""The application builder: its arguments, and what k8s/ has KubeRay do with it, on a real local Ray Serve."""
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+import lc_ray
+from lc_ray.client import Client
+from lc_ray.errors import ServeError, SpecError
+from lc_ray.serve import app, auth, build
+
+KEY = "a key for tests"
+
+
+@pytest.fixture
+def config():
+    """The RayService's `serveConfigV2`."""
+    return yaml.safe_load(yaml.safe_load(Path("k8s/rayservice/rayservice.yaml").read_text("utf-8"))["spec"]["serveConfigV2"])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({}, "artifacts: this field is required"),
+        ({"artifact": "x", "artifacts": "x"}, "did you mean 'artifacts'"),
+        ({"artifacts": "x", "serve": {"replicas": {"min": 3, "max": 2}}}, r"min \(3\) is more than max"),
+    ],
+)
+def test_arguments_that_are_not_right(args, message):
+    with pytest.raises(SpecError, match=message):
+        build.build(args)
+
+
+def test_keys(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv(auth.VARIABLE, raising=False)
+    with pytest.raises(ServeError, match="no API key"):
+        build.build({"artifacts": "somewhere"})
+    monkeypatch.setenv(auth.VARIABLE, KEY)
+    (paths, _, digests, _) = build.build({"artifacts": "somewhere"})._bound_deployment.init_args
+    assert (len(paths), list(digests)) == (1, [auth.digest(KEY)])
+    (tmp_path / "keys").write_text("a:one\nb:two\n", "utf-8")
+    made = build.build({"artifacts": ["a", "b"], "keys": str(tmp_path / "keys")})._bound_deployment
+    assert list(made.init_args[2]) == [auth.digest("one"), auth.digest("two")]
+
+
+@pytest.mark.cluster
+def test_the_config_of_k8s_on_ray_serve(ray_local, tiny_artifact, config):
+    (application,) = config["applications"]
+    application["args"] = {"artifacts": [str(tiny_artifact)], "serve": {"replicas": {"cpu": 1}}}
+    application["runtime_env"] = {"env_vars": {auth.VARIABLE: KEY}}
+    port = app._free("127.0.0.1", 0)
+    variables = {name: value for name, value in rayservice_variables().items()} | app._side_ports()
+    http = {"host": "127.0.0.1", "port": port}
+    serve.start(proxy_location="HeadOnly", http_options=http, controller_options={"runtime_env": {"env_vars": variables}})
+    try:
+        _get_global_client().deploy_apps(ServeDeploySchema(**config))
+        end = time.monotonic() + 300
+        while (state := serve.status().applications.get("lc_ray")) is None or state.status not in ("RUNNING", "DEPLOY_FAILED"):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert state.status == "RUNNING", state.message
+        expected = lc_ray.load(tiny_artifact, threads=1).predict(["good flight"])
+        with Client(f"http://127.0.0.1:{port}", KEY) as client:
+            assert client.predict(["good flight"])[0]["label"] == expected[0]["label"]
+        with Client(f"http://127.0.0.1:{port}", "guess") as client, pytest.raises(ServeError, match="valid key"):
+            client.predict(["good"])
+    finally:
+        app.stop()
+
+
+def rayservice_variables():
+    """What the RayService sets for Serve's processes; the same as for an endpoint of ours."""
+    manifest = yaml.safe_load(Path("k8s/rayservice/rayservice.yaml").read_text("utf-8"))
+    (container,) = manifest["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    return {one["name"]: one["value"] for one in container["env"] if "value" in one}
