@@ -47,7 +47,7 @@ class Network:
         self.name, self.prefix = f"lcr{os.getpid() % 100000}", f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
         self.temp = Path(tempfile.mkdtemp(prefix="lcr", dir="/tmp"))  # a short path: sockets are below it
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        usual = {"GLOO_SOCKET_IFNAME": "eth0", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240", "PATH": path}
+        usual = {"GLOO_SOCKET_IFNAME": "eth0", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240", "RAY_worker_niceness": "0", "PATH": path}
         self.environment = {**os.environ, **usual, **environment}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.count = 1
@@ -70,11 +70,11 @@ class Network:
             self.running[address] = subprocess.Popen([*within, *command], env=self.environment, stdout=log, stderr=log, cwd="/")
         return address
 
-    def head(self) -> str:
+    def head(self, *more: str) -> str:
         """Start a head; its address."""
         address = f"{self.prefix}.{self.count + 1}"
         ports = ["--port=6379", f"--dashboard-host={address}", f"--dashboard-port={PORT}", f"--temp-dir={self.temp}"]
-        return self.start("--head", *ports)
+        return self.start("--head", *ports, *more)
 
     def worker(self, head: str) -> str:
         """Start a worker; its address."""
@@ -103,16 +103,17 @@ class Cluster:
         environment: of their processes.
         workers: machines beside the head.
         cpus: of each machine.
+        more: options of the head.
 
     Attributes:
         url: of the dashboard.
         token: that it asks for.
     """
 
-    def __init__(self, environment: dict[str, str], workers: int = 1, cpus: int = 1) -> None:
+    def __init__(self, environment: dict[str, str], workers: int = 1, cpus: int = 1, more: tuple[str, ...] = ()) -> None:
         self.token = secrets.token_hex(16)
         self.network = Network({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, **environment}, cpus)
-        self.head = self.network.head()
+        self.head = self.network.head(*more)
         self.url = f"http://{self.head}:{PORT}"
         self.wait(1)
         self.workers = [self.network.worker(self.head) for _ in range(workers)]
@@ -141,11 +142,11 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(environment: dict[str, str], workers: int = 1, cpus: int = 1) -> Iterator[Cluster]:
+def cluster(environment: dict[str, str], workers: int = 1, cpus: int = 1, more: tuple[str, ...] = ()) -> Iterator[Cluster]:
     """A cluster while the block runs."""
     made: Cluster = Cluster.__new__(Cluster)
     try:
-        made.__init__(environment, workers, cpus)  # type: ignore[misc]
+        made.__init__(environment, workers, cpus, more)  # type: ignore[misc]
         yield made
     finally:
         if hasattr(made, "network"):

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[machines.Clust
 
 
 @pytest.fixture(scope="module")
-def home(cluster: machines.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that both machines mount."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def home(cluster: machines.Cluster, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a user's files are: the cluster's name and token, and a job that uses both machines."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "token").write_text(cluster.token, "utf-8")
-    named = {"two": {"address": cluster.url, "token_file": str(folder / "token"), "storage": str(tmp_path_factory.mktemp("shared"))}}
+    named = {"two": {"address": cluster.url, "token_file": str(folder / "token"), "storage": str(shared)}}
     (folder / "lc_ray").mkdir()
     (folder / "lc_ray" / "clusters.yaml").write_text(yaml.safe_dump(named), "utf-8")
     return folder
@@ -56,7 +64,7 @@ def there(cluster: machines.Cluster, home: Path) -> Jobs:
 @pytest.fixture(scope="module")
 def job(tiny_job: dict[str, Any], home: Path) -> dict[str, Any]:
     sections = {name: section for name, section in tiny_job.items() if name not in ("search", "prune", "quantize", "accept")}
-    return spec.override(sections, {"storage": str(home / "runs"), "train.segments": 1, "train.epochs": 20, "train.checkpoint_every": 20})
+    return spec.override(sections, {"storage": str(home / "runs"), "train.segments": 1, "train.epochs": 30, "train.checkpoint_every": 20})
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +90,10 @@ def test_without_the_token_nobody_comes_in(cluster: machines.Cluster, tmp_path: 
         Jobs(Cluster(address=cluster.url, token_file=str(tmp_path / "wrong")))
 
 
-def test_what_a_cluster_lacks_is_told_before_anything_is_sent(there: Jobs, job: dict[str, Any], home: Path) -> None:
+def test_what_a_cluster_lacks_is_told_before_anything_is_sent(there: Jobs, job: dict[str, Any], shared: Path) -> None:
     package = pack(spec.parse(spec.override(job, {"data.train": "/nowhere/rows.csv", "model.base": "package:nothing_there/x"})))
-    shared = there.cluster.model_copy(update={"storage": str(home / "shared")})
-    there_shared = Jobs(shared)
-    found = check.look(there_shared, package)
+    named = there.cluster.model_copy(update={"storage": str(shared)})
+    found = check.look(Jobs(named), package)
     assert len(found["nodes"]) == 2
     assert found["lc_ray"] != check.ours()[1]
     assert found["unshared"] == []
@@ -95,23 +102,26 @@ def test_what_a_cluster_lacks_is_told_before_anything_is_sent(there: Jobs, job: 
     assert "not all nodes see /nowhere/rows.csv" in str(told.value)
     assert "the package 'nothing_there' is missing" in str(told.value)
     assert there.all() == []
-    assert check.look(Jobs(shared.model_copy(update={"storage": "/dev/shm/runs"})), package)["unshared"], "each machine has its own"
+    assert check.look(Jobs(named.model_copy(update={"storage": "/dev/shm/runs"})), package)["unshared"], "each machine has its own"
 
 
 @pytest.fixture(scope="module")
-def run(cluster: machines.Cluster, job: dict[str, Any], home: Path, lc: Any) -> dict[str, Any]:
+def run(cluster: machines.Cluster, job: dict[str, Any], home: Path, shared: Path, lc: Any) -> dict[str, Any]:
     """A submitted job's events and result; one machine is lost in mid-training, and another one joins."""
     (home / "job.yaml").write_text(yaml.safe_dump(job), "utf-8")
-    events, trained_on = [], set()
+    trained_on: set[str] = set()
+
+    def lose() -> None:
+        while not list(shared.glob("tiny/segments/*/train/checkpoint_*")):
+            time.sleep(0.1)
+        actors = cluster.get("/api/v0/actors?detail=1&limit=1000").json()["data"]["result"]["result"]
+        trained_on.update(a["node_id"] for a in actors if a["class_name"] == "RayTrainWorker" and a["state"] == "ALIVE")
+        cluster.network.kill(cluster.workers.pop())
+        cluster.workers.append(cluster.network.worker(cluster.head))
+
+    threading.Thread(target=lose, daemon=True).start()
     with lc("submit", str(home / "job.yaml"), "--json") as process:
-        for line in process.stdout:
-            events.append(json.loads(line))
-            if not trained_on and events[-1].get("event") == "step" and events[-1]["step"] > 60:
-                actors = cluster.get("/api/v0/actors?detail=1&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE").json()
-                actors = actors["data"]["result"]["result"]
-                trained_on = {actor["node_id"] for actor in actors if "TrainWorker" in actor["class_name"]}
-                cluster.network.kill(cluster.workers.pop())
-                cluster.workers.append(cluster.network.worker(cluster.head))
+        events = [json.loads(line) for line in process.stdout]
         errors = process.stderr.read()
     assert process.returncode == 0, f"{errors}\n{events[-5:]}"
     return {"events": events, "nodes": trained_on}
