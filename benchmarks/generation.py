@@ -55,7 +55,7 @@ def artifact(base: str, folder: Path, threads: int) -> Predictor:
 def serve(predictor: Predictor) -> tuple[uvicorn.Server, str]:
     """An endpoint in this process."""
     spec = ServeSpec(timeout=600, batch={"max": 8})
-    server = uvicorn.Server(uvicorn.Config(asgi(Models([Endpoint(predictor, spec)], spec), []), port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(asgi(Models([Endpoint(predictor, spec)], spec), {}), port=0, log_level="error"))
     threading.Thread(target=server.run, daemon=True).start()
     while not server.started:
         time.sleep(0.05)

@@ -2,7 +2,7 @@
 
 Prepares pictures, whose pixels are as many bytes as the store and several times that, and streams an epoch of each. Meanwhile a thread samples
 what the driver and Ray's processes hold (of pages that several share, each its part) and what of the store is in use.
-Use: python benchmarks/memory.py [--store 100] [--times 1 4]
+Use: python benchmarks/memory.py [--store 100] [--times 1 4 8 16]
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
     """Print peaks by size of the dataset."""
     options = argparse.ArgumentParser()
     options.add_argument("--store", type=int, default=100, help="MB")
-    options.add_argument("--times", type=float, nargs="+", default=[1, 4])
+    options.add_argument("--times", type=float, nargs="+", default=[1, 4, 8, 16])
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         for name, value in runtime.ENVIRONMENT.items():

@@ -8,14 +8,13 @@ Use: python benchmarks/text_path.py [--rows 100000] [--rounds 3] [--processes 2]
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
 from typing import Any
 
 import pandas as pd
-from datasets import load_dataset
+from datasets import disable_progress_bars, load_dataset
 from transformers import AutoTokenizer
 
 from lc_ray import runtime, spec
@@ -54,10 +53,11 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--processes", type=int, default=2)
     chosen = options.parse_args()
-    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    disable_progress_bars()
     tweets = pd.read_csv(package_path(TWEETS), encoding_errors="replace")
     numbers = range(chosen.rows)  # what makes every row another one
-    texts = [f"{tweets['text'][n % len(tweets)]} {n}" for n in numbers]
+    words = [" ".join(str(text).split()) for text in tweets["text"]]  # a lone carriage return ends a row for some readers
+    texts = [f"{words[n % len(words)]} {n}" for n in numbers]
     labels = [tweets["sentiment"][n % len(tweets)] for n in numbers]
     with tempfile.TemporaryDirectory() as scratch:
         file = f"{scratch}/tweets.csv"

@@ -28,6 +28,22 @@ MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 
 
+class Feature(BaseModel):
+    """What was measured of many rows, in bins: of numbers between edges, or of categories.
+
+    Attributes:
+        edges: of bins of numbers.
+        categories: that have a bin each.
+        counts: rows in each bin, see `evaluate.drift`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    edges: list[float] = []
+    categories: list[str] = []
+    counts: list[int] = []
+
+
 class Manifest(BaseModel):
     """What `manifest.json` holds.
 
@@ -39,6 +55,7 @@ class Manifest(BaseModel):
         quantization: scheme, calibration rows, and versions of the tools.
         metrics: measured quality on the held-out rows.
         cost: parameters, bytes, latency in milliseconds, rows per second.
+        statistics: of training rows and of answers, by feature, with which requests are compared.
         lineage: parent digest, job, seed, segment history, versions.
     """
 
@@ -53,6 +70,7 @@ class Manifest(BaseModel):
     quantization: dict[str, Any] = {}
     metrics: dict[str, float] = {}
     cost: dict[str, float] = {}
+    statistics: dict[str, Feature] = {}
     lineage: dict[str, Any] = {}
     files: dict[str, str] = {}
 

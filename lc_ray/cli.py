@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from lc_ray import cli_deploy
+from lc_ray import cli_cluster, cli_deploy, cli_rollout
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
-from lc_ray.units import size_text
+from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, short
 
 # What Ray prints however quiet it is asked to be, and means nothing here. It reads this once, when it is imported.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "graceful_shutdown failed|worker processes have been started")
@@ -30,14 +29,14 @@ class _Explained(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _err.print("\n[yellow]stopped[/]; give the same command again to go on where it was")
+            err.print("\n[yellow]stopped[/]; give the same command again to go on where it was")
             raise SystemExit(130) from None
         except Exception as error:
             ours = unwrap(error)
             if not isinstance(ours, LcRayError):
                 raise
-            _err.print(f"[red]error[/] {type(ours).__name__}: ", end="")
-            _err.print(str(ours), markup=False)
+            err.print(f"[red]error[/] {type(ours).__name__}: ", end="")
+            err.print(str(ours), markup=False)
             raise SystemExit(3 if isinstance(ours, AcceptError) else 1) from None
 
 
@@ -49,12 +48,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-_out, _err = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
+app.command()(cli_cluster.submit)
+app.add_typer(cli_cluster.jobs, name="jobs")
+app.add_typer(cli_cluster.cluster, name="cluster")
 
-JobFile = Annotated[Path, typer.Argument(help="a job file, see [bold]lc-ray init[/]", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="replace a field: --set train.epochs=5")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print only the result")]
 ArtifactPath = Annotated[Path, typer.Argument(help="an artifact: the folder that [bold]lc-ray run[/] printed", show_default=False)]
 
 
@@ -66,23 +63,16 @@ def run(job: JobFile, overrides: Overrides = None, as_json: AsJson = False, quie
     accept gate, 130 on Ctrl-C.
     """
     from lc_ray import pipeline
-    from lc_ray.evaluate.report import print_table
 
-    spec = _job(job, overrides)
+    spec = read_job(job, overrides)
     result = pipeline.run(spec, "quiet" if quiet else "json" if as_json else "bars")
     if as_json:
         print(json.dumps({"artifact": str(result.artifact.path), "report": str(result.report), "metrics": result.metrics, "reused": result.reused}))
         return
     if not quiet:
         if result.reused:
-            _out.print(f"[bold]{spec.name}[/] was finished before with this very job; nothing to do.")
-        print_table(result.record, _out)
-        if asked := result.record["answer"]:
-            _say("asked", _plain(asked["question"]))
-            _say("answered", f"{_short(asked['answer'])} ({asked['milliseconds']:.1f} ms over HTTP)")
-        _say("report", _near(result.report))
-        _say("artifact", _near(result.artifact.path))
-        _say("serve it", f"lc-ray serve {_near(result.artifact.path)}")
+            out.print(f"[bold]{spec.name}[/] was finished before with this very job; nothing to do.")
+        print_run(result.record, result.report.parent)
     else:
         print(result.artifact.path)
 
@@ -92,11 +82,11 @@ def check(job: JobFile, overrides: Overrides = None, as_json: AsJson = False) ->
     """Preflight: validate the file, open the data and the model, estimate memory, and ask the cluster for room. Trains nothing."""
     from lc_ray import preflight
 
-    report = preflight.check(_job(job, overrides))
+    report = preflight.check(read_job(job, overrides))
     if as_json:
         print(json.dumps(report))
     else:
-        preflight.show(report, _out)
+        preflight.show(report, out)
     if report["missing"]:
         raise typer.Exit(1)
 
@@ -106,19 +96,26 @@ def serve(
     artifacts: Annotated[list[Path], typer.Argument(help="artifacts: the folders that [bold]lc-ray run[/] printed", show_default=False)],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
-    replicas: Annotated[int, typer.Option(min=1, help="copies of the model")] = 1,
+    grpc_port: Annotated[int | None, typer.Option(help="port of the Open Inference Protocol over gRPC; off if not given", show_default=False)] = None,
+    replicas: Annotated[str, typer.Option(help="copies of the models; 1:4 for as many as requests need, 0:4 for none while no request comes")] = "1",
     keys: Annotated[Path | None, typer.Option(help="file with a line NAME:KEY for each API key; else one is made on first use")] = None,
+    access_log: Annotated[str | None, typer.Option(help="file to which each request adds a line of JSON; - for standard error")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate, for HTTPS")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
 ) -> None:
     """Serve artifacts over HTTP until Ctrl-C. Requests need the key whose place is printed."""
     from lc_ray.serve.run import serve_forever
-    from lc_ray.serving import ReplicasSpec, ServeSpec, TlsSpec
+    from lc_ray.serving import ServeSpec, TlsSpec
 
     if (tls_cert is None) != (tls_key is None):
         raise SpecError("HTTPS needs both --tls-cert and --tls-key")
     tls = TlsSpec(certificate=str(tls_cert), key=str(tls_key)) if tls_cert else None
-    serve_forever(artifacts, ServeSpec(host=host, port=port, replicas=ReplicasSpec(min=replicas, max=replicas), tls=tls), keys)
+    copies = _replicas(replicas)
+    serve_forever(artifacts, ServeSpec(host=host, port=port, grpc_port=grpc_port, replicas=copies, access_log=access_log, tls=tls), keys)
+
+
+for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints):
+    app.command()(_command)
 
 
 app.command()(cli_deploy.deploy)
@@ -151,7 +148,7 @@ def predict(
         if as_json:
             print(json.dumps(answer))
         else:
-            _out.print(_short(answer), row, sep="  ", markup=False, soft_wrap=True)
+            out.print(short(answer), row, sep="  ", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -171,7 +168,7 @@ def evaluate(
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    _out.print(table)
+    out.print(table)
 
 
 @app.command()
@@ -187,8 +184,8 @@ def report(run_folder: Annotated[Path, typer.Argument(help="folder of a run: sto
     if as_json:
         print(json.dumps(record))
     else:
-        print_table(record, _out)
-        _out.print(f"\n{run_folder / 'report.html'}")
+        print_table(record, out)
+        out.print(f"\n{run_folder / 'report.html'}")
 
 
 @app.command()
@@ -214,32 +211,18 @@ def init(
     if output.exists():
         raise SpecError("the file exists already", str(output), "give another name")
     output.write_text(text, "utf-8")
-    _out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
+    out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
 
 
-def _say(name: str, value: Any) -> None:
-    _out.print(f"{name:<9}{value}", markup=False, soft_wrap=True)
+def _replicas(text: str) -> Any:
+    """"2", or "0:4" from the least to the most."""
+    from lc_ray.serving import ReplicasSpec
 
-
-def _near(path: Path) -> Path:
-    """The path as it would be typed here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _short(answer: dict[str, Any]) -> str:
-    """An answer on one line: the label, and the probability of each."""
-    odds = ", ".join(f"{name} {p:.2f}" for name, p in answer.get("probabilities", {}).items())
-    return f"{answer.get('label', answer)} ({odds})" if odds else str(_plain(answer))
-
-
-def _plain(value: Any) -> Any:
-    """A question or answer with what its pictures and sounds are in their place."""
-    if isinstance(value, dict):
-        return {name: _plain(v) for name, v in value.items()}
-    if not (isinstance(value, str) and value.startswith("data:")):
-        return value
-    kind, _, content = value.partition(";base64,")
-    return f"<{kind.removeprefix('data:')}, {size_text(len(content) * 3 // 4)}>"
+    least, _, most = text.partition(":")
+    try:
+        return ReplicasSpec(min=int(least), max=int(most or least))
+    except ValueError:
+        raise SpecError(f"expected a number or MIN:MAX, got '{text}'", "--replicas") from None
 
 
 def _saved(answer: dict[str, Any], folder: Path, number: int) -> dict[str, Any]:
@@ -263,12 +246,6 @@ def _row(line: str) -> Any:
         return json.loads(line)
     except ValueError as error:
         raise SpecError(f"not JSON: {error}", line[:80], "a text that begins with { is given as a JSON object by column") from None
-
-
-def _job(path: Path, overrides: list[str] | None) -> Any:
-    from lc_ray import spec
-
-    return spec.read(path, cli_deploy.values(overrides))
 
 
 def main() -> None:

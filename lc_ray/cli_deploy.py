@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 
 from lc_ray import family
-from lc_ray.errors import DeployError, SpecError
+from lc_ray.errors import DeployError
+from lc_ray.terminal import values
 
 Artifact = Annotated[Path, typer.Argument(help="an artifact: the folder that [bold]lc-ray run[/] printed", show_default=False)]
 Platform = Annotated[str, typer.Option(help=f"one of {', '.join(family.kinds('deploy'))}", show_default=False)]
@@ -37,18 +37,3 @@ def deploy(artifact: Artifact, platform: Platform, settings: Settings = None, dr
         chosen.delete(found, parsed)
     else:
         print(chosen.deploy(found, parsed).url)
-
-
-def values(items: list[str] | None) -> dict[str, Any]:
-    """What `--set PATH=VALUE` says, each value as YAML has it.
-
-    Raises:
-        SpecError: one without a value.
-    """
-    found = {}
-    for item in items or []:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise SpecError(f"--set needs PATH=VALUE, got '{item}'")
-        found[name] = yaml.safe_load(value)
-    return found

@@ -13,7 +13,8 @@ import httpx
 from lc_ray.errors import ServeError
 from lc_ray.serve import auth
 
-_ATTEMPTS, _BUSY = 5, (429, 503)
+_ATTEMPTS, _BUSY = 5, (429, 502, 503)
+_BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)  # a replica died; a prediction changes nothing, so it is asked for again
 _LONGEST_WAIT = 10.0  # seconds; an endpoint that asks for more is not waited for longer than this
 _JITTER = 0.25  # of a wait, added at random, so that clients that were refused together do not come back together
 
@@ -38,7 +39,8 @@ class Client:
     def predict(self, instances: list[Any], model: str | None = None) -> list[dict[str, Any]]:
         """Answers to instances, in their order; an instance is an object by column or, with one column, its value.
 
-        An overloaded endpoint (429, 503) is tried again, up to 5 times in all, after the time it asks for.
+        Where the endpoint is overloaded (429, 503) or a replica dies over the request, it is asked again, up to 5 times in all, after the time
+        that it asks for.
 
         Args:
             instances: the rows.
@@ -66,7 +68,10 @@ class Client:
             try:
                 response = self._http.request(method, path, json=content)
             except httpx.TransportError as error:
-                raise _unreachable(error, self.url) from None
+                if not isinstance(error, _BROKEN) or attempt == _ATTEMPTS:
+                    raise _unreachable(error, self.url) from None
+                time.sleep(_pause(None, attempt))
+                continue
             if response.status_code not in _BUSY or attempt == _ATTEMPTS:
                 break
             time.sleep(_pause(response, attempt))
@@ -115,7 +120,10 @@ class AsyncClient:
             try:
                 response = await self._http.request(method, path, json=content)
             except httpx.TransportError as error:
-                raise _unreachable(error, self.url) from None
+                if not isinstance(error, _BROKEN) or attempt == _ATTEMPTS:
+                    raise _unreachable(error, self.url) from None
+                await asyncio.sleep(_pause(None, attempt))
+                continue
             if response.status_code not in _BUSY or attempt == _ATTEMPTS:
                 break
             await asyncio.sleep(_pause(response, attempt))
@@ -136,9 +144,9 @@ def _answers(content: Any) -> list[dict[str, Any]]:
     return found
 
 
-def _pause(response: httpx.Response, attempt: int) -> float:
+def _pause(response: httpx.Response | None, attempt: int) -> float:
     """Seconds until the next attempt: what the endpoint asks for, else 0.1, 0.2, 0.4, ..., and up to a quarter more."""
-    asked = response.headers.get("retry-after", "")
+    asked = response.headers.get("retry-after", "") if response is not None else ""
     wait = float(asked) if asked.isascii() and asked.isdigit() else 0.05 * 2**attempt
     return min(wait, _LONGEST_WAIT) * (1 + random.uniform(0, _JITTER))
 

@@ -9,7 +9,8 @@
      ├─ TrainError       a segment failed for good
      ├─ AcceptError      the finished model did not pass the job's `accept` gate
      ├─ ServeError       an endpoint can't start or answered with an error
-     └─ DeployError      a platform is unknown or refused
+     ├─ DeployError      a platform is unknown or refused
+     └─ ClusterError     a cluster can't be reached, refuses, or lacks what a job needs
 
 Each says what was wrong, where (file, row, field), and what to do about it, and survives pickling between Ray processes.
 """
@@ -69,6 +70,10 @@ class ServeError(LcRayError):
 
 class DeployError(LcRayError):
     """A platform is unknown, or refused a deployment."""
+
+
+class ClusterError(LcRayError):
+    """A cluster can't be reached, refuses a job, or lacks what it needs."""
 
 
 def unwrap(error: BaseException) -> BaseException:

@@ -18,11 +18,11 @@ from typing import Any
 import lc_ray
 from lc_ray import artifact, progress, runtime
 from lc_ray import spec as specs
-from lc_ray.artifact import Artifact
+from lc_ray.artifact import Artifact, Feature
 from lc_ray.client import Client
 from lc_ray.data.prepare import Prepared, prepare
 from lc_ray.errors import AcceptError, unwrap
-from lc_ray.evaluate import cost, hardware, quality
+from lc_ray.evaluate import cost, drift, hardware, quality
 from lc_ray.evaluate.gate import judge
 from lc_ray.evaluate.report import write_html
 from lc_ray.models.batches import parts_of, show
@@ -93,7 +93,7 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
 
 def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, Any]:
     start = time.time()
-    nodes = runtime.nodes()
+    nodes = runtime.grown(job.train.workers, job.search.population if job.search else 1)
     slots = plan.require(plan.placement(job.train.workers, nodes), job.train.workers, nodes)
 
     with display.stage("prepare", "prepare: read, check, split and tokenise the rows") as stage:
@@ -111,7 +111,7 @@ def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, A
             models["quantized"] = _quantized(job, data, list(models.values())[-1], target)
 
     with display.stage("evaluate", f"evaluate: {', '.join(models)} side by side"):
-        measured, mistakes, ablation = _evaluate(job, data, models)
+        measured, mistakes, ablation, statistics = _evaluate(job, data, models)
 
     final = list(models.values())[-1]
     accept = judge(job.accept, objective, measured[0], measured[-1]) if job.accept else None
@@ -135,7 +135,7 @@ def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, A
         "answer": None,
     }
     if accept is None or accept["passed"]:
-        promoted = _promote(final, measured[-1], folder / "model")
+        promoted = _promote(final, measured[-1], statistics, folder / "model")
         with display.stage("serve", "serve: one question over HTTP"):
             record["answer"] = _ask(job, promoted, data)
     record |= {"stages": display.stages, "seconds": time.time() - start}
@@ -180,8 +180,9 @@ def _quantized(job: JobSpec, data: Prepared, found: Artifact, folder: Path) -> A
 
 def _evaluate(
     job: JobSpec, data: Prepared, models: dict[str, Artifact]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, dict[str, float]]]:
-    """Every model on the same held-out rows with the same threads; the last one's most confident mistakes, and its quality without columns."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, dict[str, float]], dict[str, Feature]]:
+    """Every model on the same held-out rows with the same threads; of the last its most confident mistakes, its quality without columns, and
+    what requests are compared with."""
     rows = data.rows("validation", job.evaluate.rows)
     predictors = {name: Predictor(found, threads=max(1, round(job.serve.replicas.cpu))) for name, found in models.items()}
     costs = cost.measure(predictors, rows, job.serve.batch.max, job.evaluate.rounds)
@@ -191,7 +192,8 @@ def _evaluate(
         metrics, mistakes = quality.measure(predictor, rows, mistakes=10)
         found = models[name]
         measured.append({"name": name, "artifact": str(found.path), "digest": found.digest, "metrics": metrics, "cost": costs[name]})
-    return measured, mistakes, quality.ablation(predictors[list(models)[-1]], rows)
+    last = predictors[list(models)[-1]]
+    return measured, mistakes, quality.ablation(last, rows), drift.reference(last, data.rows("train", drift.ROWS), rows)
 
 
 def _units(models: dict[str, Artifact]) -> dict[str, dict[str, int]] | None:
@@ -200,7 +202,7 @@ def _units(models: dict[str, Artifact]) -> dict[str, dict[str, int]] | None:
     return {when: {layer: units[when] for layer, units in kept.items()} for when in ("before", "after")} if kept else None
 
 
-def _promote(final: Artifact, measured: dict[str, Any], folder: Path) -> Artifact:
+def _promote(final: Artifact, measured: dict[str, Any], statistics: dict[str, Feature], folder: Path) -> Artifact:
     """Write the accepted model with its measured figures as the run's result."""
 
     def fill(partial: Path) -> None:
@@ -208,7 +210,8 @@ def _promote(final: Artifact, measured: dict[str, Any], folder: Path) -> Artifac
             (partial / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(final.path / file, partial / file)
 
-    return artifact.write(folder, final.manifest.model_copy(update={"metrics": measured["metrics"], "cost": measured["cost"]}), fill)
+    figures = {"metrics": measured["metrics"], "cost": measured["cost"], "statistics": statistics}
+    return artifact.write(folder, final.manifest.model_copy(update=figures), fill)
 
 
 def _ask(job: JobSpec, promoted: Artifact, data: Prepared) -> dict[str, Any]:
@@ -216,7 +219,7 @@ def _ask(job: JobSpec, promoted: Artifact, data: Prepared) -> dict[str, Any]:
     columns = modalities(job.inputs())
     question = show(parts_of(data.rows("validation", 1), columns, 0), columns)
     key = os.urandom(16).hex()
-    url = app.start([promoted.path], job.serve.model_copy(update={"port": 0}), [key])
+    url = app.start([promoted.path], job.serve.model_copy(update={"port": 0, "log": None, "access_log": None}), {"": key})
     try:
         client = Client(url, key)
         client.predict([question])

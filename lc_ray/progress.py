@@ -15,6 +15,8 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from lc_ray import runtime
+
 _METRICS = 3  # of a segment, shown on one line
 Mode = Literal["bars", "json", "quiet"]
 
@@ -37,7 +39,7 @@ class Board:
 
 def board() -> Any:
     """Start a board on the connected Ray."""
-    return ray.remote(num_cpus=0)(Board).remote()
+    return ray.remote(**runtime.beside())(Board).remote()
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,15 @@ class Display:
     """Shows events and keeps them.
 
     Args:
-        folder: of the run; `events.jsonl` is appended to.
+        folder: of the run; `events.jsonl` is appended to. None keeps nothing.
         mode: bars for people, json for programs (one event per line on stdout), or quiet.
     """
 
-    def __init__(self, folder: Path, mode: Mode) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._log, self.mode, self.stages = open(folder / "events.jsonl", "a", encoding="utf-8"), mode, list[dict[str, Any]]()  # noqa: SIM115
+    def __init__(self, folder: Path | None, mode: Mode) -> None:
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._log = open(folder / "events.jsonl", "a", encoding="utf-8") if folder else None  # noqa: SIM115
+        self.mode, self.stages = mode, list[dict[str, Any]]()
         self.console = Console(stderr=mode == "json", quiet=mode != "bars", highlight=False, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
         self._bars, self._tasks = Progress(*columns, console=self.console, transient=True), dict[str, TaskID]()
@@ -88,16 +92,24 @@ class Display:
                 self._drain(board, steps)
 
         thread = threading.Thread(target=follow, daemon=True)
+        with self.bars():
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join()
+                if ray.is_initialized():
+                    self._drain(board, steps)
+
+    @contextmanager
+    def bars(self) -> Iterator[None]:
+        """Keep a bar per member below what is printed while the block runs."""
         if self.mode == "bars" and self.console.is_terminal:
             self._bars.start()
-        thread.start()
         try:
             yield
         finally:
-            stop.set()
-            thread.join()
-            if ray.is_initialized():
-                self._drain(board, steps)
             self._bars.stop()
 
     def _drain(self, board: Any, steps: int) -> None:
@@ -110,8 +122,9 @@ class Display:
 
     def show(self, event: dict[str, Any]) -> None:
         """Show one event and keep it."""
-        self._log.write(json.dumps(event) + "\n")
-        self._log.flush()
+        if self._log:
+            self._log.write(json.dumps(event) + "\n")
+            self._log.flush()
         if self.mode == "json":
             print(json.dumps(event), flush=True)
         elif self.mode == "bars":
@@ -123,6 +136,8 @@ class Display:
                 self.console.print(f"[bold]▸ {event['title']}[/]")
             case "stage_end":
                 self.console.print(f"  [green]✓[/] {event['title']}")
+            case "submitted":
+                self.console.print(f"  job [bold]{event['job']}[/]")
             case "worker":
                 self._advance(event, note="workers started")
             case "step":
@@ -146,7 +161,8 @@ class Display:
 
     def close(self) -> None:
         """Close the log."""
-        self._log.close()
+        if self._log:
+            self._log.close()
 
 
 def _number(value: Any) -> str:

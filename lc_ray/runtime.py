@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lc_ray.train.plan import Resources
+from lc_ray.spec import WorkersSpec
+from lc_ray.train.plan import Resources, placement
 
 # A segment is short beside a training run: poll its workers often enough that starting and ending it is not the larger part.
 ENVIRONMENT = {
@@ -21,6 +26,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_DECIDES, _STARTS = 15.0, 900.0  # seconds in which an autoscaler begins to start nodes, and in which they are there
 _DATA_CPUS = 1  # beside the workers, so that Ray Data can read while all of them train
 
 
@@ -56,7 +62,32 @@ def nodes() -> list[Resources]:
     found = []
     for node in ray.nodes():
         if node["Alive"]:
-            have = node["Resources"]
-            cpu = have.get("CPU", 0.0) - (_DATA_CPUS if local else 0)
-            found.append(Resources(cpu, have.get("GPU", 0.0), int(have.get("memory", 0)), int(have.get("object_store_memory", 0))))
+            have = Resources.of(node["Resources"])
+            found.append(replace(have, cpu=have.cpu - (_DATA_CPUS if local else 0)))
     return found
+
+
+def grown(workers: WorkersSpec, members: int) -> list[Resources]:
+    """As `nodes`, once the cluster's autoscaler, if it has one that can, has started those that so many members lack."""
+    from ray.autoscaler.sdk import request_resources
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    if "RAY_ADDRESS" not in os.environ or placement(workers, nodes()).slots >= members:
+        return nodes()
+    begin = time.monotonic()
+    request_resources(bundles=[{"CPU": workers.cpu} | ({"GPU": workers.gpu} if workers.gpu else {})] * workers.count * members)
+    try:
+        while placement(workers, nodes()).slots < members and (waited := time.monotonic() - begin) < _STARTS:
+            status = get_cluster_status(ray.get_runtime_context().gcs_address)
+            if waited > _DECIDES and not (status.pending_launches or status.pending_nodes):
+                break
+            time.sleep(1)
+    finally:
+        request_resources(bundles=[])  # what runs on the nodes keeps them from now on
+    return nodes()
+
+
+def beside() -> dict[str, Any]:
+    """Options of a task or actor that is to run on this node: what a run can't do without stays with its driver when other nodes go."""
+    node = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}

@@ -9,11 +9,12 @@ from lc_ray.units import Bytes, Seconds
 
 
 class ReplicasSpec(Section):
-    """Copies of the served model."""
+    """Copies of the served models, as many as requests need."""
 
-    min: int = Field(1, ge=0)
+    min: int = Field(1, ge=0, description="0 lets the last one go when no request has come for `idle`; the next request waits for a new one")
     max: int = Field(1, ge=1)
     cpu: float = Field(1.0, ge=0)
+    idle: Seconds = Field(600.0, description="after which a copy that is not needed goes")
 
     @model_validator(mode="after")
     def _order(self) -> ReplicasSpec:
@@ -61,17 +62,34 @@ class TlsSpec(Section):
     key: str = Field(description="PEM file of its private key, without a password")
 
 
+class LogSpec(Section):
+    """A log of rows and their answers, as JSON Lines. Of a picture or sound it keeps the sha256 and size."""
+
+    path: str = Field(description="folder, on each replica's machine")
+    sample: float = Field(1.0, gt=0, le=1, description="share of the requests")
+    redact: tuple[str, ...] = Field((), description="columns that are left out")
+
+
 class ServeSpec(Section):
     """The endpoint."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    grpc_port: int | None = Field(None, ge=1, le=65535, description="of the Open Inference Protocol over gRPC, which is off without one")
     replicas: ReplicasSpec = ReplicasSpec()
     batch: BatchSpec = BatchSpec()
     queue: int = Field(512, ge=1, description="requests that may wait; more are answered 503")
-    max_body: Bytes = Field("1MiB", description="largest request body")  # type: ignore[assignment]
+    max_body: Bytes = Field("10MiB", description="largest request body")  # type: ignore[assignment]
     max_instances: int = Field(256, ge=1, description="most rows in one request")
     timeout: Seconds = Field(30.0, description="longest time a request may take")
     urls: UrlsSpec = UrlsSpec()
     rate: RateSpec | None = None
+    access_log: str | None = Field(None, description="file to which each request adds a line of JSON; - is the replica's standard error")
+    log: LogSpec | None = None
     tls: TlsSpec | None = None
+
+    @model_validator(mode="after")
+    def _plain(self) -> ServeSpec:
+        if self.tls and self.grpc_port:
+            raise ValueError("Ray Serve has no TLS for gRPC: leave out grpc_port or tls, or put a proxy with TLS in front")
+        return self

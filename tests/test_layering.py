@@ -8,8 +8,8 @@ import lc_ray
 ROOT = Path(lc_ray.__file__).parent
 ORDER = [  # of the design, lowest first
     *("errors", "units", "section", "serving", "spec", "artifact", "family", "templates", "modalities", "tasks", "models", "data"),
-    *("prune", "quantize", "quantizer", "predictor", "evaluate", "train", "progress", "runtime", "tune", "serve", "client", "pipeline"),
-    *("deploy", "api", "preflight", "cli_deploy", "cli", "__main__"),
+    *("prune", "quantize", "quantizer", "predictor", "evaluate", "train", "runtime", "progress", "tune", "serve", "client", "pipeline"),
+    *("deploy", "api", "preflight", "cluster", "terminal", "cli_cluster", "cli_deploy", "cli_rollout", "cli", "__main__"),
 ]
 BESIDE = [{"modalities", "tasks"}, {"prune", "quantize"}, {"serve", "client"}, {"api", "preflight"}]  # not one above the other
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from lc_ray import family, spec
+from lc_ray import artifact, family, spec
 
 README = Path("README.md").read_text("utf-8")
 ROOT = Path.cwd()
@@ -58,14 +58,14 @@ def folder(tmp_path, tiny_rows, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    for name in ("XDG_CONFIG_HOME", "LC_RAY_API_KEY"):
+    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "LC_RAY_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 
 @pytest.mark.cluster
 def test_your_own_data(folder, tiny_base):
-    _, commands, serve, ask, deploy = blocks("sh")
+    _, commands, serve, ask, replace, deploy = blocks("sh")
     port = re.search(r"127\.0\.0\.1:(\d+)", ask)[1]
     with contextlib.suppress(httpx.HTTPError):
         httpx.get(f"http://127.0.0.1:{port}/healthz")
@@ -88,10 +88,13 @@ def test_your_own_data(folder, tiny_base):
         try:
             wait(f"http://127.0.0.1:{port}/healthz")
             answers = sh(ask)
+            first, second = another_version(Path("runs/reviews/model"))
+            shown = [{v for v in (first, second) if v in sh(command)} for command in replace.splitlines()]
         finally:
             server.send_signal(signal.SIGINT)
             log = server.communicate(timeout=60)[0]
     assert server.returncode == 0, log
+    assert shown == [{first, second}, {second}, {first, second}, {first, second}]
     predicted, answered = answers.strip().splitlines()
     label = predicted.split()[0]
     assert f'"label":"{label}"' in answered.replace(" ", "")
@@ -121,6 +124,16 @@ def test_the_article(ray_local, folder, tiny_base, tiny_rows):
     assert manifest.lineage["pruned"] == 0.5
     assert sum(k["after"] for k in manifest.lineage["kept"].values()) < sum(k["before"] for k in manifest.lineage["kept"].values())
     assert names["gpt"].result is None, "a plan that was extended is left as it was"
+
+
+def another_version(model):
+    """Alter an artifact as a later run would; its digests before and after."""
+    before = artifact.read(model)
+    manifest = before.manifest.model_copy(update={"lineage": before.manifest.lineage | {"later": True}})
+    digest = before.digest
+    (model / artifact.MANIFEST).unlink()  # which the endpoint has a link to
+    (model / artifact.MANIFEST).write_text(manifest.model_dump_json(), "utf-8")
+    return digest, artifact.read(model).digest
 
 
 def sh(command):

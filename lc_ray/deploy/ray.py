@@ -59,7 +59,7 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
     session.enter_context(runtime.session())
     try:
         key = auth.ensure()
-        url = app.start([artifact.path], settings, [key])
+        url = app.start([artifact.path], settings, {"": key})
     except BaseException:
         session.close()
         raise

@@ -19,6 +19,16 @@ _START = 120  # characters that tell base64 from a name: no path is as long with
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+=*\s*")
 
 
+def schema(media: str) -> dict[str, Any]:
+    """JSON Schema of a file in a request.
+
+    Args:
+        media: "image" or "audio".
+    """
+    told = "base64, with or without a data URI's beginning, or a URL of a host that the endpoint allows"
+    return {"type": "string", "minLength": 1, "contentEncoding": "base64", "contentMediaType": f"{media}/*", "description": told}
+
+
 def missing(value: Any) -> bool:
     """Whether a cell is null."""
     return value is None or (isinstance(value, float) and np.isnan(value))

@@ -43,6 +43,7 @@ class Modality:
 
     TYPE = pa.binary()
     MEDIA = "audio"
+    SCHEMA: ClassVar[dict[str, Any]] = _media.schema(MEDIA)
     CUT: ClassVar[bool] = True  # whether longer clips are cut, or refused
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
@@ -130,6 +131,11 @@ class Modality:
     def show(self, parts: dict[str, Any]) -> Any:
         """The resampled clip as a data URI of WAV."""
         return None if parts["samples"] is None else wav(parts["samples"], self.rate)
+
+    def measure(self, parts: dict[str, Any]) -> dict[str, float | str]:
+        """How long it is, and how loud, in decibels of full scale."""
+        samples = _waveform(parts["samples"])
+        return {"seconds": len(samples) / self.rate, "level": float(10 * np.log10(np.square(samples).mean() + 1e-10))}
 
     def save(self, folder: Path) -> None:
         """Write the feature extractor's file."""

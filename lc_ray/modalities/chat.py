@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,22 @@ class Modality(text.Modality):
     """
 
     TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    SCHEMA: ClassVar[dict[str, Any]] = {
+        "description": "messages, or what the user says",
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": _MESSAGES,
+                "items": {
+                    "type": "object",
+                    "properties": {"role": {"enum": list(_ROLES)}, "content": {"type": "string", "minLength": 1}},
+                    "required": ["role", "content"],
+                },
+            },
+        ],
+    }
     example: Any = [{"role": "user", "content": "warm up"}]  # noqa: RUF012
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:

@@ -43,6 +43,11 @@ class Modality(image.Modality):
         """`pixels` (batch, 3, size, size), uint8, and `original` (batch, 2), the width and height in pixels, float32."""
         return {**super().collate(columns), "original": torch.tensor(columns["original"], dtype=torch.float32)}
 
+    def measure(self, parts: dict[str, Any]) -> dict[str, float | str]:
+        """As for images, and its width and height."""
+        width, height = map(float, parts["original"])
+        return super().measure(parts) | {"width": width, "height": height}
+
     def augment(self, tensors: dict[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
         """Recoloured, each picture in its own way."""
         return {**tensors, "pixels": image.recoloured(tensors["pixels"], 0.4, 0.05, random)}

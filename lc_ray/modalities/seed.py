@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import pyarrow as pa
 import torch
@@ -24,6 +24,7 @@ class Modality:
     """
 
     TYPE = pa.int64()
+    SCHEMA: ClassVar[dict[str, Any]] = {"type": "integer", "minimum": 0, "maximum": _MOST, "description": "the same one draws the same again"}
     example = 0
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
@@ -62,6 +63,10 @@ class Modality:
     def show(self, parts: dict[str, Any]) -> Any:
         """The seed."""
         return parts["seed"]
+
+    def measure(self, parts: dict[str, Any]) -> dict[str, float | str]:
+        """Nothing: one seed is like any other."""
+        return {}
 
     def save(self, folder: Path) -> None:
         """Nothing is needed."""

@@ -6,7 +6,7 @@ import math
 import zlib
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 import torch
@@ -30,6 +30,7 @@ class Modality:
     """
 
     TYPE = pa.string()
+    SCHEMA: ClassVar[dict[str, Any]] = {"type": ["number", "string", "boolean"], "minLength": 1, "description": "a number or a category"}
     example = 0
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
@@ -73,6 +74,10 @@ class Modality:
     def show(self, parts: dict[str, Any]) -> Any:
         """The cell."""
         return parts["cell"]
+
+    def measure(self, parts: dict[str, Any]) -> dict[str, float | str]:
+        """The number or category."""
+        return {"value": parts["cell"] if parts["category"] else parts["number"]}
 
     def save(self, folder: Path) -> None:
         """Nothing is needed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ class Modality:
     """
 
     TYPE = pa.string()
+    SCHEMA: ClassVar[dict[str, Any]] = {"type": "string", "minLength": 1}
     example = "warm up"
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
@@ -62,6 +63,10 @@ class Modality:
     def show(self, parts: dict[str, Any]) -> Any:
         """The text."""
         return parts["text"]
+
+    def measure(self, parts: dict[str, Any]) -> dict[str, float | str]:
+        """Its length."""
+        return {"tokens": float(len(parts["input_ids"]))}
 
     def augment(self, tensors: dict[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
         """Texts are left as they are."""

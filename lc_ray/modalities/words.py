@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,10 @@ class Modality(text.Modality):
     """One column of words. See `text.Modality`."""
 
     TYPE = pa.list_(pa.string())
+    SCHEMA: ClassVar[dict[str, Any]] = {
+        "description": "words, or a text that is split at spaces",
+        "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}],
+    }
     example = "warm up"
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:

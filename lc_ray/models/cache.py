@@ -11,18 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache
 
-_PART = 256  # tokens of a prompt that are read at once, while running sequences wait
+_PART = 256  # tokens of prompts that are read at once, while running sequences wait
 _GROWTH = 256  # positions
 
 
 @dataclass(eq=False, slots=True)
 class Prompt:
-    """A prompt, its keys and values, and how many of its tokens are read."""
+    """A prompt, how many of its tokens are read, and the row of a cache that has their keys and values."""
 
     ids: list[int]
     cache: Any = field(default_factory=DynamicCache)
+    row: int = 0
     done: int = 0
 
 
@@ -42,16 +44,25 @@ class Cached:
         """See `Decoder`."""
         return Prompt(ids)
 
-    def read(self, prompt: Prompt) -> Tensor | None:
-        """See `Decoder`."""
-        end = min(prompt.done + _PART, len(prompt.ids))
-        logits = self._extend(torch.tensor([prompt.ids[prompt.done : end]]), torch.arange(prompt.done, end)[None], prompt.cache)[0]
-        prompt.done = end
-        return logits if end == len(prompt.ids) else None
+    def read(self, prompts: list[Prompt]) -> list[Tensor | None]:
+        """See `Decoder`. Those that are short are padded on their right, which nothing before it sees, and read together."""
+        first, longest = prompts[0], len(prompts[0].ids) - prompts[0].done
+        chosen = [first]
+        for prompt in prompts[1:]:
+            wide = max(longest, len(prompt.ids))
+            if not (first.done or prompt.done) and (len(chosen) + 1) * wide <= _PART:
+                chosen, longest = [*chosen, prompt], wide
+        parts = [torch.tensor(prompt.ids[prompt.done : prompt.done + _PART]) for prompt in chosen]
+        ids, last = pad_sequence(parts, batch_first=True), torch.tensor([len(part) - 1 for part in parts])
+        logits = self._extend(ids, torch.arange(first.done, first.done + ids.shape[1]).expand_as(ids), first.cache, last=last)
+        for row, (prompt, part) in enumerate(zip(chosen, parts, strict=True)):
+            prompt.cache, prompt.row, prompt.done = first.cache, row, prompt.done + len(part)
+        found = {id(prompt): row for prompt, row in zip(chosen, logits, strict=True) if prompt.done == len(prompt.ids)}
+        return [found.get(id(prompt)) for prompt in prompts]
 
     def join(self, prompt: Prompt) -> None:
         """See `Decoder`."""
-        self.rows.join(prompt.cache)
+        self.rows.join(prompt.cache, prompt.row, prompt.done)
 
     def step(self, tokens: list[int]) -> Tensor:
         """See `Decoder`."""
@@ -64,10 +75,11 @@ class Cached:
         """See `Decoder`."""
         self.rows.leave(row)
 
-    def _extend(self, ids: Tensor, positions: Tensor, cache: Any, seen: Tensor | None = None) -> Tensor:
+    def _extend(self, ids: Tensor, positions: Tensor, cache: Any, seen: Tensor | None = None, last: Tensor | None = None) -> Tensor:
         torch.set_num_threads(self.threads)
+        last = (torch.full((len(ids),), ids.shape[1] - 1) if last is None else last).to(self.device)
         with torch.inference_mode():
-            return self.model.extend(ids.to(self.device), positions.to(self.device), cache, seen).float().cpu()  # type: ignore[no-any-return]
+            return self.model.extend(ids.to(self.device), positions.to(self.device), last, cache, seen).float().cpu()  # type: ignore[no-any-return]
 
 
 class Rows(Cache):  # type: ignore[misc]
@@ -83,16 +95,16 @@ class Rows(Cache):  # type: ignore[misc]
         self._layers: list[list[Tensor]] = []  # keys and values of each layer, (rows, heads, positions, width); there is more room than rows
         self._place: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
 
-    def join(self, cache: Any) -> None:
-        """Add a row with what another cache holds of one."""
-        row, length = len(self.lengths), cache.get_seq_length()
+    def join(self, cache: Any, other: int, length: int) -> None:
+        """Add a row with the first `length` positions of another cache's row."""
+        row = len(self.lengths)
         own = [[layer.keys, layer.values] for layer in cache.layers]
         if not self._layers:
             self._layers = [[tensor.new_empty(0, tensor.shape[1], 0, tensor.shape[3]) for tensor in pair] for pair in own]
         self._reserve(row + 1, length + 1)
         for pair, given in zip(self._layers, own, strict=True):
             for room, tensor in zip(pair, given, strict=True):
-                room[row, :, :length] = tensor[0]
+                room[row, :, :length] = tensor[other, :, :length]
         self.lengths.append(length)
 
     def leave(self, row: int) -> None:

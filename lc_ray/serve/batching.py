@@ -6,12 +6,13 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lc_ray.models.batches import prepare
-from lc_ray.predictor import Predictor
+from lc_ray.predictor import Predictor, Rows
+from lc_ray.serve import record
 
 
 class QueueFull(Exception):
@@ -20,12 +21,29 @@ class QueueFull(Exception):
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """One request's rows, and where their answers go."""
+    """One request's rows, and where their answers go.
+
+    Attributes:
+        arrived, taken, ready, begun, done: when it came, was taken to be prepared, was prepared, had its first batch run, and its last.
+    """
 
     rows: list[dict[str, Any]]
     future: asyncio.Future[list[Any]]
     arrived: float = field(default_factory=time.monotonic)
+    taken: float = 0.0
+    ready: float = 0.0
+    begun: float = 0.0
+    done: float = 0.0
     answers: dict[int, Any] = field(default_factory=dict)
+
+    def spans(self) -> list[tuple[str, float, float]]:
+        """What its time went to, for its record."""
+        return [
+            ("queue", self.arrived, self.taken),
+            ("prepare", self.taken, self.ready),
+            ("queue", self.ready, self.begun),
+            ("infer", self.begun, self.done),
+        ]
 
 
 @dataclass(eq=False, slots=True)
@@ -48,10 +66,11 @@ class Batcher:
         rows: most rows in a batch.
         wait: how long the first row of a batch waits for company, in seconds.
         queue: most requests that may wait.
+        seen: called with the prepared rows of each batch, and their answers, once these are delivered.
     """
 
-    def __init__(self, predictor: Predictor, rows: int, wait: float, queue: int) -> None:
-        self.predictor, self.rows, self.wait, self.queue = predictor, rows, wait, queue
+    def __init__(self, predictor: Predictor, rows: int, wait: float, queue: int, seen: Callable[[Rows, list[Any]], None] | None = None) -> None:
+        self.predictor, self.rows, self.wait, self.queue, self.seen = predictor, rows, wait, queue, seen
         self._changed = threading.Condition()
         self._fresh: list[_Job] = []  # not prepared yet
         self._ready: list[_Row] = []  # prepared, in order of arrival; only the thread touches it
@@ -67,6 +86,11 @@ class Batcher:
         """Whether rows can be run."""
         return self._thread.is_alive()
 
+    @property
+    def waiting(self) -> int:
+        """Requests that have rows to run."""
+        return len(self._fresh) + self._left
+
     async def run(self, rows: list[dict[str, Any]]) -> list[Any]:
         """Answers to one request's clean rows, in their order. Cancelling it drops the rows that have not run.
 
@@ -77,12 +101,14 @@ class Batcher:
             return []
         job = _Job(rows, asyncio.get_running_loop().create_future())
         with self._changed:
-            if len(self._fresh) + self._left >= self.queue:
+            if self.waiting >= self.queue:
                 raise QueueFull
             self._fresh.append(job)
             if self._fresh_rows() >= self._wanted:
                 self._changed.notify()
-        return await job.future
+        answers = await job.future
+        record.current().spans += job.spans()
+        return answers
 
     def close(self) -> None:
         """End the thread once its batch is done."""
@@ -125,7 +151,7 @@ class Batcher:
         """Rows of jobs; a job that can't be prepared fails alone."""
         if not jobs:
             return []
-        rows = [row for job in jobs for row in job.rows]
+        rows, taken = [row for job in jobs for row in job.rows], time.monotonic()
         try:
             parts = prepare({name: [row[name] for row in rows] for name in rows[0]}, self.predictor.columns)
         except Exception as error:
@@ -133,6 +159,9 @@ class Batcher:
                 return [row for job in jobs for row in self._prepared([job])]
             self._fail(jobs[0], error)
             return []
+        ready = time.monotonic()
+        for job in jobs:
+            job.taken, job.ready = taken, ready
         owners = [(job, index) for job in jobs for index in range(len(job.rows))]
         return [_Row(job, index, {name: values[i] for name, values in parts.items()}) for i, (job, index) in enumerate(owners)]
 
@@ -147,6 +176,7 @@ class Batcher:
 
     def _answer(self, batch: list[_Row]) -> None:
         """Run a batch; if it fails, run each of its requests alone, so that one can't fail its neighbours."""
+        begun = time.monotonic()
         try:
             merged = {name: [row.parts[name] for row in batch] for name in batch[0].parts}
             answers = self.predictor.answers(merged, len(batch))
@@ -158,13 +188,16 @@ class Batcher:
                 for job in jobs.values():
                     self._answer([row for row in batch if row.job is job])
             return
-        done = []
+        done, now = [], time.monotonic()
         for row, answer in zip(batch, answers, strict=True):
             row.job.answers[row.index] = answer
+            row.job.begun, row.job.done = row.job.begun or begun, now
             if len(row.job.answers) == len(row.job.rows):
                 done.append(row.job)
         if done:
             done[0].future.get_loop().call_soon_threadsafe(_deliver, done)
+        if self.seen:
+            self.seen(merged, answers)
 
     def _fail(self, job: _Job, error: Exception) -> None:
         job.future.get_loop().call_soon_threadsafe(_deliver_error, job, error)

@@ -45,7 +45,7 @@ def build(args: dict[str, Any]) -> Any:
         given = Arguments.model_validate(args)
     except ValidationError as error:
         raise SpecError("\n  ".join(explain(e, list(Arguments.model_fields)) for e in error.errors()), "args") from None
-    keys = list(auth.read(given.keys).values()) if given.keys else [key] if (key := auth.find()) else []
+    keys = auth.read(given.keys) if given.keys else {"": key} if (key := auth.find()) else {}
     if not keys:
         raise ServeError("there is no API key", fix=f"set {auth.VARIABLE}, from a Secret, or give keys=FILE")
     return application(given.artifacts, given.serve, keys, {})

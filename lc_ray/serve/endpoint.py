@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import functools
+import logging
+import random
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from prometheus_client import Metric
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 
 from lc_ray import family
 from lc_ray.errors import DataError
-from lc_ray.predictor import Predictor
-from lc_ray.serve import generation
+from lc_ray.predictor import Predictor, Rows
+from lc_ray.serve import language, metrics, record
 from lc_ray.serve.batching import Batcher, QueueFull
+from lc_ray.serve.drift import Window
+from lc_ray.serve.generation import Generator, suits
 from lc_ray.serve.http import HttpError, application
+from lc_ray.serve.observe import Observe, Observers
 from lc_ray.serve.urls import Fetcher
 from lc_ray.spec import ServeSpec
 
+_log = logging.getLogger(__name__)
+Everywhere = Callable[..., Awaitable[dict[str, Any]]]
+
 
 class Endpoint:
-    """One version of a model, warm, that answers requests.
+    """One version of a model, warm, that answers requests. Its threads end with it: once it is served no more and its last request is answered.
 
     Args:
         predictor: the model, which is warmed up here.
@@ -35,57 +48,84 @@ class Endpoint:
         self.predictor, self.spec = predictor, spec
         self.name, self.version = predictor.artifact.manifest.name, predictor.artifact.digest
         example = {column: modality.example for column, modality in predictor.columns.items()}
-        language = generation.suits(predictor)
+        talks = suits(predictor)
         # A language model's answer is as many runs as it has tokens, in which it gets warm enough.
-        for rows in (1,) if language else (1, spec.batch.max, spec.batch.max):
+        for rows in (1,) if talks else (1, spec.batch.max, spec.batch.max):
             self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
-        self.batcher = Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue)
-        self.generator = generation.Generator(predictor, spec) if language else None
+        self.drift = Window(predictor)
+        seen = functools.partial(_seen, self.name, self.version, self.drift)
+        made = Generator(predictor, spec) if talks else Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue, seen)
+        self.worker: Generator | Batcher = made
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)
+        self.close = weakref.finalize(self, made.close)
 
     @property
     def alive(self) -> bool:
         """Whether it can answer."""
-        return self.batcher.alive and (self.generator is None or self.generator.alive)
+        return self.worker.alive
 
-    def close(self) -> None:
-        """End its threads once what they run is done."""
-        self.batcher.close()
-        if self.generator:
-            self.generator.close()
+    @property
+    def generator(self) -> Generator | None:
+        """What runs it, if it is a language model."""
+        return self.worker if isinstance(self.worker, Generator) else None
 
-    async def predict(self, instances: Any) -> list[dict[str, Any]]:
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return self.worker.waiting
+
+    async def predict(self, instances: Any, parameters: Any = None) -> list[dict[str, Any]]:
         """Answers to instances as they came in a request, in their order.
 
+        Args:
+            instances: a list.
+            parameters: of the request, which language models take; see `language.Parameters`.
+
         Raises:
-            HttpError: 400 for an instance that can't be used, 413 for too many of them, 503 when too many requests wait.
+            HttpError: 400 for an instance or parameter that can't be used, 413 for too many instances, 503 when too many requests wait.
         """
         if not isinstance(instances, list):
             raise HttpError(400, "malformed_request", f"expected a list, got {type(instances).__name__}", "instances")
         if len(instances) > self.spec.max_instances:
             raise HttpError(413, "too_many_instances", f"{len(instances)} instances; a request may have {self.spec.max_instances}", "instances")
+        worker = self.worker
+        if parameters and isinstance(worker, Batcher):
+            raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
+        seen = record.current()
+        seen.rows, began = len(instances), time.monotonic()
         try:
-            return await self.batcher.run(await self._clean(instances))
+            rows = await self._fetched(instances)
+            # A large picture takes a while, in which others are to be answered.
+            clean = await asyncio.to_thread(self._decoded, rows) if self.media else self._decoded(rows)
+            seen.spans.append(("prepare", began, time.monotonic()))
+            answers = await (worker.run(clean) if isinstance(worker, Batcher) else language.answers(worker, clean, parameters, self.drift.add))
         except QueueFull:
             raise HttpError(503, "overloaded", f"{self.spec.queue} requests wait already; try again later", headers={"retry-after": "1"}) from None
         except DataError as error:
             raise HttpError(400, "invalid_instance", error.what, f"instances.{error.where}".rstrip(".")) from None
+        if self.spec.log:
+            seen.predicted = record.Predicted(rows, answers, list(self.predictor.columns), self.media)
+        return answers
 
-    async def _clean(self, instances: list[Any]) -> list[dict[str, Any]]:
+    async def _fetched(self, instances: list[Any]) -> list[Any]:
+        """Instances with bytes in place of URLs.
+
+        Raises:
+            DataError: a file can't be had; `where` is its instance's number and column.
+        """
+        if not self.media:
+            return instances
+        columns = list(self.predictor.columns)
+        rows = instances if len(columns) > 1 else [row if isinstance(row, dict) else {columns[0]: row} for row in instances]
+        return await self.urls.fetch(rows, list(self.media))
+
+    def _decoded(self, instances: list[Any]) -> list[dict[str, Any]]:
         """Instances as clean values by column.
 
         Raises:
             DataError: one can't be used; `where` is its number and column.
         """
-        if not self.media:
-            return self._decoded(instances)
-        columns = list(self.predictor.columns)
-        rows = instances if len(columns) > 1 else [row if isinstance(row, dict) else {columns[0]: row} for row in instances]
-        # A large picture takes a while, in which others are to be answered.
-        return await asyncio.to_thread(self._decoded, await self.urls.fetch(rows, list(self.media)))
-
-    def _decoded(self, instances: list[Any]) -> list[dict[str, Any]]:
         rows = []
         for number, row in enumerate(instances):
             try:
@@ -95,20 +135,50 @@ class Endpoint:
         return rows
 
 
+def _seen(name: str, version: str, drift: Window, rows: Rows, answers: list[dict[str, Any]]) -> None:
+    """Take note of a batch that ran. No method: the thread that calls it would keep its endpoint."""
+    metrics.batch(name, version, len(answers))
+    try:
+        drift.add(rows, answers)
+    except Exception:  # which would end the thread that answers
+        _log.exception("rows of '%s' can't be measured", name)
+
+
+def _chosen(endpoint: Endpoint) -> Endpoint:
+    """Told to the record of the request."""
+    seen = record.current()
+    seen.model, seen.version = endpoint.name, endpoint.version
+    return endpoint
+
+
 class Models:
-    """The models of an application; what protocol files are given.
+    """The models of an application, which may be replaced at any time; what protocol files are given.
 
     Args:
         endpoints: one per model and version; of one model's versions the last is the one that answers unless another is asked for.
         spec: limits.
         settings: what protocols asked of the environment, see `settings`.
+        everywhere: gives what a method gives in each replica, by replica; not needed where there is but one.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], spec: ServeSpec, settings: Mapping[str, str] | None = None) -> None:
-        self.spec, self.settings = spec, dict(settings or {})
-        self._versions: dict[str, list[Endpoint]] = {}
+    def __init__(
+        self, endpoints: Sequence[Endpoint], spec: ServeSpec, settings: Mapping[str, str] | None = None, everywhere: Everywhere | None = None
+    ) -> None:
+        self.spec, self.settings, self._everywhere = spec, dict(settings or {}), everywhere
+        self.observers = Observers(spec)
+        self._versions: dict[str, dict[Endpoint, float]] = {}
         for endpoint in endpoints:
-            self._versions.setdefault(endpoint.name, []).append(endpoint)
+            known = self._versions.setdefault(endpoint.name, {})
+            known.update(dict.fromkeys(known, 0.0))
+            known[endpoint] = 1.0
+
+    def replace(self, versions: Mapping[str, Mapping[Endpoint, float]]) -> None:
+        """Serve other models, or others of their versions, from the next request on.
+
+        Args:
+            versions: of each model, with each one's share of the requests that ask for no version.
+        """
+        self._versions = {name: dict(known) for name, known in versions.items()}
 
     def names(self) -> list[str]:
         """Of all models, in the order given."""
@@ -120,12 +190,29 @@ class Models:
         Raises:
             HttpError: 404, there is no such model.
         """
+        return list(self.weights(name))
+
+    def weights(self, name: str) -> Mapping[Endpoint, float]:
+        """All versions of a model, with their shares of the requests that ask for none.
+
+        Raises:
+            HttpError: 404, there is no such model.
+        """
         if name not in self._versions:
             raise HttpError(404, "unknown_model", f"no model '{name}' is served here; served: {', '.join(self.names())}")
         return self._versions[name]
 
+    def main(self, name: str) -> Endpoint:
+        """The version of a model that has the largest share of its requests.
+
+        Raises:
+            HttpError: 404, there is no such model.
+        """
+        known = self.weights(name)
+        return max(known, key=lambda endpoint: known[endpoint])
+
     def choose(self, name: str | None = None, version: str | None = None) -> Endpoint:
-        """The endpoint that is to answer a request.
+        """The endpoint that is to answer a request, drawn by weight where the request leaves it open.
 
         Args:
             name: of the model; not needed where there is but one.
@@ -138,12 +225,12 @@ class Models:
             if len(self._versions) != 1:
                 raise HttpError(400, "model_not_named", f"several models are served here: {', '.join(self.names())}", "model")
             name = self.names()[0]
-        known = self.versions(name)
+        known = self.weights(name)
         if version is None:
-            return known[-1]
+            return _chosen(random.choices(list(known), list(known.values()))[0])
         for endpoint in known:
             if endpoint.version == version:
-                return endpoint
+                return _chosen(endpoint)
         raise HttpError(404, "unknown_version", f"no version '{version}' of '{name}' is served here: {', '.join(e.version for e in known)}")
 
     @property
@@ -151,31 +238,54 @@ class Models:
         """Whether all of them can answer."""
         return all(endpoint.alive for known in self._versions.values() for endpoint in known)
 
+    def metrics(self) -> list[Metric]:
+        """What this process knows for Prometheus."""
+        return metrics.collect(endpoint for name in self.names() for endpoint in self.versions(name))
+
+    def drift(self, name: str) -> dict[str, dict[str, list[int]]]:
+        """Counts of the last rows by a model's version, by feature."""
+        return {endpoint.version: endpoint.drift.counts() for endpoint in self.versions(name)}
+
+    async def everywhere(self, method: str, *arguments: Any) -> dict[str, Any]:
+        """What a method of these gives in each replica, by replica; by "" where there is but one."""
+        return await self._everywhere(method, *arguments) if self._everywhere else {"": getattr(self, method)(*arguments)}
+
     def close(self) -> None:
-        """End their threads once their batches are done."""
+        """End their threads once their batches are done, and all that was observed is written."""
         for endpoint in (endpoint for known in self._versions.values() for endpoint in known):
             endpoint.close()
+        self.observers.close()
 
 
 def settings(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that protocols need, of those that are set."""
-    names = [name for protocol in _protocols() for name in getattr(protocol, "SETTINGS", ())]
+    names = [name for protocol in protocols() for name in getattr(protocol, "SETTINGS", ())]
     return {name: environment[name] for name in names if environment.get(name)}
 
 
-def _protocols() -> list[ModuleType]:
+def protocols() -> list[ModuleType]:
+    """The files of lc_ray/serve/protocols."""
     return [family.load("serve.protocols", kind) for kind in family.kinds("serve.protocols")]
 
 
-def asgi(models: Models, digests: Sequence[str]) -> Starlette:
+def public(protocol: ModuleType, models: Models) -> Sequence[str]:
+    """Paths of a protocol that need no key."""
+    found: Sequence[str] = protocol.public(models) if hasattr(protocol, "public") else protocol.PUBLIC
+    return found
+
+
+def asgi(models: Models, keys: Mapping[str, str], echoed: bool = False) -> Starlette:
     """The application that speaks every protocol in lc_ray/serve/protocols.
 
     Args:
         models: that are served.
-        digests: of the API keys; none means that no key is needed.
+        keys: names of the API keys by their digests; none means that no key is needed.
+        echoed: whether the server around sends `x-request-id` back.
     """
-    protocols = _protocols()
-    routes = [route for protocol in protocols for route in protocol.routes(models)]
-    public = [path for protocol in protocols for path in (protocol.public(models) if hasattr(protocol, "public") else protocol.PUBLIC)]
-    shapes = {path: shape for protocol in protocols for path, shape in getattr(protocol, "ERRORS", {}).items()}
-    return application(routes, public, digests, models.spec, shapes)
+    known = protocols()
+    routes = [route for protocol in known for route in protocol.routes(models)]
+    free = [path for protocol in known for path in public(protocol, models)]
+    shapes = {path: shape for protocol in known for path, shape in getattr(protocol, "ERRORS", {}).items()}
+    unlimited = [path for protocol in known for path in getattr(protocol, "UNLIMITED", ())]
+    observe = Middleware(Observe, observer=models.observers, echoed=echoed)
+    return application(routes, free, unlimited, keys, models.spec, shapes, observe)

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lc_ray.serve import auth
+from lc_ray.serve import auth, record
 from lc_ray.serve.rate import Rate
 from lc_ray.serving import ServeSpec
 
@@ -78,17 +78,15 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return content
 
 
-def instances_of(content: dict[str, Any]) -> Any:
-    """The rows of a request that is `{"instances": [...]}`.
+def instances_of(content: dict[str, Any]) -> tuple[Any, Any]:
+    """The rows of a request that is `{"instances": [...], "parameters": {...}}`, and its parameters, if there are any.
 
     Raises:
-        HttpError: 400, it has none, or parameters, of which no model takes any.
+        HttpError: 400, it has no rows.
     """
     if "instances" not in content:
         raise HttpError(400, "malformed_request", 'expected {"instances": [...]}', "instances")
-    if content.get("parameters"):
-        raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
-    return content["instances"]
+    return content["instances"], content.get("parameters")
 
 
 def need(alive: bool) -> None:
@@ -112,24 +110,33 @@ async def read_body(request: Request, max_body: int) -> bytes:
         body += chunk
         if len(body) > max_body:
             raise too_large
+    record.current().received = len(body)
     return bytes(body)
 
 
 def application(
-    routes: Sequence[Route], public: Sequence[str], digests: Sequence[str], spec: ServeSpec, shapes: Mapping[str, Shape] | None = None
+    routes: Sequence[Route],
+    public: Sequence[str],
+    unlimited: Sequence[str],
+    keys: Mapping[str, str],
+    spec: ServeSpec,
+    shapes: Mapping[str, Shape],
+    observe: Middleware,
 ) -> Starlette:
     """An ASGI application.
 
     Args:
         routes: of all protocols.
         public: paths that need no key.
-        digests: of the API keys; none means that no key is needed.
+        unlimited: paths that no rate limit counts.
+        keys: names of the API keys by their digests; none means that no key is needed.
         spec: the time that a request may take, and how many a key may make.
         shapes: how errors are told below a path, where its protocol wants them otherwise.
+        observe: sees each request, and what became of it.
     """
-    answer = Answer(shapes or {})
-    guard = Middleware(Guard, public=frozenset(public), digests=tuple(digests), spec=spec, answer=answer)
-    return Starlette(routes=list(routes), middleware=[guard], exception_handlers={HTTPException: answer.handle})
+    answer = Answer(shapes)
+    guard = Middleware(Guard, public=frozenset(public), unlimited=frozenset(unlimited), keys=keys, spec=spec, answer=answer)
+    return Starlette(routes=list(routes), middleware=[observe, guard], exception_handlers={HTTPException: answer.handle})
 
 
 class Answer:
@@ -144,6 +151,7 @@ class Answer:
 
     def __call__(self, path: str, error: HttpError) -> Response:
         """The response to a request to a path."""
+        record.current().error = error.content["error"]["code"]
         shape = next((shape for at, shape in self.shapes.items() if path == at or path.startswith(f"{at}/")), None)
         # Escaped as ASCII, since what a request is told of itself may hold halves of surrogate pairs.
         body = json.dumps(shape(error.content) if shape else error.content).encode()
@@ -162,8 +170,10 @@ class Answer:
 class Guard:
     """Lets requests with a key through, as many as it may make, gives each its time, and answers 500 with nothing of what went wrong inside."""
 
-    def __init__(self, app: ASGIApp, public: frozenset[str], digests: tuple[str, ...], spec: ServeSpec, answer: Answer) -> None:
-        self.app, self.public, self.digests, self.timeout, self.answer = app, public, digests, spec.timeout, answer
+    def __init__(
+        self, app: ASGIApp, public: frozenset[str], unlimited: frozenset[str], keys: Mapping[str, str], spec: ServeSpec, answer: Answer
+    ) -> None:
+        self.app, self.public, self.unlimited, self.keys, self.timeout, self.answer = app, public, unlimited, keys, spec.timeout, answer
         self.rate = Rate(spec.rate) if spec.rate else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -190,7 +200,7 @@ class Guard:
         except ClientDisconnect:
             return
         except Exception:
-            _log.exception("a request failed")
+            _log.exception("request %s failed", record.current().id)
             found = HttpError(500, "internal", "the endpoint failed; its log says why")
         if begun:  # a stream can't be answered a second time: breaking it off tells the client that it is not whole
             raise found
@@ -199,10 +209,11 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         if scope["path"] in self.public:
             return
-        key = auth.match(Request(scope).headers.get("authorization"), self.digests)
+        key = auth.match(Request(scope).headers.get("authorization"), self.keys)
         if key is None:
             raise HttpError(401, "unauthorized", "a valid key is needed: Authorization: Bearer KEY", headers={"www-authenticate": "Bearer"})
-        if self.rate and (wait := self.rate.take(key)):
+        record.current().key = self.keys.get(key, "")
+        if self.rate and scope["path"] not in self.unlimited and (wait := self.rate.take(key)):
             rate, after = self.rate.spec, str(math.ceil(wait))
             raise HttpError(429, "rate_limited", f"a key may make {rate.requests} requests in {rate.per:g} s", headers={"retry-after": after})
 

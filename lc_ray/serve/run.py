@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import ray
 from rich.console import Console
@@ -16,7 +18,7 @@ from rich.markup import escape
 
 from lc_ray import artifact
 from lc_ray.artifact import Artifact
-from lc_ray.serve import app, auth
+from lc_ray.serve import access, app, auth
 from lc_ray.spec import ServeSpec
 
 
@@ -35,18 +37,21 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
     """
     found = [artifact.read(path, verify=False) for path in paths]
     keys = {} if keyless else auth.read(key_file) if key_file else {"": auth.ensure()}
-    spec = spec.model_copy(update={"port": app.check(spec)})
+    port = app.check(spec)
     console = Console()
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # What replicas reserve is what they are given: a request for more CPUs than there are would never be placed.
     cpus = max(os.cpu_count() or 1, int(spec.replicas.max * spec.replicas.cpu) + 1)
+    stack = ExitStack()
     try:
+        spec = spec.model_copy(update={"port": port, "access_log": stack.enter_context(access.relayed(spec.access_log))})
         with console.status("starting the endpoint"):
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             for number in previous:
                 signal.signal(number, _interrupt)
-            url = app.start(paths, spec, list(keys.values()))
-        console.print(f"serving at {url}" if keyless else _welcome(url, found, key_file), highlight=False, soft_wrap=True)
+            url = app.start(paths, spec, keys)
+        said = f"serving at {url}" if keyless else _welcome(url, found, key_file, spec.grpc_port)
+        console.print(said, highlight=False, soft_wrap=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         console.print("stopping: answering what was accepted (Ctrl-C again leaves at once)", highlight=False)
@@ -56,17 +61,19 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
         if ray.is_initialized():
             app.stop()
             ray.shutdown()
+        stack.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = None) -> str:
+def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = None, grpc_port: int | None = None) -> str:
     named = ", ".join(f"[bold]{one.manifest.name}[/bold] ({one.digest})" for one in found)
     name, columns = found[0].manifest.name, [i["column"] for i in found[0].manifest.inputs]
     body = json.dumps({"instances": ["..." if len(columns) == 1 else dict.fromkeys(columns, "...")]})
     key = "KEY" if key_file else f"${auth.VARIABLE}" if os.environ.get(auth.VARIABLE) else f"$(cat {auth.key_file()})"
     curl = f"curl {url}/v1/models/{name}:predict -H \"Authorization: Bearer {key}\" -d '{body}'"
-    return f"serving {named} at [bold]{url}[/bold]\nAPI key: {key_file or auth.place()}\n\n  {escape(curl)}\n"
+    also = f" and, over gRPC, at [bold]{urlsplit(url).hostname}:{grpc_port}[/bold]" if grpc_port else ""
+    return f"serving {named} at [bold]{url}[/bold]{also}\nAPI key: {key_file or auth.place()}\n\n  {escape(curl)}\n"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

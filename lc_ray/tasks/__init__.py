@@ -6,7 +6,7 @@ A task file defines `Task`, a subclass of `_task.Task`, whose methods are called
                 .bind(columns), .encode(target)
     training    .collate(encoded), .teach(inputs, targets, random, training), .loss(outputs, targets), .distill(...)
     measuring   .collate, .teach, .score(run, inputs, targets), .metrics(scores, encoded)
-    answering   .answer(run, inputs), .decode(output, parts)
+    answering   .answer(run, inputs), .decode(output, parts); .schema() says what the latter gives
     from an artifact   Task(**task.config).bind(columns)
 
 A task that is more than a head on fused encoders defines `Model` too, a torch module:

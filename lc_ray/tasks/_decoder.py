@@ -14,8 +14,8 @@ class Decoder(Protocol):
     def begin(self, ids: list[int]) -> Any:
         """A prompt, yet to be read."""
 
-    def read(self, prompt: Any) -> Tensor | None:
-        """Read a prompt's next part. Logits (vocabulary,) after its last token, or None if there is more to read."""
+    def read(self, prompts: list[Any]) -> list[Tensor | None]:
+        """Read the next part of the first prompt, and maybe of others. Logits (vocabulary,) after the last token of each; None where more is left."""
 
     def join(self, prompt: Any) -> None:
         """Have a sequence begin with a prompt that is read, as the last one. A prompt may begin several."""
@@ -42,9 +42,9 @@ class Whole:
         """See `Decoder`."""
         return ids
 
-    def read(self, prompt: list[int]) -> Tensor:
+    def read(self, prompts: list[list[int]]) -> list[Tensor | None]:
         """See `Decoder`."""
-        return self.run([prompt])[0]
+        return [self.run(prompts[:1])[0], *([None] * (len(prompts) - 1))]
 
     def join(self, prompt: list[int]) -> None:
         """See `Decoder`."""

@@ -20,6 +20,14 @@ Batch = dict[str, Tensor]  # tensors named `column.tensor`
 Run = Callable[[Batch], NDArray[np.float32]]  # a model's forward on any engine
 Parts = dict[str, dict[str, Any]]  # one row's prepared parts by column
 
+PROBABILITY: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": 1}
+TEXT: dict[str, Any] = {"type": "string"}
+
+
+def fields(**schemas: dict[str, Any]) -> dict[str, Any]:
+    """JSON Schema of an object that has all of these."""
+    return {"type": "object", "properties": schemas, "required": list(schemas)}
+
 
 class Task:
     """Base of all tasks. What is not overridden suits a task whose target is one row's label.
@@ -129,6 +137,10 @@ class Task:
 
     def decode(self, output: Any, parts: Parts) -> dict[str, Any]:
         """One row's output, and its prepared parts by column, as a JSON answer, the gist of it first."""
+        raise NotImplementedError
+
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of what `decode` gives; see `fields`."""
         raise NotImplementedError
 
     def mistake(self, answer: dict[str, Any], target: Any) -> float | None:

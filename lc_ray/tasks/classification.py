@@ -143,6 +143,11 @@ class Task(_task.Task):
         best = int(np.argmax(probability))
         return {"label": self.labels[best], "probabilities": dict(zip(self.labels, probability, strict=True))}
 
+    def schema(self) -> dict[str, Any]:
+        """See `_task.Task`."""
+        probabilities = {"type": "object", "additionalProperties": _task.PROBABILITY}
+        return _task.fields(label={"enum": self.labels}, probabilities=probabilities)
+
     def mistake(self, answer: dict[str, Any], target: str) -> float | None:
         """Probability of a wrong label."""
         return None if answer["label"] == target else float(answer["probabilities"][answer["label"]])

@@ -185,6 +185,10 @@ class Task(_task.Task):
         Image.fromarray(np.asarray(output)).save(file, "PNG")
         return {"image": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()}
 
+    def schema(self) -> dict[str, Any]:
+        """See `_task.Task`."""
+        return _task.fields(image={"type": "string", "contentMediaType": "image/png", "description": "a data URI"})
+
 
 @functools.lru_cache(maxsize=4)
 def _reader(size: int) -> image.Modality:

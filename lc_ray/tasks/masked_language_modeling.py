@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
 from lc_ray.errors import ModelError, SpecError
-from lc_ray.tasks import _language
+from lc_ray.tasks import _language, _task
 from lc_ray.tasks._task import Batch, Run
 
 _CHOSEN, _MASKED, _REPLACED = 0.15, 0.8, 0.1  # of the tokens; of those, by the mask token and by any other; the rest stay as they are
@@ -79,6 +79,11 @@ class Task(_language.Task):
         best = iter([mask["candidates"][0]["token"] for mask in masks])
         text = re.sub(re.escape(self.tokenizer.mask_token), lambda mask: next(best, mask[0]), column["text"] or "")
         return {"text": text, "masks": masks}
+
+    def schema(self) -> dict[str, Any]:
+        """See `_task.Task`."""
+        candidates = {"type": "array", "items": _task.fields(token=_task.TEXT, probability=_task.PROBABILITY)}
+        return _task.fields(text=_task.TEXT, masks={"type": "array", "items": _task.fields(candidates=candidates)})
 
 
 class Model(_language.Model):

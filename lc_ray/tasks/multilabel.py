@@ -123,6 +123,11 @@ class Task(_task.Task):
         chosen = [label for label, p in zip(self.labels, probability, strict=True) if p > 0.5]
         return {"labels": chosen, "probabilities": dict(zip(self.labels, probability, strict=True))}
 
+    def schema(self) -> dict[str, Any]:
+        """See `_task.Task`."""
+        probabilities = {"type": "object", "additionalProperties": _task.PROBABILITY}
+        return _task.fields(labels={"type": "array", "items": {"enum": self.labels}}, probabilities=probabilities)
+
     def mistake(self, answer: dict[str, Any], target: list[str]) -> float | None:
         """The largest distance of a wrong label's probability from the truth."""
         wrong = set(answer["labels"]) ^ set(target)

@@ -191,6 +191,12 @@ class Task(_task.Task):
             ]
         }
 
+    def schema(self) -> dict[str, Any]:
+        """See `_task.Task`."""
+        box = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4, "description": "left, top, right, bottom"}
+        found = _task.fields(label={"enum": self.labels}, score=_task.PROBABILITY, box=box)
+        return _task.fields(objects={"type": "array", "items": found})
+
     def mistake(self, answer: dict[str, Any], target: list[dict[str, Any]]) -> float | None:
         """The best score of an object that is not there with an IoU of at least 0.5; 0 if some are only missing."""
         left = list(target)

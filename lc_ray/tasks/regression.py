@@ -98,6 +98,10 @@ class Task(_task.Task):
         """The number."""
         return {"value": float(np.asarray(output)[0]) * self.std + self.mean}
 
+    def schema(self) -> dict[str, Any]:
+        """See `_task.Task`."""
+        return _task.fields(value={"type": "number"})
+
     def mistake(self, answer: dict[str, Any], target: float) -> float | None:
         """How far off it is, in standard deviations, at most 1."""
         return min(1.0, abs(answer["value"] - target) / self.std) or None

@@ -129,6 +129,10 @@ class Task(_task.Task):
         """Token ids → the transcript."""
         return {"text": self.reading.text(output[1])}
 
+    def schema(self) -> dict[str, Any]:
+        """See `_task.Task`."""
+        return _task.fields(text=_task.TEXT)
+
     def mistake(self, answer: dict[str, Any], target: str) -> float | None:
         """The word error rate, at most 1."""
         reference = str(_plain(target)).strip()

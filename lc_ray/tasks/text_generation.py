@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, Cache
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import chat
 from lc_ray.spec import InputSpec, ModelSpec, Section
-from lc_ray.tasks import _language
+from lc_ray.tasks import _language, _task
 from lc_ray.tasks._decoder import Decoder, Whole
 from lc_ray.tasks._language import IGNORED
+from lc_ray.tasks._sampling import Sampler, Sampling
 from lc_ray.tasks._task import Batch, Run
 
 
@@ -140,16 +141,16 @@ class Task(_language.Task):
 
     def answer(self, run: Run, inputs: Batch) -> list[list[int]]:
         """Tokens that follow each row's prompt. What is drawn depends on the row alone, so it has the same answer in any batch."""
-        rows = zip(inputs[f"{self.column}.input_ids"], inputs[f"{self.column}.attention_mask"], strict=True)
-        decoder, first = self.decoder(run), []
-        for ids, mask in rows:
-            prompt = decoder.begin(self._prompt(ids[mask > 0], mask[mask > 0]).tolist())
-            while (logits := decoder.read(prompt)) is None:
-                pass
+        decoder = self.decoder(run)
+        prompts = [decoder.begin(ids) for ids in self.prompts(inputs)]
+        first: dict[int, Tensor] = {}
+        while unread := [i for i in range(len(prompts)) if i not in first]:
+            found = zip(unread, decoder.read([prompts[i] for i in unread]), strict=True)
+            first |= {i: logits for i, logits in found if logits is not None}
+        for prompt in prompts:
             decoder.join(prompt)
-            first.append(logits)
-        randoms = [torch.Generator().manual_seed(0) for _ in first]
-        answers = [[self._choose(logits, random)] for logits, random in zip(first, randoms, strict=True)]
+        samplers = [Sampler(Sampling(self.temperature, seed=0), 0, None) for _ in prompts]
+        answers = [[sampler.draw(first[i]).id] for i, sampler in enumerate(samplers)]
         running = list(range(len(answers)))  # as the decoder has them: the last takes the place of one that leaves
         while running:
             for place in reversed(range(len(running))):
@@ -159,7 +160,7 @@ class Task(_language.Task):
                     running.pop()
             if running:
                 for i, logits in zip(running, decoder.step([answers[i][-1] for i in running]), strict=True):
-                    answers[i].append(self._choose(logits, randoms[i]))
+                    answers[i].append(samplers[i].draw(logits).id)
         return answers
 
     def decoder(self, run: Run) -> Decoder:
@@ -173,19 +174,23 @@ class Task(_language.Task):
         last = torch.tensor([[len(ids) - 1] for ids in sequences])
         return torch.from_numpy(run(self._batch(tokens, [torch.ones_like(ids) for ids in tokens]) | {f"{self.column}.asked": last})[:, 0])
 
+    def prompts(self, inputs: Batch) -> list[list[int]]:
+        """Tokens of each row that its answer follows."""
+        rows = zip(inputs[f"{self.column}.input_ids"], inputs[f"{self.column}.attention_mask"], strict=True)
+        return [self._prompt(ids[mask > 0], mask[mask > 0]).tolist() for ids, mask in rows]
+
     def _prompt(self, ids: Tensor, mask: Tensor) -> Tensor:
         """A row's tokens without the assistant's last turn: a conversation may be given with the answer it had."""
         heard = (mask != chat.SAID).nonzero()
         return ids[: int(heard[-1]) + 1] if len(heard) else ids
 
-    def _choose(self, logits: Tensor, random: torch.Generator) -> int:
-        if not self.temperature:
-            return int(logits.argmax())
-        return int(torch.multinomial(logits.div(self.temperature).softmax(-1), 1, generator=random))
-
     def decode(self, output: list[int], parts: dict[str, Any]) -> dict[str, Any]:
         """Token ids → the text."""
         return {"text": self.tokenizer.decode(output, skip_special_tokens=True)}
+
+    def schema(self) -> dict[str, Any]:
+        """See `_task.Task`."""
+        return _task.fields(text=_task.TEXT)
 
 
 def pack(lengths: list[int], room: int) -> list[list[int]]:
@@ -259,16 +264,17 @@ class Model(_language.Model):
             self.model(input_ids=ids, position_ids=torch.zeros_like(ids), past_key_values=cache, use_cache=True)
         return [tensor.new_zeros(len(batch[f"{self.column}.input_ids"]), tensor.shape[1], 0, tensor.shape[3]) for tensor in cache.new]
 
-    def extend(self, ids: Tensor, positions: Tensor, cache: Any, seen: Tensor | None = None) -> Tensor:
+    def extend(self, ids: Tensor, positions: Tensor, last: Tensor, cache: Any, seen: Tensor | None = None) -> Tensor:
         """Logits (rows, vocabulary) after further tokens, whose keys and values the cache takes.
 
         Args:
             ids: (rows, tokens).
             positions: of those tokens, (rows, tokens).
+            last: of each row's tokens the one that logits are given after, (rows,).
             cache: of transformers; holds the tokens before.
             seen: which of all cached tokens each one sees, (rows, 1, tokens, cached); all that are not after it if not given.
         """
-        with _language.only(torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)):
+        with _language.only(last[:, None]):
             found = self.model(input_ids=ids, position_ids=positions, attention_mask=seen, past_key_values=cache, use_cache=True)
         return cast(Tensor, found.logits[:, 0])
 

@@ -168,6 +168,10 @@ class Task(_task.Task):
         loud = max(1.0, float(np.abs(samples).max(initial=0)))
         return {"audio": audio.wav((samples / loud * 32767).round().astype("<i2").tobytes(), _mel.rate())}
 
+    def schema(self) -> dict[str, Any]:
+        """See `_task.Task`."""
+        return _task.fields(audio={"type": "string", "contentMediaType": "audio/wav", "description": "a data URI"})
+
 
 def _parted(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     bins = (outputs.shape[-1] - 1) // 2

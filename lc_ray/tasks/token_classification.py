@@ -156,6 +156,12 @@ class Task(_task.Task):
         ]
         return {"entities": found, "tags": tags}
 
+    def schema(self) -> dict[str, Any]:
+        """See `_task.Task`."""
+        word = {"type": "integer", "minimum": 0}
+        entity = _task.fields(type=_task.TEXT, text=_task.TEXT, start=word, end=word, score=_task.PROBABILITY)
+        return _task.fields(entities={"type": "array", "items": entity}, tags={"type": "array", "items": _task.TEXT})
+
     def mistake(self, answer: dict[str, Any], target: list[str]) -> float | None:
         """Mean score of the entities that are wrong; 0 if some are only missing."""
         truth = set(entities(target))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from lc_ray.errors import PlacementError
 from lc_ray.spec import JobSpec, WorkersSpec
@@ -21,6 +23,11 @@ class Resources:
     gpu: float = 0.0
     memory: int = 0
     object_store_memory: int = 0
+
+    @classmethod
+    def of(cls, node: Mapping[str, float]) -> Self:
+        """As Ray describes a node."""
+        return cls(node.get("CPU", 0.0), node.get("GPU", 0.0), int(node.get("memory", 0)), int(node.get("object_store_memory", 0)))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 
+from lc_ray import runtime
 from lc_ray.errors import LcRayError, TrainError, unwrap
 from lc_ray.spec import JobSpec
 from lc_ray.train.segment import Post, Segment, SegmentResult, finished
@@ -27,6 +28,7 @@ from lc_ray.train.trainer import run_segment
 from lc_ray.tune.space import Genes, draw, express, perturb
 
 _POINTER = "pointer.json"
+_HEAD = "node:__internal_head__"  # members wait there for their workers: a share of a CPU would keep the last worker from fitting
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def search(job: JobSpec, prepared: str, rows: int, store: Path, slots: int, obje
     if job.search is None:
         # In a task, as members are: a trainer in the driver would take Ctrl-C for itself.
         try:
-            return ray.get(ray.remote(num_cpus=0)(_alone).remote(shared))  # type: ignore[no-any-return]
+            return ray.get(ray.remote(**runtime.beside())(_alone).remote(shared))  # type: ignore[no-any-return]
         except ray.exceptions.RayTaskError as error:
             raise unwrap(error) from None
     scheduler = PopulationBasedTraining(
@@ -110,10 +112,10 @@ def search(job: JobSpec, prepared: str, rows: int, store: Path, slots: int, obje
         log_config=False,
     )
     folder = store.parent / "tune"
-    gate = ray.remote(num_cpus=0)(Slots).remote(slots)
+    gate = ray.remote(**runtime.beside())(Slots).remote(slots)
     trainable = tune.with_parameters(_member, shared=shared, slots=gate, objective=objective)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"CPU": 0.01}),
+        tune.with_resources(trainable, {_HEAD: 0.001}),
         param_space={"member": tune.grid_search(list(range(job.search.population)))},
         tune_config=tune.TuneConfig(scheduler=scheduler),
         run_config=tune.RunConfig(storage_path=str(folder.resolve()), verbose=0, failure_config=tune.FailureConfig(max_failures=1)),

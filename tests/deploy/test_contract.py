@@ -32,8 +32,8 @@ def started():
     def start(environment, path):
         spec = container.spec(environment)
         endpoint = Endpoint(predictor.load(path, threads=1), spec)
-        digests = [] if environment.get(auth.KEYLESS) == "1" else [auth.digest(KEY)]
-        server = served(asgi(Models([endpoint], spec, settings(environment)), digests))
+        keys = {} if environment.get(auth.KEYLESS) == "1" else {auth.digest(KEY): "test"}
+        server = served(asgi(Models([endpoint], spec, settings(environment)), keys))
         running.append((server, endpoint))
         return f"http://{server.__enter__()}"
 

@@ -70,6 +70,14 @@ def test_artifact_has_no_pickle_and_is_hashed(result: lc_ray.RunResult) -> None:
     artifact.read(result.artifact.path, verify=True)
 
 
+def test_the_artifact_tells_what_it_was_trained_on(result: lc_ray.RunResult, tiny_job: dict[str, Any]) -> None:
+    statistics = result.artifact.manifest.statistics
+    assert set(statistics) == {"text.tokens", "answer.label", "answer.confidence"}
+    assert sum(statistics["text.tokens"].counts) == 480 - 96
+    assert set(statistics["answer.label"].categories) == {"negative", "neutral", "positive"}
+    assert sum(statistics["answer.label"].counts) == 96
+
+
 def test_report_and_answer(result: lc_ray.RunResult) -> None:
     assert result.record["answer"]["answer"]["label"] in {"negative", "neutral", "positive"}
     assert "tiny" in result.report.read_text("utf-8")

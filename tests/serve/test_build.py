@@ -46,7 +46,7 @@ def test_keys(tmp_path, monkeypatch):
     assert (len(paths), list(digests)) == (1, [auth.digest(KEY)])
     (tmp_path / "keys").write_text("a:one\nb:two\n", "utf-8")
     made = build.build({"artifacts": ["a", "b"], "keys": str(tmp_path / "keys")})._bound_deployment
-    assert made.init_args[2] == [auth.digest("one"), auth.digest("two")]
+    assert list(made.init_args[2]) == [auth.digest("one"), auth.digest("two")]
 
 
 @pytest.mark.cluster

@@ -1,12 +1,17 @@
 """The endpoint on a real local Ray Serve, called over HTTP."""
 
+import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tritonclient import grpc as triton
+from tritonclient.utils import InferenceServerException
 
 import lc_ray
 from lc_ray.client import Client
@@ -21,8 +26,19 @@ HEADERS = {"authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture(scope="module")
-def url(ray_local, tiny_artifact):
-    yield app.start([tiny_artifact], ServeSpec(port=0, queue=8, batch={"max": 8, "wait": "5ms"}, timeout="90s"), [KEY])
+def access_log(tmp_path_factory):
+    return tmp_path_factory.mktemp("access") / "log"
+
+
+@pytest.fixture(scope="module")
+def grpc_port():
+    return app._free("127.0.0.1", 0)
+
+
+@pytest.fixture(scope="module")
+def url(ray_local, tiny_artifact, access_log, grpc_port):
+    limits = {"queue": 8, "batch": {"max": 8, "wait": "5ms"}, "timeout": "90s", "replicas": {"min": 2, "max": 2}}
+    yield app.start([tiny_artifact], ServeSpec(port=0, grpc_port=grpc_port, access_log=str(access_log), **limits), {"test": KEY})
     app.stop()
 
 
@@ -45,10 +61,58 @@ def test_no_key_no_answer(url):
         client.predict(["good"])
 
 
+def test_grpc_answers_the_same(url, grpc_port, predictor):
+    texts = ["good flight", "so late"]
+    asked = triton.InferInput("text", [2], "BYTES")
+    asked.set_data_from_numpy(np.array(texts, object))
+    with triton.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
+        assert client.is_server_ready()
+        found = client.infer("tiny", [asked], headers=HEADERS)
+        for headers, model, code in ((None, "tiny", "UNAUTHENTICATED"), (HEADERS, "large", "NOT_FOUND")):
+            with pytest.raises(InferenceServerException) as error:
+                client.infer(model, [asked], headers=headers)
+            assert error.value.status() == f"StatusCode.{code}"
+        asked.set_data_from_numpy(np.array(["x" * 17 * 2**20, ""], object))
+        with pytest.raises(InferenceServerException, match="larger than max") as error:
+            client.infer("tiny", [asked], headers=HEADERS)
+        assert error.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+    expected = predictor.predict(texts)
+    assert [label.decode() for label in found.as_numpy("label")] == [answer["label"] for answer in expected]
+    np.testing.assert_allclose(found.as_numpy("probabilities"), [list(answer["probabilities"].values()) for answer in expected], atol=1e-5)
+
+
 def test_serve_knows_no_key(url):
     from ray import serve
 
-    assert KEY not in str(serve.status()) + str(app.application(["somewhere"], ServeSpec(), [KEY], {})._bound_deployment.init_args)
+    assert KEY not in str(serve.status()) + str(app.application(["somewhere"], ServeSpec(), {"test": KEY}, {})._bound_deployment.init_args)
+
+
+def test_metrics_and_the_access_log_are_of_all_replicas_whichever_answers(url, access_log):
+    def counted():
+        found = {}
+        for family in text_string_to_metric_families(httpx.get(url + "/metrics", headers=HEADERS).text):
+            for sample in family.samples:
+                if sample.name == "lc_ray_requests_total" and sample.labels["route"] == "/v1/models/{name}:predict":
+                    found[sample.labels["replica"]] = found.get(sample.labels["replica"], 0) + sample.value
+        return found
+
+    def logged():
+        lines = [json.loads(line) for line in access_log.read_text().splitlines()] if access_log.exists() else []
+        return {line["id"]: line for line in lines}
+
+    before, ids = sum(counted().values()), []
+    for number in range(40):  # each on a connection of its own, so that both replicas have some
+        answer = httpx.post(url + PREDICT, json={"instances": ["good"]}, headers=HEADERS | {"x-request-id": f"request-{number}"})
+        ids.append(answer.headers["x-request-id"])
+    assert ids == [f"request-{number}" for number in range(40)]
+    scrapes = [counted() for _ in range(4)]
+    assert all(scrape == scrapes[0] and len(scrape) == 2 for scrape in scrapes)
+    assert sum(scrapes[0].values()) - before == 40
+    end = time.monotonic() + 30
+    while not set(ids) <= logged().keys() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert {(logged()[one]["key"], logged()[one]["status"], logged()[one]["rows"]) for one in ids} == {("test", 200, 1)}
+    assert httpx.get(url + "/v1/models/tiny/drift", headers=HEADERS).json()["versions"]
 
 
 def test_bad_instances_leave_their_neighbours_alone(url, predictor):
@@ -90,7 +154,7 @@ def test_busy_endpoint_answers_health_and_turns_away_what_it_cant_queue(url):
 
 def test_second_endpoint_is_refused_before_anything_starts(url, tiny_artifact):
     with pytest.raises(ServeError, match="already"):
-        app.start([tiny_artifact], ServeSpec(port=0), [KEY])
+        app.start([tiny_artifact], ServeSpec(port=0), {"test": KEY})
 
 
 def test_port_in_use(tiny_artifact):
@@ -98,13 +162,14 @@ def test_port_in_use(tiny_artifact):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(ServeError, match=f"{port}: can't listen"):
-            app.check(ServeSpec(port=port))
+        for ports in ({"port": port}, {"port": 0, "grpc_port": port}):
+            with pytest.raises(ServeError, match=f"{port}: can't listen"):
+                app.check(ServeSpec(**ports))
 
 
 def test_no_artifact(tmp_path):
     with pytest.raises(ArtifactError, match=r"manifest\.json"):
-        app.start([tmp_path], ServeSpec(port=0), [KEY])
+        app.start([tmp_path], ServeSpec(port=0), {"test": KEY})
 
 
 def test_stop_answers_what_was_accepted_and_closes_the_port(url):

@@ -24,7 +24,7 @@ PREDICT = "/v1/models/fused:predict"
 
 @pytest.fixture(scope="module")
 def app(fused, endpoint):
-    return asgi(Models([endpoint(fused)], endpoint(fused).spec), [auth.digest(KEY)])
+    return asgi(Models([endpoint(fused)], endpoint(fused).spec), {auth.digest(KEY): "test"})
 
 
 def predictions(response):
@@ -56,7 +56,7 @@ def test_forms_that_are_none(app, png):
         assert response.status_code == 400
         assert response.json()["error"]["code"] == "malformed_form"
     assert ask(app, "POST", PREDICT, content=b"x", headers={"content-type": "multipart/form-data"}).status_code == 400
-    assert ask(app, "POST", PREDICT, files={"photo": ("a.png", b"x" * 2**21)}).status_code == 413
+    assert ask(app, "POST", PREDICT, files={"photo": ("a.png", b"x" * 11 * 2**20)}).status_code == 413
 
 
 def test_a_damaged_file_is_named(app):

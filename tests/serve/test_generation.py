@@ -8,10 +8,10 @@ import torch
 
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.generation import Ask, Generator
-from lc_ray.serve.sampling import Sampler, Sampling, _nucleus
 from lc_ray.serve.spelling import Spelling
 from lc_ray.spec import ServeSpec
 from lc_ray.tasks._decoder import Whole
+from lc_ray.tasks._sampling import Sampler, Sampling, _nucleus
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = ["a", "Hello there", "the quick brown fox " * 20, "xyz" * 9, "0123456789" * 5]
@@ -50,7 +50,7 @@ def coded(tiny_language, text):
 
 async def collect(generator, ask, seconds=60):
     texts, tokens, finish = [""] * ask.n, [[] for _ in range(ask.n)], [None] * ask.n
-    async for piece in generator.run(ask, time.monotonic() + seconds):
+    async for piece in generator.run([ask], time.monotonic() + seconds):
         texts[piece.number] += piece.text
         tokens[piece.number] += piece.tokens
         finish[piece.number] = piece.finish
@@ -82,6 +82,46 @@ def test_greedy_is_transformers_own_in_any_batch(tiny_language, plain, make, who
 
     assert [[token.id for token in tokens[0]] for _, tokens, _ in asyncio.run(main())] == expected
     assert len({tuple(one) for one in expected}) == len(expected), "all the same would show nothing"
+
+
+def test_short_prompts_are_read_together_and_long_ones_in_parts(tiny_language, plain):
+    prompts = [coded(tiny_language, "ab" * n) for n in (20, 3, 200, 60, 1)]
+    with torch.no_grad():
+        expected = [plain(torch.tensor([ids])).logits[0, -1] for ids in prompts]
+    decoder = tiny_language.engine.decoder()
+    waiting, found, order = list(enumerate(map(decoder.begin, prompts))), {}, []
+    while waiting:
+        read = decoder.read([prompt for _, prompt in waiting])
+        order.append([i for (i, _), logits in zip(waiting, read, strict=True) if logits is not None])
+        for (i, prompt), logits in zip(waiting, read, strict=True):
+            if logits is not None:
+                found[i] = logits
+                decoder.join(prompt)
+        waiting = [one for one in waiting if one[0] not in found]
+    assert order == [[0, 1, 4], [], [2], [3]], "3 × 40 tokens, 400 in two parts, then 120"
+    for i, logits in enumerate(expected):
+        torch.testing.assert_close(found[i], logits, atol=1e-3, rtol=1e-3)
+    ran = [i for some in order for i in some]
+    with torch.no_grad():
+        after = torch.stack([plain(torch.tensor([[*prompts[i], 65]])).logits[0, -1] for i in ran])
+    torch.testing.assert_close(decoder.step([65] * 5), after, atol=1e-3, rtol=1e-3)
+
+
+def test_a_request_may_have_many_prompts(tiny_language, make):
+    """More than run at a time; each has the answers that it has alone."""
+    generator = make(batch={"max": 2})
+    asks = [Ask(coded(tiny_language, text), 6, Sampling(seed=2), n=1 + (i == 1)) for i, text in enumerate(PROMPTS)]
+
+    async def main():
+        texts, most = [""] * 6, 0
+        async for piece in generator.run(asks, time.monotonic() + 60):
+            texts[piece.number] += piece.text
+            most = max(most, generator.running)
+        return texts, most, [text for ask in asks for text in (await collect(generator, ask))[0]]
+
+    texts, most, alone = asyncio.run(main())
+    assert texts == alone
+    assert most == 2
 
 
 def test_a_seed_draws_the_same_in_any_company(tiny_language, make):
@@ -187,7 +227,7 @@ def test_who_hangs_up_frees_the_place_at_the_next_token(tiny_language, make):
     generator = make(batch={"max": 1})
 
     async def main():
-        long = generator.run(Ask(coded(tiny_language, "a"), 600, Sampling(seed=0, bias={1: -100})), time.monotonic() + 60)
+        long = generator.run([Ask(coded(tiny_language, "a"), 600, Sampling(seed=0, bias={1: -100}))], time.monotonic() + 60)
         await anext(long)
         waiting = asyncio.ensure_future(collect(generator, Ask(coded(tiny_language, "b"), 4, GREEDY)))
         await asyncio.sleep(0.05)
@@ -206,7 +246,7 @@ def test_limits(tiny_language, make):
     generator = make(batch={"max": 1}, queue=1)
 
     async def main():
-        first = generator.run(Ask(ids, 600, endless), time.monotonic() + 60)
+        first = generator.run([Ask(ids, 600, endless)], time.monotonic() + 60)
         await anext(first)
         second = asyncio.ensure_future(collect(generator, Ask(ids, 4, endless), seconds=0.1))
         await asyncio.sleep(0.02)
@@ -227,7 +267,7 @@ def test_the_cache_has_a_size(tiny_language, make):
 
     async def one():
         nonlocal most
-        async for _ in generator.run(Ask(coded(tiny_language, "a" * 250), 40, Sampling(seed=0, bias={1: -100})), time.monotonic() + 60):
+        async for _ in generator.run([Ask(coded(tiny_language, "a" * 250), 40, Sampling(seed=0, bias={1: -100}))], time.monotonic() + 60):
             most = max(most, generator.running)
 
     async def main():

@@ -20,7 +20,7 @@ TEXTS = ["good flight", "the worst day ever, so late. é"]
 @pytest.fixture(scope="module")
 def app(predictor, fused, endpoint):
     endpoints = [endpoint(predictor), endpoint(fused)]
-    return asgi(Models(endpoints, endpoints[0].spec), [auth.digest(KEY)])
+    return asgi(Models(endpoints, endpoints[0].spec), {auth.digest(KEY): "test"})
 
 
 @pytest.fixture(scope="module")

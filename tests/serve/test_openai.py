@@ -34,7 +34,7 @@ def endpoints(tiny_language, tiny_artifact):
 
 @pytest.fixture(scope="module")
 def url(endpoints):
-    app = asgi(Models(endpoints, endpoints[0].spec), [auth.digest("secret")])
+    app = asgi(Models(endpoints, endpoints[0].spec), {auth.digest("secret"): "test"})
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -15,12 +15,12 @@ VERTEX = {"AIP_HEALTH_ROUTE": "/v1/endpoints/1/deployedModels/2", "AIP_PREDICT_R
 @pytest.fixture(scope="module")
 def text(predictor, endpoint):
     found = endpoint(predictor)
-    return asgi(Models([found], found.spec, settings(VERTEX | {"HOME": "/nowhere"})), [auth.digest(KEY)])
+    return asgi(Models([found], found.spec, settings(VERTEX | {"HOME": "/nowhere"})), {auth.digest(KEY): "test"})
 
 
 @pytest.fixture(scope="module")
 def fusion(fused, endpoint):
-    return asgi(Models([endpoint(fused)], endpoint(fused).spec), [auth.digest(KEY)])
+    return asgi(Models([endpoint(fused)], endpoint(fused).spec), {auth.digest(KEY): "test"})
 
 
 def invoke(app, body, kind=None, **headers):
@@ -83,7 +83,7 @@ def test_a_body_may_have_more_than_the_native_limit(text, predictor):
 
 
 def test_of_several_models_one_is_named(predictor, fused, endpoint):
-    app = asgi(Models([endpoint(predictor), endpoint(fused)], endpoint(fused).spec), [auth.digest(KEY)])
+    app = asgi(Models([endpoint(predictor), endpoint(fused)], endpoint(fused).spec), {auth.digest(KEY): "test"})
     assert invoke(app, b"good", "text/plain").status_code == 400
     assert invoke(app, b"good", "text/plain", x_amzn_sagemaker_target_model="fused").json()["model"] == "fused"
 

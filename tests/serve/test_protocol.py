@@ -25,7 +25,7 @@ def call(predictor):
             during(endpoint)
 
         async def main():
-            transport = httpx.ASGITransport(asgi(Models([endpoint], endpoint.spec), [auth.digest("secret")]))
+            transport = httpx.ASGITransport(asgi(Models([endpoint], endpoint.spec), {auth.digest("secret"): "test"}))
             async with httpx.AsyncClient(transport=transport, base_url="http://test", headers={"authorization": f"Bearer {key}"}) as client:
                 return await client.request(method, path, **request)
 
@@ -78,7 +78,7 @@ def test_all_else_needs_a_key(call, method, path):
 def test_not_ready_once_the_batcher_is_gone(call):
     def stop(endpoint):
         endpoint.close()
-        endpoint.batcher._thread.join(5)
+        endpoint.worker._thread.join(5)
 
     assert error(call("GET", "/readyz", during=stop), 503)["code"] == "not_ready"
 
@@ -144,7 +144,7 @@ def test_timeout(call):
 
 def test_full_queue_says_when_to_try_again(call):
     def fill(endpoint):
-        endpoint.batcher.queue = 0
+        endpoint.worker.queue = 0
 
     response = call("POST", PREDICT, during=fill, json={"instances": ["x"]})
     assert error(response, 503)["code"] == "overloaded"
@@ -153,7 +153,7 @@ def test_full_queue_says_when_to_try_again(call):
 
 def test_failure_inside_shows_nothing(call):
     def breaks(endpoint):
-        endpoint.batcher.run = None
+        endpoint.worker.run = None
 
     found = error(call("POST", PREDICT, during=breaks, json={"instances": ["x"]}), 500)
     assert "NoneType" not in json.dumps(found)

@@ -25,7 +25,7 @@ def test_a_bucket_fills_steadily_and_no_higher_than_it_was():
 
 def test_each_key_has_its_own_and_health_needs_none(predictor, endpoint):
     found = endpoint(predictor, rate={"requests": 2, "per": "1h"})
-    app = asgi(Models([found], found.spec), [auth.digest(key) for key in ("one", "two")])
+    app = asgi(Models([found], found.spec), {auth.digest(key): key for key in ("one", "two")})
     assert [ask(app, "GET", "/v1/models", key="one").status_code for _ in range(3)] == [200, 200, 429]
     refused = ask(app, "GET", "/v1/models", key="one")
     assert refused.json()["error"]["code"] == "rate_limited"

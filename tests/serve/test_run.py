@@ -30,15 +30,16 @@ def test_no_artifact_is_found_before_anything_starts(no_ray, tmp_path):
 
 def test_welcome_shows_where_the_key_is_but_not_the_key(no_ray, tiny_artifact):
     key = auth.ensure()
-    text = run._welcome("http://127.0.0.1:1234", [artifact.read(tiny_artifact)])
+    text = run._welcome("http://127.0.0.1:1234", [artifact.read(tiny_artifact)], grpc_port=5678)
     assert key not in text
     assert str(auth.key_file()) in text
     assert "http://127.0.0.1:1234/v1/models/tiny:predict" in text
+    assert "127.0.0.1:5678" in text
 
 
 @pytest.mark.parametrize(("replicas", "fixed"), [({"min": 2, "max": 2}, 2), ({"min": 1, "max": 4}, None)])
 def test_replicas_and_queue(replicas, fixed):
-    deployment = app.application(["somewhere"], ServeSpec(replicas=replicas, queue=100, batch={"max": 32}), ["key"], {})._bound_deployment
+    deployment = app.application(["somewhere"], ServeSpec(replicas=replicas, queue=100, batch={"max": 32}), {"test": "key"}, {})._bound_deployment
     config = deployment._deployment_config
     assert config.max_ongoing_requests >= 100 + 32
     assert config.num_replicas == fixed or config.autoscaling_config.max_replicas == replicas["max"]

@@ -25,12 +25,12 @@ def tls(tmp_path_factory):
 
 def test_a_missing_file_is_found_before_anything_starts(tiny_artifact, tls):
     with pytest.raises(ServeError, match=r"nothing\.pem"):
-        app.start([tiny_artifact], ServeSpec(port=0, tls=tls | {"key": "nothing.pem"}), [KEY])
+        app.start([tiny_artifact], ServeSpec(port=0, tls=tls | {"key": "nothing.pem"}), {"test": KEY})
 
 
 @pytest.mark.cluster
 def test_https(ray_local, tiny_artifact, tls):
-    url = app.start([tiny_artifact], ServeSpec(port=0, tls=tls), [KEY])
+    url = app.start([tiny_artifact], ServeSpec(port=0, tls=tls), {"test": KEY})
     try:
         assert url.startswith("https://")
         trust = ssl.create_default_context(cafile=tls["certificate"])

@@ -288,11 +288,15 @@ def test_pruned_and_int8_still_complete(trained, tmp_path):
     outputs = int8.engine(many)
     np.testing.assert_allclose(outputs, outputs[:1].repeat(12, 0), atol=1e-4, err_msg="more rows than positions")
     decoder, whole = int8.engine.decoder(), Whole(lambda sequences: task._next(int8.engine, sequences))
-    for ids in [[70, 71], [72] * 9, [73, 74, 75], [76]]:
-        for one in (decoder, whole):
-            prompt = one.begin(ids)
-            one.read(prompt)
+    first = []
+    for one in (decoder, whole):
+        prompts = [one.begin(ids) for ids in ([70, 71], [72] * 9, [73, 74, 75], [76])]
+        together = one.read(prompts)
+        first.append(torch.stack([one.read([prompt])[0] if logits is None else logits for prompt, logits in zip(prompts, together, strict=True)]))
+        for prompt in prompts:
             one.join(prompt)
+    assert sum(logits is None for logits in together) == 3, "the one reads them alone"
+    torch.testing.assert_close(*first, atol=1e-3, rtol=1e-3)
     for tokens in [[80, 81, 82, 83], [84, 85, 86, 87]]:
         torch.testing.assert_close(decoder.step(tokens), whole.step(tokens), atol=1e-3, rtol=1e-3)
     decoder.leave(1)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lc_ray.serve.generation import Ask, Piece
 from lc_ray.serve.protocols import _openai_tools as tools
-from lc_ray.serve.sampling import Token
+from lc_ray.tasks._sampling import Token
 
 _PART = "\N{REPLACEMENT CHARACTER}"
 
@@ -32,6 +32,7 @@ class Answers:
 
     Args:
         model: its name.
+        version: of the model.
         tokenizer: of the model.
     """
 
@@ -39,12 +40,12 @@ class Answers:
     WHOLE: ClassVar[str]
     CHUNK: ClassVar[str]
 
-    def __init__(self, model: str, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: str, version: str, tokenizer: Any) -> None:
+        self.model, self.version, self.tokenizer = model, version, tokenizer
 
     def begin(self, identity: str, created: int, asks: list[Ask]) -> None:
         """What is asked, by prompt."""
-        self.head = {"id": identity, "created": created, "model": self.model}
+        self.head = {"id": identity, "created": created, "model": self.model, "system_fingerprint": self.version}
         self.prompt_tokens, self.probable = sum(len(ask.ids) for ask in asks), asks[0].logprobs is not None
         self.choices = [_Choice() for ask in asks for _ in range(ask.n)]
 
@@ -115,15 +116,15 @@ class Chat(Answers):
     """What the assistant says, or the tools it calls.
 
     Args:
-        model, tokenizer: see `Answers`.
+        model, version, tokenizer: see `Answers`.
         names: of tools that it may call.
         forced: whether it must call one.
     """
 
     PREFIX, WHOLE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, tokenizer: Any, names: list[str], forced: bool) -> None:
-        super().__init__(model, tokenizer)
+    def __init__(self, model: str, version: str, tokenizer: Any, names: list[str], forced: bool) -> None:
+        super().__init__(model, version, tokenizer)
         self.names, self.forced = names, forced
 
     def choice(self, number: int, choice: _Choice) -> dict[str, Any]:

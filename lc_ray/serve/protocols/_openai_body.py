@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from lc_ray.serve.fields import Generation
 from lc_ray.serve.http import HttpError
-from lc_ray.serve.sampling import Sampling
-
-
-class _Form(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+from lc_ray.tasks._sampling import Sampling
 
 
 class _Open(BaseModel):
@@ -26,18 +23,13 @@ class StreamOptions(_Open):
     include_usage: bool = False
 
 
-class Body(_Form):
+class Body(Generation):
     """What both kinds of completions have. Fields without a use here change no answer."""
 
     model: str | None = None
     n: int = Field(1, ge=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[int, float] | None = None
@@ -54,11 +46,6 @@ class Body(_Form):
             raise HttpError(400, "invalid_value", f"the model has no token {unknown[0]}", "logit_bias")
         temperature, top_p = (1.0 if value is None else value for value in (self.temperature, self.top_p))
         return Sampling(temperature, top_p, self.seed, self.frequency_penalty or 0.0, self.presence_penalty or 0.0, bias)
-
-    def stops(self) -> tuple[str, ...]:
-        """Strings that end an answer."""
-        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(one for one in given if one)
 
     @property
     def usage(self) -> bool:
@@ -165,25 +152,3 @@ class CompletionBody(Body):
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: None = None
-
-
-B = TypeVar("B", bound=Body)
-
-
-def parse(kind: type[B], content: dict[str, Any]) -> B:
-    """A request's JSON as a form.
-
-    Raises:
-        HttpError: 400, with the first field that does not fit.
-    """
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        found = error.errors()
-        first = max((e for e in found if e["loc"][0] == found[0]["loc"][0]), key=lambda e: len(e["loc"]))  # of a value's types the one that fits best
-        where = ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part in _BRANCHES)))
-        what = "this field is not known here" if first["type"] == "extra_forbidden" else first["msg"]
-        raise HttpError(400, "invalid_value", f"{where}: {what}", where) from None
-
-
-_BRANCHES = {"str", "Named", "literal"}  # of fields that may be of several types, which pydantic writes into the place of an error

@@ -112,13 +112,15 @@ def schema(body: ChatBody) -> dict[str, Any] | None:
 
 
 def _call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
-    """Of one call. Definitions move to the top, where references look for them."""
+    """Of one call. Definitions move to the top, where references look for them. A tool has no arguments but those that it names."""
     definitions: dict[str, Any] = {}
     kinds = []
     for number, tool in enumerate(tools):
         parameters = _moved(tool.function.parameters, f"{number}_")
         for key in ("$defs", "definitions"):
             definitions |= {f"{number}_{name}": part for name, part in parameters.pop(key, {}).items()}
+        if "properties" in parameters:
+            parameters = {"additionalProperties": False} | parameters
         fields = {"name": {"const": tool.function.name}, "arguments": parameters}
         kinds.append({"type": "object", "properties": fields, "required": ["name", "arguments"], "additionalProperties": False})
     return {"$defs": definitions, "anyOf": kinds} if len(kinds) > 1 else {"$defs": definitions, **kinds[0]}

@@ -15,6 +15,7 @@ _TYPES = {
     **{"BOOL": "?", "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4"},
     **{"INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8"},
 }
+DATATYPES = ["BYTES", *_TYPES]
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def _tensor(one: Any, most: int, binary: bytes, start: int) -> tuple[Tensor, int
         raise malformed("every tensor has a name")
     name, datatype, shape = one["name"], one.get("datatype"), one.get("shape")
     where = f"inputs.{name}"
-    if datatype != "BYTES" and datatype not in _TYPES:
-        raise malformed(f"datatype '{datatype}' is not one of BYTES, {', '.join(_TYPES)}", where)
+    if datatype not in DATATYPES:
+        raise malformed(f"datatype '{datatype}' is not one of {', '.join(DATATYPES)}", where)
     if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
         raise malformed("shape is a list of whole numbers", where)
     count = math.prod(shape)
@@ -125,5 +126,5 @@ def packed(tensor: Tensor) -> bytes:
     """A tensor's values as bytes."""
     if tensor.datatype != "BYTES":
         return np.asarray(tensor.values, _TYPES[tensor.datatype]).tobytes()
-    coded = [value.encode() for value in tensor.values]
+    coded = [value if isinstance(value, bytes) else value.encode() for value in tensor.values]
     return b"".join(struct.pack("<I", len(value)) + value for value in coded)

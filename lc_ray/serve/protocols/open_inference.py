@@ -8,7 +8,8 @@
 
 A column is a tensor of shape [n] or [n, 1]: BYTES, or numbers where the column takes them. A column that rows may lack is left out, or has
 empty bytes or NaN in their place. Pictures and sounds are a file's bytes, or base64 where the tensor is in JSON. Outputs are `answer`, each
-row's as JSON, and beside it what the task's answers have as tensors: `label` and `probabilities`, `value`, `text`.
+row's as JSON, and beside it what the task's answers have as tensors: `label` and `probabilities`, `value`, `text`. Language models take
+the parameters of native.py.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import json
 from typing import Any
 
 from lc_ray import __version__
+from lc_ray.serve import openapi
 from lc_ray.serve.endpoint import Endpoint, Models
 from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, need, parse_object, read_body
+from lc_ray.serve.openapi import JSON, TEXT, Operation, Schema
 from lc_ray.serve.protocols import _tensors
 from lc_ray.serve.protocols._tensors import Tensor, malformed
 
 PUBLIC = ("/v2/health/live", "/v2/health/ready")
 ERRORS = {"/v2": lambda content: _told(content["error"])}
+ERROR = openapi.fields("where", error=TEXT, code=TEXT, where=TEXT)
 LENGTH = "inference-header-content-length"
 _NUMBERS = {"tabular": "FP64", "seed": "INT64"}  # modalities whose cells are numbers; of all others they are BYTES
 
@@ -54,7 +58,7 @@ def routes(models: Models) -> list[Route]:
         content, binary = _split(await read_body(request, models.spec.max_body), request.headers.get(LENGTH))
         rows = instances(_tensors.read(content.get("inputs"), models.spec.max_instances, binary), endpoint)
         try:
-            answers = await endpoint.predict(rows)
+            answers = await endpoint.predict(rows, _parameters(content) if endpoint.generator else None)
         except HttpError as error:
             raise _renamed(error) from None
         return _response(endpoint, content, outputs(answers, endpoint.sample))
@@ -63,6 +67,48 @@ def routes(models: Models) -> list[Route]:
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         found += [Route(path, model), Route(f"{path}/ready", model_ready), Route(f"{path}/infer", infer, methods=["POST"])]
     return found
+
+
+def describe(models: Models) -> list[Operation]:
+    """The operations, those on models for each model and for its versions."""
+    server = openapi.fields(name=TEXT, version=TEXT, extensions=openapi.array(TEXT))
+    found = [
+        Operation("get", "/v2", "What serves here", {JSON: server}),
+        Operation("get", "/v2/health/live", "Whether the endpoint runs", {JSON: openapi.fields(live={"const": True})}),
+        Operation("get", "/v2/health/ready", "Whether all models can answer", {JSON: openapi.fields(ready={"const": True})}, errors=(503,)),
+    ]
+    for name in models.names():
+        endpoint, versions = models.main(name), [known.version for known in models.versions(name)]
+        version = openapi.parameter("path", "version", {"enum": versions}, "digest of an artifact")
+        found += _described(f"/v2/models/{name}", endpoint, []) + _described(f"/v2/models/{name}/versions/{{version}}", endpoint, [version])
+    return found
+
+
+def _described(path: str, endpoint: Endpoint, parameters: list[Schema]) -> list[Operation]:
+    """The operations on a model."""
+    shape = openapi.array({"type": "integer", "minimum": 0})
+    values = openapi.array({"type": ["string", "number", "boolean", "array"]})
+    about, parts = {"name": TEXT, "datatype": TEXT, "shape": openapi.array({"type": "integer"})}, {"type": "object"}
+    known = openapi.fields(name=TEXT, versions=openapi.array(TEXT), platform=TEXT, inputs=_listed(about), outputs=_listed(about))
+    column = {"name": {"enum": list(endpoint.predictor.columns)}, "datatype": {"enum": _tensors.DATATYPES}, "shape": shape}
+    given = openapi.array(openapi.fields("data", "parameters", **column, data=values, parameters=parts))
+    asked = _listed({"name": {"enum": [tensor.name for tensor in outputs([endpoint.sample], endpoint.sample)]}})
+    takes = openapi.fields("id", "outputs", "parameters", id=TEXT, inputs=given | {"minItems": 1}, outputs=asked, parameters=parts)
+    made = openapi.array(openapi.fields("data", "parameters", name=TEXT, datatype=TEXT, shape=shape, data=values, parameters=parts))
+    answers = {JSON: openapi.fields("id", model_name=TEXT, model_version=TEXT, id=TEXT, outputs=made), "application/octet-stream": {}}
+    length = openapi.parameter("header", LENGTH, {"type": "integer"}, "bytes of JSON, if tensors follow it")
+    missing = (404,) if parameters else ()
+    ready = openapi.fields(name=TEXT, ready={"const": True})
+    of = f"a version of {endpoint.name}" if parameters else endpoint.name
+    return [
+        Operation("get", path, f"What {of} takes and answers", {JSON: known}, parameters=parameters, errors=missing),
+        Operation("get", f"{path}/ready", f"Whether {of} can answer", {JSON: ready}, parameters=parameters, errors=(*missing, 503)),
+        Operation("post", f"{path}/infer", f"Tensors of {of}", answers, {JSON: takes}, [*parameters, length], missing),
+    ]
+
+
+def _listed(about: dict[str, Schema]) -> Schema:
+    return openapi.array(openapi.fields(**about))
 
 
 def metadata(endpoint: Endpoint, models: Models) -> dict[str, Any]:
@@ -144,6 +190,12 @@ def _renamed(error: HttpError) -> HttpError:
     part, *rest = about.get("where", "").split(".", 2)
     where = ".".join(["inputs", *reversed(rest)]) if part == "instances" else ".".join([part, *rest])
     return HttpError(error.status_code, about["code"], about["message"], where, dict(error.headers or {}))
+
+
+def _parameters(content: dict[str, Any]) -> Any:
+    """A request's parameters for the model, without the protocol's own."""
+    given = content.get("parameters")
+    return {name: value for name, value in given.items() if name != "binary_data_output"} if isinstance(given, dict) else given
 
 
 def _response(endpoint: Endpoint, content: dict[str, Any], made: list[Tensor]) -> Response:

@@ -21,13 +21,16 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lc_ray.errors import DataError
+from lc_ray.serve import openapi, record
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.endpoint import Endpoint, Models
+from lc_ray.serve.fields import parse
 from lc_ray.serve.generation import Ask, Generator, Piece
 from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, read_object
+from lc_ray.serve.openapi import JSON, TEXT, Operation, Schema
 from lc_ray.serve.protocols import _openai_tools as tools
 from lc_ray.serve.protocols._openai_answer import Answers, Chat, Completion
-from lc_ray.serve.protocols._openai_body import Body, ChatBody, CompletionBody, parse
+from lc_ray.serve.protocols._openai_body import Body, ChatBody, CompletionBody
 
 PUBLIC = ()
 _SHARE = 0.97  # of the longest time a request may take: then a stream still ends with a sentence
@@ -43,6 +46,7 @@ def error(content: dict[str, Any]) -> dict[str, Any]:
     return {"error": {"message": inner["message"], "type": _TYPES.get(inner["code"], _MISTAKE), "param": inner.get("where"), "code": inner["code"]}}
 
 
+ERROR = openapi.fields(error=openapi.fields(message=TEXT, type=TEXT, param={"type": ["string", "null"]}, code=TEXT))
 ERRORS = {"/v1/chat/completions": error, "/v1/completions": error}
 
 
@@ -55,16 +59,31 @@ def routes(models: Models) -> list[Route]:
         generator = _language(endpoint)
         ask = await asyncio.to_thread(_chat_ask, body, generator)
         names = [tool.function.name for tool in tools.offered(body)]
-        return await _answer(request, body, generator, [ask], Chat(endpoint.name, generator.tokenizer, names, tools.forced(body)))
+        return await _answer(request, body, generator, [ask], Chat(endpoint.name, endpoint.version, generator.tokenizer, names, tools.forced(body)))
 
     async def completions(request: Request) -> Response:
         body = parse(CompletionBody, await read_object(request, models.spec.max_body))
         endpoint = models.choose(body.model)
         generator = _language(endpoint)
         asks = await asyncio.to_thread(_completion_asks, body, generator)
-        return await _answer(request, body, generator, asks, Completion(endpoint.name, generator.tokenizer))
+        return await _answer(request, body, generator, asks, Completion(endpoint.name, endpoint.version, generator.tokenizer))
 
     return [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/completions", completions, methods=["POST"])]
+
+
+def describe(models: Models) -> list[Operation]:
+    """The operations, if any of the models is a language model."""
+    names = [name for name in models.names() if models.main(name).generator]
+    found = []
+    for path, kind, said in (("/v1/chat/completions", ChatBody, "What a model says next"), ("/v1/completions", CompletionBody, "How a text goes on")):
+        body: Schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = body.pop("$defs", {})
+        body["properties"]["model"] = {"enum": names}
+        choice = openapi.fields("message", "text", index={"type": "integer"}, message={"type": "object"}, text=TEXT, finish_reason=TEXT)
+        about: dict[str, Schema] = {"id": TEXT, "object": TEXT, "created": {"type": "integer"}, "model": TEXT, "system_fingerprint": TEXT}
+        whole = openapi.fields(**about, choices=openapi.array(choice), usage={"type": "object"})
+        found.append(Operation("post", path, said, {JSON: whole, "text/event-stream": TEXT}, {JSON: body}, errors=(404,), schemas=schemas))
+    return found if names else []
 
 
 def _language(endpoint: Endpoint) -> Generator:
@@ -131,23 +150,24 @@ async def _answer(request: Request, body: Body, generator: Generator, asks: list
     answers.begin(f"{answers.PREFIX}-{uuid.uuid4().hex}", int(time.time()), asks)
     pieces = _pieces(generator, asks, deadline)
     if not body.stream:
-        return JSONResponse(await _connected(request, _whole(pieces, answers)))
+        whole = await _connected(request, _whole(pieces, answers))
+        _log(body, answers, generator)
+        return JSONResponse(whole)
     first = await _connected(request, anext(pieces))
-    return _Stream(_events(first, pieces, answers, body.usage), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    return _Stream(_events(first, pieces, answers, body, generator), media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
 
 async def _pieces(generator: Generator, asks: list[Ask], deadline: float) -> AsyncGenerator[Piece, None]:
-    """Pieces of the answers to all prompts, one prompt after another, whose answers are numbered on."""
-    for number, ask in enumerate(asks):
-        try:
-            async with aclosing(generator.run(ask, deadline)) as running:
-                async for piece in running:
-                    yield Piece(number * ask.n + piece.number, piece.text, piece.tokens, piece.finish)
-        except QueueFull:
-            message = f"{generator.spec.queue} requests wait already; try again later"
-            raise HttpError(503, "overloaded", message, headers={"retry-after": "1"}) from None
-        except TimeoutError:
-            raise HttpError(504, "timeout", f"not answered within {generator.spec.timeout:g} s") from None
+    """Pieces of the answers to all prompts."""
+    try:
+        async with aclosing(generator.run(asks, deadline)) as running:
+            async for piece in running:
+                yield piece
+    except QueueFull:
+        message = f"{generator.spec.queue} requests wait already; try again later"
+        raise HttpError(503, "overloaded", message, headers={"retry-after": "1"}) from None
+    except TimeoutError:
+        raise HttpError(504, "timeout", f"not answered within {generator.spec.timeout:g} s") from None
 
 
 async def _whole(pieces: AsyncIterator[Piece], answers: Answers) -> dict[str, Any]:
@@ -156,7 +176,9 @@ async def _whole(pieces: AsyncIterator[Piece], answers: Answers) -> dict[str, An
     return answers.whole()
 
 
-async def _events(first: Piece, pieces: AsyncGenerator[Piece, None], answers: Answers, usage: bool) -> AsyncGenerator[str, None]:
+async def _events(
+    first: Piece, pieces: AsyncGenerator[Piece, None], answers: Answers, body: Body, generator: Generator
+) -> AsyncGenerator[str, None]:
     """Server-sent events. An error ends them, as the status is sent already."""
     async with aclosing(pieces):
         try:
@@ -168,9 +190,17 @@ async def _events(first: Piece, pieces: AsyncGenerator[Piece, None], answers: An
         except HttpError as problem:
             yield _event(error(problem.content))
             return
-    if usage:
+    _log(body, answers, generator)
+    if body.usage:
         yield _event(answers.usage_chunk())
     yield "data: [DONE]\n\n"
+
+
+def _log(body: Body, answers: Answers, generator: Generator) -> None:
+    """Tell the request's record what was asked and answered, if there is a prediction log: its fields are redacted as columns are."""
+    if generator.spec.log:
+        choices = {"choices": answers.whole()["choices"]}
+        record.current().predicted = record.Predicted([body.model_dump(mode="json", exclude_unset=True)], [choices], [], ())
 
 
 def _event(content: dict[str, Any]) -> str:

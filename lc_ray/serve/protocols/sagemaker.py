@@ -14,11 +14,14 @@ import csv
 import io
 from typing import Any
 
+from lc_ray.serve import openapi
 from lc_ray.serve.endpoint import Endpoint, Models
 from lc_ray.serve.forms import read_request
 from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, instances_of, need, read_body
+from lc_ray.serve.openapi import FORM, JSON, TEXT, Operation
 
 PUBLIC = ("/ping",)
+_TARGET = "X-Amzn-SageMaker-Target-Model"
 _LARGEST = 6 * 2**20
 _ANSWERED = ("*/*", "application/*", "application/json")
 
@@ -34,19 +37,34 @@ def routes(models: Models) -> list[Route]:
     async def invocations(request: Request) -> Response:
         if not _accepts_json(request.headers.get("accept", "")):
             raise HttpError(406, "not_acceptable", "answers are application/json", "accept")
-        endpoint = models.choose(request.headers.get("x-amzn-sagemaker-target-model"))
-        found = await endpoint.predict(await _instances(request, endpoint, most))
+        endpoint = models.choose(request.headers.get(_TARGET))
+        found = await endpoint.predict(*await _asked(request, endpoint, most))
         return JSONResponse({"predictions": found, "model": endpoint.name, "version": endpoint.version})
 
     return [Route("/ping", ping), Route("/invocations", invocations, methods=["POST"])]
+
+
+def describe(models: Models) -> list[Operation]:
+    """The two operations."""
+    endpoints = [models.main(name) for name in models.names()]
+    forms = openapi.one_of(f"{endpoint.name}.Form" for endpoint in endpoints)
+    media = sorted({f"{medium}/*" for endpoint in endpoints for medium in endpoint.media.values()})
+    rows = openapi.instances(endpoints, models.spec.max_instances)
+    takes = {JSON: rows, FORM: forms, "text/csv": TEXT, "text/plain": TEXT} | {kind: {} for kind in media}
+    model = openapi.parameter("header", _TARGET, {"enum": models.names()}, "which model, if there are several")
+    answers = {JSON: openapi.predictions(endpoints)}
+    return [
+        Operation("get", "/ping", "Whether all models can answer", {JSON: openapi.fields(status={"const": "ready"})}, errors=(503,)),
+        Operation("post", "/invocations", "Answers of a model", answers, takes, [model], (404, 406, 415)),
+    ]
 
 
 def _accepts_json(accept: str) -> bool:
     return not accept.strip() or any(part.partition(";")[0].strip().lower() in _ANSWERED for part in accept.split(","))
 
 
-async def _instances(request: Request, endpoint: Endpoint, most: int) -> Any:
-    """The body's rows.
+async def _asked(request: Request, endpoint: Endpoint, most: int) -> tuple[Any, Any]:
+    """The body's rows, and parameters if it has any.
 
     Raises:
         HttpError: 413, it is larger than `most` bytes; 415, the model takes nothing of its type; 400, it is not what its type says.
@@ -56,12 +74,12 @@ async def _instances(request: Request, endpoint: Endpoint, most: int) -> Any:
         return instances_of(await read_request(request, most))
     body = await read_body(request, most)
     if kind == "text/csv":
-        return _rows(body, list(endpoint.predictor.columns))
+        return _rows(body, list(endpoint.predictor.columns)), None
     wanted, texts = kind.partition("/")[0], [c for c, modality in endpoint.predictor.columns.items() if modality.spec.modality in ("text", "words")]
     columns = texts if kind == "text/plain" else [column for column, medium in endpoint.media.items() if medium == wanted]
     if len(columns) != 1:
         raise HttpError(415, "unsupported_type", f"{kind} needs a model with one column of it; this one has {len(columns)}", "content-type")
-    return [{columns[0]: body}]
+    return [{columns[0]: body}], None
 
 
 def _rows(body: bytes, columns: list[str]) -> list[dict[str, Any]]:

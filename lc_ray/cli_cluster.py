@@ -1,0 +1,172 @@
+"""Commands about clusters: `submit`, `jobs ...` and `cluster ...`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, say
+from lc_ray.units import size_text
+
+if TYPE_CHECKING:
+    from lc_ray.cluster.jobs import Jobs
+
+jobs = typer.Typer(help="The jobs of a cluster: list, status, logs, stop, fetch.", no_args_is_help=True)
+cluster = typer.Typer(help="Bring a cluster up or down by Ray's launcher, from a file such as those in cluster/.", no_args_is_help=True)
+
+Name = Annotated[str | None, typer.Option("--cluster", help="a cluster of ~/.config/lc_ray/clusters.yaml; needless if it has only one")]
+Address = Annotated[str | None, typer.Option(help="of the cluster's dashboard instead: http://HOST:8265")]
+Id = Annotated[str, typer.Argument(help="of the job, as [bold]submit[/] and [bold]jobs list[/] print it", show_default=False)]
+Launcher = Annotated[Path, typer.Argument(help="a launcher file of Ray, such as cluster/aws.yaml", show_default=False)]
+
+
+def submit(
+    job: JobFile,
+    name: Name = None,
+    address: Address = None,
+    overrides: Overrides = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="return once it is submitted")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a job on a cluster, with the files that it names; follow it, and fetch the model and the report.
+
+    The same job is never run twice: if it is there already, it is followed, or its result fetched. Ctrl-C leaves it running.
+    """
+    from lc_ray.cluster import submit as sending
+
+    spec, there = read_job(job, overrides), _jobs(name, address)
+    where = f"--cluster {name}" if name else f"--address {address}" if address else ""
+    try:
+        sent, record = sending.run(spec, there, "quiet" if quiet else "json" if as_json else "bars", wait=not detach)
+    except KeyboardInterrupt:
+        err.print(f"\n[yellow]detached[/]; what was submitted goes on: [bold]lc-ray jobs list {where}[/]; the same command follows it again")
+        raise SystemExit(130) from None
+    folder = Path(spec.storage).resolve() / spec.name
+    if record is None:
+        print(json.dumps(asdict(sent)) if as_json else sent.id)
+        if not (as_json or quiet):
+            err.print(f"follow it: [bold]lc-ray jobs logs -f {sent.id} {where}[/]")
+    elif as_json:
+        print(json.dumps({"job": sent.id, "artifact": str(folder / "model"), "report": str(folder / "report.html")}))
+    elif quiet:
+        print(folder / "model")
+    else:
+        print_run(record, folder)
+
+
+@jobs.command("list")
+def list_jobs(name: Name = None, address: Address = None, as_json: AsJson = False) -> None:
+    """List the jobs, oldest first."""
+    found = _jobs(name, address).all()
+    if as_json:
+        print(json.dumps([asdict(job) for job in found]))
+        return
+    table = Table("job", "status", "started", "took", box=None)
+    for job in found:
+        began = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started)) if job.started else ""
+        table.add_row(job.id, job.status, began, f"{(job.ended or time.time()) - job.started:.0f} s" if job.started else "")
+    out.print(table)
+
+
+@jobs.command()
+def status(job: Id, name: Name = None, address: Address = None, as_json: AsJson = False) -> None:
+    """Say how a job is."""
+    found = _jobs(name, address).get(job)
+    if as_json:
+        print(json.dumps(asdict(found)))
+        return
+    for field in ("id", "status", "message"):
+        say(field, getattr(found, field))
+
+
+@jobs.command()
+def logs(
+    job: Id,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="until the job is over")] = False,
+    name: Name = None,
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="as the job prints it")] = False,
+) -> None:
+    """Show what a job has told."""
+    from lc_ray.cluster import submit as sending
+    from lc_ray.progress import Display
+
+    there = _jobs(name, address)
+    try:
+        sending.tell(there, job, Display(None, "bars"), raw=as_json, wait=follow)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+@jobs.command()
+def stop(job: Id, name: Name = None, address: Address = None) -> None:
+    """Stop a job. Submitted again, it goes on where it was."""
+    out.print("stopped" if _jobs(name, address).stop(job) else "it was over already")
+
+
+@jobs.command()
+def fetch(
+    job: Id,
+    folder: Annotated[Path | None, typer.Option("--output", "-o", help="folder for the run; runs/NAME if not given")] = None,
+    name: Name = None,
+    address: Address = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch a finished job's model and report."""
+    from lc_ray.cluster import submit as sending
+
+    there = _jobs(name, address)
+    found = there.get(job)
+    target = (folder or Path("runs") / found.name).resolve()
+    record = sending.bring(there, found, target)
+    if quiet:
+        print(target / "model")
+    else:
+        print_run(record, target)
+
+
+@cluster.command()
+def up(file: Launcher, yes: Annotated[bool, typer.Option("--yes", "-y", help="ask nothing")] = False) -> None:
+    """Start a cluster, or bring it to what the file says."""
+    _launch("up", file, yes)
+
+
+@cluster.command()
+def down(file: Launcher, yes: Annotated[bool, typer.Option("--yes", "-y", help="ask nothing")] = False) -> None:
+    """Stop all of a cluster's machines."""
+    _launch("down", file, yes)
+
+
+@cluster.command("status")
+def cluster_status(name: Name = None, address: Address = None, as_json: AsJson = False) -> None:
+    """Show a cluster's Ray version, nodes and what they have."""
+    there = _jobs(name, address)
+    nodes = there.nodes()
+    if as_json:
+        print(json.dumps({"address": there.address, "ray": there.version, "nodes": nodes}))
+        return
+    out.print(f"{there.address}  Ray {there.version}")
+    table = Table("node", "state", "CPU", "GPU", "memory", box=None)
+    for node in nodes:
+        table.add_row(node["address"], node["state"], f"{node['cpu']:g}", f"{node['gpu']:g}", size_text(node["memory"]))
+    out.print(table)
+
+
+def _jobs(name: str | None, address: str | None) -> Jobs:
+    from lc_ray.cluster.clusters import find
+    from lc_ray.cluster.jobs import Jobs
+
+    return Jobs(find(name, address))
+
+
+def _launch(what: str, file: Path, yes: bool) -> None:
+    from lc_ray.cluster import launch
+
+    launch.run(what, file, yes)

@@ -1,0 +1,103 @@
+"""Commands on an endpoint that runs: replace its models, go back, show what it serves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from lc_ray.errors import ServeError, SpecError
+from lc_ray.terminal import AsJson, out
+
+if TYPE_CHECKING:
+    from lc_ray.serve.rollout import State
+
+Port = Annotated[int | None, typer.Option(help="port of the endpoint; not needed where only one runs on this machine", show_default=False)]
+
+
+def rollout(
+    artifact: Annotated[Path, typer.Argument(help="the artifact that is to answer", show_default=False)],
+    weight: Annotated[str, typer.Option(help="its share of the requests, as 10%; the versions that are served now have the rest")] = "100%",
+    port: Port = None,
+) -> None:
+    """Replace the model of the same name at an endpoint that runs, without a failed request, or give a new version a share of the requests.
+
+    A name that is not served yet is served besides. Where the new version can't be loaded, what is served goes on.
+    """
+    from lc_ray.serve import app
+    from lc_ray.serve import rollout as states
+    from lc_ray.units import fraction
+
+    try:
+        share = fraction(weight)
+    except ValueError as error:
+        raise SpecError(str(error), "--weight") from None
+    if not 0 < share <= 1:
+        raise SpecError("expected more than 0 and at most 100%", "--weight", "`lc-ray rollback NAME` takes a version out again")
+    folder = states.find(port)
+    with states.locked(folder):
+        state = states.read(folder)
+        name, new = states.keep(folder, artifact, share)
+        changed = states.rolled(state, name, new)
+        with _connected(state):
+            app.replace(folder, changed)
+    _show([changed])
+
+
+def rollback(
+    name: Annotated[str, typer.Argument(help="name of the model", show_default=False)],
+    port: Port = None,
+) -> None:
+    """Serve a model as it was served before its latest rollout. Given again, it goes one further back."""
+    from lc_ray.serve import app
+    from lc_ray.serve import rollout as states
+
+    folder = states.find(port)
+    with states.locked(folder):
+        state = states.read(folder)
+        changed = states.rolled_back(state, name)
+        with _connected(state):
+            app.replace(folder, changed)
+    _show([changed])
+
+
+def endpoints(as_json: AsJson = False) -> None:
+    """List the endpoints of this machine, their models, and the share of the requests that each version answers."""
+    from lc_ray.serve import rollout as states
+
+    found = states.running()
+    if as_json:
+        print(json.dumps([{"url": state.url, "models": states.weights(state.models)} for state in found]))
+    else:
+        _show(found)
+
+
+@contextmanager
+def _connected(state: State) -> Iterator[None]:
+    """Connected to the Ray of an endpoint."""
+    import logging
+
+    import ray
+
+    try:
+        ray.init(state.address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError:
+        raise ServeError("it does not run any more", state.url, "start it again: lc-ray serve ARTIFACT") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _show(found: list[State]) -> None:
+    table = Table("endpoint", "model", "version", "requests")
+    for state in found:
+        for name, versions in state.models.items():
+            for version in versions:
+                table.add_row(state.url, name, version.digest, f"{version.weight:.0%}")
+    out.print(table if table.row_count else "no endpoint runs here; start one: lc-ray serve ARTIFACT")

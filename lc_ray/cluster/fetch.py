@@ -1,0 +1,87 @@
+"""How a run's folder gets back: by a bucket that both sides reach, or file by file through the cluster's dashboard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import pyarrow.fs
+
+from lc_ray import artifact
+from lc_ray.data.files import system_of
+from lc_ray.errors import ArtifactError, ClusterError
+from lc_ray.modalities._media import uri
+
+_KEPT = ("record.json", "report.html", "events.jsonl")
+_MODEL = "model"
+Download = Callable[[str, Path], None]  # name in the run's folder, file to write
+
+
+def publish(folder: Path, results: str) -> None:
+    """Copy what matters of a finished run below a URI, under the run's name.
+
+    Raises:
+        ClusterError: it can't be written.
+    """
+    try:
+        system, path = pyarrow.fs.FileSystem.from_uri(uri(results))
+        target = f"{path.rstrip('/')}/{folder.name}"
+        for file in sorted(folder.rglob("*")):
+            name = file.relative_to(folder)
+            if file.is_file() and (name.parts[0] == _MODEL or str(name) in _KEPT):
+                system.create_dir(str(PurePosixPath(f"{target}/{name}").parent), recursive=True)
+                pyarrow.fs.copy_files(str(file), f"{target}/{name}", pyarrow.fs.LocalFileSystem(), system)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise ClusterError(f"the run can't be copied: {str(error).splitlines()[0]}", results, "correct `results` of the cluster") from None
+
+
+def published(results: str, run: str) -> Download:
+    """Downloads from there."""
+    system, path = system_of(results)
+
+    def download(name: str, target: Path) -> None:
+        try:
+            pyarrow.fs.copy_files(f"{path.rstrip('/')}/{run}/{name}", str(target), system, pyarrow.fs.LocalFileSystem())
+        except OSError as error:
+            raise ClusterError(f"{name} is not there: {str(error).splitlines()[0]}", f"{results}/{run}") from None
+
+    return download
+
+
+def fetch(download: Download, folder: Path, accepted: bool) -> None:
+    """Write a finished run's record, report and model, whose files are compared with their hashes, into a folder.
+
+    Args:
+        download: by which a file comes.
+        folder: the run's, here.
+        accepted: whether there is a model.
+
+    Raises:
+        ClusterError: a file is not there.
+        ArtifactError: it was altered on the way, or is no artifact.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if accepted:
+        _model(download, folder / _MODEL)
+    for name in _KEPT:
+        download(name, folder / name)
+
+
+def _model(download: Download, target: Path) -> None:
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    partial.mkdir()
+    try:
+        download(f"{_MODEL}/{artifact.MANIFEST}", partial / artifact.MANIFEST)
+        for name in json.loads((partial / artifact.MANIFEST).read_text("utf-8"))["files"]:
+            if not (file := partial / name).resolve().is_relative_to(partial.resolve()):
+                raise ArtifactError(f"manifest.json names a file outside the artifact: {name}", str(target))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            download(f"{_MODEL}/{name}", file)
+        artifact.read(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

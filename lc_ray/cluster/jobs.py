@@ -1,0 +1,265 @@
+"""The jobs of one cluster, through its dashboard: Ray Jobs, with our errors and only our jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import ssl
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from lc_ray.cluster.clusters import Cluster
+from lc_ray.errors import ClusterError
+
+TAG = "lc_ray"  # in the metadata of our jobs: their key
+_ANSWERS = 10.0  # seconds
+_PATIENCE = 120.0  # seconds for which a cluster may be out of reach while a job is followed
+_OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the cluster describes it.
+
+    Attributes:
+        id: by which it is called.
+        name: of the run.
+        key: of all that its result depends on.
+        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+        message: why it is in that state.
+        started: seconds since 1970, if it has.
+        ended: likewise.
+        node: on which its driver ran.
+    """
+
+    id: str
+    name: str
+    key: str
+    status: str
+    message: str
+    started: float | None
+    ended: float | None
+    node: str | None
+
+    @property
+    def active(self) -> bool:
+        """Whether it waits or runs."""
+        return self.status not in _OVER
+
+
+class Jobs:
+    """Submits, describes, follows and stops jobs.
+
+    Args:
+        cluster: whose.
+
+    Raises:
+        ClusterError: it can't be reached, or refuses the token.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster, self.address = cluster, cluster.address.rstrip("/")
+        token = cluster.token()
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._verify = ssl.create_default_context(cafile=_ca(cluster)) if self.address.startswith("https") else False
+        self.version = str(self._get("/api/version").json().get("ray_version"))
+        with _told(self.address), _only(self.address):
+            from ray.job_submission import JobSubmissionClient
+
+            for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+                logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
+            self._client = JobSubmissionClient(self.address, headers=dict(self._headers), verify=_ca(cluster) or True)
+
+    def all(self) -> list[Job]:
+        """Our jobs, oldest first."""
+        with _told(self.address):
+            found = [_job(details) for details in self._client.list_jobs() if TAG in (details.metadata or {})]
+        return sorted(found, key=lambda job: job.started or time.time())
+
+    def get(self, name: str) -> Job:
+        """A job by its id.
+
+        Raises:
+            ClusterError: there is none.
+        """
+        with _told(self.address, name):
+            return _job(self._client.get_job_info(name))
+
+    def submit(self, command: str, name: str, metadata: dict[str, str], environment: dict[str, Any]) -> None:
+        """Start a job.
+
+        Args:
+            command: for a shell.
+            name: its id, which must be new.
+            metadata: kept with it.
+            environment: Ray's runtime_env; what it names here is uploaded.
+        """
+        with _told(self.address, name):
+            self._client.submit_job(entrypoint=command, submission_id=name, metadata=metadata, runtime_env=environment)
+
+    def output(self, command: str) -> str:
+        """What a short command prints on the cluster.
+
+        Raises:
+            ClusterError: it failed; with what it said.
+        """
+        name = f"lc_ray-{uuid.uuid4().hex[:12]}"
+        self.submit(command, name, {}, {})
+        while (job := self.get(name)).active:
+            time.sleep(0.25)
+        said = self.said(name)
+        with _told(self.address, name):
+            self._client.delete_job(name)
+        if job.status != "SUCCEEDED":
+            raise ClusterError(f"a first look at the cluster failed: {said.strip() or job.message}", self.address)
+        return said
+
+    def said(self, name: str) -> str:
+        """All that a job has printed by now."""
+        with _told(self.address, name):
+            return str(self._client.get_job_logs(name))
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The cluster's nodes: address, state, and what they have."""
+        found = self._get("/api/v0/nodes?detail=1&limit=10000").json()["data"]["result"]["result"]
+        named = {"cpu": "CPU", "gpu": "GPU", "memory": "memory"}
+        return [
+            {"address": n["node_ip"], "state": n["state"], **{key: n["resources_total"].get(name, 0) for key, name in named.items()}} for n in found
+        ]
+
+    def stop(self, name: str) -> bool:
+        """End a job; whether it was active."""
+        with _told(self.address, name):
+            return bool(self._client.stop_job(name))
+
+    def follow(self, name: str, take: Callable[[str], None]) -> Job:
+        """Give `take` each line that a job prints, from the first on, until it is over. A connection that breaks is made anew."""
+        seen, lost = 0, None
+        while True:
+            try:
+                seen = asyncio.run(self._tail(name, take, seen))
+                if not (job := self.get(name)).active:
+                    return job
+                lost = None
+            except ClusterError:
+                lost = lost or time.monotonic()
+                if time.monotonic() - lost > _PATIENCE:
+                    raise
+            time.sleep(1)
+
+    async def _tail(self, name: str, take: Callable[[str], None], seen: int) -> int:
+        """Takes lines after the first `seen` ones; returns how many there are now."""
+        number, rest = 0, ""
+        with contextlib.suppress(*_broken()):
+            async for text in self._client.tail_job_logs(name):
+                *lines, rest = (rest + text).split("\n")
+                for line in lines:
+                    number += 1
+                    if number > seen:
+                        take(line)
+        return max(number, seen)
+
+    def download(self, job: Job, name: str, target: Path) -> None:
+        """A file that a job has left in its folder below the logs of its node, streamed.
+
+        Raises:
+            ClusterError: it is not there, or the cluster can't be reached.
+        """
+        query = {"node_id": job.node or "", "filename": f"{TAG}/{job.id}/{name}", "lines": "-1", "timeout": "3600"}
+        with _told(self.address, name):
+            partial = target.with_name(f".{target.name}.partial")
+            with httpx.stream("GET", f"{self.address}/api/v0/logs/file", params=query, **self._http(read=60.0)) as answer:
+                if answer.status_code != 200:
+                    fix = "submit the job again: what is finished is not done twice"
+                    raise ClusterError(f"{name} is not there any more: the cluster or its head was started anew", job.id, fix)
+                with open(partial, "wb") as out:
+                    for piece in answer.iter_bytes():
+                        out.write(piece)
+            partial.replace(target)
+
+    def _http(self, read: float = _ANSWERS) -> dict[str, Any]:
+        return {"headers": self._headers, "verify": self._verify, "timeout": httpx.Timeout(_ANSWERS, read=read)}
+
+    def _get(self, path: str) -> httpx.Response:
+        """Raises ClusterError with what to do about it: Ray's own client waits without end, and tells less."""
+        try:
+            answer = httpx.get(self.address + path, **self._http())
+        except httpx.HTTPError as error:
+            fix = "is it up, and is this the address of its dashboard (port 8265), reachable from here?"
+            raise ClusterError(f"the cluster can't be reached: {error}", self.address, fix) from None
+        if answer.status_code in (401, 403):
+            what = "the cluster asks for a token" if answer.status_code == 401 else "the cluster refuses the token"
+            fix = f"name its file as `token_file` of the cluster, or set RAY_AUTH_TOKEN (HTTP {answer.status_code})"
+            raise ClusterError(what, self.address, fix)
+        if answer.status_code != 200:
+            raise ClusterError(f"answered HTTP {answer.status_code}, not as Ray's dashboard does", self.address)
+        return answer
+
+
+@contextlib.contextmanager
+def _told(address: str, where: str = "") -> Iterator[None]:
+    """Errors of Ray's client and of the network, as ours."""
+    try:
+        yield
+    except _broken() as error:
+        raise ClusterError(f"the cluster answered: {_first(error)}", f"{address} {where}".strip()) from None
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    import aiohttp
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    return (RuntimeError, ConnectionError, AuthenticationError, httpx.HTTPError, requests.RequestException, aiohttp.ClientError)
+
+
+def _first(error: Exception) -> str:
+    """The sentence in an error, without the traceback that Ray's server sends along."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "Error: " in line] or lines or [type(error).__name__]
+    return told[-1 if "Traceback" in str(error) else 0].strip()
+
+
+@contextlib.contextmanager
+def _only(address: str) -> Iterator[None]:
+    """Ray's client takes an address from the environment over the one that it is given."""
+    name = "RAY_API_SERVER_ADDRESS"
+    before = os.environ.get(name)
+    os.environ[name] = address
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _ca(cluster: Cluster) -> str | None:
+    if cluster.ca is None:
+        return None
+    file = Path(cluster.ca).expanduser()
+    if not file.is_file():
+        raise ClusterError("no such file", str(file), "correct `ca` of the cluster")
+    return str(file)
+
+
+def _job(details: Any) -> Job:
+    known = details.metadata or {}
+    return Job(
+        details.submission_id,
+        known.get("name", ""),
+        known.get(TAG, ""),
+        str(getattr(details.status, "value", details.status)),
+        details.message or "",
+        details.start_time / 1000 if details.start_time else None,
+        details.end_time / 1000 if details.end_time else None,
+        details.driver_node_id,
+    )

@@ -1,0 +1,103 @@
+"""What a cluster is and has. The text of this file runs as a job there before anything is sent, so it imports nothing of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_ANSWERS = 60.0  # seconds in which every node has to
+_DECIDES = 15.0  # seconds in which an autoscaler has begun to start nodes, if it can
+
+
+def digest(package: Path) -> str:
+    """Name of a Python package's content."""
+    found = hashlib.sha256()
+    for file in sorted(package.rglob("*")):
+        if file.is_file() and "__pycache__" not in file.parts:
+            found.update(f"{file.relative_to(package)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def look(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Describe the cluster.
+
+    Args:
+        wanted: `storage`, a folder for runs, made if missing; `paths` that all nodes should see; `packages` that should be importable;
+            `versions`, distributions whose version to tell; `workers`, that train one model: `count`, and `cpu` and `gpu` each.
+    """
+    ray.init("auto", log_to_driver=False)
+    storage = Path(wanted["storage"]).expanduser().absolute()
+    mark = storage / f".{uuid.uuid4().hex}"
+    storage.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    try:
+        absent = _absent(alive, [str(mark), *wanted["paths"]])
+    finally:
+        mark.unlink()
+    ours = importlib.util.find_spec("lc_ray")
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in wanted["versions"]},
+        "lc_ray": digest(Path(ours.submodule_search_locations[0])) if ours and ours.submodule_search_locations else None,
+        "packages": [name for name in wanted["packages"] if importlib.util.find_spec(name) is None],
+        "storage": str(storage),
+        "nodes": [node["Resources"] for node in alive],
+        "starting": _starting(wanted["workers"], [node["Resources"] for node in alive]),
+        "unshared": sorted(node for node, paths in absent.items() if str(mark) in paths),
+        "absent": sorted({path for paths in absent.values() for path in paths} - {str(mark)}),
+    }
+
+
+def _absent(alive: list[Any], paths: list[str]) -> dict[str, list[str]]:
+    """By the address of each node, the paths that it does not see."""
+
+    def missing() -> list[str]:
+        return [path for path in paths if not Path(path).exists()]
+
+    task = ray.remote(num_cpus=0)(missing)
+    asked = {
+        node["NodeManagerAddress"]: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+        for node in alive
+    }
+    return dict(zip(asked, ray.get(list(asked.values()), timeout=_ANSWERS), strict=True))
+
+
+def _starting(workers: dict[str, Any], nodes: list[dict[str, float]]) -> bool:
+    """Whether the workers find too few nodes, and an autoscaler has begun to start more."""
+    each = {name: workers[key] for name, key in (("CPU", "cpu"), ("GPU", "gpu")) if workers[key]}
+    if sum(min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in each.items()) for node in nodes) >= workers["count"]:
+        return False
+    request_resources(bundles=[each] * workers["count"])
+    end = time.monotonic() + _DECIDES
+    while time.monotonic() < end:
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        if status.pending_launches or status.pending_nodes:
+            return True
+        time.sleep(0.5)
+    request_resources(bundles=[])
+    return False
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    print(json.dumps(look(json.loads(sys.argv[1]))))

@@ -1,0 +1,89 @@
+"""The access log: a line of JSON for each request.
+
+    {"time": "2026-11-23T12:00:00.000+00:00", "id": ..., "key": "phone", "client": "10.0.0.7", "method": "POST",
+     "route": "/v1/models/{name}:predict", "status": 200, "error": "", "model": ..., "version": ..., "rows": 1, "received": 40, "sent": 120,
+     "milliseconds": {"prepare": 0.4, "queue": 0.1, "infer": 4.2, "total": 5.0}}
+
+Language models' lines have `tokens_in`, `tokens_out`, and `first_token` among the milliseconds. Names of keys are told, never keys; routes
+rather than paths, which may hold anything. Behind Serve's HAProxy `client` is what a proxy before it says in X-Forwarded-For.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lc_ray.serve.record import Record
+
+STDERR = "-"
+_FIELDS = ("id", "key", "client", "method", "route", "status", "error", "model", "version", "rows", "received", "sent")
+
+
+class Log:
+    """Appends lines to a file, which several replicas may share and which may be moved away at any time.
+
+    Args:
+        path: of the file, or `STDERR`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def write(self, records: list[Record]) -> None:
+        """Add a line for each request. Each is written at once, so that no other replica's comes between."""
+        # Standard error by its number, since Serve has sys.stderr write to its own log.
+        descriptor = 2 if self.path == STDERR else os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        try:
+            for one in records:
+                os.write(descriptor, json.dumps(line(one)).encode() + b"\n")
+        finally:
+            if descriptor != 2:
+                os.close(descriptor)
+
+
+def line(seen: Record) -> dict[str, Any]:
+    """What is logged of a request."""
+    stages = seen.stages() | ({} if seen.first_token is None else {"first_token": seen.first_token})
+    tokens = {"tokens_in": seen.tokens_in, "tokens_out": seen.tokens_out} if seen.tokens_in else {}
+    when = datetime.fromtimestamp(seen.time, UTC).isoformat(timespec="milliseconds")
+    milliseconds = {stage: round(1000 * seconds, 3) for stage, seconds in stages.items()}
+    return {"time": when, **{name: getattr(seen, name) for name in _FIELDS}, **tokens, "milliseconds": milliseconds}
+
+
+@contextmanager
+def relayed(path: str | None, descriptor: int = 2) -> Iterator[str | None]:
+    """The path that replicas on this machine log to: the one given, or where it is `STDERR`, a pipe whose lines this process writes.
+
+    Args:
+        path: of the file; None for no log.
+        descriptor: of where this process writes.
+    """
+    if path != STDERR:
+        yield path
+        return
+    with TemporaryDirectory(prefix="lc_ray-") as folder:
+        pipe = f"{folder}/access"
+        os.mkfifo(pipe, 0o600)
+        end = os.open(pipe, os.O_RDWR)  # for writing too, so that it does not end with the first replica
+
+        def relay() -> None:
+            lines = b""
+            while not lines.endswith(b"\0"):
+                lines = os.read(end, 65536)
+                with suppress(OSError):  # nobody reads any more: replicas must not wait for that
+                    os.write(descriptor, lines.removesuffix(b"\0"))
+
+        thread = threading.Thread(target=relay, name="access", daemon=True)
+        thread.start()
+        try:
+            yield pipe
+        finally:
+            os.write(end, b"\0")
+            thread.join()
+            os.close(end)

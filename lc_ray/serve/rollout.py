@@ -1,0 +1,226 @@
+"""Which versions of which models an endpoint serves, and each one's share of the requests.
+
+    STATE/endpoints/PORT/state.json           what is served, and what was before
+    STATE/endpoints/PORT/models/DIGEST/       the artifacts, by links to their files: a later run over the same folder takes nothing away
+
+STATE is `~/.local/state/lc_ray`, below XDG_STATE_HOME if that is set. Replicas read the file when they start, also in place of one that died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from lc_ray import artifact
+from lc_ray.errors import ServeError
+from lc_ray.section import Section
+
+_FILE = "state.json"
+_KEPT = 10  # earlier states of a model
+
+
+class Version(Section):
+    """An artifact that is served.
+
+    Attributes:
+        path: its folder.
+        digest: which it has.
+        weight: its share of the requests that ask for no version.
+    """
+
+    path: str
+    digest: str
+    weight: float = Field(1.0, ge=0, le=1)
+
+
+Versions = tuple[Version, ...]
+Served = dict[str, Versions]  # by the model's name
+Earlier = dict[str, tuple[Versions, ...]]
+
+
+class State(Section):
+    """An endpoint.
+
+    Attributes:
+        address: of its Ray.
+        url: where it answers.
+        models: that are served, by name.
+        before: of each model, what was served earlier; the latest last.
+    """
+
+    address: str
+    url: str
+    models: Served
+    before: Earlier = Field(default_factory=dict)
+
+
+def served(paths: Sequence[str | Path]) -> Served:
+    """The versions of artifacts. Of several with one name the last answers, unless a request asks for another.
+
+    Raises:
+        ArtifactError: no artifact there.
+    """
+    found: Served = {}
+    for path in paths:
+        one = artifact.read(path, verify=False)
+        name, new = one.manifest.name, Version(path=str(one.path.resolve()), digest=one.digest)
+        earlier = [v.model_copy(update={"weight": 0.0}) for v in found.get(name, ()) if v.digest != new.digest]
+        found[name] = (*earlier, new)
+    return found
+
+
+def rolled(state: State, name: str, new: Version) -> State:
+    """The state in which a version has its weight, and the others share the rest as they did; at 1 they are gone."""
+    known = state.models.get(name, ())
+    others = [v for v in known if v.digest != new.digest]
+    held = sum(v.weight for v in others)
+    if new.weight < 1 and not held:
+        raise ServeError(f"no other version of '{name}' is served to have the rest of the requests", fix="leave out the weight")
+    shared = [v.model_copy(update={"weight": v.weight * (1 - new.weight) / held}) for v in others] if new.weight < 1 else []
+    return _changed(state, name, (*shared, new), (*state.before.get(name, ()), known)[-_KEPT:] if known else ())
+
+
+def rolled_back(state: State, name: str) -> State:
+    """The state in which a model is served as it was before its latest change.
+
+    Raises:
+        ServeError: no such model, or it was never changed.
+    """
+    if name not in state.models:
+        raise ServeError(f"no model '{name}' is served", fix=f"served: {', '.join(state.models)}")
+    *earlier, last = state.before.get(name, ()) or ((),)
+    if not last:
+        raise ServeError(f"nothing was served as '{name}' before", fix="roll out an artifact: lc-ray rollout ARTIFACT")
+    return _changed(state, name, last, tuple(earlier))
+
+
+def _changed(state: State, name: str, versions: Versions, before: tuple[Versions, ...]) -> State:
+    return state.model_copy(update={"models": state.models | {name: versions}, "before": state.before | {name: before}})
+
+
+def root() -> Path:
+    """The folder with a folder for each endpoint of this machine's user."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lc_ray" / "endpoints"
+
+
+def begin(port: int, address: str, url: str, models: Served) -> Path:
+    """The folder of a new endpoint's state, in which its artifacts are kept.
+
+    Raises:
+        ArtifactError: an artifact was altered.
+    """
+    folder = root() / str(port)
+    shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
+    kept = {name: tuple(keep(folder, v.path, v.weight)[1] for v in versions) for name, versions in models.items()}
+    write(folder, State(address=address, url=url, models=kept))
+    return folder
+
+
+def end(address: str) -> None:
+    """Forget the endpoints of a Ray that are no more."""
+    for folder in _folders():
+        with contextlib.suppress(ServeError):
+            if read(folder).address == address:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def read(folder: str | Path) -> State:
+    """An endpoint's state.
+
+    Raises:
+        ServeError: there is none, or it can't be read.
+    """
+    try:
+        return State.model_validate_json((Path(folder) / _FILE).read_bytes())
+    except FileNotFoundError:
+        raise ServeError("no endpoint runs here", str(folder), "start one: lc-ray serve ARTIFACT") from None
+    except (OSError, ValidationError) as error:
+        raise ServeError(f"the endpoint's state can't be read: {error}", str(folder)) from None
+
+
+def write(folder: str | Path, state: State) -> None:
+    """Keep an endpoint's state, whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = folder / f".{uuid.uuid4().hex}"
+    fresh.write_text(state.model_dump_json(indent=1), "utf-8")
+    os.replace(fresh, folder / _FILE)
+    _sweep(folder, state)
+
+
+def keep(folder: str | Path, path: str | Path, weight: float = 1.0) -> tuple[str, Version]:
+    """An artifact's name and version, its files kept below an endpoint's folder.
+
+    Raises:
+        ArtifactError: no artifact there, or an altered one.
+    """
+    found = artifact.read(path)
+    place = Path(folder).resolve() / "models" / found.digest
+    if not artifact.exists(place):
+        partial = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+        shutil.copytree(found.path, partial, copy_function=_link)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(partial, place)
+    return found.manifest.name, Version(path=str(place), digest=found.digest, weight=weight)
+
+
+def find(port: int | None = None) -> Path:
+    """The folder of the endpoint at a port, or of the only one there is.
+
+    Raises:
+        ServeError: there is none, or several of which none is named.
+    """
+    running = _folders()
+    chosen = [folder for folder in running if port is None or folder.name == str(port)]
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        raise ServeError("several endpoints run here", fix=f"give --port: {', '.join(folder.name for folder in running)}")
+    where = f"port {port}" if port is not None else ""
+    raise ServeError("no endpoint runs here", where, "start one: lc-ray serve ARTIFACT")
+
+
+def running() -> list[State]:
+    """The endpoints of this machine's user, those that were killed among them."""
+    return [read(folder) for folder in _folders()]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Alone in changing an endpoint's state: others wait."""
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _folders() -> list[Path]:
+    return sorted(file.parent for file in root().glob(f"*/{_FILE}"))
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # of another file system, or one without links
+        shutil.copy2(source, target)
+    return target
+
+
+def _sweep(folder: Path, state: State) -> None:
+    """Remove kept artifacts that neither are nor can be served again."""
+    lists = [*state.models.values(), *(versions for earlier in state.before.values() for versions in earlier)]
+    wanted = {Path(version.path) for versions in lists for version in versions}
+    for place in (folder / "models").glob("*"):
+        if place.resolve() not in wanted and not place.name.startswith("."):
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def weights(models: Mapping[str, Versions]) -> dict[str, dict[str, float]]:
+    """Each version's share of its model's requests."""
+    return {name: {version.digest: version.weight for version in versions} for name, versions in models.items()}

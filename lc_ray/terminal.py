@@ -1,0 +1,84 @@
+"""What commands share: their consoles and arguments, and how a run's result is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from lc_ray.errors import SpecError
+from lc_ray.units import size_text
+
+if TYPE_CHECKING:
+    from lc_ray.spec import JobSpec
+
+out, err = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
+
+JobFile = Annotated[Path, typer.Argument(help="a job file, see [bold]lc-ray init[/]", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="replace a field: --set train.epochs=5")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print only the result")]
+
+
+def read_job(path: Path, overrides: list[str] | None) -> JobSpec:
+    """A job file with the fields that `--set` replaces."""
+    from lc_ray import spec
+
+    return spec.read(path, values(overrides))
+
+
+def values(items: list[str] | None) -> dict[str, Any]:
+    """What `--set PATH=VALUE` says, each value as YAML has it.
+
+    Raises:
+        SpecError: one without a value.
+    """
+    found = {}
+    for item in items or []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise SpecError(f"--set needs PATH=VALUE, got '{item}'")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def print_run(record: dict[str, Any], folder: Path) -> None:
+    """Print a finished run: its table, the question it was asked, and where things are."""
+    from lc_ray.evaluate.report import print_table
+
+    print_table(record, out)
+    if asked := record["answer"]:
+        say("asked", plain(asked["question"]))
+        say("answered", f"{short(asked['answer'])} ({asked['milliseconds']:.1f} ms over HTTP)")
+    say("report", near(folder / "report.html"))
+    say("artifact", near(folder / "model"))
+    say("serve it", f"lc-ray serve {near(folder / 'model')}")
+
+
+def say(name: str, value: Any) -> None:
+    """Print a name and what it is."""
+    out.print(f"{name:<9}{value}", markup=False, soft_wrap=True)
+
+
+def near(path: Path) -> Path:
+    """The path as it would be typed here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def short(answer: dict[str, Any]) -> str:
+    """An answer on one line: the label, and the probability of each."""
+    odds = ", ".join(f"{name} {p:.2f}" for name, p in answer.get("probabilities", {}).items())
+    return f"{answer.get('label', answer)} ({odds})" if odds else str(plain(answer))
+
+
+def plain(value: Any) -> Any:
+    """A question or answer with what its pictures and sounds are in their place."""
+    if isinstance(value, dict):
+        return {name: plain(v) for name, v in value.items()}
+    if not (isinstance(value, str) and value.startswith("data:")):
+        return value
+    kind, _, content = value.partition(";base64,")
+    return f"<{kind.removeprefix('data:')}, {size_text(len(content) * 3 // 4)}>"

@@ -1,0 +1,110 @@
+"""What goes with a job, and by which names the cluster finds it."""
+
+import json
+import zipfile
+
+import pytest
+
+from lc_ray import spec
+from lc_ray.cluster import package
+from lc_ray.cluster.package import pack
+from lc_ray.errors import ClusterError, DataError
+
+
+@pytest.fixture
+def job(tiny_job):
+    def job(**values):
+        return spec.parse(spec.override(tiny_job, values))
+
+    return job
+
+
+def test_the_data_and_the_model_go_along_and_nothing_else(job, tiny_base, tiny_rows, tmp_path):
+    (tiny_base / "pytorch_model.bin").write_bytes(b"a pickle")
+    packed = pack(job())
+    (tiny_base / "pytorch_model.bin").unlink()
+    names = {name.partition("/")[2] for name in packed.files}
+    assert tiny_rows.name in names
+    assert {f"{tiny_base.name}/config.json", f"{tiny_base.name}/model.safetensors"} < names
+    assert not [name for name in names if name.endswith(".bin")]
+
+    packed.write(tmp_path / "job.zip", "/mnt/runs")
+    with zipfile.ZipFile(tmp_path / "job.zip") as archive:
+        there = json.loads(archive.read("job.json"))
+        root = f"/mnt/runs/inputs/{packed.digest}/"
+        for path in (there["data"]["train"], there["model"]["base"] + "/config.json"):
+            assert archive.read("files/" + path.removeprefix(root))
+    assert there["storage"] == "/mnt/runs"
+
+
+def test_the_same_job_has_the_same_key_wherever_it_is_kept(job, tiny_rows, tmp_path):
+    copy = tmp_path / "elsewhere" / tiny_rows.name
+    copy.parent.mkdir()
+    copy.write_bytes(tiny_rows.read_bytes())
+    first, moved = pack(job()), pack(job(**{"data.train": str(copy), "storage": "other"}))
+    assert moved.key("1") == first.key("1") != first.key("2")
+    first.write(tmp_path / "a.zip", "/s")
+    moved.write(tmp_path / "b.zip", "/s")
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    copy.write_text(copy.read_text("utf-8").replace("love", "adore"), "utf-8")
+    assert pack(job(**{"data.train": str(copy)})).key("1") != first.key("1")
+    assert pack(job(**{"train.epochs": 1})).key("1") != first.key("1")
+
+
+def test_what_is_on_the_cluster_or_anywhere_is_left_where_it_is(job, tiny_rows):
+    packed = pack(job(**{"data.train": "/mnt/there/rows.csv", "data.validation": "s3://bucket/rows.csv", "model.base": "package:carrier/model"}))
+    assert packed.files == packed.names == {}
+    assert packed.there == ("/mnt/there/rows.csv",)
+    assert packed.modules == ("carrier",)
+    assert packed.job_at("/s").data.validation == "s3://bucket/rows.csv"
+    mounted = pack(job(), shared=str(tiny_rows.parent))
+    assert mounted.there == (str(tiny_rows),)
+    assert "data.train" not in mounted.names
+
+
+@pytest.mark.parametrize("where", ["{}", "photos/{}.png"])
+def test_pictures_that_cells_name_go_along(job, tmp_path, where):
+    (tmp_path / "photos").mkdir()
+    for name in "abc":
+        (tmp_path / "photos" / f"{name}.png").write_bytes(b"picture")
+    cells = [f"photos/{name}.png" if where == "{}" else name for name in "ab"]
+    (tmp_path / "rows.csv").write_text("photo,label\n" + "".join(f"{cell},x\n" for cell in cells), "utf-8")
+    inputs = [{"column": "photo", "modality": "image", "base": "resnet18", "path": where}]
+    packed = pack(job(**{"data.train": str(tmp_path / "rows.csv"), "data.inputs": inputs}))
+    assert {"0/rows.csv", "0/photos/a.png", "0/photos/b.png"} <= set(packed.files)
+    assert "0/photos/c.png" not in packed.files
+
+
+def test_a_folder_per_label_goes_along(job, tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        (tmp_path / "pets" / label / "1.png").write_bytes(b"picture")
+    inputs = [{"column": "image", "modality": "image", "base": "resnet18"}]
+    packed = pack(job(**{"data.train": str(tmp_path / "pets"), "data.inputs": inputs}))
+    assert {"0/pets/cat/1.png", "0/pets/dog/1.png"} <= set(packed.files)
+    assert packed.names["data.train"] == "0/pets"
+
+
+def test_files_outside_the_datas_folder_are_refused(job, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"picture")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.csv").write_text("photo,label\n../a.png,x\n", "utf-8")
+    inputs = [{"column": "photo", "modality": "image", "base": "resnet18"}]
+    with pytest.raises(DataError, match="row 0, column 'photo'"):
+        pack(job(**{"data.train": str(tmp_path / "data" / "rows.csv"), "data.inputs": inputs}))
+
+
+def test_mistakes_are_found_before_anything_is_sent(job):
+    with pytest.raises(DataError, match="no such file"):
+        pack(job(**{"data.train": "nothing.csv"}))
+    with pytest.raises(DataError, match="no column 'stars'"):
+        pack(job(**{"data.target": "stars"}))
+
+
+def test_too_much_for_an_upload(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(package, "LARGEST", 2000)
+    with pytest.raises(ClusterError, match=r"largest is .*\n.*a folder that the cluster's nodes mount"):
+        pack(job()).write(tmp_path / "job.zip", "/s")
+    monkeypatch.setattr(package, "LARGEST", 20)
+    with pytest.raises(ClusterError, match="no more than 20 B"):
+        pack(job())

@@ -1,0 +1,146 @@
+"""A job on a real cluster of two machines that share only a folder: submitted, followed, hit by the loss of a machine, fetched."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import machines
+import pytest
+import yaml
+
+from lc_ray import artifact, spec
+from lc_ray.cluster import check
+from lc_ray.cluster.clusters import Cluster
+from lc_ray.cluster.jobs import Jobs
+from lc_ray.cluster.package import pack
+from lc_ray.errors import ClusterError
+
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(machines.missing() is not None, reason=machines.missing() or "")]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[machines.Cluster]:
+    """Whose own lc_ray is another one, so that ours has to go along."""
+    other = tmp_path_factory.mktemp("other") / "lc_ray"
+    other.mkdir()
+    (other / "__init__.py").write_text("", "utf-8")
+    quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "5000", "RAY_health_check_failure_threshold": "3"}
+    with machines.cluster({"PYTHONPATH": str(other.parent), **quick}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def home(cluster: machines.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a user's files are: the cluster's name and token, and a job that uses both machines."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "token").write_text(cluster.token, "utf-8")
+    named = {"two": {"address": cluster.url, "token_file": str(folder / "token"), "storage": str(tmp_path_factory.mktemp("shared"))}}
+    (folder / "lc_ray").mkdir()
+    (folder / "lc_ray" / "clusters.yaml").write_text(yaml.safe_dump(named), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def there(cluster: machines.Cluster, home: Path) -> Jobs:
+    return Jobs(Cluster(address=cluster.url, token_file=str(home / "token")))
+
+
+@pytest.fixture(scope="module")
+def job(tiny_job: dict[str, Any], home: Path) -> dict[str, Any]:
+    sections = {name: section for name, section in tiny_job.items() if name not in ("search", "prune", "quantize", "accept")}
+    return spec.override(sections, {"storage": str(home / "runs"), "train.segments": 1, "train.epochs": 20, "train.checkpoint_every": 20})
+
+
+@pytest.fixture(scope="module")
+def lc(home: Path) -> Any:
+    """lc(arguments...) → a running `lc-ray`."""
+
+    def lc(*arguments: str) -> subprocess.Popen[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"XDG_CONFIG_HOME": str(home)}
+        command = [sys.executable, "-m", "lc_ray", *arguments]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return lc
+
+
+def test_without_the_token_nobody_comes_in(cluster: machines.Cluster, tmp_path: Path) -> None:
+    assert httpx.get(f"{cluster.url}/api/jobs/").status_code == 401
+    assert httpx.post(f"{cluster.url}/api/jobs/", json={"entrypoint": "true"}).status_code == 401
+    (tmp_path / "empty").write_text("", "utf-8")
+    (tmp_path / "wrong").write_text("0" * 32, "utf-8")
+    with pytest.raises(ClusterError, match="asks for a token"):
+        Jobs(Cluster(address=cluster.url, token_file=str(tmp_path / "empty")))
+    with pytest.raises(ClusterError, match="refuses the token"):
+        Jobs(Cluster(address=cluster.url, token_file=str(tmp_path / "wrong")))
+
+
+def test_what_a_cluster_lacks_is_told_before_anything_is_sent(there: Jobs, job: dict[str, Any], home: Path) -> None:
+    package = pack(spec.parse(spec.override(job, {"data.train": "/nowhere/rows.csv", "model.base": "package:nothing_there/x"})))
+    shared = there.cluster.model_copy(update={"storage": str(home / "shared")})
+    there_shared = Jobs(shared)
+    found = check.look(there_shared, package)
+    assert len(found["nodes"]) == 2
+    assert found["lc_ray"] != check.ours()[1]
+    assert found["unshared"] == []
+    with pytest.raises(ClusterError) as told:
+        check.require(found, package, there.address)
+    assert "not all nodes see /nowhere/rows.csv" in str(told.value)
+    assert "the package 'nothing_there' is missing" in str(told.value)
+    assert there.all() == []
+    assert check.look(Jobs(shared.model_copy(update={"storage": "/dev/shm/runs"})), package)["unshared"], "each machine has its own"
+
+
+@pytest.fixture(scope="module")
+def run(cluster: machines.Cluster, job: dict[str, Any], home: Path, lc: Any) -> dict[str, Any]:
+    """A submitted job's events and result; one machine is lost in mid-training, and another one joins."""
+    (home / "job.yaml").write_text(yaml.safe_dump(job), "utf-8")
+    events, trained_on = [], set()
+    with lc("submit", str(home / "job.yaml"), "--json") as process:
+        for line in process.stdout:
+            events.append(json.loads(line))
+            if not trained_on and events[-1].get("event") == "step" and events[-1]["step"] > 60:
+                actors = cluster.get("/api/v0/actors?detail=1&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE").json()
+                actors = actors["data"]["result"]["result"]
+                trained_on = {actor["node_id"] for actor in actors if "TrainWorker" in actor["class_name"]}
+                cluster.network.kill(cluster.workers.pop())
+                cluster.workers.append(cluster.network.worker(cluster.head))
+        errors = process.stderr.read()
+    assert process.returncode == 0, f"{errors}\n{events[-5:]}"
+    return {"events": events, "nodes": trained_on}
+
+
+def test_a_job_trains_on_both_machines_and_survives_the_loss_of_one(run: dict[str, Any], home: Path) -> None:
+    assert len(run["nodes"]) == 2
+    steps = [event["step"] for event in run["events"] if event.get("event") == "step"]
+    (again,) = [b for a, b in itertools.pairwise(steps) if b <= a]
+    assert again > 20, "training went on from a checkpoint"
+    end = run["events"][-1]
+    assert artifact.read(end["artifact"]).manifest.metrics["accuracy"] > 0.8
+    assert Path(end["artifact"]) == home / "runs" / "tiny" / "model"
+    assert "tiny" in Path(end["report"]).read_text("utf-8")
+
+
+def test_the_same_job_is_not_run_twice(run: dict[str, Any], home: Path, there: Jobs, lc: Any) -> None:
+    with lc("submit", str(home / "job.yaml"), "--json") as again:
+        out, err = again.communicate()
+    assert again.returncode == 0, err
+    assert json.loads(out.splitlines()[-1]) == run["events"][-1]
+    assert [job.status for job in there.all()] == ["SUCCEEDED"]
+
+
+def test_a_stopped_job_is_over(there: Jobs, run: dict[str, Any], job: dict[str, Any], home: Path, lc: Any) -> None:
+    (home / "other.yaml").write_text(yaml.safe_dump(job | {"name": "other"}), "utf-8")
+    with lc("submit", str(home / "other.yaml"), "--detach", "--json") as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    name = json.loads(out.splitlines()[-1])["id"]
+    assert there.stop(name)
+    assert there.follow(name, lambda line: None).status == "STOPPED"

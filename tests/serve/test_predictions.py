@@ -1,0 +1,103 @@
+"""The prediction log."""
+
+import base64
+import hashlib
+import json
+
+import pytest
+from serving import KEY, ask
+
+from lc_ray.errors import ServeError
+from lc_ray.serve import auth, metrics
+from lc_ray.serve.endpoint import Models, asgi
+from lc_ray.serve.observe import Observers
+from lc_ray.serve.predictions import Predictions
+from lc_ray.serve.record import Predicted, Record
+from lc_ray.spec import ServeSpec
+
+
+def logged(folder):
+    return [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.read_text("utf-8").splitlines()]
+
+
+def test_rows_with_their_answers_but_no_pictures_and_nothing_redacted(fused, endpoint, png, wav, tmp_path):
+    found = endpoint(fused, log={"path": str(tmp_path / "log"), "redact": ["price"]})
+    models = Models([found], found.spec)
+    app = asgi(models, {auth.digest(KEY): ""})
+    row = {"text": "good", "photo": base64.b64encode(png).decode(), "sound": None, "price": 5}
+    asked = ask(app, "POST", "/v1/models/fused:predict", json={"instances": [row, {"text": "bad"}]}, headers={"x-request-id": "abc"})
+    form = ask(app, "POST", "/v1/models/fused:predict", files={"sound": wav})
+    assert ask(app, "POST", "/v1/models/fused:predict", json={"instances": [{"text": 5}]}).status_code == 400
+    models.observers.close()
+    first, second, third = logged(tmp_path / "log")
+    assert first["row"] == {"text": "good", "photo": {"sha256": hashlib.sha256(png).hexdigest(), "bytes": len(png)}, "sound": None}
+    assert second["row"] == {"text": "bad"}
+    assert third["row"] == {"sound": {"sha256": hashlib.sha256(wav).hexdigest(), "bytes": len(wav)}}
+    assert [one["answer"] for one in (first, second, third)] == asked.json()["predictions"] + form.json()["predictions"]
+    assert (first["id"], first["model"], first["version"]) == ("abc", "fused", fused.artifact.digest)
+    assert first["time"].endswith("+00:00")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_language_model_was_asked_and_said(tiny_language, endpoint, tmp_path, stream):
+    found = endpoint(tiny_language, log={"path": str(tmp_path), "redact": ["user"]})
+    models = Models([found], found.spec)
+    body = {"model": "talk", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "seed": 1, "user": "somebody", "stream": stream}
+    told = ask(asgi(models, {}), "POST", "/v1/chat/completions", json=body)
+    models.observers.close()
+    (line,) = logged(tmp_path)
+    assert line["row"]["messages"] == body["messages"]
+    assert "user" not in line["row"]
+    said = line["answer"]["choices"][0]["message"]["content"]
+    if stream:
+        events = [json.loads(event) for event in told.text.split("data: ")[1:-1]]
+        assert said == "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+    else:
+        assert line["answer"]["choices"] == told.json()["choices"]
+
+
+def test_a_share_of_the_requests(predictor, endpoint, tmp_path):
+    found = endpoint(predictor, log={"path": str(tmp_path), "sample": 0.5})
+    models = Models([found], found.spec)
+    for number in range(200):
+        seen = Record(id=str(number))
+        seen.predicted = Predicted(["ok"], [{}], ["text"], ())
+        models.observers(seen)
+    models.observers.close()
+    assert 60 < len(logged(tmp_path)) < 140  # 6 standard deviations of 100
+
+
+def test_a_column_alone_has_its_name_and_bytes_are_text(tmp_path):
+    log = Predictions(ServeSpec(log={"path": str(tmp_path)}).log)
+    log.write([(Record(), Predicted(["ok", b"caf\xc3\xa9", {"text": "no"}], [{}, {}, {"image": "data:image/png;base64,AAAA"}], ["text"], ()))])
+    assert [line["row"] for line in logged(tmp_path)] == [{"text": "ok"}, {"text": "café"}, {"text": "no"}]
+    assert logged(tmp_path)[2]["answer"] == {"image": {"sha256": hashlib.sha256(bytes(3)).hexdigest(), "bytes": 3}}
+
+
+def test_large_files_are_followed_by_others(tmp_path):
+    log = Predictions(ServeSpec(log={"path": str(tmp_path)}).log, largest=1000)
+    for number in range(30):
+        log.write([(Record(id=str(number)), Predicted(["ok"], [{}], ["text"], ()))])
+    log.close()
+    files = list(tmp_path.glob("*.jsonl"))
+    assert len(files) > 3
+    assert all(file.stat().st_size < 1500 for file in files)
+    assert {line["id"] for line in logged(tmp_path)} == {str(number) for number in range(30)}
+    assert all(file.stat().st_mode & 0o007 == 0 for file in files)
+
+
+def test_what_waits_is_bounded_by_its_bytes(tmp_path):
+    observers = Observers(ServeSpec(log={"path": str(tmp_path)}))
+    before = metrics.REGISTRY.get_sample_value("lc_ray_dropped_total", {"log": "predictions"}) or 0
+    seen = Record(received=2**27)
+    seen.predicted = Predicted(["ok"], [{}], ["text"], ())
+    observers(seen)
+    observers.close()
+    assert logged(tmp_path) == []
+    assert metrics.REGISTRY.get_sample_value("lc_ray_dropped_total", {"log": "predictions"}) == before + 1
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ServeError, match=r"serve\.log\.path"):
+        Observers(ServeSpec(log={"path": str(tmp_path / "file")}))

@@ -1,0 +1,205 @@
+"""What an endpoint serves, on disk; and models that are replaced while requests go on."""
+
+import asyncio
+import gc
+import shutil
+import threading
+import weakref
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import KEY, ask
+
+from lc_ray import artifact
+from lc_ray.errors import ArtifactError, ServeError
+from lc_ray.serve import app, auth, rollout
+from lc_ray.serve.endpoint import Endpoint, Models, asgi
+from lc_ray.serve.rollout import State, Version
+from lc_ray.spec import ServeSpec
+
+PREDICT = "/v1/models/tiny:predict"
+
+
+@pytest.fixture(scope="module")
+def second_artifact(tiny_artifact, tmp_path_factory):
+    """The same model in another version."""
+    found = artifact.read(tiny_artifact)
+    manifest = found.manifest.model_copy(update={"lineage": {"second": True}})
+    files = [name for name in found.manifest.files]
+
+    def fill(folder: Path) -> None:
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(found.path / name, folder / name)
+
+    return artifact.write(tmp_path_factory.mktemp("second") / "model", manifest, fill).path
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def state(**models):
+    known = {name: tuple(Version(path=f"/{digest}", digest=digest, weight=weight) for digest, weight in found) for name, found in models.items()}
+    return State(address="there", url="http://there", models=known)
+
+
+def shares(found, name="m"):
+    return {v.digest: pytest.approx(v.weight) for v in found.models[name]}
+
+
+def test_rollout_replaces_and_canaries_share():
+    first = state(m=[("a", 1.0)])
+    canary = rollout.rolled(first, "m", Version(path="/b", digest="b", weight=0.1))
+    assert shares(canary) == {"a": 0.9, "b": 0.1}
+    more = rollout.rolled(canary, "m", Version(path="/c", digest="c", weight=0.5))
+    assert shares(more) == {"a": 0.45, "b": 0.05, "c": 0.5}
+    assert shares(rollout.rolled(canary, "m", Version(path="/b", digest="b", weight=0.3))) == {"a": 0.7, "b": 0.3}
+    assert shares(rollout.rolled(canary, "m", Version(path="/b", digest="b"))) == {"b": 1.0}
+
+
+def test_rollback_goes_back_one_by_one_and_says_when_there_is_no_more():
+    found = state(m=[("a", 1.0)], other=[("x", 1.0)])
+    for digest, weight in (("b", 0.2), ("b", 1.0), ("c", 1.0)):
+        found = rollout.rolled(found, "m", Version(path=f"/{digest}", digest=digest, weight=weight))
+    seen = []
+    for _ in range(3):
+        found = rollout.rolled_back(found, "m")
+        seen.append({v.digest for v in found.models["m"]})
+    assert seen == [{"b"}, {"a", "b"}, {"a"}]
+    with pytest.raises(ServeError, match="nothing was served as 'm' before"):
+        rollout.rolled_back(found, "m")
+    with pytest.raises(ServeError, match="no model 'n'"):
+        rollout.rolled_back(found, "n")
+
+
+def test_new_name_is_served_besides_but_not_as_a_canary_of_nothing():
+    found = rollout.rolled(state(m=[("a", 1.0)]), "n", Version(path="/x", digest="x"))
+    assert list(found.models) == ["m", "n"]
+    with pytest.raises(ServeError, match="no other version of 'n'"):
+        rollout.rolled(state(m=[("a", 1.0)]), "n", Version(path="/x", digest="x", weight=0.5))
+
+
+def test_kept_artifacts_outlive_their_folder_and_go_when_nothing_can_go_back_to_them(home, tiny_artifact, second_artifact, tmp_path):
+    mine = tmp_path / "model"
+    shutil.copytree(tiny_artifact, mine)
+    folder = rollout.begin(8123, "there", "http://there", rollout.served([mine]))
+    assert rollout.find() == rollout.find(8123) == folder
+    shutil.rmtree(mine)
+    kept = rollout.read(folder).models["tiny"][0]
+    assert artifact.read(kept.path).digest == kept.digest
+    name, new = rollout.keep(folder, second_artifact)
+    rollout.write(folder, rollout.rolled(rollout.read(folder), name, new))
+    assert Path(kept.path).exists()
+    rollout.write(folder, rollout.read(folder).model_copy(update={"before": {}}))
+    assert not Path(kept.path).exists()
+    rollout.end("there")
+    assert rollout.running() == []
+    with pytest.raises(ServeError, match="no endpoint runs here"):
+        rollout.find()
+
+
+def test_altered_artifact_is_not_rolled_out(home, tiny_artifact, tmp_path):
+    mine = tmp_path / "model"
+    shutil.copytree(tiny_artifact, mine)
+    (mine / artifact.WEIGHTS).write_bytes(b"other")
+    folder = rollout.begin(8123, "there", "http://there", rollout.served([tiny_artifact]))
+    with pytest.raises(ArtifactError, match="altered"):
+        rollout.keep(folder, mine)
+
+
+def test_several_endpoints_need_a_port(home, tiny_artifact):
+    for port in (8123, 8124):
+        rollout.begin(port, "there", "http://there", rollout.served([tiny_artifact]))
+    with pytest.raises(ServeError, match="several endpoints"):
+        rollout.find()
+    assert rollout.find(8124).name == "8124"
+
+
+def test_versions_answer_by_their_weight_and_when_asked_for(predictor, second_artifact):
+    import lc_ray
+
+    spec = ServeSpec()
+    old, new = Endpoint(predictor, spec), Endpoint(lc_ray.load(second_artifact, threads=1), spec)
+    models = Models([old], spec)
+    served = asgi(models, {auth.digest(KEY): "test"})
+    models.replace({"tiny": {old: 0.7, new: 0.3}})
+    counts = Counter(ask(served, "POST", PREDICT, json={"instances": ["ok"]}).json()["version"] for _ in range(100))
+    assert set(counts) == {old.version, new.version}
+    assert counts[old.version] > counts[new.version]
+    asked = ask(served, "POST", f"/v1/models/tiny/versions/{new.version}:predict", json={"instances": ["ok"]}).json()
+    assert asked["version"] == new.version
+    assert ask(served, "GET", "/v1/models/tiny").json()["versions"] == {old.version: 0.7, new.version: 0.3}
+    models.close()
+
+
+def test_replaced_endpoint_answers_what_it_has_and_is_gone(predictor):
+    spec = ServeSpec(batch={"wait": "50ms"})
+
+    async def main():
+        models = Models([Endpoint(predictor, spec)], spec)
+        old = weakref.ref(models.choose())
+        thread = old().worker._thread
+        asked = [asyncio.create_task(models.choose().predict(["ok"])) for _ in range(4)]
+        await asyncio.sleep(0)
+        models.replace({"tiny": {Endpoint(predictor, spec): 1.0}})
+        answers = await asyncio.gather(*asked)
+        del asked
+        models.close()
+        return answers, old, thread
+
+    answers, old, thread = asyncio.run(main())
+    assert all(len(answer) == 1 for answer in answers)
+    gc.collect()
+    assert old() is None
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.cluster
+def test_model_is_replaced_under_load_without_a_failed_request(home, ray_local, tiny_artifact, second_artifact, tmp_path):
+    url = app.start([tiny_artifact], ServeSpec(port=0, timeout="90s"), {"test": KEY})
+    try:
+        first, second = (artifact.read(path).digest for path in (tiny_artifact, second_artifact))
+        done, seen = threading.Event(), []
+
+        def client():
+            with httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=90) as http:
+                while not done.is_set():
+                    response = http.post(PREDICT, json={"instances": ["good flight"]})
+                    seen.append((response.status_code, response.json().get("version")))
+
+        def ask_until(versions):
+            start = len(seen)
+            while {version for _, version in seen[start:]} != versions:
+                assert all(status == 200 for status, _ in seen)
+                done.wait(0.05)
+                start += 1
+
+        folder = rollout.find()
+        with ThreadPoolExecutor(4) as pool:
+            clients = [pool.submit(client) for _ in range(4)]
+            try:
+                for weight, versions in ((0.5, {first, second}), (1.0, {second})):
+                    name, new = rollout.keep(folder, second_artifact, weight)
+                    app.replace(folder, rollout.rolled(rollout.read(folder), name, new))
+                    ask_until(versions)
+                app.replace(folder, rollout.rolled_back(rollout.read(folder), "tiny"))
+                ask_until({first, second})
+                broken = rollout.read(folder)
+                missing = Version(path=str(tmp_path / "nothing"), digest="nothing")
+                with pytest.raises(ServeError, match=r"what was served goes on: .*not an artifact"):
+                    app.replace(folder, rollout.rolled(broken, "tiny", missing))
+                assert rollout.read(folder) == broken
+            finally:
+                done.set()
+            assert [c.result() for c in clients] == [None] * 4
+        assert {status for status, _ in seen} == {200}
+    finally:
+        app.stop()
+    assert rollout.running() == []
