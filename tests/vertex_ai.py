@@ -21,6 +21,12 @@ class VertexAI:
         self.app = Starlette(routes=[Route("/{path:path}", self.answer, methods=["GET", "POST", "PATCH", "DELETE"])])
 
     async def answer(self, request):
+        try:
+            return await self.answered(request)
+        except Exception as error:  # a 500 would be asked again for minutes
+            return JSONResponse({"error": {"code": 400, "message": repr(error), "status": "FAILED_PRECONDITION"}}, 400)
+
+    async def answered(self, request):
         path, body = unquote(request.url.path).lstrip("/"), await request.body()
         if "storage/v1/" in path:
             return self.storage(request, path, body)
@@ -49,7 +55,9 @@ class VertexAI:
     def make(self, kind, kept, told):
         self._count += 1
         name = f"{PLACE}/{kind}/{self._count}"
-        kept[name] = told | {"name": name} | ({"supportedDeploymentResourcesTypes": ["DEDICATED_RESOURCES"]} if kind == "models" else {})
+        kept[name] = told | {"name": name, "createTime": "2026-01-01T00:00:00Z"}
+        if kind == "models":
+            kept[name]["supportedDeploymentResourcesTypes"] = ["DEDICATED_RESOURCES"]
         answers = {
             "models": {"@type": "type.googleapis.com/google.cloud.aiplatform.v1.UploadModelResponse", "model": name},
             "endpoints": {"@type": "type.googleapis.com/google.cloud.aiplatform.v1.Endpoint", **kept[name]},
