@@ -18,6 +18,11 @@ def server():
         def do_POST(self):
             length = int(self.headers.get("content-length", 0))
             served.seen.append((self.path, self.headers.get("authorization"), self.rfile.read(length)))
+            if self.path != "/v1/models" and served.answers[0] is None:  # break off
+                served.answers.pop(0)
+                self.close_connection = True
+                self.connection.close()
+                return
             status, headers, content = (200, {}, {"models": ["tiny"]}) if self.path == "/v1/models" else served.answers.pop(0)
             body = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
@@ -91,9 +96,16 @@ def test_errors_carry_the_endpoints_words(server):
 
 @pytest.mark.parametrize("content", [b"<html>Bad Gateway</html>", b"[]", b'{"error": "x"}', b""])
 def test_errors_of_others(server, content):
-    server.answers = [(502, {}, content)]
-    with Client(server.url, key="k") as endpoint, pytest.raises(ServeError, match="502"):
+    server.answers = [(500, {}, content)]
+    with Client(server.url, key="k") as endpoint, pytest.raises(ServeError, match="500"):
         endpoint.predict(["good"])
+
+
+def test_a_replica_that_dies_over_a_request_is_asked_again(server, naps):
+    server.answers = [(502, {}, b"<html>Bad Gateway</html>"), None, GOOD]
+    with Client(server.url, key="k") as endpoint:
+        assert endpoint.predict(["good"]) == [{"label": "positive"}]
+    assert len(naps) == 2
 
 
 def test_nobody_there():

@@ -67,7 +67,7 @@ def test_a_body_is_the_one_instance(text, fusion, predictor, fused, png, wav):
         (b"a,b\n", "text/csv", 400),
         (b"{}", "application/json", 400),
         (b'{"instances": ["x"], "parameters": {"k": 1}}', "application/json", 400),
-        (b" " * (6 * 2**20 + 1), "text/plain", 413),
+        (b" " * (10 * 2**20 + 1), "text/plain", 413),
     ],
 )
 def test_bodies_that_are_refused(text, body, kind, status):
