@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from lc_ray import cli_cluster, cli_deploy, cli_rollout
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
-from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, short
+from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, short, values
 
 # What Ray prints however quiet it is asked to be, and means nothing here. It reads this once, when it is imported.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "graceful_shutdown failed|worker processes have been started")
@@ -102,16 +102,17 @@ def serve(
     access_log: Annotated[str | None, typer.Option(help="file to which each request adds a line of JSON; - for standard error")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate, for HTTPS")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="any field of a job's serve: --set batch.max=64")] = None,
 ) -> None:
     """Serve artifacts over HTTP until Ctrl-C. Requests need the key whose place is printed."""
     from lc_ray.serve.run import serve_forever
-    from lc_ray.serving import ServeSpec, TlsSpec
+    from lc_ray.spec import override, serving
 
     if (tls_cert is None) != (tls_key is None):
         raise SpecError("HTTPS needs both --tls-cert and --tls-key")
-    tls = TlsSpec(certificate=str(tls_cert), key=str(tls_key)) if tls_cert else None
-    copies = _replicas(replicas)
-    serve_forever(artifacts, ServeSpec(host=host, port=port, grpc_port=grpc_port, replicas=copies, access_log=access_log, tls=tls), keys)
+    tls = {"certificate": str(tls_cert), "key": str(tls_key)} if tls_cert else None
+    fields = {"host": host, "port": port, "grpc_port": grpc_port, "replicas": _replicas(replicas), "access_log": access_log, "tls": tls}
+    serve_forever(artifacts, serving(override(fields, values(settings))), keys)
 
 
 for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints):
@@ -214,13 +215,11 @@ def init(
     out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
 
 
-def _replicas(text: str) -> Any:
+def _replicas(text: str) -> dict[str, int]:
     """"2", or "0:4" from the least to the most."""
-    from lc_ray.serving import ReplicasSpec
-
     least, _, most = text.partition(":")
     try:
-        return ReplicasSpec(min=int(least), max=int(most or least))
+        return {"min": int(least), "max": int(most or least)}
     except ValueError:
         raise SpecError(f"expected a number or MIN:MAX, got '{text}'", "--replicas") from None
 

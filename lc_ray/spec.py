@@ -352,6 +352,18 @@ def _nearest(name: str, known: list[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else f" (known: {', '.join(known)})" if known else ""
 
 
+def serving(fields: dict[str, Any]) -> ServeSpec:
+    """The `serve` section alone, as endpoints are started with it.
+
+    Raises:
+        SpecError: names each wrong field.
+    """
+    try:
+        return ServeSpec.model_validate(fields)
+    except ValidationError as error:
+        raise SpecError("\n  ".join(explain({**e, "loc": ("serve", *e["loc"])}) for e in error.errors()), "serve") from None
+
+
 def explain(error: Any, known: list[str] | None = None, prefix: str = "") -> str:
     """One of Pydantic's errors in a sentence.
 

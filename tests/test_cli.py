@@ -222,3 +222,18 @@ def test_stopped_runs_go_on(job_file, tmp_path):
     assert code == 0
     assert events == [end | {"reused": True}]
     assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--set", "batch.maks=3"], "serve.batch.maks: unknown field (known: max, wait, tokens)"),
+        (["--set", "log.path=3", "--replicas", "3:1"], "min (3) is more than max (1)"),
+        (["--replicas", "x"], "expected a number or MIN:MAX, got 'x'"),
+        (["--tls-cert", "here"], "both --tls-cert and --tls-key"),
+    ],
+)
+def test_wrong_settings_of_an_endpoint_are_named(lc, tiny_artifact, options, said):
+    code, _, err = lc("serve", tiny_artifact, *options)
+    assert code == 1
+    assert said in err
