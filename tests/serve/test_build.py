@@ -55,7 +55,7 @@ def test_the_config_of_k8s_on_ray_serve(ray_local, tiny_artifact, config):
     application["args"] = {"artifacts": [str(tiny_artifact)], "serve": {"replicas": {"cpu": 1}}}
     application["runtime_env"] = {"env_vars": {auth.VARIABLE: KEY}}
     port = app._free("127.0.0.1", 0)
-    variables = {name: value for name, value in rayservice_variables().items()} | app._side_ports()
+    variables = rayservice_variables() | app._side_ports()
     http = {"host": "127.0.0.1", "port": port}
     serve.start(proxy_location="HeadOnly", http_options=http, controller_options={"runtime_env": {"env_vars": variables}})
     try:
