@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import base64
 import contextlib
-import functools
 import io
 import json
 import os
@@ -243,19 +242,25 @@ def describe(url: str, examples: int, seed: int) -> Found:
     found = Found()
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=headers)
 
-    def run(mode: schemathesis.GenerationMode, case: schemathesis.Case) -> None:
-        response = case.call(headers=headers)
-        retry = (response.headers.get("retry-after") or [None])[0]
-        about = f"{case.method} {case.formatted_path} {str(case.body)[:600]} → {response.text[:200]}"
-        found.take(f"the description, {mode.value}", response.status_code, retry, about)
-
     settings = hypothesis.settings(max_examples=examples, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+
+    def attempt(operation: schemathesis.APIOperation, mode: schemathesis.GenerationMode) -> None:
+        @hypothesis.seed(seed)
+        @settings
+        @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+        def run(case: schemathesis.Case) -> None:
+            response = case.call(headers=headers)
+            retry = (response.headers.get("retry-after") or [None])[0]
+            about = f"{case.method} {case.formatted_path} {str(case.body)[:600]} → {response.text[:200]}"
+            found.take(f"the description, {mode.value}", response.status_code, retry, about)
+
+        # An operation without parameters or a body has no invalid request.
+        with contextlib.suppress(hypothesis.errors.Unsatisfiable):
+            run()
+
     for operation in (result.ok() for result in schema.get_all_operations()):
         for mode in schemathesis.GenerationMode:
-            cases = hypothesis.given(case=operation.as_strategy(generation_mode=mode))(functools.partial(run, mode))
-            # An operation without parameters or a body has no invalid request.
-            with contextlib.suppress(hypothesis.errors.Unsatisfiable):
-                hypothesis.seed(seed)(settings(cases))()
+            attempt(operation, mode)
     return found
 
 
