@@ -85,6 +85,9 @@ def grown(app, name, work, **labels):
 
     before = read()
     work()
+    end = time.monotonic() + 5
+    while read() == before and time.monotonic() < end:  # a batch is noted just after it is delivered
+        time.sleep(0.01)
     return read() - before
 
 
@@ -195,18 +198,23 @@ def test_what_is_served_and_what_it_costs(app, models):
 
 
 def test_drift_is_told_of_many_rows_and_not_of_few(drifted, trained, predictor):
-    def told():
-        about = ask(app, "GET", "/v1/models/tiny/drift").json()
-        assert list(about["versions"]) == [trained.artifact.digest]
-        return about["versions"][trained.artifact.digest]
+    def told(rows):
+        end = time.monotonic() + 10
+        while True:  # a batch is noted just after it is delivered
+            about = ask(app, "GET", "/v1/models/tiny/drift").json()
+            assert list(about["versions"]) == [trained.artifact.digest]
+            found = about["versions"][trained.artifact.digest]
+            if {one["rows"] for one in found.values()} == {rows} or time.monotonic() > end:
+                return found
+            time.sleep(0.01)
 
     app = drifted()
-    few = told()
+    few = told(255)
     assert few["text.tokens"]["psi"] is None
     assert (few["text.tokens"]["rows"], few["text.tokens"]["needed"]) == (255, drift.LEAST)
     assert "lc_ray_drift_psi{" not in ask(app, "GET", "/metrics").text
     assert drifted() is app
-    many = told()
+    many = told(510)
     positive = predictor.predict(["good day"])[0]["label"] == "positive"
     assert many["text.tokens"]["psi"] > 0.25
     assert {b["bin"]: (b["training"], b["now"]) for b in many["text.tokens"]["bins"]}["3 to 4"] == (200, 510)
