@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
@@ -198,17 +198,24 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
 def replace(folder: Path, state: State) -> None:
     """Have all replicas of an endpoint on the connected Ray serve another state: all of them load it, then all adopt it, or none does.
 
+    Where none runs, those to come will.
+
     Raises:
         ServeError: a replica can't load an artifact; what was served goes on.
     """
     handle = serve.get_app_handle(NAME)
     try:
         handle.broadcast("load", state.models).results()
+    except DeploymentUnavailableError:
+        rollout.write(folder, state)
+        return
     except Exception as error:
-        handle.broadcast("adopt", rollout.read(folder).models).results()
+        with contextlib.suppress(Exception):
+            handle.broadcast("adopt", rollout.read(folder).models).results()
         raise ServeError(f"not replaced, what was served goes on: {unwrap(error)}", state.url) from None
     rollout.write(folder, state)
-    handle.broadcast("adopt", state.models).results()
+    with contextlib.suppress(Exception):  # of a replica that dies at this moment: the one in its place reads the state
+        handle.broadcast("adopt", state.models).results()
 
 
 def stop() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
 from lc_ray.artifact import Feature
@@ -11,6 +12,7 @@ from lc_ray.evaluate import drift
 from lc_ray.predictor import Predictor, Rows
 
 _WINDOW = 4096  # rows
+_log = logging.getLogger(__name__)
 
 
 class Window:
@@ -27,18 +29,23 @@ class Window:
         self._lock = threading.Lock()
 
     def add(self, rows: Rows, answers: list[dict[str, Any]]) -> None:
-        """Take in prepared rows that were answered."""
-        for number, answer in enumerate(answers if self.features else ()):
-            measured = drift.of_row(rows, self.columns, number) | drift.of_answer(answer)
-            with self._lock:
-                for name, value in measured.items():
-                    if name in self.features:
-                        self._places[name].append(drift.place(self.features[name], value))
+        """Take in prepared rows that were answered. Never fails: they are answered, whether they can be measured or not."""
+        try:
+            for number, answer in enumerate(answers if self.features else ()):
+                measured = drift.of_row(rows, self.columns, number) | drift.of_answer(answer)
+                with self._lock:
+                    for name, value in measured.items():
+                        if name in self.features:
+                            self._places[name].append(drift.place(self.features[name], value))
+        except Exception:
+            _log.exception("rows can't be measured")
 
     def counts(self) -> dict[str, list[int]]:
         """By feature, how many of the last rows are in each bin."""
         with self._lock:
-            return {name: [places.count(i) for i in range(drift.size(self.features[name]))] for name, places in self._places.items()}
+            last = {name: list(places) for name, places in self._places.items()}
+        counted = {name: Counter(places) for name, places in last.items()}
+        return {name: [counted[name][i] for i in range(drift.size(self.features[name]))] for name in counted}
 
 
 def index(feature: Feature, counts: list[int]) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import random
 import time
 import weakref
@@ -28,7 +27,6 @@ from lc_ray.serve.observe import Observe, Observers
 from lc_ray.serve.urls import Fetcher
 from lc_ray.spec import ServeSpec
 
-_log = logging.getLogger(__name__)
 Everywhere = Callable[..., Awaitable[dict[str, Any]]]
 
 
@@ -138,10 +136,7 @@ class Endpoint:
 def _seen(name: str, version: str, drift: Window, rows: Rows, answers: list[dict[str, Any]]) -> None:
     """Take note of a batch that ran. No method: the thread that calls it would keep its endpoint."""
     metrics.batch(name, version, len(answers))
-    try:
-        drift.add(rows, answers)
-    except Exception:  # which would end the thread that answers
-        _log.exception("rows of '%s' can't be measured", name)
+    drift.add(rows, answers)
 
 
 def _chosen(endpoint: Endpoint) -> Endpoint:

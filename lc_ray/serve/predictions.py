@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lc_ray.errors import ServeError
+from lc_ray.errors import DataError, ServeError
 from lc_ray.modalities import _media
 from lc_ray.serve.record import Predicted, Record
 from lc_ray.serving import LogSpec
@@ -66,11 +66,19 @@ class Predictions:
 
     def _line(self, seen: Record, what: Predicted, row: Any, answer: dict[str, Any]) -> bytes:
         cells = row if isinstance(row, dict) else {what.columns[0]: row}
-        told = {c: _fingerprint(v) if c in what.media else v for c, v in cells.items() if c not in self.redact}
-        answer = {name: _fingerprint(v) if isinstance(v, str) and v.startswith("data:") else v for name, v in answer.items()}
+        told = {c: _kept(v) if c in what.media else v for c, v in cells.items() if c not in self.redact}
+        answer = {name: _kept(v) if isinstance(v, str) and v.startswith("data:") else v for name, v in answer.items()}
         about = {"time": datetime.fromtimestamp(seen.time, UTC).isoformat(timespec="milliseconds"), "id": seen.id}
         whole = {**about, "model": seen.model, "version": seen.version, "row": told, "answer": answer}
         return json.dumps(whole, default=_text).encode() + b"\n"
+
+
+def _kept(value: Any) -> Any:
+    """A picture's or sound's fingerprint; of what only looks like one, as a sentence that begins with "data:", itself."""
+    try:
+        return _fingerprint(value)
+    except DataError:
+        return value
 
 
 def _fingerprint(value: Any) -> dict[str, Any] | None:

@@ -84,6 +84,8 @@ def rolled(state: State, name: str, new: Version) -> State:
     if new.weight < 1 and not held:
         raise ServeError(f"no other version of '{name}' is served to have the rest of the requests", fix="leave out the weight")
     shared = [v.model_copy(update={"weight": v.weight * (1 - new.weight) / held}) for v in others] if new.weight < 1 else []
+    if known == (*shared, new):
+        return state
     return _changed(state, name, (*shared, new), (*state.before.get(name, ()), known)[-_KEPT:] if known else ())
 
 
@@ -184,7 +186,7 @@ def find(port: int | None = None) -> Path:
     if chosen:
         raise ServeError("several endpoints run here", fix=f"give --port: {', '.join(folder.name for folder in running)}")
     where = f"port {port}" if port is not None else ""
-    raise ServeError("no endpoint runs here", where, "start one: lc-ray serve ARTIFACT")
+    raise ServeError("no endpoint that one machine serves alone runs here", where, "start one: lc-ray serve ARTIFACT")
 
 
 def running() -> list[State]:

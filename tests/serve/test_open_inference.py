@@ -1,6 +1,7 @@
 """The Open Inference Protocol, spoken by Triton's own client over real HTTP and by hand in this process."""
 
 import base64
+import functools
 import json
 
 import numpy as np
@@ -99,6 +100,9 @@ def test_triton_shows_the_error(client):
         client.infer("tiny", [tensor("text", TEXTS, "BYTES")])
 
 
+DEEP = functools.reduce(lambda inner, _: [inner], range(500), "good")
+
+
 def text(**changes):
     return {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["good"]} | changes
 
@@ -124,6 +128,8 @@ def text(**changes):
         ({"inputs": [text(parameters={"binary_data_size": "10"})]}, "inputs.text"),
         ({"inputs": [text(parameters=[])], "outputs": [{"name": "lable"}]}, "outputs"),
         ({"inputs": [text()], "outputs": 5}, "outputs"),
+        ({"inputs": [text()], "outputs": [{"name": "answer"}] * 2}, "outputs"),
+        ({"inputs": [text(data=["good"] * 1000 + [DEEP])]}, "inputs.text"),
     ],
 )
 def test_malformed_requests_are_named(app, content, where):

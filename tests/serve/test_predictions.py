@@ -74,6 +74,13 @@ def test_a_column_alone_has_its_name_and_bytes_are_text(tmp_path):
     assert logged(tmp_path)[2]["answer"] == {"image": {"sha256": hashlib.sha256(bytes(3)).hexdigest(), "bytes": 3}}
 
 
+def test_a_sentence_that_looks_like_a_file_is_kept(tmp_path):
+    log = Predictions(ServeSpec(log={"path": str(tmp_path)}).log)
+    said = [{"text": "data: a plural"}, {"text": "data:image/png;base64,not base64"}, {"text": "next"}]
+    log.write([(Record(), Predicted(["ok"], [answer], ["text"], ())) for answer in said])
+    assert [line["answer"] for line in logged(tmp_path)] == said
+
+
 def test_large_files_are_followed_by_others(tmp_path):
     log = Predictions(ServeSpec(log={"path": str(tmp_path)}).log, largest=1000)
     for number in range(30):

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import shutil
 import threading
 import weakref
@@ -61,6 +62,7 @@ def test_rollout_replaces_and_canaries_share():
     assert shares(more) == {"a": 0.45, "b": 0.05, "c": 0.5}
     assert shares(rollout.rolled(canary, "m", Version(path="/b", digest="b", weight=0.3))) == {"a": 0.7, "b": 0.3}
     assert shares(rollout.rolled(canary, "m", Version(path="/b", digest="b"))) == {"b": 1.0}
+    assert rollout.rolled(first, "m", first.models["m"][0]) is first, "what changes nothing is no step to go back"
 
 
 def test_rollback_goes_back_one_by_one_and_says_when_there_is_no_more():
@@ -159,6 +161,43 @@ def test_replaced_endpoint_answers_what_it_has_and_is_gone(predictor):
     assert old() is None
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_stream_goes_on_while_its_model_is_replaced(tiny_language):
+    spec = ServeSpec()
+    models = Models([Endpoint(tiny_language, spec)], spec)
+    app = asgi(models, {})
+    body = {"model": "talk", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 200, "stream": True, "logit_bias": {"1": -100}}
+
+    async def main():
+        ends = asyncio.get_running_loop().time() + 60
+        sent, received = [], [{"type": "http.request", "body": json.dumps(body).encode()}]
+
+        async def receive():
+            if received:
+                return received.pop()
+            await asyncio.sleep(3600)
+
+        async def send(message):
+            sent.append(message.get("body", b""))
+
+        path = "/v1/chat/completions"
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": []}
+        answering = asyncio.create_task(app(scope, receive, send))
+        while not any(b"content" in part for part in sent):
+            assert asyncio.get_running_loop().time() < ends
+            await asyncio.sleep(0.01)
+        old = weakref.ref(models.choose())
+        models.replace({"talk": {Endpoint(tiny_language, spec): 1.0}})
+        await answering
+        return b"".join(sent).decode(), old
+
+    told, old = asyncio.run(main())
+    models.close()
+    assert told.rstrip().endswith("data: [DONE]")
+    assert "error" not in told
+    gc.collect()
+    assert old() is None
 
 
 @pytest.mark.cluster

@@ -87,7 +87,7 @@ def _tensor(one: Any, most: int, binary: bytes, start: int) -> tuple[Tensor, int
         raise HttpError(413, "too_many_instances", f"{count} instances; a request may have {most}", where)
     size = option(one, "binary_data_size")
     if size is None:
-        values, end = _listed(one.get("data"), datatype, where), start
+        values, end = _listed(one.get("data"), datatype, count, where), start
     else:
         if type(size) is not int or not 0 <= size <= len(binary) - start:
             raise malformed("binary_data_size is more than there is", where)
@@ -98,10 +98,10 @@ def _tensor(one: Any, most: int, binary: bytes, start: int) -> tuple[Tensor, int
     return Tensor(name, datatype, tuple(shape), values), end
 
 
-def _listed(data: Any, datatype: str, where: str) -> list[Any]:
+def _listed(data: Any, datatype: str, count: int, where: str) -> list[Any]:
     if not isinstance(data, list):
         raise malformed("data is a list, or follows the JSON with binary_data_size", where)
-    while any(isinstance(value, list) for value in data):
+    while len(data) <= max(count, 1) and any(isinstance(value, list) for value in data):  # more than that is refused anyway, however deep it is
         data = [inner for value in data for inner in (value if isinstance(value, list) else [value])]
     wanted: tuple[type, ...] = (str,) if datatype == "BYTES" else (bool,) if datatype == "BOOL" else (int, float)
     for value in data:

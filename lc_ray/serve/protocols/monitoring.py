@@ -57,6 +57,6 @@ def _drift(endpoint: Endpoint, replicas: list[dict[str, dict[str, list[int]]]]) 
     """A version's features, with the counts of all replicas that have it."""
     found = {}
     for name, feature in endpoint.drift.features.items():
-        counts = [of[endpoint.version][name] for of in replicas if endpoint.version in of]
-        found[name] = drifts.describe(feature, [sum(bins) for bins in zip(*counts, strict=True)])
+        if counts := [of[endpoint.version][name] for of in replicas if endpoint.version in of]:  # none have it if it is replaced just now
+            found[name] = drifts.describe(feature, [sum(bins) for bins in zip(*counts, strict=True)])
     return found

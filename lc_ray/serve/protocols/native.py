@@ -41,7 +41,7 @@ def routes(models: Models) -> list[Route]:
         return JSONResponse({"object": "list", "data": known, "models": models.names()})
 
     async def one(request: Request) -> Response:
-        endpoint = models.choose(request.path_params["name"])
+        endpoint = models.main(request.path_params["name"])
         manifest = endpoint.predictor.artifact.manifest
         shares = {known.version: share for known, share in models.weights(endpoint.name).items()}
         about = _listed(endpoint) | {"name": endpoint.name, "version": endpoint.version, "versions": shares, "ready": endpoint.alive}

@@ -208,9 +208,9 @@ def _response(endpoint: Endpoint, content: dict[str, Any], made: list[Tensor]) -
         raise malformed("expected a list", "outputs")
     told, binary = [], b""
     for one in asked:
-        tensor = by_name.get(str(one.get("name"))) if isinstance(one, dict) else None
+        tensor = by_name.pop(str(one.get("name")), None) if isinstance(one, dict) else None
         if tensor is None:
-            raise malformed(f"no such output; there are {', '.join(by_name)}", "outputs")
+            raise malformed(f"no such output, or one that is asked for twice; there are {', '.join(t.name for t in made)}", "outputs")
         about: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
         parameters = dict(tensor.parameters or {})
         wanted = _tensors.option(one, "binary_data")

@@ -59,14 +59,14 @@ def routes(models: Models) -> list[Route]:
         generator = _language(endpoint)
         ask = await asyncio.to_thread(_chat_ask, body, generator)
         names = [tool.function.name for tool in tools.offered(body)]
-        return await _answer(request, body, generator, [ask], Chat(endpoint.name, endpoint.version, generator.tokenizer, names, tools.forced(body)))
+        return await _answer(request, body, endpoint, [ask], Chat(endpoint.name, endpoint.version, generator.tokenizer, names, tools.forced(body)))
 
     async def completions(request: Request) -> Response:
         body = parse(CompletionBody, await read_object(request, models.spec.max_body))
         endpoint = models.choose(body.model)
         generator = _language(endpoint)
         asks = await asyncio.to_thread(_completion_asks, body, generator)
-        return await _answer(request, body, generator, asks, Completion(endpoint.name, endpoint.version, generator.tokenizer))
+        return await _answer(request, body, endpoint, asks, Completion(endpoint.name, endpoint.version, generator.tokenizer))
 
     return [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/completions", completions, methods=["POST"])]
 
@@ -144,17 +144,18 @@ def _ask(body: Body, generator: Generator, ids: list[int], tokens: int | None, w
     return Ask(ids, longest, body.sampling(generator.vocabulary), body.n, body.stops(), logprobs, matcher)
 
 
-async def _answer(request: Request, body: Body, generator: Generator, asks: list[Ask], answers: Answers) -> Response:
+async def _answer(request: Request, body: Body, endpoint: Endpoint, asks: list[Ask], answers: Answers) -> Response:
     """The answers to a request's prompts, whole or streamed. A stream begins with its first piece, so that an early error has its status."""
+    generator = _language(endpoint)
     deadline = time.monotonic() + generator.spec.timeout * _SHARE
     answers.begin(f"{answers.PREFIX}-{uuid.uuid4().hex}", int(time.time()), asks)
     pieces = _pieces(generator, asks, deadline)
     if not body.stream:
         whole = await _connected(request, _whole(pieces, answers))
-        _log(body, answers, generator)
+        _log(body, answers, endpoint)
         return JSONResponse(whole)
     first = await _connected(request, anext(pieces))
-    return _Stream(_events(first, pieces, answers, body, generator), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    return _Stream(_events(first, pieces, answers, body, endpoint), media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
 
 async def _pieces(generator: Generator, asks: list[Ask], deadline: float) -> AsyncGenerator[Piece, None]:
@@ -177,9 +178,9 @@ async def _whole(pieces: AsyncIterator[Piece], answers: Answers) -> dict[str, An
 
 
 async def _events(
-    first: Piece, pieces: AsyncGenerator[Piece, None], answers: Answers, body: Body, generator: Generator
+    first: Piece, pieces: AsyncGenerator[Piece, None], answers: Answers, body: Body, endpoint: Endpoint
 ) -> AsyncGenerator[str, None]:
-    """Server-sent events. An error ends them, as the status is sent already."""
+    """Server-sent events. An error ends them, as the status is sent already. They hold the endpoint, which may be replaced meanwhile."""
     async with aclosing(pieces):
         try:
             for chunk in answers.chunks(first):
@@ -190,15 +191,15 @@ async def _events(
         except HttpError as problem:
             yield _event(error(problem.content))
             return
-    _log(body, answers, generator)
+    _log(body, answers, endpoint)
     if body.usage:
         yield _event(answers.usage_chunk())
     yield "data: [DONE]\n\n"
 
 
-def _log(body: Body, answers: Answers, generator: Generator) -> None:
+def _log(body: Body, answers: Answers, endpoint: Endpoint) -> None:
     """Tell the request's record what was asked and answered, if there is a prediction log: its fields are redacted as columns are."""
-    if generator.spec.log:
+    if endpoint.spec.log:
         choices = {"choices": answers.whole()["choices"]}
         record.current().predicted = record.Predicted([body.model_dump(mode="json", exclude_unset=True)], [choices], [], ())
 
