@@ -62,9 +62,9 @@ class Network:
             f" && ip -n {name} addr add {address}/24 dev eth0 && ip -n {name} link set eth0 up && ip -n {name} link set lo up"
         )
         # Folders that machines do not share: shared memory and Ray's own files.
-        enter = f"mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs {self.temp} && exec \"$@\""
+        enter = f'mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs {self.temp} && "$@" && exec sleep infinity'
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *ray, f"--node-ip-address={address}", f"--num-cpus={self.cpus}"]
-        command += ["--num-gpus=0", "--object-store-memory=150000000", "--disable-usage-stats", "--block"]
+        command += ["--num-gpus=0", "--object-store-memory=150000000", "--disable-usage-stats"]
         within = ["ip", "netns", "exec", name, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", enter, "sh"]
         with open(self.temp / f"{name}.log", "wb") as log:
             self.running[address] = subprocess.Popen([*within, *command], env=self.environment, stdout=log, stderr=log, cwd="/")
