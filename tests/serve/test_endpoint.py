@@ -4,12 +4,15 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 import pytest
+import ray
 from prometheus_client.parser import text_string_to_metric_families
+from ray import serve
 from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
@@ -150,6 +153,19 @@ def test_busy_endpoint_answers_health_and_turns_away_what_it_cant_queue(url):
     assert {r.status_code for r in responses} == {200, 503}
     assert all(int(r.headers["retry-after"]) >= 1 and r.json()["error"]["code"] == "overloaded" for r in refused)
     assert sorted(waits)[len(waits) // 2] < 1
+
+
+def test_what_fails_in_a_replica_is_in_its_log(url):
+    handle = serve.get_app_handle(app.NAME)
+    handle.broadcast("tell", "__setattr__", ("choose", None)).results()  # as if the endpoint had a defect
+    answer = httpx.post(url + PREDICT, json={"instances": ["good"]}, headers=HEADERS | {"x-request-id": "the-failed-one"})
+    handle.broadcast("tell", "__delattr__", ("choose",)).results()
+    assert (answer.status_code, answer.json()["error"]["code"], answer.headers["x-request-id"]) == (500, "internal", "the-failed-one")
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+    (log,) = [text for file in logs.glob(f"replica_{app.NAME}_*") if "the-failed-one" in (text := file.read_text("utf-8"))]
+    assert "request the-failed-one failed" in log
+    assert "'NoneType' object is not callable" in log
+    assert httpx.post(url + PREDICT, json={"instances": ["good"]}, headers=HEADERS).status_code == 200
 
 
 def test_second_endpoint_is_refused_before_anything_starts(url, tiny_artifact):
