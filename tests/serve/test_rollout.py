@@ -102,7 +102,7 @@ def test_kept_artifacts_outlive_their_folder_and_go_when_nothing_can_go_back_to_
     assert not Path(kept.path).exists()
     rollout.end("there")
     assert rollout.running() == []
-    with pytest.raises(ServeError, match="no endpoint runs here"):
+    with pytest.raises(ServeError, match="no endpoint that one machine"):
         rollout.find()
 
 
