@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lc_ray import errors, runtime
+from lc_ray import runtime
 from lc_ray.cluster import check, fetch
 from lc_ray.cluster.jobs import TAG, Job, Jobs
 from lc_ray.cluster.package import Package, pack
@@ -120,8 +120,8 @@ def follow(jobs: Jobs, name: str, display: Display) -> Job:
     """
     job, end, said = tell(jobs, name, display)
     if end.get("event") == "error":
-        kind = getattr(errors, str(end["kind"]), LcRayError)
-        raise kind(end["what"], end["where"], end["fix"])
+        kinds = {kind.__name__: kind for kind in LcRayError.__subclasses__()}
+        raise kinds.get(end["kind"], ClusterError)(end["what"], end["where"], end["fix"])
     if job.status != "SUCCEEDED":
         last = "\n  ".join([job.message, *said])
         raise ClusterError(f"the job ended as {job.status}: {last}", name, "submit it again to go on where it was")
@@ -129,12 +129,12 @@ def follow(jobs: Jobs, name: str, display: Display) -> Job:
 
 
 def _event(line: str) -> dict[str, Any] | None:
-    if line.startswith('{"event"'):
-        try:
-            return dict(json.loads(line))
-        except ValueError:
-            return None
-    return None
+    """The event that a line is, if it is one."""
+    try:
+        found = json.loads(line) if line.startswith("{") else None
+    except ValueError:
+        return None
+    return found if found and "event" in found else None
 
 
 def bring(jobs: Jobs, job: Job, folder: Path, accepted: bool = True) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
@@ -129,9 +128,11 @@ def run(cluster: machines.Cluster, job: dict[str, Any], home: Path, shared: Path
 
 def test_a_job_trains_on_both_machines_and_survives_the_loss_of_one(run: dict[str, Any], home: Path) -> None:
     assert len(run["nodes"]) == 2
-    steps = [event["step"] for event in run["events"] if event.get("event") == "step"]
-    (again,) = [b for a, b in itertools.pairwise(steps) if b <= a]
-    assert again > 20, "training went on from a checkpoint"
+    seen = [(event["event"], event.get("step")) for event in run["events"] if event.get("event") in ("worker", "step")]
+    first, second = (place for place, (event, _) in enumerate(seen) if event == "worker")
+    assert seen[first + 1] == ("step", 1)
+    assert seen[second + 1][1] > 20, "training started once more, and went on from the checkpoint"
+    assert seen[-1][1] == 720
     end = run["events"][-1]
     assert artifact.read(end["artifact"]).manifest.metrics["accuracy"] > 0.8
     assert Path(end["artifact"]) == home / "runs" / "tiny" / "model"

@@ -1,0 +1,47 @@
+"""What a job tells on its way, and how it ends."""
+
+import json
+
+import pytest
+
+from lc_ray.cluster import submit
+from lc_ray.cluster.jobs import Job
+from lc_ray.errors import ClusterError, DataError
+from lc_ray.progress import Display
+
+
+class Told:
+    """A cluster's jobs, of which one has printed some lines."""
+
+    def __init__(self, status, *lines):
+        self.job, self.lines = Job("tiny-1", "tiny", "key", status, "it is over", 1.0, 2.0, "node"), lines
+
+    def follow(self, name, take):
+        for line in self.lines:
+            take(line if isinstance(line, str) else json.dumps(line))
+        return self.job
+
+
+STEP = {"time": 1.0, "event": "step", "member": 0, "step": 1, "steps": 2, "loss": 0.5}  # as a worker posts it
+STAGE = {"event": "stage", "name": "prepare", "title": "prepare: read"}
+
+
+def test_every_event_is_shown(capsys):
+    told = Told("SUCCEEDED", STAGE, "a warning", "{oops", '{"no": 1}', STEP, {"event": "result", "metrics": {}})
+    assert submit.follow(told, "tiny-1", Display(None, "json")).status == "SUCCEEDED"
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [STAGE, STEP]
+
+
+def test_its_error_is_raised_here():
+    error = {"event": "error", "kind": "DataError", "what": "no column 'x'", "where": "rows.csv", "fix": "correct it"}
+    with pytest.raises(DataError) as raised:
+        submit.follow(Told("FAILED", STAGE, error), "tiny-1", Display(None, "quiet"))
+    assert str(raised.value) == "rows.csv: no column 'x'\n  → correct it"
+    with pytest.raises(ClusterError, match="what"):
+        submit.follow(Told("FAILED", error | {"kind": "annotations", "what": "what"}), "tiny-1", Display(None, "quiet"))
+
+
+@pytest.mark.parametrize("status", ["FAILED", "STOPPED"])
+def test_one_that_ends_without_a_word_shows_its_last_lines(status):
+    with pytest.raises(ClusterError, match=f"ended as {status}: it is over\n  a traceback\n  → submit it again"):
+        submit.follow(Told(status, STEP, "a traceback"), "tiny-1", Display(None, "quiet"))
