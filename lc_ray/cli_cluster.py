@@ -100,9 +100,14 @@ def logs(
 
     there = _jobs(name, address)
     try:
-        sending.tell(there, job, Display(None, "bars"), raw=as_json, wait=follow)
+        there.get(job)  # one that is not there is said at once
+        found, end, said = sending.tell(there, job, Display(None, "bars"), raw=as_json, wait=follow)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    if said:
+        out.print("\n".join(said), markup=False, soft_wrap=True)
+    if not found.active and not as_json:
+        sending.judge(found, end, [])
 
 
 @jobs.command()
@@ -124,8 +129,8 @@ def fetch(
 
     there = _jobs(name, address)
     found = there.get(job)
-    target = (folder or Path("runs") / found.name).resolve()
-    record = sending.bring(there, found, target)
+    target = (folder or Path("runs") / Path(found.name).name).resolve()  # the cluster's word for it leads nowhere else
+    record = sending.bring(there, found, target, found.status == "SUCCEEDED")
     if quiet:
         print(target / "model")
     else:

@@ -70,17 +70,27 @@ def fetch(download: Download, folder: Path, accepted: bool) -> None:
         download(name, folder / name)
 
 
+def _files(folder: Path) -> list[str]:
+    """Names that a manifest lists, before all of them are here."""
+    try:
+        return list(map(str, json.loads((folder / artifact.MANIFEST).read_text("utf-8"))["files"]))
+    except (ValueError, LookupError, TypeError):
+        raise ArtifactError("manifest.json can't be read", str(folder)) from None
+
+
 def _model(download: Download, target: Path) -> None:
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     partial.mkdir()
     try:
         download(f"{_MODEL}/{artifact.MANIFEST}", partial / artifact.MANIFEST)
-        for name in json.loads((partial / artifact.MANIFEST).read_text("utf-8"))["files"]:
+        for name in _files(partial):
             if not (file := partial / name).resolve().is_relative_to(partial.resolve()):
                 raise ArtifactError(f"manifest.json names a file outside the artifact: {name}", str(target))
             file.parent.mkdir(parents=True, exist_ok=True)
             download(f"{_MODEL}/{name}", file)
         artifact.read(partial)
+        if target.exists() and not artifact.exists(target):
+            raise ArtifactError("a folder is there that is no artifact, and is not replaced", str(target), "give another one with --output")
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     finally:

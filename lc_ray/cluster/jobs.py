@@ -70,7 +70,10 @@ class Jobs:
         token = cluster.token()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._verify = ssl.create_default_context(cafile=_ca(cluster)) if self.address.startswith("https") else False
-        self.version = str(self._get("/api/version").json().get("ray_version"))
+        try:
+            self.version = str(self._get("/api/version").json()["ray_version"])
+        except (ValueError, LookupError, TypeError):
+            raise ClusterError("something else than Ray's dashboard answers", self.address, "give the address of the dashboard, port 8265") from None
         with _told(self.address), _only(self.address):
             from ray.job_submission import JobSubmissionClient
 
@@ -192,7 +195,7 @@ class Jobs:
         """Raises ClusterError with what to do about it: Ray's own client waits without end, and tells less."""
         try:
             answer = httpx.get(self.address + path, **self._http())
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             fix = "is it up, and is this the address of its dashboard (port 8265), reachable from here?"
             raise ClusterError(f"the cluster can't be reached: {error}", self.address, fix) from None
         if answer.status_code in (401, 403):

@@ -91,10 +91,11 @@ def pack(job: JobSpec, shared: str | None = None) -> Package:
     there: list[str] = []
     places: dict[Path, str] = {}
     for path, value in _local(job):
-        source = Path(value).expanduser().absolute()
-        if (shared and source.is_relative_to(shared)) or (value.startswith("/") and not source.exists()):
-            there.append(str(source))
+        named = Path(value).expanduser().absolute()
+        if (shared and named.is_relative_to(shared)) or (value.startswith("/") and not named.exists()):
+            there.append(str(named))
             continue
+        source = named.resolve()  # as files of data are told
         if source not in places:
             places[source] = str(len(places))
             members = _data(job, source) if path.startswith("data.") and path.rpartition(".")[2] in ("train", "validation") else _model(source)

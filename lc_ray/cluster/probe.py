@@ -83,13 +83,15 @@ def _starting(workers: dict[str, Any], nodes: list[dict[str, float]]) -> bool:
         return False
     request_resources(bundles=[each] * workers["count"])
     end = time.monotonic() + _DECIDES
-    while time.monotonic() < end:
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        if status.pending_launches or status.pending_nodes:
-            return True
-        time.sleep(0.5)
-    request_resources(bundles=[])
-    return False
+    try:
+        while time.monotonic() < end:
+            status = get_cluster_status(ray.get_runtime_context().gcs_address)
+            if status.pending_launches or status.pending_nodes:
+                return True
+            time.sleep(0.5)
+        return False
+    finally:
+        request_resources(bundles=[])  # the job asks again; a request that nobody takes back would keep nodes for ever
 
 
 def _version(name: str) -> str | None:

@@ -36,7 +36,7 @@ class Submitted:
 
 
 def submit(spec: JobSpec, jobs: Jobs, display: Display) -> Submitted:
-    """Send a job to a cluster, unless this very job is there already and waits, runs or has succeeded.
+    """Send a job to a cluster, unless this very job is there already and waits, runs, or was the last of its name and succeeded.
 
     Raises:
         DataError: its data is not here.
@@ -46,7 +46,8 @@ def submit(spec: JobSpec, jobs: Jobs, display: Display) -> Submitted:
         package = pack(spec, jobs.cluster.storage)
         key = package.key(check.ours()[1])
     before = [job for job in jobs.all() if job.name == spec.name]
-    if known := next((job for job in before if job.key == key and (job.active or job.status == "SUCCEEDED")), None):
+    last = before[-1:]  # whose result is in the run's folder
+    if known := next((job for job in before if job.key == key and (job.active or (job in last and job.status == "SUCCEEDED"))), None):
         return Submitted(known, False)
     if other := next((job for job in before if job.active), None):
         fix = f"`lc-ray jobs stop {other.id}`, or give the job another name"
@@ -119,13 +120,18 @@ def follow(jobs: Jobs, name: str, display: Display) -> Job:
         LcRayError: what the job ended with.
     """
     job, end, said = tell(jobs, name, display)
+    judge(job, end, said)
+    return job
+
+
+def judge(job: Job, end: dict[str, Any], said: list[str]) -> None:
+    """Raise what a job ended with, if that is an error; takes what `tell` returns."""
     if end.get("event") == "error":
         kinds = {kind.__name__: kind for kind in LcRayError.__subclasses__()}
         raise kinds.get(end["kind"], ClusterError)(end["what"], end["where"], end["fix"])
     if job.status != "SUCCEEDED":
         last = "\n  ".join([job.message, *said])
-        raise ClusterError(f"the job ended as {job.status}: {last}", name, "submit it again to go on where it was")
-    return job
+        raise ClusterError(f"the job ended as {job.status}: {last}", job.id, "submit it again to go on where it was")
 
 
 def _event(line: str) -> dict[str, Any] | None:
@@ -138,7 +144,16 @@ def _event(line: str) -> dict[str, Any] | None:
 
 
 def bring(jobs: Jobs, job: Job, folder: Path, accepted: bool = True) -> dict[str, Any]:
-    """Fetch a finished run into a folder here; its record."""
+    """Fetch a finished run into a folder here; its record.
+
+    Raises:
+        ClusterError: it is not over, or a later job of the same name has written to the run's folder.
+    """
+    if job.active:
+        raise ClusterError(f"the job is {job.status}", job.id, f"follow it: lc-ray jobs logs -f {job.id}")
+    last = next(one for one in reversed(jobs.all()) if one.name == job.name)
+    if last.id != job.id:
+        raise ClusterError("a later job of that name has written over its folder", job.id, f"fetch that one, {last.id}, or submit this one again")
     results = jobs.cluster.results
     fetch.fetch(fetch.published(results, job.name) if results else functools.partial(jobs.download, job), folder, accepted)
     return dict(json.loads((folder / "record.json").read_text("utf-8")))

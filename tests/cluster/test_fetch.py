@@ -52,6 +52,21 @@ def test_what_was_altered_on_the_way_replaces_nothing(run, tmp_path):
     assert [p.name for p in here.iterdir() if p.name.startswith(".")] == []
 
 
+def test_a_folder_that_is_no_artifact_is_not_replaced(run, tmp_path):
+    mine = tmp_path / "here" / "model" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(ArtifactError, match="not replaced"):
+        fetch.fetch(lambda name, target: shutil.copy(run / name, target), tmp_path / "here", accepted=True)
+    assert mine.read_text() == "mine"
+
+
+def test_a_manifest_that_cannot_be_read(run, tmp_path):
+    (run / "model" / "manifest.json").write_text("<html>", "utf-8")
+    with pytest.raises(ArtifactError, match="can't be read"):
+        fetch.fetch(lambda name, target: shutil.copy(run / name, target), tmp_path / "here", accepted=True)
+
+
 def test_a_manifest_can_name_nothing_outside(run, tmp_path):
     manifest = json.loads((run / "model" / "manifest.json").read_text("utf-8"))
     manifest["files"]["../../escaped"] = "0"

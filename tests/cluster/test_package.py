@@ -108,3 +108,11 @@ def test_too_much_for_an_upload(job, tmp_path, monkeypatch):
     monkeypatch.setattr(package, "LARGEST", 20)
     with pytest.raises(ClusterError, match="no more than 20 B"):
         pack(job())
+
+
+def test_a_path_through_a_link_or_its_parent_is_the_file_it_leads_to(job, tiny_rows, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tiny_rows.parent)
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    known = pack(job()).key("1")
+    assert pack(job(**{"data.train": f"../link/{tiny_rows.name}"})).key("1") == known

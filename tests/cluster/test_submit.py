@@ -1,5 +1,6 @@
 """What a job tells on its way, and how it ends."""
 
+import dataclasses
 import json
 
 import pytest
@@ -45,3 +46,16 @@ def test_its_error_is_raised_here():
 def test_one_that_ends_without_a_word_shows_its_last_lines(status):
     with pytest.raises(ClusterError, match=f"ended as {status}: it is over\n  a traceback\n  → submit it again"):
         submit.follow(Told(status, STEP, "a traceback"), "tiny-1", Display(None, "quiet"))
+
+
+def test_a_result_that_a_later_job_has_written_over_is_not_fetched(tmp_path):
+    class Two(Told):
+        def all(self):
+            return [self.job, dataclasses.replace(self.job, id="tiny-2", key="other")]
+
+    two = Two("SUCCEEDED")
+    with pytest.raises(ClusterError, match="a later job of that name"):
+        submit.bring(two, two.job, tmp_path)
+    running = Two("RUNNING")
+    with pytest.raises(ClusterError, match="the job is RUNNING"):
+        submit.bring(running, running.job, tmp_path)
