@@ -70,8 +70,9 @@ class Jobs:
         token = cluster.token()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._verify = ssl.create_default_context(cafile=_ca(cluster)) if self.address.startswith("https") else False
+        answer = self._get("/api/version")
         try:
-            self.version = str(self._get("/api/version").json()["ray_version"])
+            self.version = str(answer.json()["ray_version"])
         except (ValueError, LookupError, TypeError):
             raise ClusterError("something else than Ray's dashboard answers", self.address, "give the address of the dashboard, port 8265") from None
         with _told(self.address), _only(self.address):
