@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ def rollout(
 
     A name that is not served yet is served besides. Where the new version can't be loaded, what is served goes on.
     """
+    _with_token()
     from lc_ray.serve import app
     from lc_ray.serve import rollout as states
     from lc_ray.units import fraction
@@ -54,6 +56,7 @@ def rollback(
     port: Port = None,
 ) -> None:
     """Serve a model as it was served before its latest rollout. Given again, it goes one further back."""
+    _with_token()
     from lc_ray.serve import app
     from lc_ray.serve import rollout as states
 
@@ -77,6 +80,11 @@ def endpoints(as_json: AsJson = False) -> None:
         _show(found)
 
 
+def _with_token() -> None:
+    """The Ray of an endpoint asks for its token, which Ray sends only if it is told so before it is imported."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 @contextmanager
 def _connected(state: State) -> Iterator[None]:
     """Connected to the Ray of an endpoint."""
@@ -84,6 +92,7 @@ def _connected(state: State) -> Iterator[None]:
 
     import ray
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         ray.init(state.address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError:
