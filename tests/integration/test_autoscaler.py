@@ -32,11 +32,14 @@ with runtime.session():
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[machines.Cluster]:
     """A head without CPUs, and an autoscaler that may start two nodes of one."""
     provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+    commands = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray")
     config = {
+        **{f"{name}_commands": [] for name in commands},
+        **{"auth": {}, "file_mounts": {}, "cluster_synced_files": []},
         "cluster_name": "growing",
         "max_workers": 2,
         "idle_timeout_minutes": 0.1,
-        "provider": {"type": "external", "module": provider, "launch_multiple": True, "head_node_id": HEAD},
+        "provider": {"type": "external", "module": provider, "disable_node_updaters": True, "launch_multiple": True, "head_node_id": HEAD},
         "head_node_type": "ray.head.default",
         "available_node_types": {
             "ray.head.default": {"resources": {}, "node_config": {}, "max_workers": 0},
