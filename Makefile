@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-machines lint clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# A cluster of several machines, each in a network namespace: needs root, and minutes.
+test-machines: install
+	$(BIN)/python -m pytest -m machines
 
 lint: install
 	$(BIN)/ruff check lc_ray tests benchmarks

@@ -24,7 +24,7 @@ from lc_ray.cluster.jobs import Jobs
 from lc_ray.cluster.package import pack
 from lc_ray.errors import ClusterError
 
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif(machines.missing() is not None, reason=machines.missing() or "")]
+pytestmark = [pytest.mark.machines, pytest.mark.skipif(machines.missing() is not None, reason=machines.missing() or "")]
 
 
 @pytest.fixture(scope="module")
