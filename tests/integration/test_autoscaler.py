@@ -32,11 +32,14 @@ with runtime.session():
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[machines.Cluster]:
     """A head without CPUs, and an autoscaler that may start two nodes of one."""
     provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+    commands = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray")
     config = {
+        **{f"{name}_commands": [] for name in commands},
+        **{"auth": {}, "file_mounts": {}, "cluster_synced_files": []},
         "cluster_name": "growing",
         "max_workers": 2,
         "idle_timeout_minutes": 0.1,
-        "provider": {"type": "external", "module": provider, "launch_multiple": True, "head_node_id": HEAD},
+        "provider": {"type": "external", "module": provider, "disable_node_updaters": True, "launch_multiple": True, "head_node_id": HEAD},
         "head_node_type": "ray.head.default",
         "available_node_types": {
             "ray.head.default": {"resources": {}, "node_config": {}, "max_workers": 0},
@@ -61,9 +64,7 @@ def test_nodes_come_for_a_job_and_go(cluster: machines.Cluster, tiny_job: dict[s
     (tmp_path / "token").write_text(cluster.token, "utf-8")
     jobs = Jobs(Cluster(address=cluster.url, token_file=str(tmp_path / "token"), storage=str(tmp_path / "runs")))
     package = pack(parse(tiny_job))
-    for _ in range(6):  # on a busy machine the autoscaler takes its time
-        if (found := check.look(jobs, package))["starting"]:
-            break
+    found = check.look(jobs, package)
     assert [node.get("CPU", 0) for node in found["nodes"]] == [0]
     assert found["starting"], "the first look has made the autoscaler start nodes"
     check.require(found, package, jobs.address)

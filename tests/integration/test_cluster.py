@@ -63,7 +63,7 @@ def there(cluster: machines.Cluster, home: Path) -> Jobs:
 @pytest.fixture(scope="module")
 def job(tiny_job: dict[str, Any], home: Path) -> dict[str, Any]:
     sections = {name: section for name, section in tiny_job.items() if name not in ("search", "prune", "quantize", "accept")}
-    return spec.override(sections, {"storage": str(home / "runs"), "train.segments": 1, "train.epochs": 30, "train.checkpoint_every": 20})
+    return spec.override(sections, {"storage": str(home / "runs"), "train.segments": 1, "train.epochs": 20, "train.checkpoint_every": 20})
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,9 @@ def run(cluster: machines.Cluster, job: dict[str, Any], home: Path, shared: Path
     trained_on: set[str] = set()
 
     def lose() -> None:
-        while not list(shared.glob("tiny/segments/*/train/checkpoint_*")):
-            time.sleep(0.1)
+        kept = "tiny/segments/*/train/checkpoint_manager_snapshot.json"
+        while not any("checkpoint_2" in file.read_text("utf-8") for file in shared.glob(kept)):  # named after its date
+            time.sleep(0.05)
         actors = cluster.get("/api/v0/actors?detail=1&limit=1000").json()["data"]["result"]["result"]
         trained_on.update(a["node_id"] for a in actors if a["class_name"] == "RayTrainWorker" and a["state"] == "ALIVE")
         cluster.network.kill(cluster.workers.pop())
@@ -131,8 +132,8 @@ def test_a_job_trains_on_both_machines_and_survives_the_loss_of_one(run: dict[st
     seen = [(event["event"], event.get("step")) for event in run["events"] if event.get("event") in ("worker", "step")]
     first, second = (place for place, (event, _) in enumerate(seen) if event == "worker")
     assert seen[first + 1] == ("step", 1)
-    assert seen[second + 1][1] > 20, "training started once more, and went on from the checkpoint"
-    assert seen[-1][1] == 720
+    assert seen[second + 1][1] >= 20, "training started once more, and went on from the checkpoint"
+    assert seen[-1][1] == 480
     end = run["events"][-1]
     assert artifact.read(end["artifact"]).manifest.metrics["accuracy"] > 0.8
     assert Path(end["artifact"]) == home / "runs" / "tiny" / "model"
