@@ -48,9 +48,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command()(cli_cluster.submit)
-app.add_typer(cli_cluster.jobs, name="jobs")
-app.add_typer(cli_cluster.cluster, name="cluster")
 
 ArtifactPath = Annotated[Path, typer.Argument(help="an artifact: the folder that [bold]lc-ray run[/] printed", show_default=False)]
 
@@ -113,13 +110,6 @@ def serve(
     tls = {"certificate": str(tls_cert), "key": str(tls_key)} if tls_cert else None
     fields = {"host": host, "port": port, "grpc_port": grpc_port, "replicas": _replicas(replicas), "access_log": access_log, "tls": tls}
     serve_forever(artifacts, serving(override(fields, values(settings))), keys)
-
-
-for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints):
-    app.command()(_command)
-
-
-app.command()(cli_deploy.deploy)
 
 
 @app.command()
@@ -213,6 +203,12 @@ def init(
         raise SpecError("the file exists already", str(output), "give another name")
     output.write_text(text, "utf-8")
     out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
+
+
+for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints, cli_cluster.submit, cli_deploy.deploy):
+    app.command()(_command)
+app.add_typer(cli_cluster.jobs, name="jobs")
+app.add_typer(cli_cluster.cluster, name="cluster")
 
 
 def _replicas(text: str) -> dict[str, int]:

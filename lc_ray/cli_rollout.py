@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,9 +30,6 @@ def rollout(
 
     A name that is not served yet is served besides. Where the new version can't be loaded, what is served goes on.
     """
-    _with_token()
-    from lc_ray.serve import app
-    from lc_ray.serve import rollout as states
     from lc_ray.units import fraction
 
     try:
@@ -41,14 +38,13 @@ def rollout(
         raise SpecError(str(error), "--weight") from None
     if not 0 < share <= 1:
         raise SpecError("expected more than 0 and at most 100%", "--weight", "`lc-ray rollback NAME` takes a version out again")
-    folder = states.find(port)
-    with states.locked(folder):
-        state = states.read(folder)
-        name, new = states.keep(folder, artifact, share)
-        changed = states.rolled(state, name, new)
-        with _connected(state):
-            app.replace(folder, changed)
-    _show([changed])
+
+    def rolled(folder: Path, state: State) -> State:
+        from lc_ray.serve import rollout as states
+
+        return states.rolled(state, *states.keep(folder, artifact, share))
+
+    _change(port, rolled)
 
 
 def rollback(
@@ -56,17 +52,13 @@ def rollback(
     port: Port = None,
 ) -> None:
     """Serve a model as it was served before its latest rollout. Given again, it goes one further back."""
-    _with_token()
-    from lc_ray.serve import app
-    from lc_ray.serve import rollout as states
 
-    folder = states.find(port)
-    with states.locked(folder):
-        state = states.read(folder)
-        changed = states.rolled_back(state, name)
-        with _connected(state):
-            app.replace(folder, changed)
-    _show([changed])
+    def rolled_back(folder: Path, state: State) -> State:
+        from lc_ray.serve import rollout as states
+
+        return states.rolled_back(state, name)
+
+    _change(port, rolled_back)
 
 
 def endpoints(as_json: AsJson = False) -> None:
@@ -80,9 +72,19 @@ def endpoints(as_json: AsJson = False) -> None:
         _show(found)
 
 
-def _with_token() -> None:
-    """The Ray of an endpoint asks for its token, which Ray sends only if it is told so before it is imported."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+def _change(port: int | None, wanted: Callable[[Path, State], State]) -> None:
+    """Have an endpoint serve the state that is wanted of its folder and its state now, and show it."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # its Ray asks for one, which Ray sends only if it is told so before it is imported
+    from lc_ray.serve import app
+    from lc_ray.serve import rollout as states
+
+    folder = states.find(port)
+    with states.locked(folder):
+        state = states.read(folder)
+        changed = wanted(folder, state)
+        with _connected(state):
+            app.replace(folder, changed)
+    _show([changed])
 
 
 @contextmanager

@@ -327,7 +327,7 @@ def parse(tree: Any, where: str = "job") -> JobSpec:
     try:
         return JobSpec.model_validate(tree)
     except ValidationError as error:
-        raise SpecError("\n  ".join(explain(e) for e in error.errors()), where, "`lc-ray schema` prints every field") from None
+        raise SpecError(problems(error), where, "`lc-ray schema` prints every field") from None
 
 
 def read(path: str | Path, values: dict[str, Any] | None = None) -> JobSpec:
@@ -361,30 +361,34 @@ def serving(fields: dict[str, Any]) -> ServeSpec:
     try:
         return ServeSpec.model_validate(fields)
     except ValidationError as error:
-        raise SpecError("\n  ".join(explain({**e, "loc": ("serve", *e["loc"])}) for e in error.errors()), "serve") from None
+        raise SpecError(problems(error, ServeSpec, "serve."), "serve") from None
 
 
-def explain(error: Any, known: list[str] | None = None, prefix: str = "") -> str:
+def problems(error: ValidationError, section: type[BaseModel] = JobSpec, prefix: str = "") -> str:
+    """All that Pydantic found wrong, a line each; see `explain`."""
+    return "\n  ".join(explain(e, section, prefix) for e in error.errors())
+
+
+def explain(error: Any, section: type[BaseModel], prefix: str = "") -> str:
     """One of Pydantic's errors in a sentence.
 
     Args:
         error: of a `ValidationError`.
-        known: names of the section's fields, if it is no section of the job.
+        section: that was validated.
         prefix: of the field's path.
     """
     path = [str(p) for p in error["loc"]]
-    field = prefix + ".".join(path) or "job"
+    field = (prefix + ".".join(path)).rstrip(".") or "job"
     if error["type"] == "extra_forbidden":
-        return f"{field}: unknown field{_nearest(path[-1], _fields_at(path[:-1]) if known is None else known)}"
+        return f"{field}: unknown field{_nearest(path[-1], _fields_at(section, path[:-1]))}"
     if error["type"] == "missing":
         return f"{field}: this field is required"
     given = "" if isinstance(error.get("input"), dict) else f" (got {error.get('input')!r})"
     return f"{field}: {error['msg'].removeprefix('Value error, ')}{given if 'got' not in error['msg'] else ''}"
 
 
-def _fields_at(path: list[str]) -> list[str]:
-    """Field names of the section at a path."""
-    section: Any = JobSpec
+def _fields_at(section: Any, path: list[str]) -> list[str]:
+    """Field names of the section at a path within a section."""
     for part in path:
         if part.isdigit():
             continue

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from lc_ray.errors import ClusterError
 from lc_ray.section import Section
 from lc_ray.serve.auth import key_file
-from lc_ray.spec import explain
+from lc_ray.spec import problems
 
 
 class Cluster(Section):
@@ -87,4 +87,4 @@ def _cluster(tree: object, where: str) -> Cluster:
     try:
         return Cluster.model_validate(tree)
     except ValidationError as error:
-        raise ClusterError("\n  ".join(explain(e, list(Cluster.model_fields)) for e in error.errors()), where) from None
+        raise ClusterError(problems(error, Cluster), where) from None

@@ -13,7 +13,6 @@ import pyarrow.fs
 from lc_ray import artifact
 from lc_ray.data.files import system_of
 from lc_ray.errors import ArtifactError, ClusterError
-from lc_ray.modalities._media import uri
 
 _KEPT = ("record.json", "report.html", "events.jsonl")
 _MODEL = "model"
@@ -27,14 +26,14 @@ def publish(folder: Path, results: str) -> None:
         ClusterError: it can't be written.
     """
     try:
-        system, path = pyarrow.fs.FileSystem.from_uri(uri(results))
+        system, path = system_of(results)
         target = f"{path.rstrip('/')}/{folder.name}"
         for file in sorted(folder.rglob("*")):
             name = file.relative_to(folder)
             if file.is_file() and (name.parts[0] == _MODEL or str(name) in _KEPT):
                 system.create_dir(str(PurePosixPath(f"{target}/{name}").parent), recursive=True)
                 pyarrow.fs.copy_files(str(file), f"{target}/{name}", pyarrow.fs.LocalFileSystem(), system)
-    except (OSError, ValueError, NotImplementedError) as error:
+    except (OSError, ValueError) as error:  # a DataError, of a URI that is none, is one of these
         raise ClusterError(f"the run can't be copied: {str(error).splitlines()[0]}", results, "correct `results` of the cluster") from None
 
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from lc_ray import family
 from lc_ray.artifact import MANIFEST, Artifact
@@ -22,6 +22,19 @@ from lc_ray.section import Section
 from lc_ray.spec import digest, explain
 
 _NAMES = {"amazon sagemaker": "sagemaker", "google cloud": "vertex", "google vertex ai": "vertex"}
+
+
+class Machines(Section):
+    """Settings of platforms that count machines."""
+
+    least: int = Field(1, ge=1, description="machines")
+    most: int = Field(1, ge=1, description="machines; more than the least, and they follow the load")
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.least > self.most:
+            raise ValueError(f"least ({self.least}) is more than most ({self.most})")
+        return self
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ def parse(platform: ModuleType, values: Mapping[str, Any]) -> Any:
 
 def _told(section: type[Section], error: Any) -> str:
     """One of Pydantic's errors, with what a field is that was not given."""
-    told = explain(error, list(section.model_fields))
+    told = explain(error, section)
     field = section.model_fields.get(str(error["loc"][0])) if error["loc"] else None
     return f"{told}: {field.description}" if error["type"] == "missing" and field else told
 

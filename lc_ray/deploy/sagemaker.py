@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lc_ray.artifact import Artifact
 from lc_ray.deploy import _aws, _platform
-from lc_ray.deploy._platform import Call
+from lc_ray.deploy._platform import Call, Machines
 from lc_ray.errors import DeployError
-from lc_ray.section import Section
 from lc_ray.serve.auth import KEYLESS
 from lc_ray.units import Seconds
 
@@ -27,7 +26,7 @@ _SCALED = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:vari
 _POLL = 15  # seconds between two looks at an endpoint, which takes minutes
 
 
-class Settings(Section):
+class Settings(Machines):
     """The endpoint, and what it runs on."""
 
     image: str = Field(description="URI in ECR of the image of cluster/Dockerfile's target sagemaker")
@@ -37,18 +36,10 @@ class Settings(Section):
     endpoint: str | None = Field(None, pattern=r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$", description="its name; the model's if not given")
     mode: Literal["instances", "serverless", "asynchronous"] = Field("instances", description="asynchronous: answers come by S3, within an hour")
     instance: str = Field("ml.c7i.xlarge", pattern=r"^ml\.", description="type of the instances")
-    least: int = Field(1, ge=1, description="instances")
-    most: int = Field(1, ge=1, description="instances; more than the least, and they follow the load")
     load: float = Field(1000, gt=0, description="requests that each instance is to have: a minute, or of an asynchronous endpoint waiting")
     memory: Literal[1024, 2048, 3072, 4096, 5120, 6144] = Field(4096, description="MB, of a serverless endpoint")
     concurrency: int = Field(5, ge=1, le=200, description="most requests at a time, of a serverless endpoint")
     timeout: Seconds = Field(1800.0, description="longest time until the endpoint answers")
-
-    @model_validator(mode="after")
-    def _order(self) -> Settings:
-        if self.least > self.most:
-            raise ValueError(f"least ({self.least}) is more than most ({self.most})")
-        return self
 
 
 def calls(artifact: Artifact, settings: Settings) -> list[Call]:

@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lc_ray.artifact import Artifact
 from lc_ray.deploy import _platform
-from lc_ray.deploy._platform import Call
+from lc_ray.deploy._platform import Call, Machines
 from lc_ray.errors import DeployError
-from lc_ray.section import Section
 from lc_ray.serve.auth import KEYLESS
 from lc_ray.units import Seconds
 
@@ -25,7 +24,7 @@ _PREFIX = "lc_ray"
 _COMMAND = ["python", "-m", "lc_ray.serve.container"]
 
 
-class Settings(Section):
+class Settings(Machines):
     """The endpoint, and what it runs on."""
 
     project: str = Field(pattern=r"^[a-z0-9:.-]+$", description="id of the project")
@@ -36,17 +35,9 @@ class Settings(Section):
     machine: str = Field("n2-standard-4", description="type of the machines")
     accelerator: str | None = Field(None, description="type of GPU, such as NVIDIA_L4")
     accelerators: int = Field(1, ge=1, description="GPUs of a machine, if it has any")
-    least: int = Field(1, ge=1, description="machines")
-    most: int = Field(1, ge=1, description="machines; more than the least, and they follow the load")
     traffic: int = Field(100, ge=1, le=100, description="percent of the requests that the new version gets; the old one keeps the others")
     service_account: str | None = Field(None, description="that the container runs as; it reads the model")
     timeout: Seconds = Field(1800.0, description="longest time until the container answers")
-
-    @model_validator(mode="after")
-    def _order(self) -> Settings:
-        if self.least > self.most:
-            raise ValueError(f"least ({self.least}) is more than most ({self.most})")
-        return self
 
 
 def calls(artifact: Artifact, settings: Settings) -> list[Call]:

@@ -14,7 +14,7 @@ from lc_ray.section import Section
 from lc_ray.serve import auth
 from lc_ray.serve.app import application
 from lc_ray.serving import ServeSpec
-from lc_ray.spec import explain
+from lc_ray.spec import problems
 
 
 class Arguments(Section):
@@ -44,7 +44,7 @@ def build(args: dict[str, Any]) -> Any:
     try:
         given = Arguments.model_validate(args)
     except ValidationError as error:
-        raise SpecError("\n  ".join(explain(e, list(Arguments.model_fields)) for e in error.errors()), "args") from None
+        raise SpecError(problems(error, Arguments), "args") from None
     keys = auth.read(given.keys) if given.keys else {"": key} if (key := auth.find()) else {}
     if not keys:
         raise ServeError("there is no API key", fix=f"set {auth.VARIABLE}, from a Secret, or give keys=FILE")

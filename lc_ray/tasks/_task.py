@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lc_ray.errors import SpecError
-from lc_ray.spec import Section, TaskSpec, explain
+from lc_ray.spec import Section, TaskSpec, problems
 
 Batch = dict[str, Tensor]  # tensors named `column.tensor`
 Run = Callable[[Batch], NDArray[np.float32]]  # a model's forward on any engine
@@ -58,8 +58,7 @@ class Task:
         try:
             return cls.Options.model_validate(spec.model_extra or {})
         except ValidationError as error:
-            known = list(cls.Options.model_fields)
-            raise SpecError("\n  ".join(explain(e, known, "task.") for e in error.errors()), f"task '{spec.kind}'") from None
+            raise SpecError(problems(error, cls.Options, "task."), f"task '{spec.kind}'") from None
 
     @staticmethod
     def clean(value: Any) -> Any:
