@@ -25,6 +25,7 @@ import psutil
 
 import lc_ray
 from lc_ray import AsyncClient, runtime
+from lc_ray.errors import ServeError
 from lc_ray.serve import app, rollout
 from lc_ray.serving import ReplicasSpec, ServeSpec
 
@@ -62,7 +63,7 @@ class Soak:
                 number = choose.randrange(len(TEXTS))
                 try:
                     (answer,) = await client.predict([TEXTS[number]], self.name)
-                except lc_ray.ServeError as error:
+                except ServeError as error:
                     self.wrong.append(f"lost: {error}")
                     continue
                 self.seen["good"] += 1
@@ -80,8 +81,9 @@ class Soak:
                 except httpx.TransportError:
                     self.seen["bad, cut off by a kill"] += 1
                     continue
-                self.seen["bad, refused" if response.status_code == status else "bad, busy"] += 1
-                if response.status_code not in {status, *BUSY}:
+                self.seen["bad, refused" if response.status_code == status else "bad, busy or cut off"] += 1
+                killed = response.status_code == 500 and response.text == "Internal Server Error"  # Serve's words for a replica that died
+                if response.status_code not in {status, *BUSY} and not killed:
                     self.wrong.append(f"bad request answered {response.status_code}: {response.text[:200]}")
                 await asyncio.sleep(0.05)
 

@@ -72,7 +72,7 @@ class Client:
                     raise _unreachable(error, self.url) from None
                 time.sleep(_pause(None, attempt))
                 continue
-            if response.status_code not in _BUSY or attempt == _ATTEMPTS:
+            if not _passing(response) or attempt == _ATTEMPTS:
                 break
             time.sleep(_pause(response, attempt))
         return _content(response, self.url)
@@ -124,7 +124,7 @@ class AsyncClient:
                     raise _unreachable(error, self.url) from None
                 await asyncio.sleep(_pause(None, attempt))
                 continue
-            if response.status_code not in _BUSY or attempt == _ATTEMPTS:
+            if not _passing(response) or attempt == _ATTEMPTS:
                 break
             await asyncio.sleep(_pause(response, attempt))
         return _content(response, self.url)
@@ -142,6 +142,12 @@ def _path(model: str) -> str:
 def _answers(content: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = content["predictions"]
     return found
+
+
+def _passing(response: httpx.Response) -> bool:
+    """Whether it is an error that another attempt may not meet: the endpoint is busy, or Serve tells in its own words that a replica died."""
+    ours = response.headers.get("content-type", "").startswith("application/json")
+    return response.status_code in _BUSY or (response.status_code == 500 and not ours)
 
 
 def _pause(response: httpx.Response | None, attempt: int) -> float:

@@ -96,16 +96,23 @@ def test_errors_carry_the_endpoints_words(server):
 
 @pytest.mark.parametrize("content", [b"<html>Bad Gateway</html>", b"[]", b'{"error": "x"}', b""])
 def test_errors_of_others(server, content):
-    server.answers = [(500, {}, content)]
-    with Client(server.url, key="k") as endpoint, pytest.raises(ServeError, match="500"):
+    server.answers = [(501, {}, content)]
+    with Client(server.url, key="k") as endpoint, pytest.raises(ServeError, match="501"):
         endpoint.predict(["good"])
 
 
 def test_a_replica_that_dies_over_a_request_is_asked_again(server, naps):
-    server.answers = [(502, {}, b"<html>Bad Gateway</html>"), None, GOOD]
+    server.answers = [(502, {}, b"<html>Bad Gateway</html>"), None, (500, {"content-type": "text/plain"}, b"Internal Server Error"), GOOD]
     with Client(server.url, key="k") as endpoint:
         assert endpoint.predict(["good"]) == [{"label": "positive"}]
-    assert len(naps) == 2
+    assert len(naps) == 3
+
+
+def test_an_error_that_the_endpoint_explains_is_not_asked_for_again(server, naps):
+    server.answers = [(500, {"content-type": "application/json"}, {"error": {"code": "internal", "message": "the endpoint failed"}})]
+    with Client(server.url, key="k") as endpoint, pytest.raises(ServeError, match="500: the endpoint failed"):
+        endpoint.predict(["good"])
+    assert naps == []
 
 
 def test_nobody_there():
