@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
-import signal
 import statistics
 import time
 from collections import Counter
@@ -42,7 +42,12 @@ BUSY = {429, 502, 503}
 
 def replicas() -> list[psutil.Process]:
     """Processes of the replicas, of this program's Ray."""
-    return [p for p in psutil.Process().children(recursive=True) if "ServeReplica" in " ".join(p.cmdline()[:1]) + p.name()]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # one that ends just now
+            if "ServeReplica" in "".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 class Soak:
@@ -105,7 +110,7 @@ class Soak:
         while time.monotonic() < self.end - every:
             await asyncio.sleep(every)
             if len(found := replicas()) > 1:
-                os.kill(random.choice(found).pid, signal.SIGKILL)
+                random.choice(found).kill()
                 self.seen["replicas killed"] += 1
             else:
                 self.seen["kills put off, as one replica was left"] += 1
@@ -126,10 +131,8 @@ class Soak:
         while time.monotonic() < self.end:
             held = []
             for process in replicas():
-                try:
+                with contextlib.suppress(psutil.Error):
                     held.append(process.memory_full_info().uss / 1e6)
-                except psutil.NoSuchProcess:
-                    continue
             if held:
                 self.memory.append((statistics.mean(held), psutil.Process().memory_full_info().uss / 1e6))
             await asyncio.sleep(1)
