@@ -26,7 +26,7 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from lc_ray import runtime, spec
+from lc_ray import memory, runtime, spec
 from lc_ray.data.batch import steps_per_epoch, stream
 from lc_ray.data.prepare import prepare
 from lc_ray.modalities.image import Encoder
@@ -138,9 +138,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--processes", type=int, default=2)
     chosen = options.parse_args()
-    from lc_ray.train.loop import keep_freed_memory  # not in processes that only write pictures: DeepSpeed takes seconds
-
-    keep_freed_memory()  # as a training worker does; the peer's processes inherit it
+    memory.keep_freed()  # as a training worker does; the peer's processes inherit it
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "photos"
         for label in LABELS:

@@ -9,7 +9,7 @@ so a run that resumes goes on with the very batch it would have had.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,12 +80,17 @@ def stream(prepared: Prepared, rank: int, world: int, batch_size: int, seed: int
         epoch, skip = epoch + 1, 0
 
 
+def joined(tables: Iterable[pa.Table]) -> pa.Table:
+    """Rows of several parts. One whose rows all lack a value does not know its type."""
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
 def _endless(paths: list[str], rows: int, seed: list[int]) -> Iterator[pa.Table]:
     """Batches of `rows` rows. A worker whose parts end before the epoch does starts over with its first."""
     rest, window = None, 0
     while True:
         for table in _windows(paths, rows * _WINDOW):
-            table = (table if rest is None else pa.concat_tables([rest, table])).combine_chunks()  # once, not for each batch
+            table = (table if rest is None else joined([rest, table])).combine_chunks()  # once, not for each batch
             *whole, extra = arrange(table["_size"].to_numpy(), rows, [*seed, window])
             for chosen in whole:
                 yield table.take(chosen)
@@ -100,8 +105,8 @@ def _windows(paths: list[str], rows: int) -> Iterator[pa.Table]:
             for batch in part.iter_batches(batch_size=rows):
                 waiting.append(pa.Table.from_batches([batch]))
                 if sum(t.num_rows for t in waiting) >= rows:
-                    joined = pa.concat_tables(waiting)
-                    yield joined.slice(0, rows)
-                    waiting = [joined.slice(rows)]
+                    whole = joined(waiting)
+                    yield whole.slice(0, rows)
+                    waiting = [whole.slice(rows)]
     if sum(t.num_rows for t in waiting):
-        yield pa.concat_tables(waiting)
+        yield joined(waiting)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from lc_ray import family
+from lc_ray import family, memory
 from lc_ray.data import read
 from lc_ray.data.files import File, files
 from lc_ray.errors import DataError
@@ -63,8 +63,8 @@ def check(job: JobSpec, source: str, folder: Path, limit: int | None = None) -> 
         {"file": str(f), "source": i, "shard": n, "shards": count} for i, (f, count) in enumerate(shares.items()) for n in range(count)
     ]
     work = [{**share, "task": task} for task, share in enumerate(work)]
-    last = _last(_spread(functools.partial(_places, job=job, size=size), work), job, limit) if limit else _ORDERS
-    tables = _spread(functools.partial(_write, job=job, folder=str(folder), size=size, last=last), work)
+    last = _last(_shared(functools.partial(_places, job=job, size=size), work), job, limit) if limit else _ORDERS
+    tables = _shared(functools.partial(_write, job=job, folder=str(folder), size=size, last=last), work)
     index = pa.concat_tables([_schema(_PLACE, _WRONG).empty_table(), *tables])
     usable = pc.equal(index["_reason"], "")
     rejected = index.filter(pc.invert(usable)).sort_by([("_source", "ascending"), ("_row", "ascending")])
@@ -73,9 +73,18 @@ def check(job: JobSpec, source: str, folder: Path, limit: int | None = None) -> 
     return settled(index.filter(usable).select(_PLACE), job.data.duplicates == "drop"), rejected
 
 
-def _spread(work: Callable[[dict[str, Any]], Iterator[pa.Table]], shares: list[dict[str, Any]]) -> Iterator[pa.Table]:
+def spread(shares: ray.data.Dataset, work: Callable[..., Any], **options: Any) -> ray.data.Dataset:
+    """What tasks yield, one CPU each, for batches of shares: all tasks that there is room for at once.
+
+    Ray Data's reservation of resources between operators knows of none in its first second and lets one task run. There is one operator here.
+    """
+    shares.context.op_resource_reservation_enabled = False
+    return shares.map_batches(work, num_cpus=1, **options)
+
+
+def _shared(work: Callable[[dict[str, Any]], Iterator[pa.Table]], shares: list[dict[str, Any]]) -> Iterator[pa.Table]:
     """What tasks yield, one for each share, as it comes."""
-    tables = ray.data.from_items(shares, override_num_blocks=len(shares)).map_batches(work, batch_size=1, num_cpus=1)
+    tables = spread(ray.data.from_items(shares, override_num_blocks=len(shares)), work, batch_size=1)
     yield from tables.iter_batches(batch_format="pyarrow", batch_size=None)
 
 
@@ -141,6 +150,7 @@ def _raw_order(row: dict[str, Any], job: JobSpec) -> int:
 
 def _write(batch: dict[str, Any], job: JobSpec, folder: str, size: int, last: int) -> Iterator[pa.Table]:
     """Read a share of a file; decode each cell of the rows up to a place and keep it; say per row where it is, or what is wrong with it."""
+    memory.keep_freed()
     inputs = columns(tuple(job.inputs()))
     kind = family.load("tasks", job.task.kind).Task
     options = kind.options(job.task)

@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from lc_ray import family
+from lc_ray import family, memory
 from lc_ray.data import cells, split
+from lc_ray.data.batch import joined
 from lc_ray.data.files import files
 from lc_ray.errors import DataError, SpecError
 from lc_ray.models import batches
@@ -74,7 +75,7 @@ class Prepared:
     def rows(self, split: str, limit: int | None = None) -> dict[str, list[Any]]:
         """The first rows of a split by column: a fair sample, since the order is drawn by hash."""
         first = self.first(split, self.count(split) if limit is None else limit)
-        return pa.concat_tables(pq.read_table(file).slice(0, rows) for file, rows in first).to_pydict()  # type: ignore[no-any-return]
+        return joined(pq.read_table(file).slice(0, rows) for file, rows in first).to_pydict()  # type: ignore[no-any-return]
 
     def task(self) -> Any:
         """The task, fitted to the training rows' targets."""
@@ -224,12 +225,20 @@ def _write(side: _Side, job: JobSpec, folder: Path) -> list[dict[str, Any]]:
     sample = cells.gather(index.slice(0, _SAMPLE), side.cells)  # a fair one, since the order is drawn by hash
     tasks = max(-(-rows // _ROWS_PER_PART), -(-rows * sample.nbytes // (sample.num_rows * _BYTES_PER_PART)))
     shares = [index.slice(share[0], len(share)) for share in np.array_split(np.arange(rows), min(tasks, rows))]
-    write = functools.partial(_write_parts, parts=-(-_LEAST_PARTS // tasks), job=job, cell_folder=str(side.cells), folder=str(folder))
-    written = ray.data.from_arrow(shares).map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=1).take_all()
+    write = functools.partial(_write_parts, parts=-(-_LEAST_PARTS // tasks), job=job, cell_folder=side.cells, folder=folder)
+    written = cells.spread(ray.data.from_arrow(shares), write, batch_size=None, batch_format="pyarrow").take_all()
     return sorted(({"file": w["file"], "rows": int(w["rows"])} for w in written), key=lambda w: w["file"])
 
 
-def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: str, folder: str) -> dict[str, Any]:
+def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: Path, folder: Path) -> dict[str, Any]:
+    """A part after the other, in the same memory."""
+    memory.keep_freed()
+    shares = np.array_split(np.arange(index.num_rows), min(parts, index.num_rows))
+    names = [_write_part(index.slice(rows[0], len(rows)), job, cell_folder, folder) for rows in shares]
+    return {"file": np.array(names), "rows": np.array([len(rows) for rows in shares])}
+
+
+def _write_part(index: pa.Table, job: JobSpec, cell_folder: Path, folder: Path) -> str:
     columns = cells.columns(tuple(job.inputs()))
     table = cells.gather(index, cell_folder)
     prepared = batches.prepare({name: table[name].to_pylist() for name in columns}, columns)
@@ -238,17 +247,6 @@ def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: str, fo
         table = table.append_column(name, pa.array(values))
     packed = [field.name for field in table.schema if not pa.types.is_binary(field.type)]  # pixels and sounds would cost time and gain nothing
     compression = "snappy" if len(packed) == table.num_columns else "none"
-    written: dict[str, list[Any]] = {"file": [], "rows": []}
-    for rows in np.array_split(np.arange(table.num_rows), min(parts, table.num_rows)):
-        part = table.slice(rows[0], len(rows))
-        written["file"].append(f"part-{part['_order'][0].as_py():019d}-{part['_row'][0].as_py():09d}.parquet")
-        written["rows"].append(len(rows))
-        pq.write_table(
-            part,
-            Path(folder) / written["file"][-1],
-            row_group_size=_ROWS_PER_GROUP,
-            use_dictionary=packed,
-            write_statistics=False,
-            compression=compression,
-        )
-    return {name: np.array(values) for name, values in written.items()}
+    name = f"part-{index['_order'][0].as_py():019d}-{index['_row'][0].as_py():09d}.parquet"
+    pq.write_table(table, folder / name, _ROWS_PER_GROUP, use_dictionary=packed, write_statistics=False, compression=compression)
+    return name

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lc_ray import artifact, family
+from lc_ray import artifact, family, memory
 from lc_ray.artifact import Manifest
 from lc_ray.data.batch import stream
 from lc_ray.data.prepare import Prepared, open_prepared
@@ -33,7 +31,6 @@ from lc_ray.train.deepspeed import config as deepspeed_config
 from lc_ray.train.segment import RESULT, Post, Segment, SegmentResult, finished, learning_rate, removed_at
 
 _EVALUATE = 64  # rows at a time
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 Batch = tuple[dict[str, Tensor], Any]  # inputs by column.tensor, and targets: a tensor (batch, ...), or several by name
 
 
@@ -103,7 +100,7 @@ class Worker:
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, int(self.spec.train.workers.cpu)))
-            keep_freed_memory()
+            memory.keep_freed()
         self.data: Prepared = open_prepared(segment.prepared)
         self.task = self.data.task()
         self.inputs = self.spec.inputs()
@@ -306,14 +303,6 @@ class Worker:
         SegmentResult(
             segment.key, segment.number, segment.member, segment.parent, dense, segment.pruned, metrics, history, seconds, None, genes
         ).write(segment.folder, RESULT)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed: each step would fault its activations in again, a twentieth of its time on CPU."""
-    with contextlib.suppress(OSError, AttributeError):  # another libc
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_MMAP_THRESHOLD, 2**25)
 
 
 def _by_length(part: str, rows: int) -> Iterator[pa.Table]:

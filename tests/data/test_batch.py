@@ -86,3 +86,13 @@ def test_arrange_is_a_permutation():
 @pytest.mark.parametrize(("rows", "batch", "steps"), [(100, 10, 10), (105, 10, 10), (5, 10, 1)])
 def test_steps(rows, batch, steps):
     assert steps_per_epoch(rows, batch) == steps
+
+
+def test_a_part_whose_rows_all_lack_a_value(tmp_path):
+    (tmp_path / "train").mkdir()
+    for part, values in enumerate(([None, None], [b"a", None], [b"b", b"c"])):
+        pq.write_table(pa.table({"pixels": values, "_size": [1, 1]}), tmp_path / "train" / f"{part}.parquet")
+    prepared = Prepared(tmp_path, {"train": [{"file": f"{part}.parquet", "rows": 2} for part in range(3)]})
+    batches = list(itertools.islice(stream(prepared, 0, 1, 3, 0), 2))
+    assert Counter(v for batch in batches for v in batch["pixels"]) == Counter([None, None, None, b"a", b"b", b"c"])
+    assert Counter(prepared.rows("train")["pixels"]) == Counter([None, None, None, b"a", b"b", b"c"])
