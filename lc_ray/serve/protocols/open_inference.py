@@ -46,10 +46,10 @@ def routes(models: Models) -> list[Route]:
         return JSONResponse({"ready": True})
 
     async def model(request: Request) -> Response:
-        return JSONResponse(metadata(_chosen(models, request), models))
+        return JSONResponse(metadata(_about(models, request), models))
 
     async def model_ready(request: Request) -> Response:
-        endpoint = _chosen(models, request)
+        endpoint = _about(models, request)
         need(endpoint.alive)
         return JSONResponse({"name": endpoint.name, "ready": True})
 
@@ -175,6 +175,11 @@ def _told(error: dict[str, str]) -> dict[str, Any]:
 
 def _chosen(models: Models, request: Request) -> Endpoint:
     return models.choose(request.path_params["name"], request.path_params.get("version"))
+
+
+def _about(models: Models, request: Request) -> Endpoint:
+    """The version that a question about a model is on: the one asked for, or the main one, so that the answer stays the same in a canary."""
+    return _chosen(models, request) if "version" in request.path_params else models.main(request.path_params["name"])
 
 
 def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
