@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from lc_ray import cli_cluster, cli_deploy, cli_rollout
+from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
 from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, short, values
 
@@ -42,12 +42,24 @@ class _Explained(TyperGroup):
 
 app = typer.Typer(
     cls=_Explained,
-    help="From labelled data to a small, fast endpoint, on one Ray cluster, from one job file.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"lc_ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version and exit.")] = False) -> None:
+    """From labelled data to a small, fast endpoint, on one Ray cluster, from one job file."""
+
 
 ArtifactPath = Annotated[Path, typer.Argument(help="an artifact: the folder that [bold]lc-ray run[/] printed", show_default=False)]
 

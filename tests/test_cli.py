@@ -66,6 +66,10 @@ def test_mistakes_end_with_a_sentence(ray_local, lc, job_file, values, message):
     assert "Traceback" not in err
 
 
+def test_version(lc):
+    assert lc("--version") == (0, f"lc_ray {lc_ray.__version__}\n", "")
+
+
 def test_set_needs_a_value(lc, job_file):
     code, _, err = lc("run", job_file(), "--set", "train.epochs")
     assert code == 1
