@@ -378,13 +378,13 @@ def explain(error: Any, section: type[BaseModel], prefix: str = "") -> str:
         prefix: of the field's path.
     """
     path = [str(p) for p in error["loc"]]
-    field = (prefix + ".".join(path)).rstrip(".") or "job"
+    head = f"{field}: " if (field := (prefix + ".".join(path)).rstrip(".") or ("job" if section is JobSpec else "")) else ""
     if error["type"] == "extra_forbidden":
-        return f"{field}: unknown field{_nearest(path[-1], _fields_at(section, path[:-1]))}"
+        return f"{head}unknown field{_nearest(path[-1], _fields_at(section, path[:-1]))}"
     if error["type"] == "missing":
-        return f"{field}: this field is required"
+        return f"{head}this field is required"
     given = "" if isinstance(error.get("input"), dict) else f" (got {error.get('input')!r})"
-    return f"{field}: {error['msg'].removeprefix('Value error, ')}{given if 'got' not in error['msg'] else ''}"
+    return f"{head}{error['msg'].removeprefix('Value error, ')}{given if 'got' not in error['msg'] else ''}"
 
 
 def _fields_at(section: Any, path: list[str]) -> list[str]:

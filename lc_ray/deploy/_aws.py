@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lc_ray.deploy._platform import needed
+from lc_ray.deploy._platform import TAG, foreign, needed
 from lc_ray.errors import DeployError
 
+_RESOURCE = ("ServiceNamespace", "ResourceId", "ScalableDimension")
 _LONGEST = 3600  # seconds that an asynchronous endpoint may take
 
 
@@ -59,6 +60,18 @@ def described(sagemaker: Any, endpoint: str) -> dict[str, Any] | None:
     return None
 
 
+def owned(sagemaker: Any, endpoint: str) -> dict[str, Any] | None:
+    """As `described`.
+
+    Raises:
+        DeployError: somebody else has made it.
+    """
+    about = described(sagemaker, endpoint)
+    if about and TAG not in {tag["Key"] for tag in sagemaker.list_tags(ResourceArn=about["EndpointArn"])["Tags"]}:
+        raise foreign(endpoint)
+    return about
+
+
 def check(sagemaker: Any, endpoint: str, version: str) -> None:
     """See that an endpoint has the version that it was told to.
 
@@ -68,6 +81,26 @@ def check(sagemaker: Any, endpoint: str, version: str) -> None:
     about = described(sagemaker, endpoint) or {}
     if about.get("EndpointConfigName") != version:
         raise DeployError(f"SageMaker went back to the version before: {about.get('FailureReason', 'it does not say why')}", endpoint)
+
+
+def unscaled(scaling: Any, resource: str) -> list[tuple[str, dict[str, Any]]]:
+    """End a resource's autoscaling, without which no endpoint can be changed or deleted.
+
+    Returns:
+        The calls that would bring it back, by method and arguments.
+    """
+    of = {"ServiceNamespace": "sagemaker"}
+    targets = scaling.describe_scalable_targets(ResourceIds=[resource], **of)["ScalableTargets"]
+    policies = scaling.describe_scaling_policies(ResourceId=resource, **of)["ScalingPolicies"] if targets else []
+    for one in targets:
+        scaling.deregister_scalable_target(**_only(one, *_RESOURCE))
+    again = [("register_scalable_target", _only(one, *_RESOURCE, "MinCapacity", "MaxCapacity")) for one in targets]
+    kept = (*_RESOURCE, "PolicyName", "PolicyType", "TargetTrackingScalingPolicyConfiguration", "StepScalingPolicyConfiguration")
+    return again + [("put_scaling_policy", _only(one, *kept)) for one in policies]
+
+
+def _only(about: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: about[name] for name in names if name in about}
 
 
 def invoke_later(clients: Callable[[str], Any], endpoint: str, body: bytes, bucket: str, prefix: str) -> bytes:

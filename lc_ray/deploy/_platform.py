@@ -21,6 +21,7 @@ from lc_ray.errors import DeployError
 from lc_ray.section import Section
 from lc_ray.spec import digest, explain
 
+TAG = "lc_ray"  # of all that is made on a platform; its value is the artifact's digest
 _NAMES = {"amazon sagemaker": "sagemaker", "google cloud": "vertex", "google vertex ai": "vertex"}
 
 
@@ -106,6 +107,11 @@ def needed(module: str, extra: str) -> Any:
 def label(name: str, most: int = 63) -> str:
     """A name as platforms allow them: lower case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower())[:most].strip("-") or "model"
+
+
+def foreign(name: str) -> DeployError:
+    """Why an endpoint that somebody else has made is neither changed nor deleted."""
+    return DeployError(f"an endpoint of this name is there that lc_ray has not made: it lacks the tag '{TAG}'", name, "--set endpoint=ANOTHER_NAME")
 
 
 def version(artifact: Artifact, settings: Section) -> str:

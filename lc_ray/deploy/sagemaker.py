@@ -1,12 +1,14 @@
 """Deploy on Amazon SageMaker, as an endpoint of instances, a serverless or an asynchronous one.
 
 The container is the target `sagemaker` of cluster/Dockerfile. Credentials and region are boto3's own. A new version takes an endpoint's place
-once it answers; of the old one nothing is left then, and of a new one that fails nothing either.
+once it answers; of the old one nothing is left then, and of a new one that fails nothing either. One that takes longer than it may is left to
+SageMaker; the same command finishes it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from pydantic import Field
 
 from lc_ray.artifact import Artifact
 from lc_ray.deploy import _aws, _platform
-from lc_ray.deploy._platform import Call, Machines
+from lc_ray.deploy._platform import TAG, Call, Machines
 from lc_ray.errors import DeployError
 from lc_ray.serve.auth import KEYLESS
 from lc_ray.units import Seconds
@@ -24,6 +26,7 @@ from lc_ray.units import Seconds
 _VARIANT, _PREFIX = "main", "lc_ray"
 _SCALED = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 _POLL = 15  # seconds between two looks at an endpoint, which takes minutes
+_SETTLED = (None, "Failed", "InService")  # statuses of an endpoint that nothing is done with; None is that of no endpoint
 
 
 class Settings(Machines):
@@ -46,7 +49,7 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
     """The calls of a first deployment, in order."""
     endpoint, name = _names(artifact, settings)
     key = f"{_PREFIX}/{name}/model.tar.gz"
-    tags = [{"Key": "lc_ray", "Value": artifact.digest}]
+    tags = [{"Key": TAG, "Value": artifact.digest}]
     # SageMaker lets nobody through to the container whose request is not signed.
     container = {"Image": settings.image, "ModelDataUrl": f"s3://{settings.bucket}/{key}", "Environment": {KEYLESS: "1"}}
     # It serves what it is given, and has no business with anybody else.
@@ -139,33 +142,33 @@ class Deployment:
         return found
 
     def delete(self) -> None:
-        """Delete the endpoint, and the configuration, model and folder in S3 of its version.
+        """Delete the endpoint, and the configurations, models and folders in S3 of its versions.
 
         Raises:
-            DeployError: with what SageMaker said.
+            DeployError: with what SageMaker said, or somebody else has made the endpoint.
         """
         with _aws.explained(self.name):
             client = self._client("sagemaker")
-            if (about := _aws.described(client, self.name)) is None:
+            if _aws.owned(client, self.name) is None:
                 return
-            self._unscale()
+            _aws.unscaled(self._client("application-autoscaling"), _resource(self.name))
             client.delete_endpoint(EndpointName=self.name)
             client.get_waiter("endpoint_deleted").wait(EndpointName=self.name)
-            self._remove(about["EndpointConfigName"])
+            self._remove_but(None)
 
     def _client(self, service: str) -> Any:
         return _aws.client(service, self._settings.region)
 
-    def _unscale(self) -> None:
-        """End the autoscaling, without which no endpoint can be changed or deleted."""
-        scaling, target = self._client("application-autoscaling"), {"ResourceIds": [_resource(self.name)], "ServiceNamespace": "sagemaker"}
-        for one in scaling.describe_scalable_targets(**target)["ScalableTargets"]:
-            scaling.deregister_scalable_target(**{name: one[name] for name in ("ServiceNamespace", "ResourceId", "ScalableDimension")})
+    def _remove_but(self, version: str | None) -> None:
+        """Delete what all versions are made of but one."""
+        pages = self._client("sagemaker").get_paginator("list_endpoint_configs").paginate(NameContains=_stem(self.name))
+        names = [one["EndpointConfigName"] for page in pages for one in page["EndpointConfigs"]]
+        for name in names:
+            if name != version and re.fullmatch(re.escape(_stem(self.name)) + "[0-9a-f]{16}", name):  # what others have made has other names
+                self._remove(name)
 
     def _remove(self, name: str) -> None:
-        """Delete what one version is made of, as far as it is there. What others have made has other names."""
-        if not name.startswith(_stem(self.name)):
-            return
+        """Delete what one version is made of, as far as it is there."""
         sagemaker, s3 = self._client("sagemaker"), self._client("s3")
         with _aws.unless("Could not find"):
             sagemaker.delete_endpoint_config(EndpointConfigName=name)
@@ -174,6 +177,35 @@ class Deployment:
         for page in s3.get_paginator("list_objects_v2").paginate(Bucket=self._settings.bucket, Prefix=f"{_PREFIX}/{name}/"):
             for one in page.get("Contents", []):
                 s3.delete_object(Bucket=self._settings.bucket, Key=one["Key"])
+
+    def _roll_out(self, artifact: Artifact, exists: bool) -> None:
+        """Make the calls of the plan but for autoscaling, which is ended while an endpoint changes.
+
+        Raises:
+            DeployError: with what SageMaker said. What was made is deleted again and autoscaling as before, unless SageMaker still works on it.
+        """
+        version, again = _names(artifact, self._settings)[1], list[tuple[str, dict[str, Any]]]()
+        client, scaling = self._client("sagemaker"), self._client("application-autoscaling")
+        try:
+            with _aws.explained(self.name):
+                for call in calls(artifact, self._settings):
+                    if call.name == "sagemaker.create_endpoint" and exists:
+                        again = _aws.unscaled(scaling, _resource(self.name))
+                    if not call.name.startswith("application-autoscaling."):
+                        self._make(call, artifact, exists)
+                _aws.check(client, self.name, version)
+        except DeployError as error:
+            with _aws.explained(self.name):
+                status = (_aws.described(client, self.name) or {}).get("EndpointStatus")
+                if status not in _SETTLED:
+                    fix = "give the same command again when that is over: it finishes the deployment, or says why it failed"
+                    raise DeployError(f"{error.what}; SageMaker goes on: {status}", self.name, fix) from None
+                if not exists:
+                    self.delete()
+                self._remove(version)
+                for method, arguments in again:
+                    getattr(scaling, method)(**arguments)
+            raise
 
     def _make(self, call: Call, artifact: Artifact, exists: bool) -> None:
         """Make a call of the plan, in the form that it takes where the endpoint exists."""
@@ -185,7 +217,6 @@ class Deployment:
                 _platform.tarball(artifact, file)
                 client.upload_file(**(arguments | {"Filename": str(file)}))
         elif method == "create_endpoint" and exists:
-            self._unscale()
             client.update_endpoint(**{name: value for name, value in arguments.items() if name != "Tags"})
         elif method.startswith("get_waiter"):
             client.get_waiter("endpoint_in_service").wait(**arguments)
@@ -211,31 +242,22 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
     """Make the endpoint, or have it change to this version without a gap.
 
     Raises:
-        DeployError: with what SageMaker said; what this call made is deleted again, and an endpoint that was there answers as before.
+        DeployError: with what SageMaker said, or somebody else has made an endpoint of this name. What this call made is deleted again, and an
+            endpoint that was there answers as before.
     """
     handle, version = _handle(artifact, settings), _names(artifact, settings)[1]
     with _aws.explained(handle.name):
-        before = _aws.described(handle._client("sagemaker"), handle.name)
+        before = _aws.owned(handle._client("sagemaker"), handle.name)
     status = before["EndpointStatus"] if before else None
-    if status not in (None, "Failed", "InService"):
+    if status not in _SETTLED:
         raise DeployError(f"the endpoint is being changed: {status}", handle.name, "give the same command again when that is over")
-    if before and status == "InService" and before["EndpointConfigName"] == version:
-        return handle
     if status == "Failed":  # which nothing can be done with but this
         handle.delete()
         before = None
-    try:
-        with _aws.explained(handle.name):
-            for call in calls(artifact, settings):
-                handle._make(call, artifact, before is not None)
-            _aws.check(handle._client("sagemaker"), handle.name, version)
-    except DeployError:
-        if before is None:
-            handle.delete()
-        with _aws.explained(handle.name):
-            handle._remove(version)
-        raise
-    if before:
-        with _aws.explained(handle.name):
-            handle._remove(before["EndpointConfigName"])
+    if before is None or before["EndpointConfigName"] != version:
+        handle._roll_out(artifact, before is not None)
+    with _aws.explained(handle.name):
+        for call in _scaling(handle.name, settings):
+            handle._make(call, artifact, True)
+        handle._remove_but(version)
     return handle

@@ -30,8 +30,8 @@ def left(bucket="models"):
 
 @pytest.fixture
 def update_endpoint(monkeypatch):
-    """The one operation of ours that moto lacks. What it is given, and "fails" of it: whether SageMaker then goes back."""
-    told = {"fails": False}
+    """The one operation of ours that moto lacks. What it is given, "fails" of it: whether SageMaker then goes back; and the "status" after it."""
+    told = {"fails": False, "status": "InService"}
 
     def update(self):
         told["given"] = json.loads(self.body)
@@ -40,6 +40,7 @@ def update_endpoint(monkeypatch):
             endpoint.failure_reason = "the container did not answer"
         else:
             endpoint.endpoint_config_name = told["given"]["EndpointConfigName"]
+        endpoint.endpoint_status = told["status"]
         return json.dumps({"EndpointArn": endpoint.arn})
 
     monkeypatch.setattr(SageMakerResponse, "update_endpoint", update, raising=False)
@@ -88,6 +89,50 @@ def test_a_version_that_fails_leaves_the_old_one_and_nothing_else(aws, tiny_arti
     update_endpoint["fails"] = True
     with pytest.raises(DeployError, match="went back to the version before: the container did not answer"):
         DeployModel(tiny_artifact, "sagemaker", **aws | {"instance": "ml.c5.large"}).deploy()
+    assert left() == before
+
+
+def policies():
+    kept = boto3.client("application-autoscaling").describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+    return [(policy["PolicyName"], policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"]) for policy in kept]
+
+
+def test_autoscaling_is_as_before_a_version_that_fails(aws, tiny_artifact, update_endpoint):
+    DeployModel(tiny_artifact, "sagemaker", **aws, most=3, load=50).deploy()
+    update_endpoint["fails"] = True
+    with pytest.raises(DeployError, match="went back"):
+        DeployModel(tiny_artifact, "sagemaker", **aws, most=5, load=70).deploy()
+    (target,) = left()["scaled"]
+    assert (target["MinCapacity"], target["MaxCapacity"], policies()) == (1, 3, [("tiny-load", 50)])
+
+
+def test_a_version_that_takes_too_long_is_left_to_sagemaker_and_finished_later(aws, moto_server, tiny_artifact, update_endpoint):
+    DeployModel(tiny_artifact, "sagemaker", **aws).deploy()
+    update_endpoint["status"] = "Updating"
+    more = aws | {"most": 3, "timeout": 15}
+    with pytest.raises(DeployError, match=r"tiny: .*SageMaker goes on: Updating\n  → give the same command again"):
+        DeployModel(tiny_artifact, "sagemaker", **more).deploy()
+    assert {kind: len(what) for kind, what in left().items()} == {"endpoints": 1, "configs": 2, "models": 2, "files": 2, "scaled": 0}
+    with pytest.raises(DeployError, match="the endpoint is being changed: Updating"):
+        DeployModel(tiny_artifact, "sagemaker", **more).deploy()
+    (backend,) = (regions["us-west-2"] for regions in sagemaker_backends.values() if regions["us-west-2"].endpoints)
+    backend.endpoints["tiny"].endpoint_status = "InService"
+    DeployModel(tiny_artifact, "sagemaker", **more).deploy()
+    assert {kind: len(what) for kind, what in left().items()} == {"endpoints": 1, "configs": 1, "models": 1, "files": 1, "scaled": 1}
+
+
+def test_an_endpoint_that_others_have_made_is_left_alone(aws, tiny_artifact):
+    client = boto3.client("sagemaker")
+    client.create_model(ModelName="theirs", ExecutionRoleArn=aws["role"], PrimaryContainer={"Image": aws["image"]})
+    variant = {"VariantName": "main", "ModelName": "theirs", "InstanceType": "ml.c5.large", "InitialInstanceCount": 1}
+    client.create_endpoint_config(EndpointConfigName="tiny-theirs", ProductionVariants=[variant])
+    client.create_endpoint(EndpointName="tiny", EndpointConfigName="tiny-theirs")
+    before = left()
+    deploy = DeployModel(tiny_artifact, "sagemaker", **aws)
+    with pytest.raises(DeployError, match=r"lc_ray has not made: it lacks the tag 'lc_ray'\n  → --set endpoint="):
+        deploy.deploy()
+    with pytest.raises(DeployError, match="lc_ray has not made"):
+        sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings(**aws))
     assert left() == before
 
 
@@ -144,7 +189,7 @@ def test_a_dry_run_prints_all_and_calls_nothing(aws, moto_server, tiny_artifact,
         ({"imag": "x"}, "did you mean 'image'"),
         ({"role": "me"}, "role: "),
         ({"memory": 4000}, "memory: "),
-        ({"least": 3}, r"least \(3\) is more than most"),
+        ({"least": 3}, r"settings of sagemaker: least \(3\) is more than most"),
     ],
 )
 def test_settings_that_are_not_right(aws, tiny_artifact, settings, message):
