@@ -15,7 +15,7 @@ from pydantic import Field
 
 from lc_ray.artifact import Artifact
 from lc_ray.deploy import _platform
-from lc_ray.deploy._platform import Call, Machines
+from lc_ray.deploy._platform import TAG, Call, Machines, foreign
 from lc_ray.errors import DeployError
 from lc_ray.serve.auth import KEYLESS
 from lc_ray.units import Seconds
@@ -43,7 +43,7 @@ class Settings(Machines):
 def calls(artifact: Artifact, settings: Settings) -> list[Call]:
     """The calls of a first deployment, in order."""
     endpoint, version = _names(artifact, settings)
-    labels = {"lc_ray": artifact.digest}
+    labels = {TAG: artifact.digest}
     model = {
         "display_name": version,
         "artifact_uri": f"gs://{settings.bucket}/{_PREFIX}/{version}",
@@ -198,13 +198,15 @@ def _endpoint(name: str, settings: Settings) -> Any:
     """The endpoint of a name, None if there is none.
 
     Raises:
-        DeployError: there are several.
+        DeployError: there are several, or somebody else has made it.
     """
     ai = _client("google.cloud.aiplatform")
     ai.init(project=settings.project, location=settings.region)
     found = ai.Endpoint.list(filter=f'display_name="{name}"')
     if len(found) > 1:
         raise DeployError(f"{len(found)} endpoints have this display name", name, "choose another one: --set endpoint=NAME")
+    if found and TAG not in found[0].labels:
+        raise foreign(name)
     return found[0] if found else None
 
 

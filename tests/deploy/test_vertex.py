@@ -1,6 +1,7 @@
 """Vertex AI: Google's clients against a local stand-in for its control plane."""
 
 import pytest
+from vertex_ai import PLACE
 
 from lc_ray import DeployModel, artifact
 from lc_ray.deploy import vertex
@@ -70,6 +71,17 @@ def test_what_is_refused_leaves_all_as_it_was(google, tiny_artifact):
     with pytest.raises(DeployError):
         put(tiny_artifact, machine="n2-standard-8")
     assert (dict(*google.endpoints.values()), google.models, google.files) == (before, models, files)
+
+
+def test_an_endpoint_that_others_have_made_is_left_alone(google, tiny_artifact):
+    theirs = f"{PLACE}/endpoints/7"
+    google.endpoints[theirs] = {"name": theirs, "displayName": "tiny", "labels": {"team": "search"}}
+    with pytest.raises(DeployError, match="lc_ray has not made: it lacks the tag 'lc_ray'"):
+        put(tiny_artifact)
+    with pytest.raises(DeployError, match="lc_ray has not made"):
+        vertex.delete(artifact.read(tiny_artifact), vertex.Settings(**SETTINGS))
+    assert list(google.endpoints) == [theirs]
+    assert not google.models
 
 
 @pytest.mark.parametrize(
