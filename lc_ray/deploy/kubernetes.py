@@ -79,7 +79,8 @@ def manifest(artifact: Artifact, settings: Settings) -> dict[str, Any]:
     found["metadata"] = {"name": name, "namespace": settings.namespace}
     config, cluster = yaml.safe_load(found["spec"]["serveConfigV2"]), found["spec"]["rayClusterConfig"]
     replicas = {"min": pods, "max": pods, "cpu": settings.cpu}
-    config["applications"][0]["args"] = {"artifacts": [settings.path], "serve": settings.serve.model_dump(mode="json") | {"replicas": replicas}}
+    serve = settings.serve.model_dump(mode="json") | {"replicas": replicas}
+    config["applications"][0]["args"] = {"artifacts": [settings.path], "digests": [artifact.digest], "serve": serve}
     found["spec"]["serveConfigV2"] = yaml.safe_dump(config, sort_keys=False)
     (group,) = cluster["workerGroupSpecs"]
     group |= {"replicas": pods, "minReplicas": pods, "maxReplicas": pods}

@@ -45,9 +45,12 @@ class Replica(Operations):
         spec: limits and batching.
         keys: names of the API keys by their digests; none means that no key is needed.
         settings: of the environment in which the endpoint was started, for protocols.
+        digests: of the artifacts in the folders, if that is known.
     """
 
-    def __init__(self, source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], settings: Mapping[str, str], digests: Sequence[str] = ()
+    ) -> None:
         ours, serves = logging.getLogger("lc_ray"), logging.getLogger("ray.serve")
         ours.handlers, ours.propagate = serves.handlers, False  # what fails is in the replica's own log
         self.source, self.spec = source, spec
@@ -56,7 +59,7 @@ class Replica(Operations):
         self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
         self._served: Served = {}
         self._loading = asyncio.Lock()
-        wanted = rollout.read(source).models if isinstance(source, str) else rollout.served(source)
+        wanted = rollout.read(source).models if isinstance(source, str) else rollout.served(source, digests)
         self._load(wanted)
         self._adopt(wanted)
 
@@ -114,7 +117,9 @@ async def _everywhere(method: str, *arguments: Any) -> dict[str, Any]:
     return dict(one for one in told if not isinstance(one, BaseException))
 
 
-def application(source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], variables: Mapping[str, str]) -> Any:
+def application(
+    source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], variables: Mapping[str, str], digests: Sequence[str] = ()
+) -> Any:
     """The Serve application of artifacts.
 
     Args:
@@ -122,6 +127,7 @@ def application(source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str,
         spec: limits, batching and replicas.
         keys: API keys by name, of which Ray is given digests only; none means that no key is needed.
         variables: of the replicas' environment; Serve's own processes must have the same of Serve's settings.
+        digests: that artifacts in folders must have, if that is known.
     """
     least, most = spec.replicas.min, spec.replicas.max
     admitted = spec.queue + spec.batch.max + _ROOM
@@ -144,7 +150,7 @@ def application(source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str,
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
-    return deployment.bind(source, _absolute(spec), auth.digests(keys), settings(os.environ))
+    return deployment.bind(source, _absolute(spec), auth.digests(keys), settings(os.environ), digests)
 
 
 def _absolute(spec: ServeSpec) -> ServeSpec:

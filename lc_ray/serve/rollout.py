@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from lc_ray import artifact
-from lc_ray.errors import ServeError
+from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.section import Section
 
 _FILE = "state.json"
@@ -61,15 +61,21 @@ class State(Section):
     before: Earlier = Field(default_factory=dict)
 
 
-def served(paths: Sequence[str | Path]) -> Served:
+def served(paths: Sequence[str | Path], digests: Sequence[str] = ()) -> Served:
     """The versions of artifacts. Of several with one name the last answers, unless a request asks for another.
 
+    Args:
+        paths: their folders.
+        digests: that they must have, if that is known.
+
     Raises:
-        ArtifactError: no artifact there.
+        ArtifactError: no artifact there, or another one.
     """
     found: Served = {}
-    for path in paths:
+    for path, digest in zip(paths, digests or [None] * len(paths), strict=True):
         one = artifact.read(path, verify=False)
+        if digest not in (None, one.digest):
+            raise ArtifactError(f"this is {one.digest}, and {digest} is to be served", str(path), "put that one there, or deploy this one")
         name, new = one.manifest.name, Version(path=str(one.path.resolve()), digest=one.digest)
         earlier = [v.model_copy(update={"weight": 0.0}) for v in found.get(name, ()) if v.digest != new.digest]
         found[name] = (*earlier, new)

@@ -92,6 +92,7 @@ def test_a_deployment_and_all_that_it_made_is_gone_again(api, tiny_artifact):
     made = service(api)
     args = yaml.safe_load(made["spec"]["serveConfigV2"])["applications"][0]["args"]
     assert args["artifacts"] == ["/runs/reviews/model"]
+    assert args["digests"] == [artifact.read(tiny_artifact).digest]
     assert args["serve"]["replicas"] == {"min": 3, "max": 3, "cpu": 2}
     (group,) = made["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]

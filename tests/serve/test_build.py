@@ -10,9 +10,10 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 import lc_ray
+from lc_ray import artifact
 from lc_ray.client import Client
-from lc_ray.errors import ServeError, SpecError
-from lc_ray.serve import app, auth, build
+from lc_ray.errors import ArtifactError, ServeError, SpecError
+from lc_ray.serve import app, auth, build, rollout
 
 KEY = "a key for tests"
 
@@ -28,6 +29,7 @@ def config():
     [
         ({}, "artifacts: this field is required"),
         ({"artifact": "x", "artifacts": "x"}, "did you mean 'artifacts'"),
+        ({"artifacts": ["x", "y"], "digests": "a"}, r"args: 1 digests of 2 artifacts"),
         ({"artifacts": "x", "serve": {"replicas": {"min": 3, "max": 2}}}, r"min \(3\) is more than max"),
     ],
 )
@@ -42,17 +44,27 @@ def test_keys(tmp_path, monkeypatch):
     with pytest.raises(ServeError, match="no API key"):
         build.build({"artifacts": "somewhere"})
     monkeypatch.setenv(auth.VARIABLE, KEY)
-    (paths, _, digests, _) = build.build({"artifacts": "somewhere"})._bound_deployment.init_args
+    (paths, _, digests, *_) = build.build({"artifacts": "somewhere"})._bound_deployment.init_args
     assert (len(paths), list(digests)) == (1, [auth.digest(KEY)])
     (tmp_path / "keys").write_text("a:one\nb:two\n", "utf-8")
     made = build.build({"artifacts": ["a", "b"], "keys": str(tmp_path / "keys")})._bound_deployment
     assert list(made.init_args[2]) == [auth.digest("one"), auth.digest("two")]
 
 
+def test_another_artifact_than_was_deployed_is_not_served(tiny_artifact, monkeypatch):
+    monkeypatch.setenv(auth.VARIABLE, KEY)
+    digest = artifact.read(tiny_artifact).digest
+    made = build.build({"artifacts": str(tiny_artifact), "digests": digest})._bound_deployment
+    assert list(rollout.served(made.init_args[0], made.init_args[4])) == ["tiny"]
+    with pytest.raises(ArtifactError, match=rf"this is {digest}, and 0123 is to be served"):
+        rollout.served([tiny_artifact], ["0123"])
+
+
 @pytest.mark.cluster
 def test_the_config_of_k8s_on_ray_serve(ray_local, tiny_artifact, config):
     (application,) = config["applications"]
-    application["args"] = {"artifacts": [str(tiny_artifact)], "serve": {"replicas": {"cpu": 1}}}
+    digests = [artifact.read(tiny_artifact).digest]
+    application["args"] = {"artifacts": [str(tiny_artifact)], "digests": digests, "serve": {"replicas": {"cpu": 1}}}
     application["runtime_env"] = {"env_vars": {auth.VARIABLE: KEY}}
     port = app._free("127.0.0.1", 0)
     variables = rayservice_variables() | app._side_ports()
