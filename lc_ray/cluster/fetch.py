@@ -19,12 +19,14 @@ _MODEL = "model"
 Download = Callable[[str, Path], None]  # name in the run's folder, file to write
 
 
-def publish(folder: Path, results: str) -> None:
-    """Copy what matters of a finished run below a URI, under the run's name.
+def publish(folder: Path, results: str | None) -> None:
+    """Copy what matters of a finished run below a URI, if there is one, under the run's name.
 
     Raises:
         ClusterError: it can't be written.
     """
+    if results is None:
+        return
     try:
         system, path = system_of(results)
         target = f"{path.rstrip('/')}/{folder.name}"

@@ -20,7 +20,7 @@ from lc_ray import pipeline, runtime, spec
 from lc_ray.cluster.fetch import publish
 from lc_ray.cluster.jobs import TAG
 from lc_ray.cluster.package import FOLDER, JOB
-from lc_ray.errors import AcceptError, LcRayError, unwrap
+from lc_ray.errors import AcceptError, ClusterError, LcRayError, unwrap
 
 
 def run(name: str, digest: str, results: str | None) -> dict[str, Any]:
@@ -39,9 +39,13 @@ def run(name: str, digest: str, results: str | None) -> dict[str, Any]:
             _show(folder, name)
             try:
                 done = pipeline.run(job, "json")
-            finally:
-                if results and (folder / pipeline.RECORD).exists():
+            except AcceptError as refused:  # whose record and report are finished too
+                try:
                     publish(folder, results)
+                except ClusterError as error:
+                    refused.what += f"; and {error}"
+                raise
+            publish(folder, results)
         return {"event": "result", "metrics": done.metrics, "reused": done.reused}
     except Exception as error:
         ours = unwrap(error)
