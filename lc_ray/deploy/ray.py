@@ -1,4 +1,7 @@
-"""Deploy on Ray Serve: the connected Ray, or a local one that lives as long as this process."""
+"""Deploy on Ray Serve: the connected Ray, or a local one that lives as long as this process.
+
+A Ray has one endpoint. On one machine a further model is served by it besides, and a new version takes the place of the old one.
+"""
 
 from __future__ import annotations
 
@@ -30,43 +33,54 @@ class Deployment:
     Attributes:
         url: where it answers.
         key: what requests need as `Authorization: Bearer KEY`.
+        name: of the model.
     """
 
     url: str
     key: str
+    name: str
     _session: ExitStack
 
     def predict(self, rows: list[Any]) -> list[dict[str, Any]]:
         """Answers over HTTP."""
-        return Client(self.url, self.key).predict(rows)
+        return Client(self.url, self.key).predict(rows, self.name)
 
     def delete(self) -> None:
-        """Stop serving, and the local Ray if it was started for this."""
-        app.stop()
-        self._session.close()
+        """Serve the model no more; with the last one the endpoint goes, and the local Ray if it was started for this.
+
+        Raises:
+            ServeError: it is not served.
+        """
+        if app.remove(self.name):
+            self._session.close()
 
 
 def calls(artifact: Artifact, settings: Settings) -> list[Call]:
     """What is asked of Ray."""
     address = os.environ.get("RAY_ADDRESS", "local")
     started = {"paths": [str(artifact.path)], "spec": settings.model_dump(mode="json")}
-    return [Call("ray.init", {"address": address}), Call("lc_ray.serve.app.start", started)]
+    note = "update where an endpoint runs"
+    return [Call("ray.init", {"address": address}), Call("lc_ray.serve.app.start", started, note)]
 
 
 def deploy(artifact: Artifact, settings: Settings) -> Deployment:
-    """Serve an artifact."""
+    """Serve an artifact.
+
+    Raises:
+        ServeError: it can't be served; or several machines of this Ray serve already.
+    """
     session = ExitStack()
     session.enter_context(runtime.session())
     try:
         key = auth.ensure()
-        url = app.start([artifact.path], settings, {"": key})
+        url = app.update(artifact.path) or app.start([artifact.path], settings, {"": key})
     except BaseException:
         session.close()
         raise
-    return Deployment(url, key, session)
+    return Deployment(url, key, artifact.manifest.name, session)
 
 
 def delete(artifact: Artifact, settings: Settings) -> None:
-    """Stop what the Ray of `RAY_ADDRESS` serves."""
+    """Have the Ray of `RAY_ADDRESS` serve the model no more."""
     with runtime.session():
-        app.stop()
+        app.remove(artifact.manifest.name)

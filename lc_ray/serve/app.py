@@ -224,12 +224,52 @@ def replace(folder: Path, state: State) -> None:
         handle.broadcast("adopt", state.models).results()
 
 
+def update(path: str | Path) -> str | None:
+    """Have the endpoint of the connected Ray, if that is one node and has one, serve an artifact: in place of the model of its name, or besides.
+
+    Returns:
+        The endpoint's URL; None if there is none.
+
+    Raises:
+        ArtifactError: no artifact there, or an altered one.
+        ServeError: it can't be loaded; what was served goes on.
+    """
+    if (folder := _running()) is None:
+        return None
+    with rollout.locked(folder):
+        state = rollout.read(folder)
+        replace(folder, rollout.rolled(state, *rollout.keep(folder, path)))
+    return state.url
+
+
+def remove(name: str) -> bool:
+    """Serve a model no more, and close the endpoint that has no other; whether that is so.
+
+    Raises:
+        ServeError: the model is not served.
+    """
+    if folder := _running():
+        with rollout.locked(folder):
+            rest = rollout.without(rollout.read(folder), name)
+            if rest.models:
+                replace(folder, rest)
+                return False
+    stop()
+    return True
+
+
 def stop() -> None:
-    """Answer what was accepted, then close the endpoint, if there is one."""
+    """Answer what was accepted, then close the endpoint, if there is one; and Serve, if it has no other application."""
     with contextlib.suppress(RayServeException):
         serve.delete(NAME)
-    serve.shutdown()
+    if not serve.status().applications:
+        serve.shutdown()
     rollout.end(_address())
+
+
+def _running() -> Path | None:
+    """The folder of the state of the connected Ray's endpoint."""
+    return rollout.of(_address()) if NAME in serve.status().applications else None
 
 
 def check(spec: ServeSpec) -> int:

@@ -109,6 +109,18 @@ def rolled_back(state: State, name: str) -> State:
     return _changed(state, name, last, tuple(earlier))
 
 
+def without(state: State, name: str) -> State:
+    """The state in which a model is served no more.
+
+    Raises:
+        ServeError: no such model.
+    """
+    if name not in state.models:
+        raise ServeError(f"no model '{name}' is served", fix=f"served: {', '.join(state.models)}")
+    models, before = ({one: what for one, what in known.items() if one != name} for known in (state.models, state.before))
+    return state.model_copy(update={"models": models, "before": before})
+
+
 def _changed(state: State, name: str, versions: Versions, before: tuple[Versions, ...]) -> State:
     return state.model_copy(update={"models": state.models | {name: versions}, "before": state.before | {name: before}})
 
@@ -131,12 +143,19 @@ def begin(port: int, address: str, url: str, models: Served) -> Path:
     return folder
 
 
-def end(address: str) -> None:
-    """Forget the endpoints of a Ray that are no more."""
+def of(address: str) -> Path | None:
+    """The folder of the endpoint of a Ray."""
     for folder in _folders():
         with contextlib.suppress(ServeError):
             if read(folder).address == address:
-                shutil.rmtree(folder, ignore_errors=True)
+                return folder
+    return None
+
+
+def end(address: str) -> None:
+    """Forget the endpoint of a Ray, which is no more."""
+    if folder := of(address):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read(folder: str | Path) -> State:

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ray import serve
 from serving import KEY, ask
 
-from lc_ray import artifact
+import lc_ray
+from lc_ray import DeployModel, artifact
+from lc_ray.deploy import ray as platform
 from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.serve import app, auth, rollout
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
@@ -242,3 +245,33 @@ def test_model_is_replaced_under_load_without_a_failed_request(home, ray_local, 
     finally:
         app.stop()
     assert rollout.running() == []
+
+
+@serve.deployment
+class Theirs:
+    def __call__(self) -> str:
+        return "still here"
+
+
+@pytest.mark.cluster
+def test_versions_and_models_come_and_go_beside_another_application(home, ray_local, tiny_artifact, second_artifact, fused, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    first = DeployModel(tiny_artifact, "ray", replicas={"cpu": 0}).deploy()
+    try:
+        theirs = serve.run(Theirs.options(ray_actor_options={"num_cpus": 0}).bind(), name="theirs", route_prefix="/theirs")
+        assert first.predict(["good flight"])[0]["label"] == lc_ray.load(tiny_artifact).predict(["good flight"])[0]["label"]
+        second = DeployModel(second_artifact, "ray").deploy()
+        assert second.url == first.url
+        about = httpx.get(f"{second.url}/v1/models/tiny", headers={"authorization": f"Bearer {second.key}"}).json()
+        assert about["version"] == artifact.read(second_artifact).digest
+        other = DeployModel(fused.artifact.path, "ray").deploy()
+        second.delete()
+        with pytest.raises(ServeError, match="no model 'tiny'"):
+            second.predict(["good flight"])
+        with pytest.raises(ServeError, match="no model 'tiny' is served"):
+            platform.delete(artifact.read(tiny_artifact), platform.Settings())
+        other.delete()
+        assert theirs.remote().result() == "still here"
+        assert list(serve.status().applications) == ["theirs"]
+    finally:
+        serve.shutdown()
