@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -53,21 +53,29 @@ class Network:
         self.count = 1
         _sh(f"ip link add {self.name} type bridge && ip addr add {self.prefix}.1/24 dev {self.name} && ip link set {self.name} up")
 
-    def start(self, *ray: str) -> str:
-        """Start a Ray node on a new machine; its address."""
+    def join(self) -> tuple[str, str]:
+        """A new machine's name and address."""
         self.count += 1
         name, address = f"{self.name}n{self.count}", f"{self.prefix}.{self.count}"
         _sh(
             f"ip netns add {name} && ip link add {name} type veth peer name eth0 netns {name} && ip link set {name} master {self.name} up"
             f" && ip -n {name} addr add {address}/24 dev eth0 && ip -n {name} link set eth0 up && ip -n {name} link set lo up"
         )
+        return name, address
+
+    def run(self, name: str, address: str, command: Sequence[str], first: str = "true") -> None:
+        """Run a command on a machine, and before it what the shell is to do there."""
         # Folders that machines do not share: shared memory and Ray's own files.
-        enter = f'mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs {self.temp} && "$@" && exec sleep infinity'
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *ray, f"--node-ip-address={address}", f"--num-cpus={self.cpus}"]
-        command += ["--num-gpus=0", "--object-store-memory=150000000", "--disable-usage-stats"]
+        enter = f'mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs {self.temp} && {first} && "$@" && exec sleep infinity'
         within = ["ip", "netns", "exec", name, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", enter, "sh"]
         with open(self.temp / f"{name}.log", "wb") as log:
             self.running[address] = subprocess.Popen([*within, *command], env=self.environment, stdout=log, stderr=log, cwd="/")
+
+    def start(self, *ray: str) -> str:
+        """Start a Ray node on a new machine; its address."""
+        name, address = self.join()
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *ray, f"--node-ip-address={address}", f"--num-cpus={self.cpus}"]
+        self.run(name, address, [*command, "--num-gpus=0", "--object-store-memory=150000000", "--disable-usage-stats"])
         return address
 
     def head(self, *more: str) -> str:
