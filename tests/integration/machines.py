@@ -60,6 +60,7 @@ class Network:
         _sh(
             f"ip netns add {name} && ip link add {name} type veth peer name eth0 netns {name} && ip link set {name} master {self.name} up"
             f" && ip -n {name} addr add {address}/24 dev eth0 && ip -n {name} link set eth0 up && ip -n {name} link set lo up"
+            f" && ip -n {name} route add default via {self.prefix}.1"  # by which Ray finds out its own address
         )
         return name, address
 
