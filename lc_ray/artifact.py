@@ -139,9 +139,13 @@ def read(folder: str | Path, verify: bool = True) -> Artifact:
     folder = Path(folder)
     try:
         manifest = Manifest.model_validate(json.loads((folder / MANIFEST).read_text("utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError("not an artifact: it has no manifest.json", str(folder), "give the folder that `lc-ray run` printed") from None
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        raise ArtifactError(f"manifest.json can't be read: {told}", str(folder), "give the folder that `lc-ray run` printed") from None
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"manifest.json can't be read: {error}", str(folder)) from None
     for name, expected in manifest.files.items():
         file = folder / name

@@ -34,14 +34,17 @@ def values(items: list[str] | None) -> dict[str, Any]:
     """What `--set PATH=VALUE` says, each value as YAML has it.
 
     Raises:
-        SpecError: one without a value.
+        SpecError: one without a value, or whose value is no YAML.
     """
     found = {}
     for item in items or []:
         name, equals, value = item.partition("=")
         if not equals:
             raise SpecError(f"--set needs PATH=VALUE, got '{item}'")
-        found[name] = yaml.safe_load(value)
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SpecError(f"not YAML: {getattr(error, 'problem', error)}", f"--set {item}", "put a text between quotes: NAME='\"...\"'") from None
     return found
 
 

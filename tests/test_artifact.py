@@ -61,13 +61,17 @@ def test_a_manifest_can_not_reach_outside(written, tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"name": 3}', "\udcff"])
 def test_a_broken_manifest(tmp_path, text):
     (tmp_path / MANIFEST).write_text(text, "utf-8", errors="surrogateescape")
-    with pytest.raises(ArtifactError, match="can't be read"):
+    with pytest.raises(ArtifactError, match="can't be read") as raised:
         artifact.read(tmp_path)
+    assert "\n" not in raised.value.what
 
 
 def test_no_artifact(tmp_path):
     with pytest.raises(ArtifactError, match=r"no manifest\.json"):
         artifact.read(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=r"no manifest\.json"):
+        artifact.read(tmp_path / "file")
 
 
 def test_a_failure_while_writing_leaves_nothing_and_keeps_what_was_there(written):

@@ -70,6 +70,12 @@ def test_version(lc):
     assert lc("--version") == (0, f"lc_ray {lc_ray.__version__}\n", "")
 
 
+def test_a_value_that_is_no_yaml(lc, job_file):
+    code, _, err = lc("run", job_file(), "--set", "train.epochs=[")
+    assert code == 1
+    assert "--set train.epochs=[: not YAML" in err
+
+
 def test_set_needs_a_value(lc, job_file):
     code, _, err = lc("run", job_file(), "--set", "train.epochs")
     assert code == 1
