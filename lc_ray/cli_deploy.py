@@ -30,7 +30,7 @@ def deploy(artifact: Artifact, platform: Platform, settings: Settings = None, dr
     if dry_run:
         print(*chosen.calls(found, parsed), sep="\n")
         return
-    if chosen.__name__.endswith(".ray") and "RAY_ADDRESS" not in os.environ:
+    if chosen.__name__.endswith(".ray") and not os.environ.get("RAY_ADDRESS"):
         fix = f"`lc-ray serve {artifact}`, or set RAY_ADDRESS to a cluster's"
         raise DeployError("a local Ray would end with this command, and the endpoint with it", platform, fix)
     if delete:

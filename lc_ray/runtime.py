@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lc_ray.errors import ClusterError
 from lc_ray.spec import WorkersSpec
 from lc_ray.train.plan import Resources, placement
 
@@ -36,6 +38,9 @@ def session(cpus: int | None = None) -> Iterator[None]:
 
     Args:
         cpus: of a local Ray; all cores, and one for reading data, if not given.
+
+    Raises:
+        ClusterError: no Ray is at `RAY_ADDRESS`.
     """
     if ray.is_initialized():
         yield
@@ -44,7 +49,13 @@ def session(cpus: int | None = None) -> Iterator[None]:
         os.environ.setdefault(name, value)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address, **quiet)
+        try:
+            _reach(address)
+            ray.init(address, **quiet)
+        except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
+            told = str(error).partition("\n")[0]
+            fix = "correct RAY_ADDRESS, or unset it for a Ray of this machine alone"
+            raise ClusterError(f"no Ray can be reached: {told}", f"RAY_ADDRESS={address}", fix) from None
     else:
         ray.init("local", num_cpus=cpus or (os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
     for name in ("ray.train", "ray.tune"):
@@ -56,9 +67,16 @@ def session(cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _reach(address: str) -> None:
+    """Raise OSError at once where nobody listens; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
 def nodes() -> list[Resources]:
     """What each node can give to training workers."""
-    local = os.environ.get("RAY_ADDRESS") is None
+    local = not os.environ.get("RAY_ADDRESS")
     found = []
     for node in ray.nodes():
         if node["Alive"]:
@@ -72,7 +90,7 @@ def grown(workers: WorkersSpec, members: int) -> list[Resources]:
     from ray.autoscaler.sdk import request_resources
     from ray.autoscaler.v2.sdk import get_cluster_status
 
-    if "RAY_ADDRESS" not in os.environ or placement(workers, nodes()).slots >= members:
+    if not os.environ.get("RAY_ADDRESS") or placement(workers, nodes()).slots >= members:
         return nodes()
     begin = time.monotonic()
     request_resources(bundles=[{"CPU": workers.cpu} | ({"GPU": workers.gpu} if workers.gpu else {})] * workers.count * members)

@@ -55,7 +55,8 @@ def print_run(record: dict[str, Any], folder: Path) -> None:
     print_table(record, out)
     if asked := record["answer"]:
         say("asked", plain(asked["question"]))
-        say("answered", f"{short(asked['answer'])} ({asked['milliseconds']:.1f} ms over HTTP)")
+        over = f" ({asked['milliseconds']:.1f} ms over HTTP)" if asked["milliseconds"] else ""
+        say("answered", f"{short(asked['answer'])}{over}")
     say("report", near(folder / "report.html"))
     say("artifact", near(folder / "model"))
     say("serve it", f"lc-ray serve {near(folder / 'model')}")

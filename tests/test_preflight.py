@@ -2,10 +2,11 @@ import io
 import json
 
 import pytest
+import ray
 from rich.console import Console
 
-from lc_ray import preflight, spec
-from lc_ray.errors import DataError, ModelError
+from lc_ray import preflight, runtime, spec
+from lc_ray.errors import ClusterError, DataError, ModelError
 
 pytestmark = pytest.mark.cluster
 
@@ -64,3 +65,10 @@ def test_files_and_columns_that_are_not_there(job):
 def test_a_base_that_is_not_there(job):
     with pytest.raises(ModelError, match="no such folder"):
         preflight.check(job(**{"model.base": "./nothing"}))
+
+
+def test_a_ray_that_is_not_there_is_told_at_once(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ClusterError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: no Ray can be reached"), runtime.session():
+        pass

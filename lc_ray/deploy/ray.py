@@ -57,7 +57,7 @@ class Deployment:
 
 def calls(artifact: Artifact, settings: Settings) -> list[Call]:
     """What is asked of Ray."""
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     started = {"paths": [str(artifact.path)], "spec": settings.model_dump(mode="json")}
     note = "update where an endpoint runs"
     return [Call("ray.init", {"address": address}), Call("lc_ray.serve.app.start", started, note)]

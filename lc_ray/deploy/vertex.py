@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lc_ray.artifact import Artifact
 from lc_ray.deploy import _platform
@@ -21,6 +21,7 @@ from lc_ray.serve.auth import KEYLESS
 from lc_ray.units import Seconds
 
 _PREFIX = "lc_ray"
+_WITH_GPUS = ("n1-", "a", "g")  # how the types of machines begin to which there are GPUs
 _COMMAND = ["python", "-m", "lc_ray.serve.container"]
 
 
@@ -38,6 +39,14 @@ class Settings(Machines):
     traffic: int = Field(100, ge=1, le=100, description="percent of the requests that the new version gets; the old one keeps the others")
     service_account: str | None = Field(None, description="that the container runs as; it reads the model")
     timeout: Seconds = Field(1800.0, description="longest time until the container answers")
+
+    @model_validator(mode="after")
+    def _gpus(self) -> Self:
+        if "accelerators" in self.model_fields_set and not self.accelerator:
+            raise ValueError("accelerators without accelerator, the type of GPU, such as NVIDIA_L4")
+        if self.accelerator and not self.machine.startswith(_WITH_GPUS):
+            raise ValueError(f"machine {self.machine} has no GPUs: choose one that has {self.accelerator}, such as g2-standard-4 for NVIDIA_L4")
+        return self
 
 
 def calls(artifact: Artifact, settings: Settings) -> list[Call]:
@@ -239,5 +248,9 @@ def _explained(where: str) -> Iterator[None]:
         yield
     except api.GoogleAPIError as error:
         raise DeployError(str(getattr(error, "message", None) or error), where) from None
+    except DeployError:
+        raise
+    except ValueError as error:  # of an argument that Google's clients do not take
+        raise DeployError(str(error), where) from None
     except auth.GoogleAuthError as error:
         raise DeployError(str(error), where, "`gcloud auth application-default login`") from None

@@ -284,13 +284,18 @@ def check(spec: ServeSpec) -> int:
     port = _listens(spec.host, spec.port, "choose another serve.port; 0 takes any that is free")
     if spec.grpc_port:
         _listens(spec.host, spec.grpc_port, "choose another serve.grpc_port")
-    if ray.is_initialized():
-        try:
-            ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
-        except ValueError:
-            return port
+    if ray.is_initialized() and serves():
         raise ServeError("Ray Serve runs on this cluster already", fix="stop it first: `serve shutdown`")
     return port
+
+
+def serves() -> bool:
+    """Whether Ray Serve runs on the connected Ray."""
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return False
+    return True
 
 
 def environment(spec: ServeSpec) -> dict[str, str]:

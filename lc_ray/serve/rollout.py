@@ -72,9 +72,9 @@ def served(paths: Sequence[str | Path], digests: Sequence[str] = ()) -> Served:
         ArtifactError: no artifact there, or another one.
     """
     found: Served = {}
-    for path, digest in zip(paths, digests or [None] * len(paths), strict=True):
+    for path, digest in zip(paths, digests or [""] * len(paths), strict=True):
         one = artifact.read(path, verify=False)
-        if digest not in (None, one.digest):
+        if digest and digest != one.digest:
             raise ArtifactError(f"this is {one.digest}, and {digest} is to be served", str(path), "put that one there, or deploy this one")
         name, new = one.manifest.name, Version(path=str(one.path.resolve()), digest=one.digest)
         earlier = [v.model_copy(update={"weight": 0.0}) for v in found.get(name, ()) if v.digest != new.digest]

@@ -73,6 +73,20 @@ def test_what_is_refused_leaves_all_as_it_was(google, tiny_artifact):
     assert (dict(*google.endpoints.values()), google.models, google.files) == (before, models, files)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"accelerators": 2}, "settings of vertex: accelerators without accelerator"),
+        ({"accelerator": "NVIDIA_L4"}, "machine n2-standard-4 has no GPUs: choose one that has NVIDIA_L4"),
+        ({"accelerator": "NVIDIA_NONE", "machine": "g2-standard-4"}, "tiny: .*NVIDIA_NONE"),
+    ],
+)
+def test_gpus_that_are_not_right(google, tiny_artifact, settings, message):
+    with pytest.raises(DeployError, match=message):
+        put(tiny_artifact, **settings)
+    assert nothing(google)
+
+
 def test_an_endpoint_that_others_have_made_is_left_alone(google, tiny_artifact):
     theirs = f"{PLACE}/endpoints/7"
     google.endpoints[theirs] = {"name": theirs, "displayName": "tiny", "labels": {"team": "search"}}

@@ -17,8 +17,10 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 import lc_ray
+from lc_ray import artifact, pipeline, spec
 from lc_ray.client import Client
 from lc_ray.errors import ArtifactError, ServeError
+from lc_ray.models.batches import prepare
 from lc_ray.serve import app
 from lc_ray.spec import ServeSpec
 
@@ -171,6 +173,17 @@ def test_what_fails_in_a_replica_is_in_its_log(url):
 def test_second_endpoint_is_refused_before_anything_starts(url, tiny_artifact):
     with pytest.raises(ServeError, match="already"):
         app.start([tiny_artifact], ServeSpec(port=0), {"test": KEY})
+
+
+def test_a_run_on_a_cluster_that_serves_already_leaves_the_endpoint_alone(url, tiny_artifact, tiny_job, predictor):
+    class Data:
+        def rows(self, split, limit):
+            return prepare({"text": ["good flight"]}, predictor.columns)
+
+    found = pipeline._ask(spec.parse(tiny_job), artifact.read(tiny_artifact), Data())
+    assert (found["question"], found["milliseconds"]) == ("good flight", None)
+    assert found["answer"]["label"] == predictor.predict(["good flight"])[0]["label"]
+    assert httpx.get(url + "/v1/models", headers=HEADERS).status_code == 200
 
 
 def test_port_in_use(tiny_artifact):
