@@ -43,6 +43,7 @@ def check(job: JobSpec) -> dict[str, Any]:
     for file in found:
         read.Reader(file, job.data.columns).require([*names, *target_column])
     columns = load.modalities(inputs)
+    reader = task.reader(options, columns)
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     for row in itertools.islice(next(read.Reader(found[0], job.data.columns).rows([*names, *target_column]), []), _LOOKED_AT):
@@ -50,7 +51,7 @@ def check(job: JobSpec) -> dict[str, Any]:
             if "_error" in row:
                 raise DataError(row["_error"])
             clean = batches.decode(row, columns, job.data.encoding_errors, found[0].folder)
-            target = {name: task.read(row[name], found[0].folder, options) for name in target_column}
+            target = {name: task.read(row[name], found[0].folder, reader) for name in target_column}
             task.check(next(iter(target.values()), None), clean)
         except DataError as error:
             rejected.append({"row": row["_row"], "reason": error.what})
@@ -63,7 +64,7 @@ def check(job: JobSpec) -> dict[str, Any]:
             fed = {name: plain.get(name, f"tensor of {' × '.join(map(str, shape[1:]))}") for name, shape in tensors.items()}
             shown |= {name: f"{len(value)} bytes" if isinstance(value, bytes) else value for name, value in target.items()}
             rows.append({**shown, "fed": fed})
-    model = load.pretrained(job.model, inputs, task.fit(_targets(job, task), options, columns).bind(columns))
+    model = load.pretrained(job.model, inputs, task.fit(_targets(job, task, reader), options, columns).bind(columns))
     with runtime.session():
         nodes = runtime.nodes()
         placement = plan.placement(job.train.workers, nodes)
@@ -86,14 +87,13 @@ def check(job: JobSpec) -> dict[str, Any]:
     }
 
 
-def _targets(job: JobSpec, task: Any) -> Iterator[Any]:
+def _targets(job: JobSpec, task: Any, reader: Any) -> Iterator[Any]:
     """Clean targets of the training files: of many rows, since a file may be sorted by them."""
     wanted = [job.data.target] if job.data.target else []
-    options = task.options(job.task)
     chunks = ((file, chunk) for file in files(job.data.train) for chunk in read.Reader(file, job.data.columns).rows(wanted))
     for file, row in itertools.islice(((file, row) for file, chunk in chunks for row in chunk), _TARGETS):
         with contextlib.suppress(DataError, KeyError):
-            yield task.read(row[job.data.target], file.folder, options) if job.data.target else None
+            yield task.read(row[job.data.target], file.folder, reader) if job.data.target else None
 
 
 def _extent(model: Any) -> tuple[int, int]:

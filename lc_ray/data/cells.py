@@ -153,20 +153,20 @@ def _write(batch: dict[str, Any], job: JobSpec, folder: str, size: int, last: in
     memory.keep_freed()
     inputs = columns(tuple(job.inputs()))
     kind = family.load("tasks", job.task.kind).Task
-    options = kind.options(job.task)
+    reader = kind.reader(kind.options(job.task), inputs)
     types = [("_file", pa.string()), (TARGET, kind.TYPE), *((name, modality.TYPE) for name, modality in inputs.items())]
     schema = pa.schema([*types, *_schema(_PLACE, _WRONG)])
     kept = [name for name, _ in types] + ["_row", "_order"]
     for where, file, chunk in _read(batch, job, size):
         used = chunk if last == _ORDERS else [row for row in chunk if _raw_order(row, job) <= last]
-        table = pa.Table.from_pylist([where | {"_place": i} | _check(row, file, inputs, kind, options, job) for i, row in enumerate(used)], schema)
+        table = pa.Table.from_pylist([where | {"_place": i} | _check(row, file, inputs, kind, reader, job) for i, row in enumerate(used)], schema)
         path = _file(folder, where["_task"], where["_chunk"])
         with pa.OSFile(path, "wb") as out, pa.ipc.new_file(out, table.select(kept).schema) as writer:
             writer.write_table(table.select(kept))
         yield table.select([*_PLACE, *_WRONG])
 
 
-def _check(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, options: Any, job: JobSpec) -> dict[str, Any]:
+def _check(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, reader: Any, job: JobSpec) -> dict[str, Any]:
     """Clean values, target and order of a row, or why it can't be used."""
     out = {"_row": row["_row"], "_column": "", "_reason": row.get("_error", ""), "_value": "", "_order": 0}
     if out["_reason"]:
@@ -175,7 +175,7 @@ def _check(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, o
     try:
         values = batches.decode(row, inputs, job.data.encoding_errors, file.folder)
         column = job.data.target or ""
-        target = kind.read(row[column], file.folder, options) if column else None
+        target = kind.read(row[column], file.folder, reader) if column else None
         kind.check(target, values)
         group = row[job.data.split] if job.data.split else None
         return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, group)}

@@ -66,13 +66,18 @@ class Task:
         return value
 
     @classmethod
+    def reader(cls, options: Any, columns: dict[str, Any]) -> Any:
+        """What `read` is to go by: the job's options, or a task that took from the input columns' modalities what they leave open."""
+        return options
+
+    @classmethod
     def read(cls, value: Any, folder: Path | str | None, options: Any) -> Any:
         """As `clean`, for a target that may be a file's name and is prepared as the options say.
 
         Args:
             value: a raw target cell.
             folder: the data file's, in which a path is looked for.
-            options: of the job, or a fitted task, whose attributes have their names.
+            options: what `reader` gave, or a fitted task, whose attributes have the options' names.
         """
         return cls.clean(value)
 

@@ -1,6 +1,6 @@
-"""Text to speech: SpeechT5 (Ao et al. 2022, arXiv:2110.07205) says a text as a log-mel spectrogram, which Griffin-Lim makes sound of.
+"""Text to speech: SpeechT5, which says a text as a spectrogram, or VITS, which says it as sound. See `_speecht5` and `_vits`.
 
-One voice is learned: that of the recordings.
+One voice is learned: that of the recordings. Which of the two it is shows in the base model's configuration.
 """
 
 from __future__ import annotations
@@ -11,23 +11,18 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
-from transformers import AutoConfig, SpeechT5ForTextToSpeech
+from torch import Tensor
 
-from lc_ray.errors import DataError, ModelError
+from lc_ray.errors import DataError
 from lc_ray.modalities import _media, audio
 from lc_ray.spec import InputSpec, ModelSpec, Section, module_name
-from lc_ray.tasks import _language, _mel, _task
+from lc_ray.tasks import _language, _speecht5, _task, _vits
 from lc_ray.tasks._task import Batch, Run
 from lc_ray.units import Seconds
 
-_STOP = 5.0  # weight of the frame with which a recording ends, as SpeechT5 has it
 _SILENT = 0.04  # seconds; less is no speech
-_FRAMES, _STATES = "frames", "states"
 
 
 class Task(_task.Task):
@@ -35,6 +30,7 @@ class Task(_task.Task):
 
     Args:
         seconds, reduction_factor: see `Options`.
+        sound: of a base model that says sound, see `_vits.sound`; None for SpeechT5.
     """
 
     TYPE = pa.binary()
@@ -45,249 +41,130 @@ class Task(_task.Task):
         """Fields of the task section."""
 
         seconds: Seconds = Field(15.0, gt=0, le=60, description="longest recording, and longest answer")
-        reduction_factor: int = Field(2, ge=1, le=8, description="frames that the model says at a time; that of the base model")
+        reduction_factor: int = Field(2, ge=1, le=8, description="frames that SpeechT5 says at a time; that of the base model")
 
-    def __init__(self, seconds: float = 15.0, reduction_factor: int = 2) -> None:
-        self.seconds, self.reduction_factor = seconds, reduction_factor
+    def __init__(self, seconds: float = 15.0, reduction_factor: int = 2, sound: dict[str, Any] | None = None) -> None:
+        self.seconds, self.reduction_factor, self.sound = seconds, reduction_factor, sound
+        self.saying: Any = _vits.Saying(seconds, **sound) if sound else _speecht5.Saying(seconds, reduction_factor)
+
+    @classmethod
+    def reader(cls, options: Any, columns: dict[str, Any]) -> Self:
+        """A task that knows what the base model is to be taught with.
+
+        Raises:
+            SpecError, ModelError: see `fit` and `bind`.
+        """
+        return cls.fit((), options, columns).bind(columns)
 
     @classmethod
     def read(cls, value: Any, folder: Path | str | None, options: Any) -> bytes:
-        """A recording's bytes, path or URI as its log-mel spectrogram: float16 (frames, bins), rows first.
+        """A recording's bytes, path or URI as the base model is taught with it: a spectrogram for SpeechT5, samples for VITS.
 
         Raises:
             DataError: see `audio.samples_of`; or longer than `seconds`, or too short to be speech.
         """
-        samples = audio.samples_of(_media.fetch(value, folder), _mel.rate(), options.seconds + 1)
-        if len(samples) > options.seconds * _mel.rate():
+        rate = options.saying.rate
+        samples = audio.samples_of(_media.fetch(value, folder), rate, options.seconds + 1)
+        if len(samples) > options.seconds * rate:
             raise DataError(f"the recording is longer than {options.seconds:g} s", fix="raise task.seconds, or cut it")
-        if len(samples) < _SILENT * _mel.rate():
+        if len(samples) < _SILENT * rate:
             raise DataError("the recording is too short to be speech")
-        return _mel.spectrogram(samples).astype("<f2").tobytes()
+        return options.saying.kept(samples)  # type: ignore[no-any-return]
 
     @classmethod
     def fit(cls, targets: Iterable[bytes], options: Any, columns: dict[str, Any]) -> Self:
-        """Of one text column.
+        """Of one text column, whose base model says what it needs to know.
 
         Raises:
             SpecError: other inputs.
         """
-        _language.single(columns)
-        return cls(**options.model_dump())
+        return cls(**options.model_dump(), sound=_vits.sound(_language.single(columns).tokenizer.name_or_path))
 
     @property
     def config(self) -> dict[str, Any]:
         """Arguments of this class, as JSON."""
-        return {"seconds": self.seconds, "reduction_factor": self.reduction_factor}
+        return {"seconds": self.seconds, "reduction_factor": self.reduction_factor} | ({"sound": self.sound} if self.sound else {})
 
     def bind(self, columns: dict[str, Any]) -> Self:
-        """Take the name and the longest text of the one column."""
+        """Take the name and the longest text of the one column.
+
+        Raises:
+            ModelError: its tokenizer needs a package that is not installed.
+        """
         ((column, modality),) = columns.items()
-        self.column, self.longest = module_name(column), int(modality.spec.max_length)
+        self.longest = int(modality.spec.max_length)
+        self.saying.bind(module_name(column), modality.tokenizer)
         return self
 
-    def encode(self, target: bytes) -> NDArray[np.float32]:
-        """(frames, bins); as many frames as the model says in whole steps."""
-        mel = np.frombuffer(target, "<f2").reshape(-1, _mel.bins()).astype(np.float32)
-        return mel[: len(mel) // self.reduction_factor * self.reduction_factor]
+    def encode(self, target: bytes) -> NDArray[Any]:
+        """See `_speecht5` and `_vits`, as for all that follow."""
+        return self.saying.encode(target)  # type: ignore[no-any-return]
 
-    def collate(self, encoded: list[NDArray[np.float32]]) -> dict[str, Tensor]:
-        """`mel` (batch, frames, bins), padded with 0, and `real` (batch, frames)."""
-        lengths = torch.tensor([len(mel) for mel in encoded])
-        mel = torch.zeros(len(encoded), int(lengths.max()), _mel.bins())
-        for row, known in zip(mel, encoded, strict=True):
-            row[: len(known)] = torch.from_numpy(known)
-        return {"mel": mel, "real": torch.arange(mel.shape[1]) < lengths[:, None]}
+    def collate(self, encoded: list[NDArray[Any]]) -> dict[str, Tensor]:
+        """What the model is judged by."""
+        return self.saying.collate(encoded)  # type: ignore[no-any-return]
 
-    def teach(self, inputs: Batch, targets: dict[str, Tensor], random: torch.Generator, training: bool) -> tuple[Batch, dict[str, Tensor]]:
-        """The last frame of each step before, the first one silent."""
-        said = targets["mel"][:, self.reduction_factor - 1 :: self.reduction_factor]
-        return inputs | {f"{self.column}.{_FRAMES}": torch.cat([torch.zeros_like(said[:, :1]), said[:, :-1]], 1)}, targets
+    def teach(self, inputs: Batch, targets: dict[str, Tensor], random: Any, training: bool) -> tuple[Batch, dict[str, Tensor]]:
+        """What the model needs of a recording to go along with it."""
+        return self.saying.teach(inputs, targets, random, training)  # type: ignore[no-any-return]
 
     def loss(self, outputs: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """L1 distance of both spectrograms, means over all numbers, and binary cross-entropy of the end.
-
-        Args:
-            outputs: (batch, frames, 2 × bins + 1): before and after the postnet, and the end's logit.
-            targets: what `teach` gave.
-        """
-        real = targets["real"]
-        before, after, end = _parted(outputs.float()[real])
-        mel = targets["mel"][real]
-        return F.l1_loss(before, mel) + F.l1_loss(after, mel) + F.binary_cross_entropy_with_logits(end, _last(real)[real], pos_weight=_weight(end))
+        """Distance of the spectrograms, and what more the kind of model needs."""
+        return self.saying.loss(outputs, targets)  # type: ignore[no-any-return]
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: dict[str, Tensor], temperature: float) -> Tensor:
-        """L1 distance from the teacher's spectrograms, and how much more its end surprises the student than itself."""
-        real = targets["real"]
-        (before, after, end), (soft_before, soft_after, soft) = (_parted(x.float()[real]) for x in (outputs, teacher))
-        student, own = (F.binary_cross_entropy_with_logits(x, soft.sigmoid()) for x in (end, soft))
-        return F.l1_loss(before, soft_before) + F.l1_loss(after, soft_after) + student - own
+        """Distance from the teacher's spectrograms, and from what more it says."""
+        return self.saying.distill(outputs, teacher, targets)  # type: ignore[no-any-return]
 
     def outputs(self, run: Run, inputs: Batch) -> NDArray[np.float32]:
         """One pass, stage by stage."""
-        return run(self._encoded(run, inputs) | {f"{self.column}.{_FRAMES}": inputs[f"{self.column}.{_FRAMES}"]})
-
-    def _encoded(self, run: Run, inputs: Batch) -> Batch:
-        text = {name: tensor for name, tensor in inputs.items() if not name.endswith(f".{_FRAMES}")}
-        mask = f"{self.column}.attention_mask"
-        return {f"{self.column}.{_STATES}": torch.from_numpy(run(text)), mask: inputs[mask].cpu()}
+        return self.saying.outputs(run, inputs)  # type: ignore[no-any-return]
 
     def score(self, run: Run, inputs: Batch, targets: dict[str, Tensor]) -> list[tuple[float, ...]]:
-        """Of each row's spectrogram: the sums of errors, of their squares, of the numbers, of their squares, and how many there are."""
-        _, after, _ = _parted(torch.from_numpy(self.outputs(run, inputs)))
+        """Of each row's log-mel spectrogram: the sums of errors, of their squares, of the numbers, of their squares, and how many there are."""
         rows = []
-        for guess, mel, real in zip(after, targets["mel"].cpu(), targets["real"].cpu(), strict=True):
-            error, truth = (guess[real] - mel[real]).double(), mel[real].double()
+        for guess, mel in self.saying.compared(run, inputs, targets):  # both (frames, bins), in powers of ten
+            error, truth = (guess - mel).double(), mel.double()
             rows.append((*(float(x.sum()) for x in (error.abs(), error**2, truth, truth**2)), float(truth.numel())))
         return rows
 
     def metrics(self, scores: list[Any], encoded: list[Any]) -> dict[str, float]:
-        """R² of the log-mel spectrogram, and its mean absolute error in powers of ten, each frame given those before."""
+        """R² of the log-mel spectrogram, and its mean absolute error in powers of ten.
+
+        The model follows the recording: SpeechT5 is given the frames before each, VITS how long each token is.
+        """
         errors, squares, total, total_squares, count = (sum(column) for column in zip(*scores, strict=True))
         return {"r2": 1 - squares / max(total_squares - total**2 / count, 1e-12), "mel_l1": errors / count}
 
     def answer(self, run: Run, inputs: Batch) -> list[NDArray[np.float32]]:
-        """A spectrogram (frames, bins) per row, step by step until the model ends it. The rest of the batch changes nothing."""
-        known = self._encoded(run, inputs)
-        waiting = list(range(len(inputs[f"{self.column}.attention_mask"])))
-        found: list[Any] = [None] * len(waiting)
-        frames = torch.zeros(len(waiting), 1, _mel.bins())
-        most = max(1, int(self.seconds * _mel.frames_per_second() / self.reduction_factor))
-        while waiting:
-            outputs = torch.from_numpy(np.array(run({k: v[waiting] for k, v in known.items()} | {f"{self.column}.{_FRAMES}": frames})))
-            before, after, end = _parted(outputs)
-            ended = (end[:, -self.reduction_factor :].sigmoid().sum(1) >= 0.5) | torch.tensor(frames.shape[1] >= most)
-            for place in ended.nonzero()[:, 0].tolist():
-                found[waiting[place]] = after[place].numpy()
-            waiting = [row for row, over in zip(waiting, ended.tolist(), strict=True) if not over]
-            frames = torch.cat([frames, before[:, -1:]], 1)[~ended]
-        return found
+        """What the model says to each row. The rest of the batch changes nothing."""
+        return self.saying.answer(run, inputs)  # type: ignore[no-any-return]
 
     def decode(self, output: NDArray[np.float32], parts: _task.Parts) -> dict[str, Any]:
-        """The spectrogram as a data URI of WAV."""
-        samples = _mel.sound(np.asarray(output))
+        """What was said as a data URI of WAV."""
+        samples = self.saying.samples(np.asarray(output))
         loud = max(1.0, float(np.abs(samples).max(initial=0)))
-        return {"audio": audio.wav((samples / loud * 32767).round().astype("<i2").tobytes(), _mel.rate())}
+        return {"audio": audio.wav((samples / loud * 32767).round().astype("<i2").tobytes(), self.saying.rate)}
 
     def schema(self) -> dict[str, Any]:
         """See `_task.Task`."""
         return _task.fields(audio={"type": "string", "contentMediaType": "audio/wav", "description": "a data URI"})
 
 
-def _parted(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    bins = (outputs.shape[-1] - 1) // 2
-    return outputs[..., :bins], outputs[..., bins:-1], outputs[..., -1]
-
-
-def _last(real: Tensor) -> Tensor:
-    """1 for each row's last frame: (batch, frames), bool → float."""
-    return (real & ~F.pad(real[:, 1:], (0, 1))).float()
-
-
-def _weight(like: Tensor) -> Tensor:
-    return torch.tensor(_STOP, device=like.device)
-
-
-class Model(nn.Module):
-    """SpeechT5. Its two stages are run one by one when it answers: a text is encoded once, and spoken step by step.
-
-    Args:
-        model: SpeechT5 with the nets before and after its decoder.
-        column: whose tensors it takes.
-    """
-
-    def __init__(self, model: Any, column: str) -> None:
-        super().__init__()
-        self.model, self.column = model, column
-        audio.plain(model)
-        size = model.config.speaker_embedding_dim
-        self.voice = nn.Parameter(torch.full((1, 1, size), size**-0.5))
-        decoder = model.speecht5.decoder.prenet
-        post, attentions = model.speech_decoder_postnet, [m for name, m in model.named_modules() if name.endswith(("attention", "attn"))]
-        self.keep = [*attentions, model.speecht5.encoder.prenet, decoder.final_layer, decoder.speaker_embeds_layer, post.feat_out, post.prob_out]
+class Model:
+    """Of the base model's kind."""
 
     @classmethod
-    def pretrained(cls, spec: ModelSpec, inputs: list[InputSpec], sources: dict[str, str], task: Task) -> Self:
+    def pretrained(cls, spec: ModelSpec, inputs: list[InputSpec], sources: dict[str, str], task: Task) -> Any:
         """With pretrained weights from a folder or hub id, or random ones of that shape.
 
         Raises:
-            ModelError: no SpeechT5, other spectrograms or steps than the task's, or fewer positions than the job may need.
+            ModelError: there is none, it does not speak, or it does not fit the job.
         """
         (given,) = inputs
-        source = sources[given.column]
-        try:
-            config = AutoConfig.from_pretrained(source)
-            if config.model_type != "speecht5":
-                raise ModelError(f"this model does not speak: {config.model_type}", source, "use SpeechT5, for example microsoft/speecht5_tts")
-            model = (
-                SpeechT5ForTextToSpeech(config)
-                if given.weights == "random"
-                else SpeechT5ForTextToSpeech.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no SpeechT5 can be loaded: {str(error).splitlines()[0]}", source) from None
-        if (factor := config.reduction_factor) != task.reduction_factor:
-            raise ModelError(f"the model says {factor} frames at a time", source, f"set task.reduction_factor: {factor}")
-        if config.num_mel_bins != _mel.bins():
-            raise ModelError(f"the model's spectrograms have {config.num_mel_bins} bins, not {_mel.bins()}", source)
-        if task.longest > config.max_text_positions:
-            raise ModelError(f"the model reads {config.max_text_positions} tokens", source, "lower data.inputs.max_length")
-        if (steps := task.seconds * _mel.frames_per_second() / task.reduction_factor) > config.max_speech_positions:
-            raise ModelError(f"the model speaks {config.max_speech_positions} steps; the job may need {steps:.0f}", source, "lower task.seconds")
-        return cls(model, module_name(given.column))
+        return (_vits.Model if task.sound else _speecht5.Model).pretrained(given, sources[given.column], task)
 
     @classmethod
-    def rebuild(cls, config: dict[str, Any], task: Task) -> Self:
+    def rebuild(cls, config: dict[str, Any], task: Task) -> Any:
         """With weights yet to be loaded, from `config`."""
-        kept = {k: v for k, v in config["model"].items() if k != "model_type"}
-        return cls(SpeechT5ForTextToSpeech(AutoConfig.for_model("speecht5", **kept)), config["column"])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What `rebuild` needs, as JSON."""
-        return {"column": self.column, "model": self.model.config.to_dict()}
-
-    def stages(self, batch: Batch) -> list[Batch]:
-        """A taught batch as each of the stages takes it."""
-        frames, mask = f"{self.column}.{_FRAMES}", f"{self.column}.attention_mask"
-        text = {name: tensor for name, tensor in batch.items() if name != frames}
-        return [text, {f"{self.column}.{_STATES}": self(text), mask: batch[mask], frames: batch[frames]}]
-
-    def forward(self, batch: Batch) -> Tensor:
-        """A text alone → what the encoder makes of it; with frames, or that and frames → what is said after each of them.
-
-        Args:
-            batch: `input_ids` (batch, positions) or `states` (batch, positions, width); `attention_mask` (batch, positions); `frames`
-                (batch, steps, bins), the last one of each step before.
-
-        Returns:
-            (batch, positions, width), or (batch, steps × reduction factor, 2 × bins + 1): before and after the postnet, and the end's logit.
-        """
-        own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
-        mask, net = own["attention_mask"], self.model.speecht5
-        states: Tensor = own[_STATES] if _STATES in own else net.encoder(own["input_ids"], attention_mask=mask).last_hidden_state
-        if _FRAMES not in own:
-            return states
-        frames = own[_FRAMES]
-        hidden = self._heard(frames)
-        index = torch.arange(frames.shape[1], device=frames.device)
-        causal = _bias((index[:, None] >= index)[None, None].expand(frames.shape[0], 1, -1, -1), hidden)
-        text = _bias(mask[:, None, None].bool().expand(-1, 1, frames.shape[1], -1), hidden)
-        hidden = net.decoder.wrapped_decoder(
-            hidden_states=hidden, attention_mask=causal, encoder_hidden_states=states, encoder_attention_mask=text, use_cache=False
-        ).last_hidden_state
-        before, after, end = self.model.speech_decoder_postnet(hidden)
-        return torch.cat([before, after, end.unsqueeze(2)], 2)
-
-    def _heard(self, frames: Tensor) -> Tensor:
-        """The net before the decoder: frames (batch, steps, bins) → (batch, steps, width). When answering, nothing of them is dropped by chance."""
-        net = self.model.speecht5.decoder.prenet
-        for layer in net.layers:
-            frames = F.dropout(torch.relu(layer(frames)), self.model.config.speech_decoder_prenet_dropout, self.training)
-        hidden = net.encode_positions(net.final_layer(frames))
-        voice = F.normalize(self.voice, dim=2).expand(hidden.shape[0], hidden.shape[1], -1)
-        return torch.relu(net.speaker_embeds_layer(torch.cat([hidden, voice], 2)))
-
-
-def _bias(seen: Tensor, like: Tensor) -> Tensor:
-    """What is added to attention's logits."""
-    return torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, torch.finfo(like.dtype).min)
+        return (_vits.Model if task.sound else _speecht5.Model).rebuild(config, task)
