@@ -275,7 +275,7 @@ class Model(nn.Module):
         if _SPECTRUM in own:
             real = own[_REAL][:, None]
             _, mean, _ = self.model.posterior_encoder(own[_SPECTRUM], real)
-            return self.model.flow(mean, real).mT  # type: ignore[no-any-return]
+            return self.model.flow(mean, real).transpose(1, 2)  # type: ignore[no-any-return]
         hidden, mean, log = self._read(own)
         return torch.cat([mean, log, self._durations(hidden, own)[..., None].exp() * own[_TEXT[1]][..., None] / self.model.speaking_rate], 2)
 
@@ -296,11 +296,11 @@ class Model(nn.Module):
         mask = own[_TEXT[1]][:, None].to(hidden.dtype)
         more = {"reverse": True, "noise_scale": 0.0} if self.stochastic else {}
         with _precise(hidden):
-            return self.model.duration_predictor(hidden.mT.float(), mask, **more)[:, 0]  # type: ignore[no-any-return]
+            return self.model.duration_predictor(hidden.transpose(1, 2).float(), mask, **more)[:, 0]  # type: ignore[no-any-return]
 
     def _decode(self, latents: Tensor, real: Tensor) -> Tensor:
         """What is latent → sound (batch, samples). Behind a row's end there are as many empty frames as reach back into it, in any batch."""
-        spoken = self.model.flow(latents.mT, real[:, None], reverse=True) * real[:, None]
+        spoken = self.model.flow(latents.transpose(1, 2), real[:, None], reverse=True) * real[:, None]
         return self.model.decoder(F.pad(spoken, (0, self.reach)))[:, 0, : -self.reach * self.hop]  # type: ignore[no-any-return]
 
     def _learn(self, own: Batch) -> Tensor:
@@ -314,7 +314,7 @@ class Model(nn.Module):
         place = (own[_START][:, None] + torch.arange(size, device=real.device))[:, None].expand(-1, drawn.shape[1], -1)
         sliced = self.model.decoder(drawn.gather(2, place))[:, 0]
         with _precise(hidden):
-            moved, spread_of, frames = moved.mT.float(), spread_of.mT.float(), real[:, 0].sum(1)
+            moved, spread_of, frames = moved.transpose(1, 2).float(), spread_of.transpose(1, 2).float(), real[:, 0].sum(1)
             with torch.no_grad():
                 counts = _aligned(torch.cat([mean, log], 2), moved, tokens, real[:, 0])
             apart = divergence(moved, spread_of, *(spread(x, counts, real.shape[2]) for x in (mean, log)))
@@ -328,7 +328,7 @@ class Model(nn.Module):
         """
         known = own[_TEXT[1]] * (counts > 0)
         if self.stochastic:
-            surprise = self.model.duration_predictor(hidden.mT.float(), known[:, None].float(), durations=counts[:, None])
+            surprise = self.model.duration_predictor(hidden.transpose(1, 2).float(), known[:, None].float(), durations=counts[:, None])
         else:
             surprise = ((self._durations(hidden, own) - counts.clamp(min=1).log()).square() * known).sum(1)
         return surprise / known.sum(1).clamp(min=1)  # type: ignore[no-any-return]

@@ -1,55 +1,27 @@
 """Texts "spoken" as a tone per letter, so that a tiny SpeechT5 learns to speak them."""
 
-import base64
-import io
-from random import Random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import sentencepiece
-import soundfile
 import torch
+from tones import Voice, column, measured, samples_of, save, texts, train, turned
 from transformers import SpeechT5Config, SpeechT5ForTextToSpeech, SpeechT5Tokenizer
 
-from lc_ray.artifact import Manifest
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.models import load
-from lc_ray.models.batches import TARGET, feed, prepare
+from lc_ray.models.batches import TARGET, feed
 from lc_ray.models.shapes import difference
 from lc_ray.predictor import Predictor
 from lc_ray.prune.structured import Pruner
 from lc_ray.quantizer import quantize
-from lc_ray.spec import InputSpec, ModelSpec, QuantizeSpec
+from lc_ray.spec import ModelSpec, QuantizeSpec
 from lc_ray.tasks import _mel
 from lc_ray.tasks.text_to_speech import Model, Task
 
-RATE, SLOT = 16_000, 0.128  # seconds per letter: 4 steps of 2 frames
-PITCH = {"a": 300, "b": 700, "c": 1500, "d": 3200}
-
-
-def spoken(text):
-    """A text as WAV."""
-    time = np.arange(int(RATE * SLOT)) / RATE
-    samples = np.concatenate([np.sin(2 * np.pi * PITCH[letter] * time) * np.hanning(len(time)) for letter in text])
-    file = io.BytesIO()
-    soundfile.write(file, 0.6 * samples, RATE, format="WAV")
-    return file.getvalue()
-
-
-def heard(answer):
-    """The letters of an answer: the strongest tone of each slot."""
-    kind, _, content = answer["audio"].partition(";base64,")
-    assert kind == "data:audio/wav"
-    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(content)))
-    assert rate == RATE
-    size, found = int(RATE * SLOT), ""
-    for start in range(0, round(len(samples) / size) * size, size):
-        piece = samples[start : start + size]
-        power = np.abs(np.fft.rfft(piece * np.hanning(len(piece))))
-        strongest = np.fft.rfftfreq(len(piece), 1 / RATE)[power.argmax()]
-        found += min(PITCH, key=lambda letter: abs(np.log(max(strongest, 1) / PITCH[letter])))
-    return found
+RATE = 16_000
+TONES = Voice(RATE, {"a": 300, "b": 700, "c": 1500, "d": 3200})
 
 
 def speecht5(folder, **fields):
@@ -74,45 +46,6 @@ def speecht5(folder, **fields):
     return folder
 
 
-def column(base, **fields):
-    return InputSpec(column="text", base=str(base), **{"max_length": 16, "weights": "pretrained", "optional": False} | fields)
-
-
-def texts(count, seed):
-    random = Random(seed)
-    return ["".join(random.choices("abcd", k=random.randint(2, 4))) for _ in range(count)]
-
-
-def rows_of(chosen, columns, task):
-    return prepare({"text": chosen}, columns) | {TARGET: [task.read(spoken(text), None, task) for text in chosen]}
-
-
-def save(folder, model, task, inputs, changed=({}, {})):
-    manifest = Manifest(
-        name=folder.name,
-        task={"kind": "text_to_speech", **task.config},
-        inputs=[i.model_dump() for i in inputs],
-        architecture=load.describe(model, *changed),
-    )
-    return load.save(folder, manifest, model.state_dict(), load.modalities(inputs))
-
-
-def train(model, task, rows, columns, steps, rate):
-    optimizer = torch.optim.AdamW(model.train().parameters(), rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
-    random = Random(0)
-    for _ in range(steps):
-        chosen = random.sample(range(len(rows[TARGET])), 16)
-        batch, targets = feed({k: [v[i] for i in chosen] for k, v in rows.items()}, columns, task)
-        loss = task.loss(model(batch), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A tiny SpeechT5 that has learned to speak in tones, as an artifact."""
@@ -121,9 +54,8 @@ def trained(tmp_path_factory):
     inputs = [column(base)]
     columns = load.modalities(inputs)
     task.bind(columns)
-    every = sorted({*texts(400, 0)})
-    Random(1).shuffle(every)
-    rows, held_out = rows_of(every[24:], columns, task), rows_of(every[:24], columns, task)
+    every = texts(400, 0)
+    rows, held_out = TONES.rows(every[24:], columns, task), TONES.rows(every[:24], columns, task)
     torch.manual_seed(0)
     model = train(load.pretrained(ModelSpec(base=str(base)), inputs, task), task, rows, columns, 800, 4e-3)
     found = save(folder / "dense", model, task, inputs)
@@ -133,33 +65,17 @@ def trained(tmp_path_factory):
     )
 
 
-def measured(predictor, rows):
-    return predictor.task.metrics(predictor.scores(rows), [predictor.task.encode(t) for t in rows[TARGET]])
-
-
-def letters_right(answers, wanted):
-    pairs = [(a, b) for answer, text in zip(answers, wanted, strict=True) for a, b in zip(heard(answer).ljust(len(text)), text, strict=False)]
-    return np.mean([a == b for a, b in pairs])
-
-
 def test_it_learns_the_sound_of_texts(trained):
     found = measured(trained.dense, trained.held_out)
     assert found["r2"] > 0.85
-    lengths = {}
-    for number, text in enumerate(trained.unseen):
-        lengths.setdefault(len(text), []).append(number)
-    turned = list(range(len(trained.unseen)))
-    for numbers in lengths.values():
-        for one, other in zip(numbers, numbers[1:] + numbers[:1], strict=True):
-            turned[one] = other
-    mixed = trained.held_out | {TARGET: [trained.held_out[TARGET][i] for i in turned]}
+    mixed = trained.held_out | {TARGET: [trained.held_out[TARGET][i] for i in turned(trained.unseen)]}
     assert measured(trained.dense, mixed)["r2"] < found["r2"] - 0.2
 
 
 def test_it_speaks_texts_that_it_has_not_seen(trained):
     answers = trained.dense.predict(trained.unseen)
-    assert letters_right(answers, trained.unseen) > 0.5  # chance: 0.25
-    same_length = [len(heard(answer)) == len(text) for answer, text in zip(answers, trained.unseen, strict=True)]
+    assert TONES.right(answers, trained.unseen) > 0.5  # chance: 0.25
+    same_length = [len(TONES.heard(answer)) == len(text) for answer, text in zip(answers, trained.unseen, strict=True)]
     assert np.mean(same_length) > 0.5
 
 
@@ -167,7 +83,7 @@ def test_answers_do_not_depend_on_the_batch(trained):
     chosen = ["ab", "dcba", "c"]
     together, alone = trained.dense.predict(chosen), [trained.dense.predict([text])[0] for text in chosen]
     for a, b in zip(together, alone, strict=True):
-        one, other = (soundfile.read(io.BytesIO(base64.b64decode(x["audio"].partition("base64,")[2])))[0] for x in (a, b))
+        one, other = (samples_of(x)[0] for x in (a, b))
         assert len(one) == len(other)
         assert np.abs(one - other).max() < 0.02
 
@@ -199,7 +115,7 @@ def test_pruned_and_int8(trained, tmp_path):
     assert before["r2"] > 0.7
     assert abs(before["r2"] - after["r2"]) < 0.1
     assert len(Predictor(int8, 1).outputs({k: v[:4] for k, v in trained.held_out.items()})) == 4
-    assert letters_right(Predictor(int8, 1).predict(trained.unseen[:8]), trained.unseen[:8]) > 0.5
+    assert TONES.right(Predictor(int8, 1).predict(trained.unseen[:8]), trained.unseen[:8]) > 0.5
 
 
 def test_an_artifact_answers_as_its_model_does(trained):
@@ -214,7 +130,7 @@ def test_loss_equals_transformers(tmp_path):
     inputs = [column(base)]
     columns = load.modalities(inputs)
     task.bind(columns)
-    batch, targets = feed(rows_of(["ab", "dcba"], columns, task), columns, task)
+    batch, targets = feed(TONES.rows(["ab", "dcba"], columns, task), columns, task)
     model = load.pretrained(ModelSpec(base=str(base)), inputs, task).eval()
     labels = targets["mel"].masked_fill(~targets["real"].unsqueeze(-1), -100)
     whole = SpeechT5ForTextToSpeech.from_pretrained(base).eval()
@@ -245,7 +161,7 @@ def test_sound_of_a_spectrogram():
 
 def test_what_does_not_fit(tmp_path, tiny_base):
     task = Task(seconds=1)
-    for cell, reason in ((None, "null"), (b"RIFFxxxx", "not audio"), ("none.wav", "no such file"), (spoken("abcdabcdabcd"), "longer than 1 s")):
+    for cell, reason in ((None, "null"), (b"RIFFxxxx", "not audio"), ("none.wav", "no such file"), (TONES.spoken("abcdabcdabcd"), "longer than 1 s")):
         with pytest.raises(DataError, match=reason):
             Task.read(cell, tmp_path, task)
     with pytest.raises(ModelError, match="does not speak"):
