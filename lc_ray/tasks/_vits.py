@@ -29,6 +29,7 @@ from lc_ray.errors import ModelError
 from lc_ray.modalities import audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._alignment import durations, likelihood, spread
+from lc_ray.tasks._durations import surprise
 from lc_ray.tasks._speecht5 import bias
 from lc_ray.tasks._task import Batch, Run
 
@@ -324,14 +325,14 @@ class Model(nn.Module):
     def _surprise(self, hidden: Tensor, counts: Tensor, own: Batch) -> Tensor:
         """At the frames of each row's tokens, a mean over those that have any (batch,).
 
-        A stochastic predictor's variational bound of their negative log-likelihood, or else the squared error of their logarithms.
+        That of a stochastic predictor, see `_durations`, or else the squared error of their logarithms.
         """
         known = own[_TEXT[1]] * (counts > 0)
         if self.stochastic:
-            surprise = self.model.duration_predictor(hidden.transpose(1, 2).float(), known[:, None].float(), durations=counts[:, None])
+            found = surprise(self.model.duration_predictor, hidden.transpose(1, 2).float(), known[:, None].float(), counts[:, None])
         else:
-            surprise = ((self._durations(hidden, own) - counts.clamp(min=1).log()).square() * known).sum(1)
-        return surprise / known.sum(1).clamp(min=1)  # type: ignore[no-any-return]
+            found = ((self._durations(hidden, own) - counts.clamp(min=1).log()).square() * known).sum(1)
+        return found / known.sum(1).clamp(min=1)
 
 
 def divergence(latents: Tensor, log_deviation: Tensor, mean: Tensor, prior_log_deviation: Tensor) -> Tensor:
@@ -346,8 +347,8 @@ def divergence(latents: Tensor, log_deviation: Tensor, mean: Tensor, prior_log_d
     Returns:
         (...)
     """
-    surprise = 0.5 * (latents - mean).square() * torch.exp(-2 * prior_log_deviation)
-    return (prior_log_deviation - log_deviation - 0.5 + surprise).sum(-1)
+    distance = 0.5 * (latents - mean).square() * torch.exp(-2 * prior_log_deviation)
+    return (prior_log_deviation - log_deviation - 0.5 + distance).sum(-1)
 
 
 def _aligned(said: Tensor, heard: Tensor, mask: Tensor, real: Tensor) -> Tensor:

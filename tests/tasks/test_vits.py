@@ -21,6 +21,7 @@ from lc_ray.quantizer import quantize
 from lc_ray.spec import ModelSpec, QuantizeSpec
 from lc_ray.tasks import _vits
 from lc_ray.tasks._alignment import durations, likelihood, spread
+from lc_ray.tasks._durations import surprise, through
 from lc_ray.tasks.text_to_speech import Model, Task
 
 RATE, HOP = 4000, 64
@@ -250,6 +251,35 @@ def test_the_flow_changes_no_volume(trained):
     assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(0, abs=1e-3)
     with torch.no_grad():
         assert flow(flow(one, real), real, reverse=True).numpy() == pytest.approx(one.numpy(), abs=1e-4)
+
+
+def test_durations_are_drawn_by_what_is_learned_from_them(stochastic, monkeypatch):
+    """What the flows move to a normal distribution, transformers' predictor moves back."""
+    predictor = stochastic[-1].model.duration_predictor.eval()
+    random = torch.Generator().manual_seed(0)
+    hidden, mask, latents = torch.randn(2, 32, 5, generator=random), torch.ones(2, 1, 5), torch.randn(2, 2, 5, generator=random)
+    with torch.no_grad():
+        text = predictor.conv_proj(predictor.conv_dds(predictor.conv_pre(hidden), mask)) * mask
+        moved, _ = through(predictor.flows, latents, mask, text)
+        monkeypatch.setattr(torch, "randn", lambda *size: moved)
+        back = predictor(hidden, mask, reverse=True)
+    assert back.numpy() == pytest.approx(latents[:, :1].numpy(), abs=1e-3)
+
+
+def test_a_stochastic_predictor_learns_durations(tmp_path):
+    *_, model = opened(vits(tmp_path / "base", use_stochastic_duration_prediction=True))
+    own = {"input_ids": torch.tensor([[0, 1, 0, 2, 0, 3, 0, 4]]), "attention_mask": torch.ones(1, 8, dtype=torch.int64)}
+    counts, mask = torch.tensor([[1.0, 7, 2, 9, 3, 5, 1, 12]]), torch.ones(16, 1, 8)
+    hidden = model._read(own)[0].detach()
+    many = hidden.transpose(1, 2).expand(16, -1, -1), mask, counts[:, None].expand(16, -1, -1)
+    optimizer = torch.optim.AdamW(model.model.duration_predictor.parameters(), 5e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        surprise(model.model.duration_predictor, *many).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        assert (model._durations(hidden, own).exp().ceil() - counts).abs().max() <= 1
 
 
 def test_loss_of_a_perfect_answer(trained):
