@@ -39,6 +39,7 @@ def test_a_folder_per_label(ray_local, tmp_path):
     assert Counter(found.rows("validation")["_target"]) == {"cat": 3, "dog": 3}
     assert Counter(found.rows("train")["_target"]) == {"cat": 9, "dog": 9}
     assert all(len(pixels) == 3 * 8 * 8 for pixels in found.rows("train")["image.pixels"])
+    assert sum(file.stat().st_size for file in (found.path / "blobs").rglob("*.bin")) == 24 * 3 * 8 * 8  # each picture once
     (tmp_path / "pets" / "cat" / "new.png").write_bytes(png(99))
     more, reused = prepare(job(tmp_path, tmp_path / "pets", stratify=True))
     assert not reused
