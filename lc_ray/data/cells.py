@@ -221,7 +221,7 @@ def _hashed(content: Any) -> int:
 
 
 def _fingerprint(value: Any) -> str:
-    return hashlib.blake2b(value, digest_size=16).hexdigest() if isinstance(value, bytes) else str(value)
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)  # for which processors have instructions
 
 
 _JSON = json.JSONEncoder(ensure_ascii=False, default=_fingerprint).encode

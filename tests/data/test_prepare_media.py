@@ -81,7 +81,7 @@ def _table(frame):
 def test_no_more_rows_are_decoded_than_are_used(ray_local, tmp_path):
     rows = [{"image": png(number) if number % 2 else b"broken %d" % number, "label": "ab"[number // 2 % 2]} for number in range(400)]
     pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
-    found, _ = prepare(job(tmp_path, tmp_path / "rows.parquet", rows=20, validation=4, reject={"limit": "60%"}))
+    found, _ = prepare(job(tmp_path, tmp_path / "rows.parquet", rows=20, validation=4, reject={"limit": "75%"}))
     assert (found.count("train"), found.count("validation")) == (16, 4)
     assert 5 < found.record["rejected"] < 60, "of 20 rows, their spares, and not of all 400"
 
