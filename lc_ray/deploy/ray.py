@@ -16,7 +16,7 @@ from lc_ray import runtime
 from lc_ray.artifact import Artifact
 from lc_ray.client import Client
 from lc_ray.deploy._platform import Call
-from lc_ray.serve import app, auth
+from lc_ray.serve import app, auth, update
 from lc_ray.spec import ServeSpec
 
 
@@ -51,7 +51,7 @@ class Deployment:
         Raises:
             ServeError: it is not served.
         """
-        if app.remove(self.name):
+        if update.remove(self.name):
             self._session.close()
 
 
@@ -73,7 +73,7 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
     session.enter_context(runtime.session())
     try:
         key = auth.ensure()
-        url = app.update(artifact.path) or app.start([artifact.path], settings, {"": key})
+        url = update.update(artifact.path) or app.start([artifact.path], settings, {"": key})
     except BaseException:
         session.close()
         raise
@@ -83,4 +83,4 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
 def delete(artifact: Artifact, settings: Settings) -> None:
     """Have the Ray of `RAY_ADDRESS` serve the model no more."""
     with runtime.session():
-        app.remove(artifact.manifest.name)
+        update.remove(artifact.manifest.name)

@@ -44,18 +44,19 @@ def test_keys(tmp_path, monkeypatch):
     with pytest.raises(ServeError, match="no API key"):
         build.build({"artifacts": "somewhere"})
     monkeypatch.setenv(auth.VARIABLE, KEY)
-    (paths, _, digests, *_) = build.build({"artifacts": "somewhere"})._bound_deployment.init_args
-    assert (len(paths), list(digests)) == (1, [auth.digest(KEY)])
+    (given,) = build.build({"artifacts": "somewhere"})._bound_deployment.init_args
+    assert (given.source, list(given.keys)) == (("somewhere",), [auth.digest(KEY)])
     (tmp_path / "keys").write_text("a:one\nb:two\n", "utf-8")
     made = build.build({"artifacts": ["a", "b"], "keys": str(tmp_path / "keys")})._bound_deployment
-    assert list(made.init_args[2]) == [auth.digest("one"), auth.digest("two")]
+    assert list(made.init_args[0].keys) == [auth.digest("one"), auth.digest("two")]
 
 
 def test_another_artifact_than_was_deployed_is_not_served(tiny_artifact, monkeypatch):
     monkeypatch.setenv(auth.VARIABLE, KEY)
     digest = artifact.read(tiny_artifact).digest
     made = build.build({"artifacts": str(tiny_artifact), "digests": digest})._bound_deployment
-    assert list(rollout.served(made.init_args[0], made.init_args[4])) == ["tiny"]
+    (given,) = made.init_args
+    assert list(rollout.served(given.source, given.digests)) == ["tiny"]
     with pytest.raises(ArtifactError, match=rf"this is {digest}, and 0123 is to be served"):
         rollout.served([tiny_artifact], ["0123"])
 
