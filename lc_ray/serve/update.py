@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +19,7 @@ from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus
 
+from lc_ray import runtime
 from lc_ray.errors import ServeError, unwrap
 from lc_ray.serve import app, rollout
 from lc_ray.serve.app import NAME, Given
@@ -125,12 +127,17 @@ def _run(given: Given) -> None:
     serve.run_many([serve.RunTarget(app.bound(given), name=NAME, route_prefix="/")], wait_for_applications_running=False)
     end = time.monotonic() + _PATIENCE
     while (now := serve.status().applications[NAME]).status != ApplicationStatus.RUNNING:
-        told = now.deployments[NAME].message if NAME in now.deployments else now.message
+        told = _reason(now.deployments[NAME].message if NAME in now.deployments else now.message)
         if now.status == ApplicationStatus.DEPLOY_FAILED:
             raise ServeError(told)
         if time.monotonic() > end:
             raise ServeError(f"new replicas are not up after {_PATIENCE:.0f} s: {told}", fix="is there room for one more beside those that run?")
         time.sleep(0.2)
+
+
+def _reason(told: str) -> str:
+    """What Serve tells, or of a traceback in it the error, whose further lines are indented."""
+    return re.sub(r"^[\w.]+: ", "", re.split(r"\n(?=\S)", told.strip())[-1])
 
 
 class _Turn:
@@ -142,7 +149,7 @@ def _alone() -> Iterator[None]:
     """Alone in changing what this Ray serves: others wait, on whichever machine."""
     while True:
         try:
-            turn = ray.remote(num_cpus=0)(_Turn).options(name="update", namespace=NAME).remote()
+            turn = ray.remote(**runtime.beside())(_Turn).options(name="update", namespace=NAME).remote()
             break
         except ValueError:
             time.sleep(0.5)
