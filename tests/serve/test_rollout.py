@@ -4,18 +4,16 @@ import asyncio
 import gc
 import json
 import shutil
-import threading
 import weakref
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 import ray
+from artifacts import copied
 from ray import serve
-from serving import KEY, ask
+from serving import KEY, ask, asking
 
 import lc_ray
 from lc_ray import DeployModel, artifact
@@ -27,54 +25,6 @@ from lc_ray.serve.rollout import State, Version
 from lc_ray.spec import ServeSpec
 
 PREDICT = "/v1/models/tiny:predict"
-
-
-def copied(path, target, weights=None, **changes):
-    """An artifact with another manifest, or other weights."""
-    found = artifact.read(path)
-
-    def fill(folder: Path) -> None:
-        for name in found.manifest.files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(found.path / name, folder / name)
-        if weights:
-            (folder / artifact.WEIGHTS).write_bytes(weights)
-
-    return artifact.write(target, found.manifest.model_copy(update=changes), fill).path
-
-
-@pytest.fixture(scope="module")
-def second_artifact(tiny_artifact, tmp_path_factory):
-    """The same model in another version."""
-    return copied(tiny_artifact, tmp_path_factory.mktemp("second") / "model", lineage={"second": True})
-
-
-@contextmanager
-def asking(url, key, clients=4):
-    """Asks all the while; what gives `ask_until(versions)`, which waits until just these answer. No answer may be anything but 200."""
-    done, seen = threading.Event(), []
-
-    def client():
-        with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=90) as http:
-            while not done.is_set():
-                response = http.post(PREDICT, json={"instances": ["good flight"]})
-                seen.append((response.status_code, response.json().get("version")))
-
-    def ask_until(versions):
-        start = len(seen)
-        while {version for _, version in seen[start:]} != versions:
-            assert all(status == 200 for status, _ in seen)
-            done.wait(0.05)
-            start += 1
-
-    with ThreadPoolExecutor(clients) as pool:
-        asked = [pool.submit(client) for _ in range(clients)]
-        try:
-            yield ask_until
-        finally:
-            done.set()
-        assert [one.result() for one in asked] == [None] * clients
-    assert {status for status, _ in seen} == {200}
 
 
 @pytest.fixture
