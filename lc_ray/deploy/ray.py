@@ -1,6 +1,8 @@
 """Deploy on Ray Serve: the connected Ray, or a local one that lives as long as this process.
 
-A Ray has one endpoint. On one machine a further model is served by it besides, and a new version takes the place of the old one.
+A Ray has one endpoint. A further model is served by it besides, and a new version takes the place of the old one, without a failed request; settings
+are those of the first deployment. Where several machines serve, all read the artifact's folder from storage that they share, also when a replica is
+started later: it must stay as it is. Each replica is replaced once another is up beside it, for which there must be room.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
     """Serve an artifact.
 
     Raises:
-        ServeError: it can't be served; or several machines of this Ray serve already.
+        ServeError: it can't be served, and what was served goes on; or the endpoint that runs is changed elsewhere.
     """
     session = ExitStack()
     session.enter_context(runtime.session())

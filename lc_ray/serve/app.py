@@ -64,10 +64,9 @@ class Replica(Operations):
     def __init__(self, given: Given) -> None:
         ours, serves = logging.getLogger("lc_ray"), logging.getLogger("ray.serve")
         ours.handlers, ours.propagate = serves.handlers, False  # what fails is in the replica's own log
-        self.source, self.spec = given.source, given.spec
+        self._given = given
         self.models = Models([], given.spec, given.settings, _everywhere)
         self.protocols = asgi(self.models, given.keys, echoed=True)
-        self._given = given
         self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
         self._served: Served = {}
         self._loading = asyncio.Lock()
@@ -104,7 +103,7 @@ class Replica(Operations):
         if not self.models.alive:
             raise RuntimeError("a batching thread has died")
         with contextlib.suppress(ServeError):  # the endpoint is ending
-            if isinstance(self.source, str) and (wanted := rollout.read(self.source).models) != self._served:
+            if isinstance(self._given.source, str) and (wanted := rollout.read(self._given.source).models) != self._served:
                 await self.adopt(wanted)
 
     def __del__(self) -> None:
@@ -114,10 +113,10 @@ class Replica(Operations):
     def _load(self, wanted: Served) -> None:
         for version in (version for versions in wanted.values() for version in versions):
             if version.digest not in self._ready:
-                predictor = load(version.path, max(1, round(self.spec.replicas.cpu)))
+                predictor = load(version.path, max(1, round(self._given.spec.replicas.cpu)))
                 if predictor.artifact.digest != version.digest:
                     raise ArtifactError(f"another artifact than {version.digest} is there now", version.path, "serve it anew")
-                self._ready[version.digest] = Endpoint(predictor, self.spec)
+                self._ready[version.digest] = Endpoint(predictor, self._given.spec)
 
     def _adopt(self, wanted: Served) -> None:
         self._served = wanted
@@ -141,7 +140,7 @@ def _wanted(given: Given) -> Served:
 
 
 def application(
-    source: str | State | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], variables: Mapping[str, str], digests: Sequence[str] = ()
+    source: str | State | tuple[str, ...], spec: ServeSpec, keys: Mapping[str, str], variables: Mapping[str, str], digests: tuple[str, ...] = ()
 ) -> Any:
     """The Serve application of artifacts.
 
@@ -152,8 +151,7 @@ def application(
         variables: of the replicas' environment.
         digests: that artifacts in folders must have, if that is known.
     """
-    told = source if isinstance(source, str | State) else tuple(source)
-    return bound(Given(told, _absolute(spec), auth.digests(keys), settings(os.environ), variables, tuple(digests)))
+    return bound(Given(source, _absolute(spec), auth.digests(keys), settings(os.environ), variables, digests))
 
 
 def bound(given: Given) -> Any:
@@ -194,8 +192,8 @@ def _absolute(spec: ServeSpec) -> ServeSpec:
 def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str]) -> str:
     """Serve artifacts on the connected Ray cluster.
 
-    On a cluster of one node the artifacts are kept with the endpoint's state, see rollout.py. On others each replica is given the state, and the
-    artifacts must stay where they are.
+    On a cluster of one node the artifacts are kept with the endpoint's state, see rollout.py. On others the replicas are given the state, and read
+    the artifacts where they are.
 
     Args:
         paths: the artifacts' folders, which every node can reach.

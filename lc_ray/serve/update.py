@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ray
 from ray import serve
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from lc_ray import runtime
@@ -57,7 +57,7 @@ def remove(name: str) -> bool:
             if rest.models:
                 put(rest)
                 return False
-    app.stop()
+            app.stop()
     return True
 
 
@@ -92,11 +92,25 @@ def _changing() -> Iterator[tuple[State, Callable[[str | Path], tuple[str, Versi
             yield rollout.read(folder), partial(rollout.keep, folder), partial(replace, folder)
         return
     with _alone():
-        given: Given = serve.get_app_handle(NAME).given.remote().result(timeout_s=_PATIENCE)
+        given = _given()
         if not isinstance(given.source, State):
             fix = "on the machine that has its state, or in the configuration of its RayService"
             raise ServeError("this endpoint can't be changed from here", fix=f"change it where it was started: {fix}")
         yield given.source, rollout.version, partial(_redeploy, given)
+
+
+def _given() -> Given:
+    """What replicas are made of; a first one is started if there is none.
+
+    Raises:
+        ServeError: none is up in time.
+    """
+    try:
+        given: Given = serve.get_app_handle(NAME).given.remote().result(timeout_s=_PATIENCE)
+    except (TimeoutError, RayServeException) as error:
+        told = str(error) or f"none is up after {_PATIENCE:.0f} s"
+        raise ServeError(f"no replica tells what is served: {told}", fix="`serve shutdown` ends the endpoint; deploy its models anew then") from None
+    return given
 
 
 def _redeploy(given: Given, state: State) -> None:

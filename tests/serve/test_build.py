@@ -13,7 +13,7 @@ import lc_ray
 from lc_ray import artifact
 from lc_ray.client import Client
 from lc_ray.errors import ArtifactError, ServeError, SpecError
-from lc_ray.serve import app, auth, build, rollout
+from lc_ray.serve import app, auth, build, rollout, update
 
 KEY = "a key for tests"
 
@@ -81,6 +81,8 @@ def test_the_config_of_k8s_on_ray_serve(ray_local, tiny_artifact, config):
         expected = lc_ray.load(tiny_artifact, threads=1).predict(["good flight"])
         with Client(f"http://127.0.0.1:{port}", KEY) as client:
             assert client.predict(["good flight"])[0]["label"] == expected[0]["label"]
+        with pytest.raises(ServeError, match="can't be changed from here"):
+            update.update(tiny_artifact)
         with Client(f"http://127.0.0.1:{port}", "guess") as client, pytest.raises(ServeError, match="valid key"):
             client.predict(["good"])
     finally:

@@ -6,6 +6,7 @@ import json
 import shutil
 import weakref
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -254,12 +255,11 @@ def test_where_several_machines_serve_too(home, ray_local, tiny_artifact, second
         old, new = (artifact.read(path).digest for path in (tiny_artifact, second_artifact))
         with asking(first.url, first.key, clients=2) as ask_until:
             ask_until({old})
-            besides = DeployModel(other, "ray").deploy()
-            assert besides.url == first.url
-            assert besides.predict(["good flight"])[0]["label"] == first.predict(["good flight"])[0]["label"]
-            ask_until({old})
-            second = DeployModel(second_artifact, "ray").deploy()
+            with ThreadPoolExecutor() as pool:  # one waits for the other, and takes nothing of it away
+                besides, second = pool.map(lambda path: DeployModel(path, "ray").deploy(), (other, second_artifact))
             ask_until({new})
+            assert besides.url == second.url == first.url
+            assert besides.predict(["good flight"])[0]["label"] == first.predict(["good flight"])[0]["label"]
             with pytest.raises(ServeError, match="what was served goes on: Error while deserializing") as told:
                 DeployModel(broken, "ray").deploy()
             assert "Traceback" not in str(told.value)
