@@ -34,7 +34,7 @@ _ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": 
 _log = logging.getLogger(__name__)
 
 
-def generator(predictor: Predictor, spec: ServeSpec) -> Generator:
+def generator_of(predictor: Predictor, spec: ServeSpec) -> Generator:
     """The engine that answers for a language model: vLLM where it is installed, there is a GPU, and it can load the model; else ours."""
     if importlib.util.find_spec("vllm") is None:
         return OwnGenerator(predictor, spec)
@@ -152,9 +152,12 @@ class VllmGenerator(Generator):
         self._jobs.pop(job).cancel()
 
     def close(self) -> None:
-        """See `Generator`."""
+        """See `Generator`. Takes seconds, for which nobody waits."""
+        self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
         self._engine.shutdown()
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.stop()
 
     async def _started(self, folder: str, dtype: str) -> Any:
         """vLLM with a model of Hugging Face."""
@@ -162,7 +165,7 @@ class VllmGenerator(Generator):
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # The size of the cache is given below; of this share of the memory a check is left, which a second model would not pass.
+        # The cache's size is given below. All that vLLM uses the share for then is a check that so much is free, in which a second model would fail.
         arguments = AsyncEngineArgs(
             model=folder,
             dtype=dtype,
