@@ -135,8 +135,8 @@ class VllmGenerator(Generator):
 
     @property
     def waiting(self) -> int:
-        """See `Generator`. A request has begun once its first token is there."""
-        return sum(not job.begun for job in list(self._jobs))
+        """See `Generator`. vLLM tells nothing of a request before its first token: as many as there is room for are taken to be begun."""
+        return max(0, sum(not job.begun for job in list(self._jobs)) - (self.spec.batch.max - self._running))
 
     @property
     def running(self) -> int:

@@ -185,7 +185,7 @@ def said(tiny_language, monkeypatch):
 
 async def idle(generator):
     start = time.monotonic()
-    while generator.running or generator.waiting:
+    while generator.running or generator._jobs:
         assert time.monotonic() - start < 30
         await asyncio.sleep(0.01)
 
@@ -245,22 +245,20 @@ def test_who_hangs_up_or_waits_too_long_is_not_answered_on(said):
 
 
 def test_more_than_may_wait(said):
-    generator = said([60] * 10, queue=1)
-    generator._engine.tokens = []
-
-    async def silent(prompt, how, name):
-        await asyncio.sleep(60)
-        yield
+    generator = said([60] * 10_000, queue=1, batch={"max": 1})
 
     async def main():
-        speaks, generator._engine.generate = generator._engine.generate, silent
-        first = asyncio.ensure_future(collect(generator, Ask([5], 5)))
-        await asyncio.sleep(0.05)
+        running, waiting = (generator.run([Ask([5], 10_000)], time.monotonic() + 60) for _ in range(2))
+        await anext(running)
+        second = asyncio.ensure_future(anext(waiting))
+        await asyncio.sleep(0)
+        assert (generator.running, generator.waiting) == (1, 1)
         with pytest.raises(QueueFull):
             await collect(generator, Ask([5], 5))
-        first.cancel()
+        await running.aclose()
+        await second
+        await waiting.aclose()
         await idle(generator)
-        generator._engine.generate, generator._engine.tokens = speaks, [60] * 10
         return await collect(generator, Ask([5], 5))
 
     assert asyncio.run(main())[2] == ["length"]
@@ -292,6 +290,7 @@ def real(language):
     yield theirs, ours
     theirs.close()
     ours.close()
+    theirs.generator._thread.join(30)
 
 
 def test_vllm_answers_as_ours_does(real):
