@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from lc_ray.errors import ModelError
 from lc_ray.models.load import export
 from lc_ray.predictor import Predictor
 from lc_ray.serve.generation import Answer, Ask, Generator, Job, Prompt
@@ -29,6 +28,7 @@ from lc_ray.spec import ServeSpec
 from lc_ray.tasks._sampling import LEAST, Token
 
 _HOTTEST = 2.0  # vLLM refuses higher temperatures
+_PAGE = 128  # positions in the largest page that its kernels have
 # Fork would copy a process with threads; what is served and where is nobody else's business.
 _ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 _log = logging.getLogger(__name__)
@@ -38,12 +38,12 @@ def generator_of(predictor: Predictor, spec: ServeSpec) -> Generator:
     """The engine that answers for a language model: vLLM where it is installed, there is a GPU, and it can load the model; else ours."""
     if importlib.util.find_spec("vllm") is None:
         return OwnGenerator(predictor, spec)
-    why = unsuited(predictor)
-    if why is None:
-        try:
+    try:
+        why = unsuited(predictor)
+        if why is None:
             return VllmGenerator(predictor, spec)
-        except Exception as error:  # of vLLM: no such architecture, not enough memory, ...
-            why = str(error)
+    except Exception as error:  # of vLLM: it can't be imported, has no such architecture, not enough memory, ...
+        why = str(error)
     _log.warning("%s is served without vLLM: %s", predictor.artifact.manifest.name, why)
     return OwnGenerator(predictor, spec)
 
@@ -162,6 +162,7 @@ class VllmGenerator(Generator):
     async def _started(self, folder: str, dtype: str) -> Any:
         """vLLM with a model of Hugging Face."""
         os.environ.update(_ENVIRONMENT | os.environ)
+        from vllm.config import StructuredOutputsConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -173,14 +174,14 @@ class VllmGenerator(Generator):
             max_num_seqs=self.spec.batch.max,
             gpu_memory_utilization=0.01,
             generation_config="vllm",
-            structured_outputs_config={"backend": "guidance"},
+            structured_outputs_config=StructuredOutputsConfig(backend="guidance"),
         )
         config = arguments.create_engine_config()
-        model, cache = config.model_config, config.cache_config
-        layers, heads = model.get_num_layers(config.parallel_config), model.get_num_kv_heads(config.parallel_config)
+        model, parallel = config.model_config, config.parallel_config
+        width = model.get_num_layers(parallel) * model.get_num_kv_heads(parallel) * model.get_head_size()
         # Each answer's last page is partly empty, and vLLM keeps one for itself.
-        positions = max(self.positions, self.spec.batch.tokens) + (self.spec.batch.max + 1) * cache.block_size
-        cache.kv_cache_memory_bytes = positions * layers * heads * model.get_head_size() * 2 * model.dtype.itemsize
+        positions = max(self.positions, self.spec.batch.tokens) + (self.spec.batch.max + 1) * _PAGE
+        config.cache_config.kv_cache_memory_bytes = positions * width * 2 * model.dtype.itemsize  # keys and values
         return AsyncLLM.from_vllm_config(config)
 
     async def _work(self, job: Job) -> None:
@@ -215,6 +216,6 @@ class VllmGenerator(Generator):
                             prompt.job.send(piece)
                             if piece.finish:
                                 return
-            raise ModelError(f"vLLM ended an answer after {answer.tokens} of {ask.tokens} tokens: {new.finish_reason}")
+            raise RuntimeError(f"vLLM ended an answer after {answer.tokens} of {ask.tokens} tokens: {new.finish_reason}")
         finally:
             self._running -= begun
