@@ -15,11 +15,13 @@ import threading
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from lc_ray.artifact import Artifact
 from lc_ray.models.load import export
 from lc_ray.predictor import Predictor
 from lc_ray.serve.generation import Answer, Ask, Generator, Job, Prompt
@@ -61,6 +63,26 @@ def unsuited(predictor: Predictor) -> str | None:
     from vllm.platforms import current_platform
 
     return None if torch.cuda.is_available() and current_platform.is_cuda_alike() else "there is no GPU that vLLM can use"
+
+
+def folder_of(found: Artifact) -> Path:
+    """A model as a Hugging Face folder, written once per version below `~/.cache/lc_ray/vllm`, or XDG_CACHE_HOME if that is set.
+
+    It stays: vLLM finds by the folder's path what it has compiled for the model.
+
+    Raises:
+        ModelError: it has no such form.
+        OSError: no room or no permission.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lc_ray" / "vllm"
+    folder = cache / found.digest
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as partial:
+            whole = export(found, Path(partial) / "model")
+            with suppress(OSError):  # another replica was first
+                os.replace(whole, folder)
+    return folder
 
 
 def parameters(ask: Ask, number: int, end: list[int]) -> dict[str, Any]:
@@ -109,7 +131,7 @@ class VllmGenerator(Generator):
         dtype: of weights and cache, as vLLM calls it; "auto" is what the device has for fp32 weights, mostly bf16.
 
     Raises:
-        ModelError: the model has no Hugging Face format.
+        ModelError, OSError: see `folder_of`.
         Exception: vLLM's own, where it can't run the model.
     """
 
@@ -117,13 +139,12 @@ class VllmGenerator(Generator):
         super().__init__(predictor, spec)
         self._jobs: dict[Job, Future[None]] = {}
         self._running = 0
+        folder = folder_of(predictor.artifact)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
         try:
-            with tempfile.TemporaryDirectory() as folder:  # it is read once
-                export(predictor.artifact, folder)
-                self._engine = asyncio.run_coroutine_threadsafe(self._started(folder, dtype), self._loop).result()
+            self._engine = asyncio.run_coroutine_threadsafe(self._started(folder, dtype), self._loop).result()
         except BaseException:
             self._loop.call_soon_threadsafe(self._loop.stop)
             raise
@@ -159,7 +180,7 @@ class VllmGenerator(Generator):
         self._engine.shutdown()
         self._loop.stop()
 
-    async def _started(self, folder: str, dtype: str) -> Any:
+    async def _started(self, folder: Path, dtype: str) -> Any:
         """vLLM with a model of Hugging Face."""
         os.environ.update(_ENVIRONMENT | os.environ)
         from vllm.config import StructuredOutputsConfig
@@ -168,7 +189,7 @@ class VllmGenerator(Generator):
 
         # The cache's size is given below. All that vLLM uses the share for then is a check that so much is free, in which a second model would fail.
         arguments = AsyncEngineArgs(
-            model=folder,
+            model=str(folder),
             dtype=dtype,
             max_model_len=self.positions,
             max_num_seqs=self.spec.batch.max,

@@ -11,19 +11,25 @@ import torch
 from starlette.testclient import TestClient
 from transformers import AutoModelForCausalLM
 
-from lc_ray.models.load import export
 from lc_ray.serve import endpoint, record, vllm
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.serve.generation import Ask
 from lc_ray.serve.own import OwnGenerator
-from lc_ray.serve.vllm import VllmGenerator, generator_of, parameters, token, unsuited
+from lc_ray.serve.vllm import VllmGenerator, folder_of, generator_of, parameters, token, unsuited
 from lc_ray.spec import ServeSpec
 from lc_ray.tasks._sampling import Sampling, Token
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = ["a", "Hello there", "the quick brown fox " * 10, "xyz" * 9]
 SCHEMA = {"type": "object", "properties": {"on": {"type": "boolean"}, "n": {"enum": [1, 2]}}, "required": ["on", "n"], "additionalProperties": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def coded(predictor, text):
@@ -105,8 +111,14 @@ def test_ours_where_vllm_fails_with_a_line_that_says_why(installed, tiny_languag
 # What it is given
 
 
-def test_the_exported_folder_is_the_same_model(tiny_language, tmp_path):
-    plain = AutoModelForCausalLM.from_pretrained(export(tiny_language.artifact, tmp_path / "hf")).eval()
+def test_the_folder_is_the_same_model_and_is_written_once(tiny_language, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = folder_of(tiny_language.artifact)
+    written = (folder / "config.json").stat().st_mtime_ns
+    assert folder_of(tiny_language.artifact) == folder
+    assert (folder / "config.json").stat().st_mtime_ns == written
+    assert list(folder.parent.iterdir()) == [folder]
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = torch.tensor([coded(tiny_language, "Hello there")])
     own = {"chat.input_ids": ids, "chat.attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
