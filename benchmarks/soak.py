@@ -26,7 +26,7 @@ import psutil
 import lc_ray
 from lc_ray import AsyncClient, runtime
 from lc_ray.errors import ServeError
-from lc_ray.serve import app, rollout
+from lc_ray.serve import app, rollout, update
 from lc_ray.serving import ReplicasSpec, ServeSpec
 
 TEXTS = [" ".join(["the flight was late and nobody told us why", "thanks for the great service"][i % 2 :] * (1 + i % 5)) for i in range(64)]
@@ -120,10 +120,10 @@ class Soak:
         folder = rollout.find(int(self.url.rpartition(":")[2]))
         await asyncio.sleep(seconds / 3)
         name, new = rollout.keep(folder, other)
-        await asyncio.to_thread(app.replace, folder, rollout.rolled(rollout.read(folder), name, new))
+        await asyncio.to_thread(update.replace, folder, rollout.rolled(rollout.read(folder), name, new))
         self.seen["models replaced"] += 1
         await asyncio.sleep(seconds / 3)
-        await asyncio.to_thread(app.replace, folder, rollout.rolled_back(rollout.read(folder), name))
+        await asyncio.to_thread(update.replace, folder, rollout.rolled_back(rollout.read(folder), name))
         self.seen["models replaced"] += 1
 
     async def watch(self) -> None:

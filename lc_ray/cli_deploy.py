@@ -25,6 +25,8 @@ def deploy(artifact: Artifact, platform: Platform, settings: Settings = None, dr
     from lc_ray.deploy import _platform
     from lc_ray.spec import override
 
+    if dry_run and delete:
+        raise DeployError("--dry-run tells what deploying calls, and would tell nothing of deleting", fix="leave one of the two out")
     chosen = _platform.find(platform)
     parsed, found = _platform.parse(chosen, override({}, values(settings))), artifacts.read(artifact)
     if dry_run:

@@ -75,15 +75,15 @@ def endpoints(as_json: AsJson = False) -> None:
 def _change(port: int | None, wanted: Callable[[Path, State], State]) -> None:
     """Have an endpoint serve the state that is wanted of its folder and its state now, and show it."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # its Ray asks for one, which Ray sends only if it is told so before it is imported
-    from lc_ray.serve import app
     from lc_ray.serve import rollout as states
+    from lc_ray.serve import update
 
     folder = states.find(port)
     with states.locked(folder):
         state = states.read(folder)
         changed = wanted(folder, state)
         with _connected(state):
-            app.replace(folder, changed)
+            update.replace(folder, changed)
     _show([changed])
 
 

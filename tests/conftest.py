@@ -98,6 +98,14 @@ def tiny_artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def second_artifact(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model in another version."""
+    from artifacts import copied
+
+    return copied(tiny_artifact, tmp_path_factory.mktemp("second") / "model", lineage={"second": True})
+
+
+@pytest.fixture(scope="session")
 def moto_server() -> Iterator[str]:
     """SageMaker's control plane, S3 and autoscaling, on this machine; its URL."""
     from moto.server import ThreadedMotoServer

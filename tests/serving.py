@@ -1,11 +1,12 @@
-"""Endpoints without a cluster: in this process, or behind real HTTP on a thread."""
+"""Endpoints without a cluster, in this process or behind real HTTP on a thread; and clients that ask any endpoint all the while."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,3 +40,32 @@ def served(app: Any, **options: Any) -> Iterator[str]:
     yield f"127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(10)
+
+
+@contextmanager
+def asking(url: str, key: str, clients: int = 4) -> Iterator[Callable[[set[str]], None]]:
+    """Asks the model "tiny"; gives `ask_until(versions)`, which waits until just these answer. No answer may be anything but 200."""
+    done = threading.Event()
+    seen: list[tuple[int, str]] = []
+
+    def client() -> None:
+        with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=90) as http:
+            while not done.is_set():
+                response = http.post("/v1/models/tiny:predict", json={"instances": ["good flight"]})
+                seen.append((response.status_code, response.json().get("version", "")))
+
+    def ask_until(versions: set[str]) -> None:
+        start = len(seen)
+        while {version for _, version in seen[start:]} != versions:
+            assert all(status == 200 for status, _ in seen)
+            done.wait(0.05)
+            start += 1
+
+    with ThreadPoolExecutor(clients) as pool:
+        asked = [pool.submit(client) for _ in range(clients)]
+        try:
+            yield ask_until
+        finally:
+            done.set()
+        assert [one.result() for one in asked] == [None] * clients
+    assert {status for status, _ in seen} == {200}

@@ -22,6 +22,7 @@ from lc_ray.errors import ClusterError
 TAG = "lc_ray"  # in the metadata of our jobs: their key
 _ANSWERS = 10.0  # seconds
 _PATIENCE = 120.0  # seconds for which a cluster may be out of reach while a job is followed
+_SILENCE = 60.0  # seconds after which a connection is made anew: some stay open when there is no more to come
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -145,7 +146,7 @@ class Jobs:
             return bool(self._client.stop_job(name))
 
     def follow(self, name: str, take: Callable[[str], None]) -> Job:
-        """Give `take` each line that a job prints, from the first on, until it is over. A connection that breaks is made anew."""
+        """Give `take` each line that a job prints, from the first on, until it is over. A connection that breaks, or is silent, is made anew."""
         seen, lost = 0, None
         while True:
             try:
@@ -162,13 +163,15 @@ class Jobs:
     async def _tail(self, name: str, take: Callable[[str], None], seen: int) -> int:
         """Takes lines after the first `seen` ones; returns how many there are now."""
         number, rest = 0, ""
-        with contextlib.suppress(*_broken()):
-            async for text in self._client.tail_job_logs(name):
-                *lines, rest = (rest + text).split("\n")
-                for line in lines:
-                    number += 1
-                    if number > seen:
-                        take(line)
+        with contextlib.suppress(*_broken(), TimeoutError):
+            async with asyncio.timeout(_SILENCE) as limit:
+                async for text in self._client.tail_job_logs(name):
+                    limit.reschedule(asyncio.get_running_loop().time() + _SILENCE)
+                    *lines, rest = (rest + text).split("\n")
+                    for line in lines:
+                        number += 1
+                        if number > seen:
+                            take(line)
         return max(number, seen)
 
     def download(self, job: Job, name: str, target: Path) -> None:

@@ -76,7 +76,7 @@ def stream(prepared: Prepared, rank: int, world: int, batch_size: int, seed: int
         for step in range(per_epoch):
             batch = next(batches)
             if step >= skip:
-                yield batch.to_pydict()
+                yield prepared.values(batch)
         epoch, skip = epoch + 1, 0
 
 

@@ -1,6 +1,6 @@
 """Rows of files → checked and decoded cells in Arrow files, and an index that says where each row is.
 
-Cells go to disk once, so what is sorted, split and sent about is the index, some 40 bytes a row. Pixels never pass through the object store.
+Cells go to disk once, so what is sorted, split and sent about is the index, some 40 bytes a row. Pixels and sounds go to blobs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import ray.data
 
 from lc_ray import family, memory
-from lc_ray.data import read
+from lc_ray.data import blobs, read
+from lc_ray.data.batch import joined
 from lc_ray.data.files import File, files
 from lc_ray.errors import DataError
 from lc_ray.models import batches
@@ -35,13 +36,14 @@ _PLACE = ("_order", "_source", "_task", "_chunk", "_place", "_row")  # columns o
 _WRONG = ("_column", "_reason", "_value")  # and of its rejected rows
 
 
-def check(job: JobSpec, source: str, folder: Path, limit: int | None = None) -> tuple[pa.Table, pa.Table]:
+def check(job: JobSpec, source: str, folder: Path, blob: tuple[Path, str], limit: int | None = None) -> tuple[pa.Table, pa.Table]:
     """Write the cells of a source's rows into a folder.
 
     Args:
         job: says which columns, and what they are.
         source: files.
         folder: is made.
+        blob: the folder of all blobs, and the one in it for those of this source.
         limit: how many rows will be used; not many more are decoded.
 
     Returns:
@@ -54,8 +56,7 @@ def check(job: JobSpec, source: str, folder: Path, limit: int | None = None) -> 
     found = files(source)
     for file in found:
         read.Reader(file, job.data.columns).require(_wanted(job))
-    types = [family.load("tasks", job.task.kind).Task.TYPE, *(m.TYPE for m in columns(tuple(job.inputs())).values())]
-    media = any(pa.binary() == t or pa.types.is_struct(t) for t in types)
+    media = pa.binary() == family.load("tasks", job.task.kind).Task.TYPE or any(parted(columns(tuple(job.inputs())))[0])
     most, size = int(ray.cluster_resources().get("CPU", 1)), _SMALL if media else read.CHUNK
     most = most if media else min(most, _READERS)
     shares = {f: read.Reader(f, job.data.columns).shards(_wanted(job), most, size) for f in found}
@@ -64,7 +65,7 @@ def check(job: JobSpec, source: str, folder: Path, limit: int | None = None) -> 
     ]
     work = [{**share, "task": task} for task, share in enumerate(work)]
     last = _last(_shared(functools.partial(_places, job=job, size=size), work), job, limit) if limit else _ORDERS
-    tables = _shared(functools.partial(_write, job=job, folder=str(folder), size=size, last=last), work)
+    tables = _shared(functools.partial(_write, job=job, folder=str(folder), blob=blob, size=size, last=last), work)
     index = pa.concat_tables([_schema(_PLACE, _WRONG).empty_table(), *tables])
     usable = pc.equal(index["_reason"], "")
     rejected = index.filter(pc.invert(usable)).sort_by([("_source", "ascending"), ("_row", "ascending")])
@@ -106,7 +107,7 @@ def gather(index: pa.Table, folder: Path | str, names: list[str] | None = None) 
         with pa.memory_map(_file(folder, chunk >> 32, chunk & 0xFFFFFFFF)) as file:
             table = pa.ipc.open_file(file).read_all()
             tables.append((table.select(names) if names else table).take(place[rows]))
-    return pa.concat_tables(tables).combine_chunks().take(np.argsort(by_chunk))
+    return joined(tables).combine_chunks().take(np.argsort(by_chunk))
 
 
 def settled(index: pa.Table, drop: bool = False) -> pa.Table:
@@ -148,22 +149,40 @@ def _raw_order(row: dict[str, Any], job: JobSpec) -> int:
     return order(job.seed, cells, None, row.get(job.data.split) if job.data.split else None)
 
 
-def _write(batch: dict[str, Any], job: JobSpec, folder: str, size: int, last: int) -> Iterator[pa.Table]:
+def _write(batch: dict[str, Any], job: JobSpec, folder: str, blob: tuple[Path, str], size: int, last: int) -> Iterator[pa.Table]:
     """Read a share of a file; decode each cell of the rows up to a place and keep it; say per row where it is, or what is wrong with it."""
     memory.keep_freed()
     inputs = columns(tuple(job.inputs()))
     kind = family.load("tasks", job.task.kind).Task
     reader = kind.reader(kind.options(job.task), inputs)
-    types = [("_file", pa.string()), (TARGET, kind.TYPE), *((name, modality.TYPE) for name, modality in inputs.items())]
-    schema = pa.schema([*types, *_schema(_PLACE, _WRONG)])
-    kept = [name for name, _ in types] + ["_row", "_order"]
-    for where, file, chunk in _read(batch, job, size):
-        used = chunk if last == _ORDERS else [row for row in chunk if _raw_order(row, job) <= last]
-        table = pa.Table.from_pylist([where | {"_place": i} | _check(row, file, inputs, kind, reader, job) for i, row in enumerate(used)], schema)
-        path = _file(folder, where["_task"], where["_chunk"])
-        with pa.OSFile(path, "wb") as out, pa.ipc.new_file(out, table.select(kept).schema) as writer:
-            writer.write_table(table.select(kept))
-        yield table.select([*_PLACE, *_WRONG])
+    with blobs.Writer(blob[0], f"{blob[1]}/{batch['task'][0]:05d}") as writer:
+        for where, file, chunk in _read(batch, job, size):
+            used = chunk if last == _ORDERS else [row for row in chunk if _raw_order(row, job) <= last]
+            rows = [where | _check(row, file, inputs, kind, reader, job) for row in used]
+            if usable := [row for row in rows if not row["_reason"]]:
+                _keep(_file(folder, where["_task"], where["_chunk"]), usable, inputs, kind, writer)
+            yield pa.Table.from_pylist([row | {"_place": place} for place, row in enumerate(usable)], _schema(_PLACE, _WRONG))
+            yield pa.Table.from_pylist([row | {"_place": 0} for row in rows if row["_reason"]], _schema(_PLACE, _WRONG))
+
+
+def _keep(path: str, rows: list[dict[str, Any]], inputs: dict[str, Any], kind: Any, writer: blobs.Writer) -> None:
+    """A file of cells: clean ones, and what is prepared of pixels and sounds, with places in blobs for what is large."""
+    media, others = parted(inputs)
+    types = {"_file": pa.string(), "_row": pa.int64(), "_order": pa.int64(), **{name: modality.TYPE for name, modality in others.items()}}
+    cells = {name: pa.array([row[name] for row in rows], type) for name, type in types.items()}
+    target = [row[TARGET] for row in rows]
+    cells[TARGET] = writer.put(target) if pa.binary() == kind.TYPE else pa.array(target, kind.TYPE)
+    if media:
+        cells |= {name: writer.put(values) for name, values in batches.prepare({n: [row[n] for row in rows] for n in media}, media).items()}
+    table = pa.table(cells)
+    with pa.OSFile(path, "wb") as out, pa.ipc.new_file(out, table.schema) as file:
+        file.write_table(table)
+
+
+def parted(inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Columns of pixels or sounds, and the others."""
+    media = {name: modality for name, modality in inputs.items() if hasattr(modality, "MEDIA")}
+    return media, {name: modality for name, modality in inputs.items() if name not in media}
 
 
 def _check(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, reader: Any, job: JobSpec) -> dict[str, Any]:
@@ -202,7 +221,7 @@ def _hashed(content: Any) -> int:
 
 
 def _fingerprint(value: Any) -> str:
-    return hashlib.blake2b(value, digest_size=16).hexdigest() if isinstance(value, bytes) else str(value)
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)  # for which processors have instructions
 
 
 _JSON = json.JSONEncoder(ensure_ascii=False, default=_fingerprint).encode

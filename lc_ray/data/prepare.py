@@ -2,6 +2,7 @@
 
     storage/prepared/KEY/train/part-*.parquet        rows in an order drawn by a hash of their content, so any prefix is a fair sample
     storage/prepared/KEY/validation/part-*.parquet
+    storage/prepared/KEY/blobs/*/*.bin               pixels and sounds, whose places the rows hold
     storage/prepared/KEY/rejects/*.parquet           file, row, column, reason, value
     storage/prepared/KEY/data.json                   what is there, and the task's labels. Written last
 """
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from lc_ray import family, memory
-from lc_ray.data import cells, split
+from lc_ray.data import blobs, cells, split
 from lc_ray.data.batch import joined
 from lc_ray.data.files import files
 from lc_ray.errors import DataError, SpecError
@@ -35,6 +36,7 @@ from lc_ray.models.load import find
 from lc_ray.spec import JobSpec, digest
 
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
+_BLOBS = "blobs"
 _TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
 
 
@@ -75,7 +77,15 @@ class Prepared:
     def rows(self, split: str, limit: int | None = None) -> dict[str, list[Any]]:
         """The first rows of a split by column: a fair sample, since the order is drawn by hash."""
         first = self.first(split, self.count(split) if limit is None else limit)
-        return joined(pq.read_table(file).slice(0, rows) for file, rows in first).to_pydict()  # type: ignore[no-any-return]
+        return self.values(joined(pq.read_table(file).slice(0, rows) for file, rows in first))
+
+    def values(self, table: pa.Table) -> dict[str, list[Any]]:
+        """Rows of parts by column, with their pixels and sounds."""
+        return self._blobs.values(table)
+
+    @functools.cached_property
+    def _blobs(self) -> blobs.Reader:
+        return blobs.Reader(self.path / _BLOBS)
 
     def task(self) -> Any:
         """The task, fitted to the training rows' targets."""
@@ -163,16 +173,18 @@ class _Side:
     Attributes:
         index: where they are, in order.
         cells: the folder that they are in.
+        media: their pixels and sounds.
     """
 
     index: pa.Table
     cells: Path
+    media: blobs.Reader
 
     def targets(self) -> Iterator[tuple[Any, str]]:
         """Each row's clean target, and where it is from."""
         for start in range(0, self.index.num_rows, _TARGETS):
             table = cells.gather(self.index.slice(start, _TARGETS), self.cells, [TARGET, "_file", "_row"])
-            for target, file, row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            for target, file, row in zip(*self.media.values(table).values(), strict=True):
                 yield target, f"{file}, row {row}"
 
     def unseen(self, task: Any) -> dict[int, DataError]:
@@ -192,8 +204,9 @@ def _sides(job: JobSpec, folder: Path) -> tuple[_Side, _Side, Counter[str]]:
     seen, reasons = 0, Counter[str]()
     (folder / "rejects").mkdir()
     for name, source in ({"train": data.train} | ({"validation": data.validation} if isinstance(data.validation, str) else {})).items():
-        index, rejected = cells.check(job, source, folder / f"{name}-cells", data.rows if name == "train" else None)
-        found[name] = _Side(index, folder / f"{name}-cells")
+        place, limit = folder / f"{name}-cells", data.rows if name == "train" else None
+        index, rejected = cells.check(job, source, place, (folder / _BLOBS, name), limit)
+        found[name] = _Side(index, place, blobs.Reader(folder / _BLOBS))
         seen += index.num_rows + rejected.num_rows
         if rejected.num_rows:
             pq.write_table(rejected, folder / "rejects" / f"{name}.parquet")
@@ -239,14 +252,15 @@ def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: Path, f
 
 
 def _write_part(index: pa.Table, job: JobSpec, cell_folder: Path, folder: Path) -> str:
-    columns = cells.columns(tuple(job.inputs()))
+    _, columns = cells.parted(cells.columns(tuple(job.inputs())))
     table = cells.gather(index, cell_folder)
-    prepared = batches.prepare({name: table[name].to_pylist() for name in columns}, columns)
-    table = table.drop_columns(list(columns))
-    for name, values in prepared.items():
-        table = table.append_column(name, pa.array(values))
-    packed = [field.name for field in table.schema if not pa.types.is_binary(field.type)]  # pixels and sounds would cost time and gain nothing
-    compression = "snappy" if len(packed) == table.num_columns else "none"
+    if columns:
+        prepared = batches.prepare({name: table[name].to_pylist() for name in columns}, columns)
+        if "_size" in table.column_names:
+            prepared["_size"] = [a + b for a, b in zip(prepared["_size"], table["_size"].to_pylist(), strict=True)]
+        table = table.drop_columns([name for name in (*columns, "_size") if name in table.column_names])
+        for name, values in prepared.items():
+            table = table.append_column(name, pa.array(values))
     name = f"part-{index['_order'][0].as_py():019d}-{index['_row'][0].as_py():09d}.parquet"
-    pq.write_table(table, folder / name, _ROWS_PER_GROUP, use_dictionary=packed, write_statistics=False, compression=compression)
+    pq.write_table(table, folder / name, _ROWS_PER_GROUP, write_statistics=False)
     return name

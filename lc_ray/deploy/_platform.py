@@ -109,9 +109,9 @@ def label(name: str, most: int = 63) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower())[:most].strip("-") or "model"
 
 
-def foreign(name: str) -> DeployError:
+def foreign(name: str, mark: str = f"tag '{TAG}'", fix: str = "--set endpoint=ANOTHER_NAME") -> DeployError:
     """Why an endpoint that somebody else has made is neither changed nor deleted."""
-    return DeployError(f"an endpoint of this name is there that lc_ray has not made: it lacks the tag '{TAG}'", name, "--set endpoint=ANOTHER_NAME")
+    return DeployError(f"an endpoint of this name is there that lc_ray has not made: it lacks the {mark}", name, fix)
 
 
 def version(artifact: Artifact, settings: Section) -> str:

@@ -32,6 +32,7 @@ _KIND = {"group": "ray.io", "version": "v1", "plural": "rayservices"}
 _MANAGER = "lc-ray"
 _POLL = 5.0  # seconds between two looks at a service, which takes minutes
 _VERSION = "lc-ray/version"
+_MARK = {"app.kubernetes.io/managed-by": _MANAGER}
 
 
 class Settings(Section):
@@ -63,7 +64,7 @@ class _Manifest(Call):
 def calls(artifact: Artifact, settings: Settings) -> list[Call]:
     """The Secret with the API key, unless it is there, and the RayService."""
     name, namespace = _name(artifact, settings), settings.namespace
-    secret = {"namespace": namespace, "body": {"metadata": {"name": _secret(name)}, "data": {"api-key": "..."}}}
+    secret = {"namespace": namespace, "body": {"metadata": {"name": _secret(name), "labels": _MARK}, "data": {"api-key": "..."}}}
     service = _KIND | {"namespace": namespace, "name": name, "body": manifest(artifact, settings), "field_manager": _MANAGER, "force": True}
     return [
         _Manifest("CoreV1Api.create_namespaced_secret", secret, "unless it is there; the key is that of `lc-ray serve`"),
@@ -76,7 +77,7 @@ def manifest(artifact: Artifact, settings: Settings) -> dict[str, Any]:
     base = yaml.safe_load(importlib.resources.files("lc_ray.deploy").joinpath("rayservice.yaml").read_text("utf-8"))
     found: dict[str, Any] = json.loads(json.dumps(base))  # of what the file shares among pods, a copy for each
     name, pods = _name(artifact, settings), settings.pods
-    found["metadata"] = {"name": name, "namespace": settings.namespace}
+    found["metadata"] = {"name": name, "namespace": settings.namespace, "labels": _MARK}
     config, cluster = yaml.safe_load(found["spec"]["serveConfigV2"]), found["spec"]["rayClusterConfig"]
     replicas = {"min": pods, "max": pods, "cpu": settings.cpu}
     serve = settings.serve.model_dump(mode="json") | {"replicas": replicas}
@@ -97,7 +98,8 @@ def manifest(artifact: Artifact, settings: Settings) -> dict[str, Any]:
 
 
 def _name(artifact: Artifact, settings: Settings) -> str:
-    return settings.name or _platform.label(artifact.manifest.name, 47)
+    name = _platform.label(artifact.manifest.name, 47)
+    return settings.name or (name if name[0].isalpha() else _platform.label(f"model-{name}", 47))
 
 
 def _secret(name: str) -> str:
@@ -127,10 +129,11 @@ class Deployment:
         """Delete the RayService and its Secret.
 
         Raises:
-            DeployError: with what Kubernetes said.
+            DeployError: with what Kubernetes said, or somebody else has made the RayService.
         """
         core, custom = _clients(self._settings)
         with _explained(self.name):
+            _owned(custom, self.name, self._settings)
             with _unless(404):
                 custom.delete_namespaced_custom_object(**_KIND, namespace=self._settings.namespace, name=self.name)
             with _unless(404):
@@ -141,12 +144,14 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
     """Make the RayService, or have it change to this version without a gap.
 
     Raises:
-        DeployError: with what Kubernetes or KubeRay said; the RayService stays, for `kubectl describe`, and the version before answers on.
+        DeployError: with what Kubernetes or KubeRay said; the RayService stays, for `kubectl describe`, and the version before answers on. Or
+            somebody else has made a RayService of this name.
     """
     core, custom = _clients(settings)
     secret, service = calls(artifact, settings)
     name = _name(artifact, settings)
     with _explained(name):
+        _owned(custom, name, settings)
         with _unless(409):
             core.create_namespaced_secret(**secret.arguments | {"body": secret.arguments["body"] | {"data": {"api-key": _coded(auth.ensure())}}})
         key = base64.b64decode(core.read_namespaced_secret(_secret(name), settings.namespace).data["api-key"]).decode()
@@ -162,6 +167,14 @@ def delete(artifact: Artifact, settings: Settings) -> None:
 
 def _handle(name: str, key: str, settings: Settings) -> Deployment:
     return Deployment(settings.url or f"http://{name}-serve-svc.{settings.namespace}.svc:8000", key, name, settings)
+
+
+def _owned(custom: Any, name: str, settings: Settings) -> None:
+    """Raise DeployError for a RayService that somebody else has made."""
+    with _unless(404):
+        about = custom.get_namespaced_custom_object(**_KIND, namespace=settings.namespace, name=name)
+        if not _MARK.items() <= about["metadata"].get("labels", {}).items():
+            raise _platform.foreign(name, f"label '{next(iter(_MARK))}'", "--set name=ANOTHER_NAME")
 
 
 def _wait(custom: Any, name: str, generation: int, settings: Settings) -> None:

@@ -1,6 +1,8 @@
 """Deploy on Ray Serve: the connected Ray, or a local one that lives as long as this process.
 
-A Ray has one endpoint. On one machine a further model is served by it besides, and a new version takes the place of the old one.
+A Ray has one endpoint. A further model is served by it besides, and a new version takes the place of the old one, without a failed request; settings
+are those of the first deployment. Where several machines serve, all read the artifact's folder from storage that they share, also when a replica is
+started later: it must stay as it is. Each replica is replaced once another is up beside it, for which there must be room.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from lc_ray import runtime
 from lc_ray.artifact import Artifact
 from lc_ray.client import Client
 from lc_ray.deploy._platform import Call
-from lc_ray.serve import app, auth
+from lc_ray.serve import app, auth, update
 from lc_ray.spec import ServeSpec
 
 
@@ -51,7 +53,7 @@ class Deployment:
         Raises:
             ServeError: it is not served.
         """
-        if app.remove(self.name):
+        if update.remove(self.name):
             self._session.close()
 
 
@@ -67,13 +69,13 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
     """Serve an artifact.
 
     Raises:
-        ServeError: it can't be served; or several machines of this Ray serve already.
+        ServeError: it can't be served, and what was served goes on; or the endpoint that runs is changed elsewhere.
     """
     session = ExitStack()
     session.enter_context(runtime.session())
     try:
         key = auth.ensure()
-        url = app.update(artifact.path) or app.start([artifact.path], settings, {"": key})
+        url = update.update(artifact.path) or app.start([artifact.path], settings, {"": key})
     except BaseException:
         session.close()
         raise
@@ -83,4 +85,4 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
 def delete(artifact: Artifact, settings: Settings) -> None:
     """Have the Ray of `RAY_ADDRESS` serve the model no more."""
     with runtime.session():
-        app.remove(artifact.manifest.name)
+        update.remove(artifact.manifest.name)

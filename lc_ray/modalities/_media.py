@@ -99,16 +99,23 @@ def _read(name: str, folder: Path | str) -> bytes:
     try:
         if "://" not in name and "://" in str(folder):
             name = f"{folder}/{name}"
-        if "://" in name:
-            name = uri(name)
-            system, path = pyarrow.fs.FileSystem.from_uri(name)
-        else:
-            system, path = pyarrow.fs.LocalFileSystem(), str(Path(folder) / Path(name).expanduser())
-        if system.get_file_info(path).type != pyarrow.fs.FileType.File:
+        if "://" not in name:
+            path = Path(folder) / Path(name).expanduser()
+            if not path.is_file():
+                raise DataError("no such file")
+            with open(path, "rb", buffering=0) as file:
+                return _whole(file, path.stat().st_size)
+        name = uri(name)
+        system, place = pyarrow.fs.FileSystem.from_uri(name)
+        if system.get_file_info(place).type != pyarrow.fs.FileType.File:
             raise DataError("no such file")
-        with system.open_input_file(path) as file:
-            if file.size() > _LARGEST:
-                raise DataError(f"larger than {_LARGEST >> 20} MiB")
-            return bytes(file.read())
+        with system.open_input_file(place) as file:
+            return _whole(file, file.size())
     except (OSError, ValueError, NotImplementedError) as error:
         raise DataError("can't be read: " + str(error).splitlines()[0].replace(name, "…")) from None
+
+
+def _whole(file: Any, size: int) -> bytes:
+    if size > _LARGEST:
+        raise DataError(f"larger than {_LARGEST >> 20} MiB")
+    return bytes(file.read(size))

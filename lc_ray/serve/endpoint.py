@@ -25,6 +25,7 @@ from lc_ray.serve.generation import Generator, suits
 from lc_ray.serve.http import HttpError, application
 from lc_ray.serve.observe import Observe, Observers
 from lc_ray.serve.urls import Fetcher
+from lc_ray.serve.vllm import generator_of
 from lc_ray.spec import ServeSpec
 
 Everywhere = Callable[..., Awaitable[dict[str, Any]]]
@@ -52,7 +53,7 @@ class Endpoint:
             self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
         self.drift = Window(predictor)
         seen = functools.partial(_seen, self.name, self.version, self.drift)
-        made = Generator(predictor, spec) if talks else Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue, seen)
+        made = generator_of(predictor, spec) if talks else Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue, seen)
         self.worker: Generator | Batcher = made
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)

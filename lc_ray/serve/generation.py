@@ -1,18 +1,15 @@
-"""Answers of a causal language model, token by token: rows join and leave the running batch between any two tokens."""
+"""Answers of a causal language model, token by token, whichever engine makes them: own.py or vllm.py."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
-from collections import deque
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
-
-from torch import Tensor
 
 from lc_ray.predictor import Predictor
 from lc_ray.serve import record
@@ -21,8 +18,7 @@ from lc_ray.serve.grammar import Grammars, Matcher
 from lc_ray.serve.spelling import Spelling
 from lc_ray.spec import ServeSpec
 from lc_ray.tasks import text_generation
-from lc_ray.tasks._decoder import Decoder
-from lc_ray.tasks._sampling import Sampler, Sampling, Token
+from lc_ray.tasks._sampling import Sampling, Token
 
 
 @dataclass(frozen=True)
@@ -65,12 +61,16 @@ class Piece:
     finish: str | None = None
 
 
-class _Job:
-    """A request, its prompts that wait, and where its pieces go."""
+class Job:
+    """A request, its prompts that wait, and where its pieces go.
+
+    Attributes:
+        arrived, begun: when it came, and when the first of its prompts was begun, on the monotonic clock; `begun` is 0 before.
+    """
 
     def __init__(self, asks: Sequence[Ask]) -> None:
         first = accumulate((ask.n for ask in asks), initial=0)
-        self.prompts = deque(_Prompt(self, ask, number) for ask, number in zip(asks, first, strict=False))
+        self.prompts = [Prompt(self, ask, number) for ask, number in zip(asks, first, strict=False)]
         self.cancelled = False
         self.arrived, self.begun = time.monotonic(), 0.0
         self.loop = asyncio.get_running_loop()
@@ -83,51 +83,51 @@ class _Job:
 
 
 @dataclass(eq=False, slots=True)
-class _Prompt:
+class Prompt:
     """One of a request's prompts, the number of its first answer, and how far the decoder is with it."""
 
-    job: _Job
+    job: Job
     ask: Ask
     first: int
     state: Any = None
 
 
-@dataclass(eq=False, slots=True)
-class _Row:
-    """A running answer."""
+class Answer:
+    """One answer, from its tokens as they are drawn.
 
-    job: _Job
-    ask: Ask
-    number: int
-    sampler: Sampler
-    spelling: Spelling
-    matcher: Matcher | None
-    tokens: int = 0
-    last: int = 0
-    held: list[Token] = field(default_factory=list)
+    Args:
+        prompt: that it answers.
+        number: of the answer among those to the prompt.
+        tokenizer: of the model.
+        end: the token that ends a text.
+    """
 
-    def take(self, logits: Tensor, end: list[int]) -> Piece | None:
-        """The next token, and what is to be sent of it."""
-        token = self.sampler.draw(logits, self.matcher.allowed(len(logits)) if self.matcher else None)
-        self.last, self.tokens = token.id, self.tokens + 1
+    def __init__(self, prompt: Prompt, number: int, tokenizer: Any, end: list[int]) -> None:
+        self.job, self.ask, self.number, self.end = prompt.job, prompt.ask, prompt.first + number, end
+        self.matcher = prompt.ask.matcher.copy() if prompt.ask.matcher else None
+        self.spelling = Spelling(tokenizer, prompt.ask.stop)
+        self.tokens = 0
+        self._held: list[Token] = []
+
+    def add(self, token: Token) -> Piece | None:
+        """Take the next token; what is to be sent of it."""
+        self.tokens += 1
         complete = self.matcher.take(token.id) if self.matcher else False
-        if token.id not in end:
+        if token.id not in self.end:
             self.spelling.add(token.id)
-            self.held.append(token)
-        over = token.id in end or self.spelling.stopped or complete
+            self._held.append(token)
+        over = token.id in self.end or self.spelling.stopped or complete
         finish = "stop" if over else "length" if self.tokens == self.ask.tokens else None
         text = self.spelling.take(whole=finish is not None)
         finish = "stop" if self.spelling.stopped else finish  # a last half of a character may complete a stop string
         if not text and finish is None:
             return None
-        tokens, self.held = tuple(self.held), []
+        tokens, self._held = tuple(self._held), []
         return Piece(self.number, text, tokens, finish)
 
 
-class Generator:
-    """Runs requests to a language model on one thread.
-
-    Prompts are read in parts, short ones together, so that running answers never wait for more than one part.
+class Generator(ABC):
+    """Answers requests to a language model. Its threads and processes end when it is closed.
 
     Args:
         predictor: the model.
@@ -142,29 +142,33 @@ class Generator:
         architecture = predictor.artifact.manifest.architecture["config"]["model"]
         self.positions = int(architecture.get("max_position_embeddings") or task.positions)
         self.vocabulary = int(architecture["vocab_size"])
-        self._decoder: Decoder = task.decoder(predictor.engine)
-        self._changed = threading.Condition()
-        self._waiting: deque[_Job] = deque()
-        self._rows: list[_Row] = []  # as the decoder has them; only the thread touches them
-        self._reading: list[_Prompt] = []
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="generator", daemon=True)
-        self._thread.start()
 
     @property
+    @abstractmethod
     def alive(self) -> bool:
         """Whether answers can be made."""
-        return self._thread.is_alive()
 
     @property
+    @abstractmethod
     def waiting(self) -> int:
         """Requests that none of it has begun."""
-        return len(self._waiting)
 
     @property
+    @abstractmethod
     def running(self) -> int:
         """Answers that are being made."""
-        return len(self._rows)
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it, whatever runs."""
+
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Begin a request, now or once there is room."""
+
+    @abstractmethod
+    def drop(self, job: Job) -> None:
+        """Nobody waits for a request any more, which may be answered already."""
 
     async def run(self, asks: Sequence[Ask], deadline: float) -> AsyncGenerator[Piece, None]:
         """Pieces of a request's answers until all are finished. Closing it, or cancelling its task, drops the rest at the next token.
@@ -177,12 +181,10 @@ class Generator:
             QueueFull: too many requests wait.
             TimeoutError: the answers took too long.
         """
-        job, seen = _Job(asks), record.current()
-        with self._changed:
-            if len(self._waiting) >= self.spec.queue:
-                raise QueueFull
-            self._waiting.append(job)
-            self._changed.notify()
+        if self.waiting >= self.spec.queue:
+            raise QueueFull
+        job, seen = Job(asks), record.current()
+        self.submit(job)
         left = sum(ask.n for ask in asks)
         seen.tokens_in += sum(len(ask.ids) for ask in asks)
         try:
@@ -196,102 +198,10 @@ class Generator:
                 left -= piece.finish is not None
                 yield piece
         finally:
-            job.cancelled, now = True, time.monotonic()
+            self.drop(job)
+            now = time.monotonic()
             begun = job.begun or now
             seen.spans += [("queue", job.arrived, begun), ("infer", begun, now)]
-
-    def close(self) -> None:
-        """End the thread at the next token."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-
-    def _work(self) -> None:
-        while self._wait():
-            try:
-                self._drop()
-                self._read()
-                self._step()
-            except Exception as error:  # of the engine: those that ran have lost their state
-                for job in {id(one.job): one.job for one in self._held()}.values():
-                    job.send(error)
-                self._rows, self._reading, self._decoder = [], [], self.task.decoder(self.predictor.engine)
-
-    def _wait(self) -> bool:
-        """Until there is something to run; False if there never will be."""
-        with self._changed:
-            while not (self._closed or self._rows or self._reading or self._waiting):
-                self._changed.wait()
-            return not self._closed
-
-    def _drop(self) -> None:
-        """Leave rows and requests that nobody waits for."""
-        for place in reversed(range(len(self._rows))):
-            if self._rows[place].job.cancelled:
-                self._leave(place)
-        self._reading = [prompt for prompt in self._reading if not prompt.job.cancelled]
-        with self._changed:
-            if any(job.cancelled for job in self._waiting):
-                self._waiting = deque(job for job in self._waiting if not job.cancelled)
-            while self._waiting and self._fits(self._waiting[0].prompts[0].ask):
-                prompt = self._waiting[0].prompts.popleft()
-                self._reading.append(prompt)
-                prompt.job.begun = prompt.job.begun or time.monotonic()
-                if not prompt.job.prompts:
-                    self._waiting.popleft()
-
-    def _fits(self, ask: Ask) -> bool:
-        """Whether there is room for a prompt's answers beside those that run or will, which are all as long in the cache as the longest."""
-        held = self._held()
-        if not held:
-            return True
-        rows = len(self._rows) + sum(prompt.ask.n for prompt in self._reading) + ask.n
-        longest = max(len(one.ids) + one.tokens for one in (ask, *(other.ask for other in held)))
-        return rows <= self.spec.batch.max and rows * longest <= max(self.positions, self.spec.batch.tokens)
-
-    def _held(self) -> list[_Row | _Prompt]:
-        """Answers that run, and prompts whose answers will."""
-        return [*self._rows, *self._reading]
-
-    def _read(self) -> None:
-        """Parts of prompts; after the last part of one, its answers begin."""
-        if not self._reading:
-            return
-        for prompt in self._reading:
-            prompt.state = prompt.state or self._decoder.begin(prompt.ask.ids)
-        read = list(zip(self._reading, self._decoder.read([prompt.state for prompt in self._reading]), strict=True))
-        fresh = [(self._begun(prompt, number), logits) for prompt, logits in read if logits is not None for number in range(prompt.ask.n)]
-        self._reading = [prompt for prompt, logits in read if logits is None]
-        self._take(fresh)
-
-    def _begun(self, prompt: _Prompt, number: int) -> _Row:
-        """An answer to a prompt that is read."""
-        ask = prompt.ask
-        matcher = ask.matcher.copy() if ask.matcher else None
-        sampler, spelling = Sampler(ask.sampling, number, ask.logprobs), Spelling(self.tokenizer, ask.stop)
-        self._decoder.join(prompt.state)
-        self._rows.append(_Row(prompt.job, ask, prompt.first + number, sampler, spelling, matcher))
-        return self._rows[-1]
-
-    def _step(self) -> None:
-        """A token for each row."""
-        if self._rows:
-            rows = list(self._rows)
-            self._take(list(zip(rows, self._decoder.step([row.last for row in rows]), strict=True)))
-
-    def _take(self, rows: list[tuple[_Row, Tensor]]) -> None:
-        for row, logits in rows:
-            piece = row.take(logits, self.end)
-            if piece:
-                row.job.send(piece)
-                if piece.finish:
-                    self._leave(self._rows.index(row))
-
-    def _leave(self, place: int) -> None:
-        self._decoder.leave(place)
-        last = self._rows.pop()
-        if place < len(self._rows):
-            self._rows[place] = last
 
 
 def suits(predictor: Predictor) -> bool:

@@ -48,12 +48,13 @@ class Grammars:
                 except (ValueError, AttributeError, TypeError) as error:
                     raise DataError(f"answers of this model can't be constrained: {error}") from None
         try:
-            made = LLMatcher(self._tokens, LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_SPACED), log_level=0)
+            written = json.dumps({"x-guidance": _SPACED} | schema)
+            made = LLMatcher(self._tokens, LLMatcher.grammar_from_json_schema(written), log_level=0)
         except ValueError as error:
             raise DataError(f"the schema can't be used: {error}") from None
         if made.is_error():
             raise DataError(f"the schema can't be used: {made.get_error()}")
-        return Matcher(made, self._tokens.vocab_size)
+        return Matcher(made, self._tokens.vocab_size, written)
 
 
 class Matcher:
@@ -62,14 +63,16 @@ class Matcher:
     Args:
         matcher: llguidance's.
         vocabulary: how many tokens it knows.
+        schema: that it keeps to, as JSON which llguidance reads.
     """
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: int, schema: str) -> None:
+        self.schema = schema
         self._matcher, self._bits, self._vocabulary = matcher, allocate_token_bitmask(1, vocabulary), vocabulary
 
     def copy(self) -> Matcher:
         """For another answer to the same request."""
-        return Matcher(self._matcher.deep_copy(), self._vocabulary)
+        return Matcher(self._matcher.deep_copy(), self._vocabulary, self.schema)
 
     def allowed(self, vocabulary: int) -> Tensor:
         """Whether a token may come next, (vocabulary,); the model may have more outputs than there are tokens."""

@@ -82,6 +82,16 @@ def served(paths: Sequence[str | Path], digests: Sequence[str] = ()) -> Served:
     return found
 
 
+def version(path: str | Path) -> tuple[str, Version]:
+    """An artifact's name and version, its files where they are.
+
+    Raises:
+        ArtifactError: no artifact there, or an altered one.
+    """
+    found = artifact.read(path)
+    return found.manifest.name, Version(path=str(found.path.resolve()), digest=found.digest)
+
+
 def rolled(state: State, name: str, new: Version) -> State:
     """The state in which a version has its weight, and the others share the rest as they did; at 1 they are gone."""
     known = state.models.get(name, ())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LEAST = -9999.0  # logarithm of a probability of 0, which JSON can't write
+LEAST = -9999.0  # logarithm of a probability of 0, which JSON can't write
 _STRIDE = 0x9E3779B97F4A7C15  # between the seeds of answers to one request: far from the seeds that others give
 _LIKELY = 256  # tokens that are looked at first for the nucleus; mostly they are all of it
 
@@ -32,6 +32,10 @@ class Sampling:
     frequency: float = 0.0
     presence: float = 0.0
     bias: dict[int, float] = field(default_factory=dict)
+
+    def seed_of(self, number: int) -> int | None:
+        """The seed of one of the answers to a request, below 2^64; None draws anew."""
+        return None if self.seed is None else (self.seed + number * _STRIDE) % 2**64
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Sampler:
     def __init__(self, sampling: Sampling, number: int, logprobs: int | None) -> None:
         self.sampling, self.logprobs = sampling, logprobs
         self.random = torch.Generator()
-        self.random.seed() if sampling.seed is None else self.random.manual_seed((sampling.seed + number * _STRIDE) % 2**64)
+        seed = sampling.seed_of(number)
+        self.random.seed() if seed is None else self.random.manual_seed(seed)
         self.said: dict[int, int] = {}
 
     def draw(self, logits: Tensor, allowed: Tensor | None = None) -> Token:
@@ -75,7 +80,7 @@ class Sampler:
         self.said[token] = self.said.get(token, 0) + 1
         if self.logprobs is None:
             return Token(token)
-        own = logits.log_softmax(-1).clamp(min=_LEAST)
+        own = logits.log_softmax(-1).clamp(min=LEAST)
         likeliest = own.topk(self.logprobs)
         return Token(token, own[token].item(), tuple(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)))
 

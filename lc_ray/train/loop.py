@@ -226,7 +226,7 @@ class Worker:
         spare = next(_by_length(*parts[0]))
         for step in range(self._most(len(batches))):
             # A worker that is done goes on with spare rows while others need it: with ZeRO-3 each forward gathers weights from all.
-            rows = (batches[step] if step < len(batches) else spare).to_pydict()
+            rows = self.data.values(batches[step] if step < len(batches) else spare)
             inputs, targets = self._tensors(rows, torch.Generator().manual_seed(step), training=False)
             found = self.task.score(lambda batch: self._run(model, batch), inputs, targets)
             if step < len(batches):

@@ -39,6 +39,7 @@ def test_a_folder_per_label(ray_local, tmp_path):
     assert Counter(found.rows("validation")["_target"]) == {"cat": 3, "dog": 3}
     assert Counter(found.rows("train")["_target"]) == {"cat": 9, "dog": 9}
     assert all(len(pixels) == 3 * 8 * 8 for pixels in found.rows("train")["image.pixels"])
+    assert sum(file.stat().st_size for file in (found.path / "blobs").rglob("*.bin")) == 24 * 3 * 8 * 8  # each picture once
     (tmp_path / "pets" / "cat" / "new.png").write_bytes(png(99))
     more, reused = prepare(job(tmp_path, tmp_path / "pets", stratify=True))
     assert not reused
@@ -80,7 +81,7 @@ def _table(frame):
 def test_no_more_rows_are_decoded_than_are_used(ray_local, tmp_path):
     rows = [{"image": png(number) if number % 2 else b"broken %d" % number, "label": "ab"[number // 2 % 2]} for number in range(400)]
     pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
-    found, _ = prepare(job(tmp_path, tmp_path / "rows.parquet", rows=20, validation=4, reject={"limit": "60%"}))
+    found, _ = prepare(job(tmp_path, tmp_path / "rows.parquet", rows=20, validation=4, reject={"limit": "75%"}))
     assert (found.count("train"), found.count("validation")) == (16, 4)
     assert 5 < found.record["rejected"] < 60, "of 20 rows, their spares, and not of all 400"
 

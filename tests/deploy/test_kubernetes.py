@@ -3,6 +3,7 @@
 import base64
 import json
 import sys
+from dataclasses import replace
 
 import kubernetes.client
 import pytest
@@ -129,6 +130,23 @@ def test_what_the_api_server_refuses_is_told(api, tiny_artifact):
         DeployModel(tiny_artifact, "kubernetes", **SETTINGS).deploy()
 
 
+def test_what_somebody_else_has_made_stays_as_it_is(api, tiny_artifact):
+    made = DeployModel(tiny_artifact, "kubernetes", **SETTINGS)
+    made.deploy()
+    service(api)["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "Helm"}
+    before = dict(api.objects)
+    for change in (made.deploy, lambda: platform.delete(artifact.read(tiny_artifact), platform.Settings(**SETTINGS))):
+        with pytest.raises(DeployError, match="lc_ray has not made"):
+            change()
+    assert api.objects == before
+
+
+def test_a_name_begins_with_a_letter(tiny_artifact, tmp_path):
+    found = artifact.read(tiny_artifact)
+    numbered = replace(found, manifest=found.manifest.model_copy(update={"name": "3D shapes"}))
+    assert platform.manifest(numbered, platform.Settings(**SETTINGS))["metadata"]["name"] == "model-3d-shapes"
+
+
 def test_a_dry_run_is_yaml_for_kubectl(api, tiny_artifact, capsys, monkeypatch):
     given = [f"--set={name}={value}" for name, value in {**SETTINGS, "serve.queue": 9}.items()]
     monkeypatch.setattr(sys, "argv", ["lc-ray", "deploy", str(tiny_artifact), "--platform", "kubernetes", "--dry-run", *given])
@@ -137,7 +155,8 @@ def test_a_dry_run_is_yaml_for_kubectl(api, tiny_artifact, capsys, monkeypatch):
     assert not end.value.code
     (only,) = [one for one in yaml.safe_load_all(capsys.readouterr().out) if one]
     assert yaml.safe_load(only["spec"]["serveConfigV2"])["applications"][0]["args"]["serve"]["queue"] == 9
-    assert (only["kind"], only["metadata"]) == ("RayService", {"name": "tiny", "namespace": "lc-ray"})
+    assert only["kind"] == "RayService"
+    assert only["metadata"] == {"name": "tiny", "namespace": "lc-ray", "labels": {"app.kubernetes.io/managed-by": "lc-ray"}}
     assert list(api.validator.iter_errors(only)) == []
     assert api.objects == {}
 
@@ -146,3 +165,11 @@ def test_no_cluster_is_told(tiny_artifact, tmp_path, monkeypatch):
     monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "nothing"))
     with pytest.raises(DeployError, match="kubeconfig: "):
         DeployModel(tiny_artifact, "kubernetes", **SETTINGS).deploy()
+
+
+def test_a_dry_run_of_deleting_is_refused(tiny_artifact, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lc-ray", "deploy", str(tiny_artifact), "--platform", "kubernetes", "--dry-run", "--delete"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code
+    assert "leave one of the two out" in capsys.readouterr().err

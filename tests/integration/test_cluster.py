@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import httpx
 import machines
 import pytest
 import yaml
+from serving import KEY, asking
 
 from lc_ray import artifact, spec
 from lc_ray.cluster import check
@@ -23,6 +25,7 @@ from lc_ray.cluster.clusters import Cluster
 from lc_ray.cluster.jobs import Jobs
 from lc_ray.cluster.package import pack
 from lc_ray.errors import ClusterError
+from lc_ray.serve import auth
 
 pytestmark = [pytest.mark.machines, pytest.mark.skipif(machines.missing() is not None, reason=machines.missing() or "")]
 
@@ -156,3 +159,34 @@ def test_a_stopped_job_is_over(there: Jobs, run: dict[str, Any], job: dict[str, 
     name = json.loads(out.splitlines()[-1])["id"]
     assert there.stop(name)
     assert there.follow(name, lambda line: None).status == "STOPPED"
+
+
+def test_an_endpoint_of_both_machines_is_updated_under_load(
+    cluster: machines.Cluster, there: Jobs, tiny_artifact: Path, second_artifact: Path
+) -> None:
+    environment = {"py_modules": [str(check.ours()[0])], "env_vars": {auth.VARIABLE: KEY}}
+    settings = "--set host=0.0.0.0 --set replicas.min=2 --set replicas.max=2 --set replicas.cpu=0.5 --set timeout=90s"
+
+    def deploy(path: Path, more: str = "") -> str:
+        name = f"deploy-{uuid.uuid4().hex[:8]}"
+        there.submit(f"python -m lc_ray deploy {path} --platform ray {settings} {more}", name, {}, environment)
+        said: list[str] = []
+        assert there.follow(name, said.append).status == "SUCCEEDED", said
+        return said[-1]
+
+    url = deploy(tiny_artifact).replace("127.0.0.1", cluster.head)
+    old, new = (artifact.read(path).digest for path in (tiny_artifact, second_artifact))
+    assert len(serving(cluster)) == 2
+    with asking(url, KEY) as ask_until:
+        ask_until({old})
+        deploy(second_artifact)
+        ask_until({new})
+    assert len(serving(cluster)) == 2
+    deploy(second_artifact, "--delete")
+    assert not serving(cluster)
+
+
+def serving(cluster: machines.Cluster) -> set[str]:
+    """Nodes that have a replica."""
+    actors = cluster.get("/api/v0/actors?detail=1&limit=1000").json()["data"]["result"]["result"]
+    return {a["node_id"] for a in actors if a["class_name"].startswith("ServeReplica") and a["state"] == "ALIVE"}

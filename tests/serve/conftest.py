@@ -100,32 +100,39 @@ def endpoint() -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture(scope="session")
-def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A predictor of a random Llama of 2 layers that reads 640 tokens, and answers with up to 16."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def language(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """language(...of LlamaConfig) → a predictor of a random Llama of 2 layers that reads 640 tokens, and answers with up to 16."""
 
-    from lc_ray.artifact import Manifest
-    from lc_ray.models import load
-    from lc_ray.predictor import Predictor
-    from lc_ray.spec import InputSpec, ModelSpec
-    from lc_ray.tasks.text_generation import Task
+    def make(**shape: Any) -> Any:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    base = tmp_path_factory.mktemp("tiny_language")
-    config = LlamaConfig(
-        hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3,
-        max_position_embeddings=640, vocab_size=260, bos_token_id=1, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(base)
-    byte_tokenizer(TEMPLATE).save_pretrained(base)
-    inputs = [InputSpec(column="chat", modality="chat", base=str(base), max_length=600)]
-    columns, task = load.modalities(inputs), Task(labelled=False, max_new_tokens=16)
-    model = load.pretrained(ModelSpec(), inputs, task.bind(columns))
-    manifest = Manifest(
-        name="talk",
-        task={"kind": "text_generation", **task.config},
-        inputs=[i.model_dump() for i in inputs],
-        architecture=load.describe(model, {}, {}),
-    )
-    return Predictor(load.save(tmp_path_factory.mktemp("language") / "talk", manifest, model.state_dict(), columns), 1)
+        from lc_ray.artifact import Manifest
+        from lc_ray.models import load
+        from lc_ray.predictor import Predictor
+        from lc_ray.spec import InputSpec, ModelSpec
+        from lc_ray.tasks.text_generation import Task
+
+        torch.manual_seed(0)
+        base = tmp_path_factory.mktemp("base")
+        shape = {"num_hidden_layers": 2, "initializer_range": 0.3, "max_position_embeddings": 640, "vocab_size": 260} | shape
+        LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=1, eos_token_id=1, pad_token_id=0)).save_pretrained(base)
+        byte_tokenizer(TEMPLATE).save_pretrained(base)
+        inputs = [InputSpec(column="chat", modality="chat", base=str(base), max_length=600)]
+        columns, task = load.modalities(inputs), Task(labelled=False, max_new_tokens=16)
+        model = load.pretrained(ModelSpec(), inputs, task.bind(columns))
+        manifest = Manifest(
+            name="talk",
+            task={"kind": "text_generation", **task.config},
+            inputs=[i.model_dump() for i in inputs],
+            architecture=load.describe(model, {}, {}),
+        )
+        return Predictor(load.save(tmp_path_factory.mktemp("language") / "talk", manifest, model.state_dict(), columns), 1)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_language(language: Callable[..., Any]) -> Any:
+    """See `language`."""
+    return language(hidden_size=48, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)

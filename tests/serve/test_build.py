@@ -13,7 +13,7 @@ import lc_ray
 from lc_ray import artifact
 from lc_ray.client import Client
 from lc_ray.errors import ArtifactError, ServeError, SpecError
-from lc_ray.serve import app, auth, build, rollout
+from lc_ray.serve import app, auth, build, rollout, update
 
 KEY = "a key for tests"
 
@@ -44,18 +44,19 @@ def test_keys(tmp_path, monkeypatch):
     with pytest.raises(ServeError, match="no API key"):
         build.build({"artifacts": "somewhere"})
     monkeypatch.setenv(auth.VARIABLE, KEY)
-    (paths, _, digests, *_) = build.build({"artifacts": "somewhere"})._bound_deployment.init_args
-    assert (len(paths), list(digests)) == (1, [auth.digest(KEY)])
+    (given,) = build.build({"artifacts": "somewhere"})._bound_deployment.init_args
+    assert (given.source, list(given.keys)) == (("somewhere",), [auth.digest(KEY)])
     (tmp_path / "keys").write_text("a:one\nb:two\n", "utf-8")
     made = build.build({"artifacts": ["a", "b"], "keys": str(tmp_path / "keys")})._bound_deployment
-    assert list(made.init_args[2]) == [auth.digest("one"), auth.digest("two")]
+    assert list(made.init_args[0].keys) == [auth.digest("one"), auth.digest("two")]
 
 
 def test_another_artifact_than_was_deployed_is_not_served(tiny_artifact, monkeypatch):
     monkeypatch.setenv(auth.VARIABLE, KEY)
     digest = artifact.read(tiny_artifact).digest
     made = build.build({"artifacts": str(tiny_artifact), "digests": digest})._bound_deployment
-    assert list(rollout.served(made.init_args[0], made.init_args[4])) == ["tiny"]
+    (given,) = made.init_args
+    assert list(rollout.served(given.source, given.digests)) == ["tiny"]
     with pytest.raises(ArtifactError, match=rf"this is {digest}, and 0123 is to be served"):
         rollout.served([tiny_artifact], ["0123"])
 
@@ -80,6 +81,8 @@ def test_the_config_of_k8s_on_ray_serve(ray_local, tiny_artifact, config):
         expected = lc_ray.load(tiny_artifact, threads=1).predict(["good flight"])
         with Client(f"http://127.0.0.1:{port}", KEY) as client:
             assert client.predict(["good flight"])[0]["label"] == expected[0]["label"]
+        with pytest.raises(ServeError, match="can't be changed from here"):
+            update.update(tiny_artifact)
         with Client(f"http://127.0.0.1:{port}", "guess") as client, pytest.raises(ServeError, match="valid key"):
             client.predict(["good"])
     finally:

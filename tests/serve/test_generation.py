@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lc_ray.serve.batching import QueueFull
-from lc_ray.serve.generation import Ask, Generator
+from lc_ray.serve.generation import Ask
+from lc_ray.serve.own import OwnGenerator
 from lc_ray.serve.spelling import Spelling
 from lc_ray.spec import ServeSpec
 from lc_ray.tasks._decoder import Whole
@@ -23,7 +24,7 @@ def make(tiny_language):
     made = []
 
     def make(whole=False, **limits):
-        found = Generator(tiny_language, ServeSpec(**limits))
+        found = OwnGenerator(tiny_language, ServeSpec(**limits))
         if whole:
             found._decoder = Whole(lambda sequences: tiny_language.task._next(tiny_language.engine, sequences))
         made.append(found)

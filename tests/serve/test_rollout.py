@@ -4,7 +4,6 @@ import asyncio
 import gc
 import json
 import shutil
-import threading
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,34 +11,21 @@ from pathlib import Path
 
 import httpx
 import pytest
+import ray
+from artifacts import copied
 from ray import serve
-from serving import KEY, ask
+from serving import KEY, ask, asking
 
 import lc_ray
 from lc_ray import DeployModel, artifact
 from lc_ray.deploy import ray as platform
 from lc_ray.errors import ArtifactError, ServeError
-from lc_ray.serve import app, auth, rollout
+from lc_ray.serve import app, auth, rollout, update
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.serve.rollout import State, Version
 from lc_ray.spec import ServeSpec
 
 PREDICT = "/v1/models/tiny:predict"
-
-
-@pytest.fixture(scope="module")
-def second_artifact(tiny_artifact, tmp_path_factory):
-    """The same model in another version."""
-    found = artifact.read(tiny_artifact)
-    manifest = found.manifest.model_copy(update={"lineage": {"second": True}})
-    files = [name for name in found.manifest.files]
-
-    def fill(folder: Path) -> None:
-        for name in files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(found.path / name, folder / name)
-
-    return artifact.write(tmp_path_factory.mktemp("second") / "model", manifest, fill).path
 
 
 @pytest.fixture
@@ -208,40 +194,19 @@ def test_model_is_replaced_under_load_without_a_failed_request(home, ray_local, 
     url = app.start([tiny_artifact], ServeSpec(port=0, timeout="90s"), {"test": KEY})
     try:
         first, second = (artifact.read(path).digest for path in (tiny_artifact, second_artifact))
-        done, seen = threading.Event(), []
-
-        def client():
-            with httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=90) as http:
-                while not done.is_set():
-                    response = http.post(PREDICT, json={"instances": ["good flight"]})
-                    seen.append((response.status_code, response.json().get("version")))
-
-        def ask_until(versions):
-            start = len(seen)
-            while {version for _, version in seen[start:]} != versions:
-                assert all(status == 200 for status, _ in seen)
-                done.wait(0.05)
-                start += 1
-
         folder = rollout.find()
-        with ThreadPoolExecutor(4) as pool:
-            clients = [pool.submit(client) for _ in range(4)]
-            try:
-                for weight, versions in ((0.5, {first, second}), (1.0, {second})):
-                    name, new = rollout.keep(folder, second_artifact, weight)
-                    app.replace(folder, rollout.rolled(rollout.read(folder), name, new))
-                    ask_until(versions)
-                app.replace(folder, rollout.rolled_back(rollout.read(folder), "tiny"))
-                ask_until({first, second})
-                broken = rollout.read(folder)
-                missing = Version(path=str(tmp_path / "nothing"), digest="nothing")
-                with pytest.raises(ServeError, match=r"what was served goes on: .*not an artifact"):
-                    app.replace(folder, rollout.rolled(broken, "tiny", missing))
-                assert rollout.read(folder) == broken
-            finally:
-                done.set()
-            assert [c.result() for c in clients] == [None] * 4
-        assert {status for status, _ in seen} == {200}
+        with asking(url, KEY) as ask_until:
+            for weight, versions in ((0.5, {first, second}), (1.0, {second})):
+                name, new = rollout.keep(folder, second_artifact, weight)
+                update.replace(folder, rollout.rolled(rollout.read(folder), name, new))
+                ask_until(versions)
+            update.replace(folder, rollout.rolled_back(rollout.read(folder), "tiny"))
+            ask_until({first, second})
+            broken = rollout.read(folder)
+            missing = Version(path=str(tmp_path / "nothing"), digest="nothing")
+            with pytest.raises(ServeError, match=r"what was served goes on: .*not an artifact"):
+                update.replace(folder, rollout.rolled(broken, "tiny", missing))
+            assert rollout.read(folder) == broken
     finally:
         app.stop()
     assert rollout.running() == []
@@ -273,5 +238,37 @@ def test_versions_and_models_come_and_go_beside_another_application(home, ray_lo
         other.delete()
         assert theirs.remote().result() == "still here"
         assert list(serve.status().applications) == ["theirs"]
+    finally:
+        serve.shutdown()
+
+
+@pytest.mark.cluster
+def test_where_several_machines_serve_too(home, ray_local, tiny_artifact, second_artifact, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    other = copied(tiny_artifact, tmp_path / "other", name="other")
+    broken = copied(tiny_artifact, tmp_path / "broken", weights=b"nothing")
+    with monkeypatch.context() as several:
+        several.setattr(ray, "nodes", lambda: [{}, {}])
+        first = DeployModel(tiny_artifact, "ray", replicas={"cpu": 0}, timeout="90s").deploy()
+    try:
+        assert rollout.running() == []
+        old, new = (artifact.read(path).digest for path in (tiny_artifact, second_artifact))
+        with asking(first.url, first.key, clients=2) as ask_until:
+            ask_until({old})
+            with ThreadPoolExecutor() as pool:  # one waits for the other, and takes nothing of it away
+                besides, second = pool.map(lambda path: DeployModel(path, "ray").deploy(), (other, second_artifact))
+            ask_until({new})
+            assert besides.url == second.url == first.url
+            assert besides.predict(["good flight"])[0]["label"] == first.predict(["good flight"])[0]["label"]
+            with pytest.raises(ServeError, match="what was served goes on: Error while deserializing") as told:
+                DeployModel(broken, "ray").deploy()
+            assert "Traceback" not in str(told.value)
+            ask_until({new})
+            besides.delete()
+            with pytest.raises(ServeError, match="no model 'other'"):
+                besides.predict(["good flight"])
+            ask_until({new})
+        second.delete()
+        assert not app.serves()
     finally:
         serve.shutdown()

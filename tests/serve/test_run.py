@@ -43,4 +43,4 @@ def test_replicas_and_queue(replicas, fixed):
     config = deployment._deployment_config
     assert config.max_ongoing_requests >= 100 + 32
     assert config.num_replicas == fixed or config.autoscaling_config.max_replicas == replicas["max"]
-    assert "key" not in deployment.init_args
+    assert "key" not in deployment.init_args[0].keys

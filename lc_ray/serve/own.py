@@ -1,0 +1,166 @@
+"""Our own engine of language models: rows join and leave the running batch between any two tokens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from torch import Tensor
+
+from lc_ray.predictor import Predictor
+from lc_ray.serve.generation import Answer, Ask, Generator, Job, Piece, Prompt
+from lc_ray.spec import ServeSpec
+from lc_ray.tasks._decoder import Decoder
+from lc_ray.tasks._sampling import Sampler
+
+
+class _Row(Answer):
+    """A running answer of ours."""
+
+    def __init__(self, prompt: Prompt, number: int, tokenizer: Any, end: list[int]) -> None:
+        super().__init__(prompt, number, tokenizer, end)
+        self.sampler, self.last = Sampler(prompt.ask.sampling, number, prompt.ask.logprobs), 0
+
+    def take(self, logits: Tensor) -> Piece | None:
+        """The next token, and what is to be sent of it."""
+        token = self.sampler.draw(logits, self.matcher.allowed(len(logits)) if self.matcher else None)
+        self.last = token.id
+        return self.add(token)
+
+
+class OwnGenerator(Generator):
+    """Runs requests on one thread, with the model's decoder.
+
+    Prompts are read in parts, short ones together, so that running answers never wait for more than one part.
+
+    Args:
+        predictor, spec: see `Generator`.
+    """
+
+    def __init__(self, predictor: Predictor, spec: ServeSpec) -> None:
+        super().__init__(predictor, spec)
+        self._decoder: Decoder = self.task.decoder(predictor.engine)
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._rows: list[_Row] = []  # as the decoder has them; only the thread touches them
+        self._reading: list[Prompt] = []
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="generator", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """See `Generator`."""
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """See `Generator`."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """See `Generator`."""
+        return len(self._rows)
+
+    def submit(self, job: Job) -> None:
+        """See `Generator`."""
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def drop(self, job: Job) -> None:
+        """Its rows are left at the next token."""
+        job.cancelled = True
+
+    def close(self) -> None:
+        """End the thread at the next token."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while self._wait():
+            try:
+                self._drop()
+                self._read()
+                self._step()
+            except Exception as error:  # of the engine: those that ran have lost their state
+                for job in {id(one.job): one.job for one in self._held()}.values():
+                    job.send(error)
+                self._rows, self._reading, self._decoder = [], [], self.task.decoder(self.predictor.engine)
+
+    def _wait(self) -> bool:
+        """Until there is something to run; False if there never will be."""
+        with self._changed:
+            while not (self._closed or self._rows or self._reading or self._waiting):
+                self._changed.wait()
+            return not self._closed
+
+    def _drop(self) -> None:
+        """Leave rows and requests that nobody waits for."""
+        for place in reversed(range(len(self._rows))):
+            if self._rows[place].job.cancelled:
+                self._leave(place)
+        self._reading = [prompt for prompt in self._reading if not prompt.job.cancelled]
+        with self._changed:
+            if any(job.cancelled for job in self._waiting):
+                self._waiting = deque(job for job in self._waiting if not job.cancelled)
+            while self._waiting and self._fits(self._waiting[0].prompts[0].ask):
+                prompt = self._waiting[0].prompts.pop(0)
+                self._reading.append(prompt)
+                prompt.job.begun = prompt.job.begun or time.monotonic()
+                if not prompt.job.prompts:
+                    self._waiting.popleft()
+
+    def _fits(self, ask: Ask) -> bool:
+        """Whether there is room for a prompt's answers beside those that run or will, which are all as long in the cache as the longest."""
+        held = self._held()
+        if not held:
+            return True
+        rows = len(self._rows) + sum(prompt.ask.n for prompt in self._reading) + ask.n
+        longest = max(len(one.ids) + one.tokens for one in (ask, *(other.ask for other in held)))
+        return rows <= self.spec.batch.max and rows * longest <= max(self.positions, self.spec.batch.tokens)
+
+    def _held(self) -> list[_Row | Prompt]:
+        """Answers that run, and prompts whose answers will."""
+        return [*self._rows, *self._reading]
+
+    def _read(self) -> None:
+        """Parts of prompts; after the last part of one, its answers begin."""
+        if not self._reading:
+            return
+        for prompt in self._reading:
+            prompt.state = prompt.state or self._decoder.begin(prompt.ask.ids)
+        read = list(zip(self._reading, self._decoder.read([prompt.state for prompt in self._reading]), strict=True))
+        fresh = [(self._begun(prompt, number), logits) for prompt, logits in read if logits is not None for number in range(prompt.ask.n)]
+        self._reading = [prompt for prompt, logits in read if logits is None]
+        self._take(fresh)
+
+    def _begun(self, prompt: Prompt, number: int) -> _Row:
+        """An answer to a prompt that is read."""
+        self._decoder.join(prompt.state)
+        self._rows.append(_Row(prompt, number, self.tokenizer, self.end))
+        return self._rows[-1]
+
+    def _step(self) -> None:
+        """A token for each row."""
+        if self._rows:
+            rows = list(self._rows)
+            self._take(list(zip(rows, self._decoder.step([row.last for row in rows]), strict=True)))
+
+    def _take(self, rows: list[tuple[_Row, Tensor]]) -> None:
+        for row, logits in rows:
+            piece = row.take(logits)
+            if piece:
+                row.job.send(piece)
+                if piece.finish:
+                    self._leave(self._rows.index(row))
+
+    def _leave(self, place: int) -> None:
+        self._decoder.leave(place)
+        last = self._rows.pop()
+        if place < len(self._rows):
+            self._rows[place] = last

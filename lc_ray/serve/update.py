@@ -1,0 +1,173 @@
+"""Other models, or others of their versions, at an endpoint that runs, while requests go on.
+
+Where one machine serves alone, its replicas load them and then adopt them, see rollout.py. Where several do, nothing tells all replicas at once,
+also those that come later, but the application's own arguments: it is run again with other ones, and Serve replaces each replica once another is up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import ray
+from ray import serve
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.serve.schema import ApplicationStatus
+
+from lc_ray import runtime
+from lc_ray.errors import ServeError, unwrap
+from lc_ray.serve import app, rollout
+from lc_ray.serve.app import NAME, Given
+from lc_ray.serve.rollout import State, Version
+
+_PATIENCE = 900.0  # seconds in which new replicas are up: nodes may have to be started for them
+
+
+def update(path: str | Path) -> str | None:
+    """Have the endpoint of the connected Ray, if it has one, serve an artifact: in place of the model of its name, or besides.
+
+    Returns:
+        The endpoint's URL; None if there is none.
+
+    Raises:
+        ArtifactError: no artifact there, or an altered one.
+        ServeError: it can't be loaded; what was served goes on. Or the endpoint is changed elsewhere.
+    """
+    if NAME not in serve.status().applications:
+        return None
+    with _changing() as (state, kept, put):
+        put(rollout.rolled(state, *kept(path)))
+    return state.url
+
+
+def remove(name: str) -> bool:
+    """Serve a model no more, and close the endpoint that has no other; whether that is so.
+
+    Raises:
+        ServeError: the model is not served, or the endpoint is changed elsewhere.
+    """
+    if NAME in serve.status().applications:
+        with _changing() as (state, _, put):
+            rest = rollout.without(state, name)
+            if rest.models:
+                put(rest)
+                return False
+            app.stop()
+    return True
+
+
+def replace(folder: Path, state: State) -> None:
+    """Have all replicas of an endpoint that one machine serves alone serve another state: all of them load it, then all adopt it, or none does.
+
+    Where none runs, those to come will.
+
+    Raises:
+        ServeError: a replica can't load an artifact; what was served goes on.
+    """
+    handle = serve.get_app_handle(NAME)
+    try:
+        handle.broadcast("load", state.models).results()
+    except DeploymentUnavailableError:
+        rollout.write(folder, state)
+        return
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            handle.broadcast("adopt", rollout.read(folder).models).results()
+        raise ServeError(f"not replaced, what was served goes on: {unwrap(error)}", state.url) from None
+    rollout.write(folder, state)
+    with contextlib.suppress(Exception):  # of a replica that dies at this moment: the one in its place reads the state
+        handle.broadcast("adopt", state.models).results()
+
+
+@contextlib.contextmanager
+def _changing() -> Iterator[tuple[State, Callable[[str | Path], tuple[str, Version]], Callable[[State], None]]]:
+    """Alone in changing the endpoint's state: as it is, what makes a version of an artifact's folder, and what has another state served."""
+    if folder := rollout.of(app.address()):
+        with rollout.locked(folder):
+            yield rollout.read(folder), partial(rollout.keep, folder), partial(replace, folder)
+        return
+    with _alone():
+        given = _given()
+        if not isinstance(given.source, State):
+            fix = "on the machine that has its state, or in the configuration of its RayService"
+            raise ServeError("this endpoint can't be changed from here", fix=f"change it where it was started: {fix}")
+        yield given.source, rollout.version, partial(_redeploy, given)
+
+
+def _given() -> Given:
+    """What replicas are made of; a first one is started if there is none.
+
+    Raises:
+        ServeError: none is up in time.
+    """
+    try:
+        given: Given = serve.get_app_handle(NAME).given.remote().result(timeout_s=_PATIENCE)
+    except (TimeoutError, RayServeException) as error:
+        told = str(error) or f"none is up after {_PATIENCE:.0f} s"
+        raise ServeError(f"no replica tells what is served: {told}", fix="`serve shutdown` ends the endpoint; deploy its models anew then") from None
+    return given
+
+
+def _redeploy(given: Given, state: State) -> None:
+    """Run the application with another state, or with the former one if that fails.
+
+    Raises:
+        ServeError: new replicas can't start, or are not up in time; what was served goes on.
+    """
+    if state == given.source:
+        return
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    try:
+        _run(given._replace(source=state))
+    except BaseException as error:
+        with contextlib.suppress(ServeError):  # those that served go on, also where no other can take their place
+            _run(given)
+        if isinstance(error, ServeError):
+            raise ServeError(f"not replaced, what was served goes on: {error}", state.url) from None
+        raise
+
+
+def _run(given: Given) -> None:
+    """Run the application, and wait until all its replicas are of this kind.
+
+    Raises:
+        ServeError: they can't start, or are not up in time.
+    """
+    serve.run_many([serve.RunTarget(app.bound(given), name=NAME, route_prefix="/")], wait_for_applications_running=False)
+    end = time.monotonic() + _PATIENCE
+    while (now := serve.status().applications[NAME]).status != ApplicationStatus.RUNNING:
+        told = _reason(now.deployments[NAME].message if NAME in now.deployments else now.message)
+        if now.status == ApplicationStatus.DEPLOY_FAILED:
+            raise ServeError(told)
+        if time.monotonic() > end:
+            raise ServeError(f"new replicas are not up after {_PATIENCE:.0f} s: {told}", fix="is there room for one more beside those that run?")
+        time.sleep(0.2)
+
+
+def _reason(told: str) -> str:
+    """What Serve tells, or of a traceback in it the error, whose further lines are indented."""
+    return re.sub(r"^[\w.]+: ", "", re.split(r"\n(?=\S)", told.strip())[-1])
+
+
+class _Turn:
+    """An actor of a name that only one can have, and which is free again when its owner ends."""
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Alone in changing what this Ray serves: others wait, on whichever machine."""
+    while True:
+        try:
+            turn = ray.remote(**runtime.beside())(_Turn).options(name="update", namespace=NAME).remote()
+            break
+        except ValueError:
+            time.sleep(0.5)
+    try:
+        yield
+    finally:
+        ray.kill(turn)
