@@ -60,7 +60,6 @@ def session(cpus: int | None = None) -> Iterator[None]:
         ray.init("local", num_cpus=cpus or (os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
     try:
         yield
     finally:

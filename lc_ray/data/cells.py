@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def spread(shares: ray.data.Dataset, work: Callable[..., Any], **options: Any) -
 
     Ray Data's reservation of resources between operators knows of none in its first second and lets one task run. There is one operator here.
     """
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs each step, and the traceback of what it raises
     shares.context.op_resource_reservation_enabled = False
     return shares.map_batches(work, num_cpus=1, **options)
 
