@@ -67,12 +67,17 @@ class Reader:
 
     def values(self, table: pa.Table) -> dict[str, list[Any]]:
         """A table's rows by column, with values in place of their places."""
-        return {
-            name: [None if place is None else self._read(**place) for place in column.to_pylist()] if column.type == PLACE else column.to_pylist()
-            for name, column in zip(table.column_names, table.columns, strict=True)
-        }
+        rows: dict[str, list[Any]] = table.to_pydict()
+        large = [name for name in rows if table[name].type == PLACE]
+        for place in (place for name in large for place in rows[name] if place and hasattr(os, "posix_fadvise")):
+            # Storage that is far or slow has all of them to fetch at a time, rather than one after the other.
+            os.posix_fadvise(self._file(place["file"]), place["at"], place["size"], os.POSIX_FADV_WILLNEED)
+        return rows | {name: [None if place is None else self._read(**place) for place in rows[name]] for name in large}
 
     def _read(self, file: str, at: int, size: int) -> bytes:
-        if file not in self._files:
-            self._files[file] = open(self.folder / f"{file}{_ENDING}", "rb", buffering=0)  # noqa: SIM115 closed with the last reference
-        return os.pread(self._files[file].fileno(), size, at)
+        return os.pread(self._file(file), size, at)
+
+    def _file(self, name: str) -> int:
+        if name not in self._files:
+            self._files[name] = open(self.folder / f"{name}{_ENDING}", "rb", buffering=0)  # noqa: SIM115 closed with the last reference
+        return self._files[name].fileno()
