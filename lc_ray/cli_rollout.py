@@ -16,9 +16,12 @@ from lc_ray.errors import ServeError, SpecError
 from lc_ray.terminal import AsJson, out
 
 if TYPE_CHECKING:
-    from lc_ray.serve.rollout import State
+    from lc_ray.serve.rollout import State, Version
 
-Port = Annotated[int | None, typer.Option(help="port of the endpoint; not needed where only one runs on this machine", show_default=False)]
+    Kept = Callable[..., tuple[str, Version]]  # what makes a version of an artifact's folder and weight
+
+_PORT = "port of the endpoint; not needed where only one runs on this machine, or for that of the cluster of RAY_ADDRESS"
+Port = Annotated[int | None, typer.Option(help=_PORT, show_default=False)]
 
 
 def rollout(
@@ -39,10 +42,10 @@ def rollout(
     if not 0 < share <= 1:
         raise SpecError("expected more than 0 and at most 100%", "--weight", "`lc-ray rollback NAME` takes a version out again")
 
-    def rolled(folder: Path, state: State) -> State:
+    def rolled(state: State, kept: Kept) -> State:
         from lc_ray.serve import rollout as states
 
-        return states.rolled(state, *states.keep(folder, artifact, share))
+        return states.rolled(state, *kept(artifact, share))
 
     _change(port, rolled)
 
@@ -53,7 +56,7 @@ def rollback(
 ) -> None:
     """Serve a model as it was served before its latest rollout. Given again, it goes one further back."""
 
-    def rolled_back(folder: Path, state: State) -> State:
+    def rolled_back(state: State, kept: Kept) -> State:
         from lc_ray.serve import rollout as states
 
         return states.rolled_back(state, name)
@@ -62,39 +65,50 @@ def rollback(
 
 
 def endpoints(as_json: AsJson = False) -> None:
-    """List the endpoints of this machine, their models, and the share of the requests that each version answers."""
+    """List the endpoints of this machine, or that of the cluster of RAY_ADDRESS, their models, and the share of the requests of each version."""
+    from lc_ray import runtime
     from lc_ray.serve import rollout as states
 
-    found = states.running()
+    if os.environ.get("RAY_ADDRESS"):
+        from lc_ray.serve import update
+
+        with runtime.session():
+            found = [update.served()]
+    else:
+        found = states.running()
     if as_json:
         print(json.dumps([{"url": state.url, "models": states.weights(state.models)} for state in found]))
     else:
         _show(found)
 
 
-def _change(port: int | None, wanted: Callable[[Path, State], State]) -> None:
-    """Have an endpoint serve the state that is wanted of its folder and its state now, and show it."""
+def _change(port: int | None, wanted: Callable[[State, Kept], State]) -> None:
+    """Have an endpoint serve the state that is wanted in place of its state now, and show it."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # its Ray asks for one, which Ray sends only if it is told so before it is imported
-    from lc_ray.serve import rollout as states
     from lc_ray.serve import update
 
-    folder = states.find(port)
-    with states.locked(folder):
-        state = states.read(folder)
-        changed = wanted(folder, state)
-        with _connected(state):
-            update.replace(folder, changed)
+    with _connected(port), update.changing() as (state, kept, put):
+        changed = wanted(state, kept)
+        put(changed)
     _show([changed])
 
 
 @contextmanager
-def _connected(state: State) -> Iterator[None]:
+def _connected(port: int | None) -> Iterator[None]:
     """Connected to the Ray of an endpoint."""
     import logging
 
     import ray
 
+    from lc_ray import runtime
+    from lc_ray.serve import rollout as states
+
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if port is None and os.environ.get("RAY_ADDRESS"):
+        with runtime.session():
+            yield
+        return
+    state = states.read(states.find(port))
     try:
         ray.init(state.address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError:

@@ -82,14 +82,14 @@ def served(paths: Sequence[str | Path], digests: Sequence[str] = ()) -> Served:
     return found
 
 
-def version(path: str | Path) -> tuple[str, Version]:
+def version(path: str | Path, weight: float = 1.0) -> tuple[str, Version]:
     """An artifact's name and version, its files where they are.
 
     Raises:
         ArtifactError: no artifact there, or an altered one.
     """
     found = artifact.read(path)
-    return found.manifest.name, Version(path=str(found.path.resolve()), digest=found.digest)
+    return found.manifest.name, Version(path=str(found.path.resolve()), digest=found.digest, weight=weight)
 
 
 def rolled(state: State, name: str, new: Version) -> State:

@@ -40,7 +40,7 @@ def update(path: str | Path) -> str | None:
     """
     if NAME not in serve.status().applications:
         return None
-    with _changing() as (state, kept, put):
+    with changing() as (state, kept, put):
         put(rollout.rolled(state, *kept(path)))
     return state.url
 
@@ -52,7 +52,7 @@ def remove(name: str) -> bool:
         ServeError: the model is not served, or the endpoint is changed elsewhere.
     """
     if NAME in serve.status().applications:
-        with _changing() as (state, _, put):
+        with changing() as (state, _, put):
             rest = rollout.without(state, name)
             if rest.models:
                 put(rest)
@@ -85,26 +85,46 @@ def replace(folder: Path, state: State) -> None:
 
 
 @contextlib.contextmanager
-def _changing() -> Iterator[tuple[State, Callable[[str | Path], tuple[str, Version]], Callable[[State], None]]]:
-    """Alone in changing the endpoint's state: as it is, what makes a version of an artifact's folder, and what has another state served."""
+def changing() -> Iterator[tuple[State, Callable[..., tuple[str, Version]], Callable[[State], None]]]:
+    """Alone in changing the connected Ray's endpoint: its state, what makes a version of an artifact's folder and weight, what has a state served.
+
+    Raises:
+        ServeError: there is none, or it is changed elsewhere.
+    """
     if folder := rollout.of(app.address()):
         with rollout.locked(folder):
             yield rollout.read(folder), partial(rollout.keep, folder), partial(replace, folder)
         return
     with _alone():
         given = _given()
-        if not isinstance(given.source, State):
-            fix = "on the machine that has its state, or in the configuration of its RayService"
-            raise ServeError("this endpoint can't be changed from here", fix=f"change it where it was started: {fix}")
-        yield given.source, rollout.version, partial(_redeploy, given)
+        yield _state(given), rollout.version, partial(_redeploy, given)
+
+
+def served() -> State:
+    """The state of the connected Ray's endpoint.
+
+    Raises:
+        ServeError: there is none, or it is changed elsewhere.
+    """
+    folder = rollout.of(app.address())
+    return rollout.read(folder) if folder else _state(_given())
+
+
+def _state(given: Given) -> State:
+    if not isinstance(given.source, State):
+        fix = "on the machine that has its state, or in the configuration of its RayService"
+        raise ServeError("this endpoint can't be changed from here", fix=f"change it where it was started: {fix}")
+    return given.source
 
 
 def _given() -> Given:
     """What replicas are made of; a first one is started if there is none.
 
     Raises:
-        ServeError: none is up in time.
+        ServeError: there is no endpoint, or no replica is up in time.
     """
+    if NAME not in serve.status().applications:
+        raise ServeError("no endpoint runs on this Ray", fix="start one: lc-ray deploy ARTIFACT --platform ray")
     try:
         given: Given = serve.get_app_handle(NAME).given.remote().result(timeout_s=_PATIENCE)
     except (TimeoutError, RayServeException) as error:

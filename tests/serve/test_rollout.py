@@ -17,7 +17,7 @@ from ray import serve
 from serving import KEY, ask, asking
 
 import lc_ray
-from lc_ray import DeployModel, artifact
+from lc_ray import DeployModel, artifact, cli_rollout
 from lc_ray.deploy import ray as platform
 from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.serve import app, auth, rollout, update
@@ -268,6 +268,11 @@ def test_where_several_machines_serve_too(home, ray_local, tiny_artifact, second
             with pytest.raises(ServeError, match="no model 'other'"):
                 besides.predict(["good flight"])
             ask_until({new})
+            with monkeypatch.context() as connected:
+                connected.setenv("RAY_ADDRESS", app.address())
+                cli_rollout.rollback(second.name)
+            ask_until({old})
+        assert [set(shares) for shares in rollout.weights(update.served().models).values()] == [{old}]
         second.delete()
         assert not app.serves()
     finally:
