@@ -130,6 +130,8 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
     except OSError as error:
         fix = "free some space, or give a `storage` that can be written, then run again"
         raise DataError(f"can't write the prepared data: {error.strerror}", str(folder), fix) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # of no use to another try, and as large as the data
     return Prepared(folder, record), False
 
 

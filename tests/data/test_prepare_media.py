@@ -68,6 +68,7 @@ def test_bad_pictures_and_sounds_are_set_aside_with_their_reason(ray_local, tmp_
     assert found.record["rejected"] == 6 == sum(found.record["reasons"].values())
     with pytest.raises(DataError, match=r"6 of 26 rows can't be used"):
         prepare(job(tmp_path, tmp_path / "rows.parquet", reject={"limit": "5%"}))
+    assert not list((tmp_path / "runs" / "prepared").glob(".*")), "nothing is left of what failed"
 
 
 def _table(frame):
