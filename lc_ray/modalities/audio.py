@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-from lc_ray.errors import DataError, ModelError
-from lc_ray.modalities import _media
+from lc_ray.errors import DataError
+from lc_ray.modalities import _hub, _media
 from lc_ray.spec import InputSpec
 
 _LONGEST = 3600  # seconds; a longer file is a mistake rather than a clip
@@ -48,10 +48,8 @@ class Modality:
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         self.spec = spec
-        try:
+        with _hub.loading("feature extractor", str(source)):
             self.extractor = AutoFeatureExtractor.from_pretrained(str(source))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no feature extractor can be loaded: {str(error).splitlines()[0]}", str(source)) from None
         self.rate = int(self.extractor.sampling_rate)
         self.mel = self.extractor.model_input_names[0] != "input_values" or _is_ast(self.extractor)
         self.longest = round(spec.seconds * self.rate)
@@ -161,15 +159,9 @@ class Encoder(nn.Module):
         Raises:
             ModelError: no such model.
         """
-        try:
+        with _hub.loading("speech model", source):
             config = AutoConfig.from_pretrained(source)
-            model = (
-                AutoModel.from_config(config)
-                if spec.weights == "random"
-                else AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no speech model can be loaded: {str(error).splitlines()[0]}", source) from None
+            model = _hub.model(AutoModel, config, source, spec.weights)
         if config.model_type == "whisper":
             model = shorter(model.encoder, round(spec.seconds * 50))
         return cls(plain(model), {"transformers": model.config.to_dict() | {"model_type": config.model_type}})

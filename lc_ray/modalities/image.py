@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from lc_ray.errors import DataError, ModelError
-from lc_ray.modalities import _media
+from lc_ray.modalities import _hub, _media
 from lc_ray.spec import InputSpec
 
 _LEAST, _MOST = 2, 50_000_000  # pixels along a side, pixels in all
@@ -151,15 +151,9 @@ class Encoder(nn.Module):
             with torch.no_grad():
                 width = model.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
             return cls(model.train(), {"torchvision": source, "width": width, **_IMAGENET})
-        try:
+        with _hub.loading("vision model", source):
             config = AutoConfig.from_pretrained(source)
-            found = (
-                AutoModel.from_config(config)
-                if weights == "random"
-                else AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no vision model can be loaded: {str(error).splitlines()[0]}", source) from None
+            found = _hub.model(AutoModel, config, source, weights)
         return cls(_headless(found), {"transformers": config.to_dict(), "width": _width(config), **statistics(Path(source))})
 
     @classmethod

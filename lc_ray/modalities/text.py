@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
-from lc_ray.errors import DataError, ModelError
-from lc_ray.modalities import _text
+from lc_ray.errors import DataError
+from lc_ray.modalities import _hub, _text
 from lc_ray.spec import InputSpec
 
 
@@ -33,10 +33,8 @@ class Modality:
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         self.spec = spec
-        try:
+        with _hub.loading("tokenizer", str(source)):
             self.tokenizer = AutoTokenizer.from_pretrained(str(source))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no tokenizer can be loaded: {str(error).splitlines()[0]}", str(source)) from None
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
@@ -108,12 +106,10 @@ class Encoder(nn.Module):
     @classmethod
     def pretrained(cls, spec: InputSpec, source: str) -> Self:
         """With pretrained weights from a folder or hub id, or random ones of that shape."""
-        try:
+        with _hub.loading("model", source):
             if spec.weights == "random":
                 return cls(AutoModel.from_config(AutoConfig.from_pretrained(source)))
             return cls(AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no model can be loaded: {str(error).splitlines()[0]}", source) from None
 
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCTC
 
 from lc_ray.errors import ModelError
-from lc_ray.modalities import audio
+from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._language import IGNORED
 from lc_ray.tasks._task import Batch, Run
@@ -38,16 +38,10 @@ class Model(nn.Module):
     @classmethod
     def pretrained(cls, spec: InputSpec, source: str, reading: Reading) -> Self:
         """See `speech_recognition.Model`. A base without a head, or with one of other letters, gets a new one."""
-        try:
+        with _hub.loading("CTC model", source):
             config = AutoConfig.from_pretrained(source)
             config.vocab_size, config.pad_token_id = len(reading.tokenizer), reading.blank
-            model = (
-                AutoModelForCTC.from_config(config)
-                if spec.weights == "random"
-                else AutoModelForCTC.from_pretrained(source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True)
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no CTC model can be loaded: {str(error).splitlines()[0]}", source) from None
+            model = _hub.model(AutoModelForCTC, config, source, spec.weights, config=config, ignore_mismatched_sizes=True)
         return cls(model, module_name(spec.column))
 
     @classmethod

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig
 
 from lc_ray.errors import DataError, ModelError, SpecError
-from lc_ray.modalities import _text, text
+from lc_ray.modalities import _hub, _text, text
 from lc_ray.spec import InputSpec, ModelSpec, module_name
 from lc_ray.tasks import _task
 from lc_ray.tasks._task import Batch, Run
@@ -162,7 +162,7 @@ class Model(nn.Module):
             ModelError: the source has no such model, only weights in pickle, or fewer positions than the job needs.
         """
         source = sources[inputs[0].column]
-        try:
+        with _hub.loading("language model", source):
             config = AutoConfig.from_pretrained(source)
             random, options = inputs[0].weights == "random", {"attn_implementation": "sdpa"}
             model = (
@@ -170,8 +170,6 @@ class Model(nn.Module):
                 if random
                 else cls.AUTO.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
             )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no language model can be loaded: {str(error).splitlines()[0]}", source) from None
         if task.positions > (most := getattr(config, "max_position_embeddings", None) or task.positions):
             raise ModelError(f"the model reads {most} tokens; this job may give it {task.positions}", source, "lower data.inputs.max_length")
         return cls(model, module_name(inputs[0].column))

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, WhisperForConditionalGeneration
 
 from lc_ray.errors import ModelError
-from lc_ray.modalities import audio
+from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks import _language
 from lc_ray.tasks._language import IGNORED
@@ -39,17 +39,11 @@ class Model(nn.Module):
     @classmethod
     def pretrained(cls, spec: InputSpec, source: str, reading: Reading) -> Self:
         """See `speech_recognition.Model`. The encoder's positions are cut to `spec.seconds`."""
-        try:
+        with _hub.loading("Whisper", source):
             config = AutoConfig.from_pretrained(source)
             if config.model_type != "whisper":
                 raise ModelError(f"this model does not write transcripts: {config.model_type}", source, "use Whisper, or a wav2vec2 or HuBERT model")
-            model = (
-                WhisperForConditionalGeneration(config)
-                if spec.weights == "random"
-                else WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no Whisper can be loaded: {str(error).splitlines()[0]}", source) from None
+            model = _hub.model(WhisperForConditionalGeneration, config, source, spec.weights)
         if (most := config.max_target_positions - len(reading.prefix)) < reading.longest:
             raise ModelError(f"the model writes {most} tokens; this job may ask for {reading.longest}", source, f"set task.max_new_tokens: {most}")
         audio.shorter(model.model.encoder, round(spec.seconds * 50))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, SpeechT5ForTextToSpeech
 
 from lc_ray.errors import ModelError
-from lc_ray.modalities import audio
+from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks import _mel
 from lc_ray.tasks._task import Batch, Run
@@ -154,17 +154,11 @@ class Model(nn.Module):
         Raises:
             ModelError: no SpeechT5, other spectrograms or steps than the task's, or fewer positions than the job may need.
         """
-        try:
+        with _hub.loading("SpeechT5", source):
             config = AutoConfig.from_pretrained(source)
             if config.model_type != "speecht5":
                 raise ModelError(f"this model does not speak: {config.model_type}", source, "use microsoft/speecht5_tts, or facebook/mms-tts-eng")
-            model = (
-                SpeechT5ForTextToSpeech(config)
-                if given.weights == "random"
-                else SpeechT5ForTextToSpeech.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no SpeechT5 can be loaded: {str(error).splitlines()[0]}", source) from None
+            model = _hub.model(SpeechT5ForTextToSpeech, config, source, given.weights)
         if (factor := config.reduction_factor) != task.reduction_factor:
             raise ModelError(f"the model says {factor} frames at a time", source, f"set task.reduction_factor: {factor}")
         if config.num_mel_bins != _mel.bins():

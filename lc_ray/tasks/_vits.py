@@ -26,7 +26,7 @@ from transformers import AutoConfig, VitsModel
 from transformers.utils import is_phonemizer_available, is_uroman_available
 
 from lc_ray.errors import ModelError
-from lc_ray.modalities import audio
+from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._alignment import durations, likelihood, spread
 from lc_ray.tasks._durations import surprise
@@ -216,15 +216,9 @@ class Model(nn.Module):
         Raises:
             ModelError: no VITS, or one of several voices.
         """
-        try:
+        with _hub.loading("VITS", source):
             config = AutoConfig.from_pretrained(source)
-            model = (
-                VitsModel(config)
-                if given.weights == "random"
-                else VitsModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"no VITS can be loaded: {str(error).splitlines()[0]}", source) from None
+            model = _hub.model(VitsModel, config, source, given.weights)
         if config.num_speakers > 1 or config.speaker_embedding_size:
             raise ModelError(f"this VITS has {config.num_speakers} voices", source, "use one of one voice, for example facebook/mms-tts-eng")
         return cls(model, module_name(given.column))

@@ -1,0 +1,40 @@
+"""Models of transformers, from a folder or by their hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lc_ray.errors import ModelError
+
+
+@contextmanager
+def loading(what: str, source: str) -> Iterator[None]:
+    """Raise as ModelError what transformers raises where a model can't be loaded.
+
+    Args:
+        what: should be loaded, such as "Whisper".
+        source: folder or hub id.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no {what} can be loaded: {str(error).splitlines()[0]}", source) from None
+
+
+def model(kind: Any, config: Any, source: str, weights: str | None, /, **options: Any) -> Any:
+    """A model of a class of transformers: with the source's weights, or random ones.
+
+    Args:
+        kind: the class, or one that chooses it by the configuration.
+        config: of random weights.
+        source: folder or hub id.
+        weights: "random", or else those of the source, which are read from safetensors alone.
+        options: of `from_pretrained`.
+    """
+    if weights == "random":
+        return kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+    return kind.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
