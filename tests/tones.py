@@ -9,8 +9,6 @@ import numpy as np
 import soundfile
 import torch
 
-from lc_ray.artifact import Manifest
-from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed, prepare
 from lc_ray.spec import InputSpec
 
@@ -81,16 +79,6 @@ def turned(chosen):
         for one, other in zip(numbers, numbers[1:] + numbers[:1], strict=True):
             found[one] = other
     return found
-
-
-def save(folder, model, task, inputs, changed=({}, {})):
-    manifest = Manifest(
-        name=folder.name,
-        task={"kind": "text_to_speech", **task.config},
-        inputs=[i.model_dump() for i in inputs],
-        architecture=load.describe(model, *changed),
-    )
-    return load.save(folder, manifest, model.state_dict(), load.modalities(inputs))
 
 
 def train(model, task, rows, columns, steps, rate):

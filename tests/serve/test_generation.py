@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from talking import coded, collect
 
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.generation import Ask
@@ -43,19 +44,6 @@ def plain(tiny_language):
     model = LlamaForCausalLM(tiny_language.engine.model.model.config).eval()
     model.load_state_dict(tiny_language.engine.model.model.state_dict())
     return model
-
-
-def coded(tiny_language, text):
-    return tiny_language.task.tokenizer(text)["input_ids"]
-
-
-async def collect(generator, ask, seconds=60):
-    texts, tokens, finish = [""] * ask.n, [[] for _ in range(ask.n)], [None] * ask.n
-    async for piece in generator.run([ask], time.monotonic() + seconds):
-        texts[piece.number] += piece.text
-        tokens[piece.number] += piece.tokens
-        finish[piece.number] = piece.finish
-    return texts, tokens, finish
 
 
 async def settled(generator):

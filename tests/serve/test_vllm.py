@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from starlette.testclient import TestClient
+from talking import coded, collect
 from transformers import AutoModelForCausalLM
 
 from lc_ray.serve import endpoint, record, vllm
@@ -30,19 +31,6 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-def coded(predictor, text):
-    return predictor.task.tokenizer(text)["input_ids"]
-
-
-async def collect(generator, ask, seconds=60):
-    texts, tokens, finish = [""] * ask.n, [[] for _ in range(ask.n)], [None] * ask.n
-    async for piece in generator.run([ask], time.monotonic() + seconds):
-        texts[piece.number] += piece.text
-        tokens[piece.number] += piece.tokens
-        finish[piece.number] = piece.finish
-    return texts, tokens, finish
 
 
 # The choice

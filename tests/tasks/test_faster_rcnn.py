@@ -1,6 +1,7 @@
 import json
 from types import SimpleNamespace
 
+import artifacts
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,6 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from lc_ray.artifact import Manifest
 from lc_ray.errors import ModelError
 from lc_ray.models import load
 from lc_ray.models.batches import feed
@@ -61,10 +61,7 @@ def build(base, **fields):
 
 
 def save(folder, model, base, changed=({}, {})):
-    inputs = [column(base)]
-    known = {"task": {"kind": "object_detection", **Task(LABELS).config}, "inputs": [i.model_dump() for i in inputs]}
-    manifest = Manifest(name=folder.name, **known, architecture=load.describe(model, *changed))
-    return load.save(folder, manifest, model.state_dict(), load.modalities(inputs))
+    return artifacts.save(folder, model, Task(LABELS), [column(base)], changed)
 
 
 def halved(model, inputs, targets, task, fraction=0.5):

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from artifacts import save
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from PIL import Image, ImageDraw
 
-from lc_ray.artifact import Manifest
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed, prepare
@@ -58,16 +58,6 @@ def rows_of(count, task, columns, seed=0):
     labels = [random.choice(list(COLOURS)) for _ in range(count)]
     values = {"label": labels, "seed": [None] * count}
     return prepare({name: values[name] for name in columns}, columns) | {TARGET: [task.read(png(drawn(n, random)), None, task) for n in labels]}
-
-
-def save(folder, model, task, inputs, changed=({}, {})):
-    manifest = Manifest(
-        name=folder.name,
-        task={"kind": "image_generation", **task.config},
-        inputs=[i.model_dump() for i in inputs],
-        architecture=load.describe(model, *changed),
-    )
-    return load.save(folder, manifest, model.state_dict(), load.modalities(inputs))
 
 
 def train(model, task, rows, columns, steps, rate, drop=0.1):

@@ -4,6 +4,7 @@ import json
 from random import Random
 from types import SimpleNamespace
 
+import artifacts
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -22,7 +23,6 @@ from transformers import (
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 
-from lc_ray.artifact import Manifest
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed, prepare
@@ -110,13 +110,7 @@ def build(base, **fields):
 
 
 def save(folder, model, base, changed=({}, {})):
-    manifest = Manifest(
-        name=folder.name,
-        task={"kind": "object_detection", **TASK.config},
-        inputs=[column(base).model_dump()],
-        architecture=load.describe(model, *changed),
-    )
-    return load.save(folder, manifest, model.state_dict(), load.modalities([column(base)]))
+    return artifacts.save(folder, model, TASK, [column(base)], changed)
 
 
 def train(model, rows, columns, steps, rate):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from artifacts import save
 from transformers import (
     BertConfig,
     BertModel,
@@ -23,7 +24,6 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from lc_ray.artifact import Manifest
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed, prepare
@@ -105,16 +105,6 @@ def column(base, **fields):
 def rows_of(texts, columns, seed=0):
     random = Random(seed)
     return prepare({"clip": [columns["clip"].decode(spoken(text, random)) for text in texts]}, columns) | {TARGET: texts}
-
-
-def save(folder, model, task, inputs, changed=({}, {})):
-    manifest = Manifest(
-        name=folder.name,
-        task={"kind": "speech_recognition", **task.config},
-        inputs=[i.model_dump() for i in inputs],
-        architecture=load.describe(model, *changed),
-    )
-    return load.save(folder, manifest, model.state_dict(), load.modalities(inputs))
 
 
 def train(model, task, rows, columns, steps, rate):

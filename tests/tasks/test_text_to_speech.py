@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from tones import Voice, column, measured, samples_of, save, texts, train, turned
+from artifacts import save
+from tones import Voice, column, measured, samples_of, texts, train, turned
 from transformers import SpeechT5Config, SpeechT5ForTextToSpeech, SpeechT5Tokenizer
 
 from lc_ray.errors import DataError, ModelError, SpecError

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tones import Voice, column, measured, samples_of, save, texts, train, turned
+from artifacts import save
+from tones import Voice, column, measured, samples_of, texts, train, turned
 from torch.distributions import Independent, Normal, kl_divergence
 from transformers import VitsConfig, VitsModel, VitsTokenizer
 
