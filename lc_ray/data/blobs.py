@@ -69,9 +69,9 @@ class Reader:
         """A table's rows by column, with values in place of their places."""
         rows: dict[str, list[Any]] = table.to_pydict()
         large = [name for name in rows if table[name].type == PLACE]
-        for place in (place for name in large for place in rows[name] if place and hasattr(os, "posix_fadvise")):
-            # Storage that is far or slow has all of them to fetch at a time, rather than one after the other.
-            os.posix_fadvise(self._file(place["file"]), place["at"], place["size"], os.POSIX_FADV_WILLNEED)
+        if hasattr(os, "posix_fadvise"):  # storage that is far or slow has all of them to fetch at a time, rather than one after the other
+            for place in (place for name in large for place in rows[name] if place):
+                os.posix_fadvise(self._file(place["file"]), place["at"], place["size"], os.POSIX_FADV_WILLNEED)
         return rows | {name: [None if place is None else self._read(**place) for place in rows[name]] for name in large}
 
     def _read(self, file: str, at: int, size: int) -> bytes:
