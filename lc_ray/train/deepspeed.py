@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import Any
 
+from lc_ray.errors import TrainError
 from lc_ray.spec import ModelSpec, TrainSpec
 
 _NEVER = 10**9
@@ -36,9 +39,25 @@ def config(train: TrainSpec, model: ModelSpec) -> dict[str, Any]:
 
 
 def build() -> None:
-    """Compile the shared-memory communication op that DeepSpeed uses between workers on one CPU node, unless it was compiled before."""
+    """Compile the shared-memory communication op that DeepSpeed uses between workers on one CPU node, unless it was compiled before.
+
+    By the ninja that is installed beside this Python: it need not be on the path, and another version there would compile everything anew.
+
+    Raises:
+        TrainError: it can't be compiled.
+    """
+    import ninja
     import torch
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-    if not torch.cuda.is_available():
-        ShareMemCommBuilder().load()
+    op = ShareMemCommBuilder()
+    if torch.cuda.is_available() or not op.is_compatible():
+        return
+    os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{os.environ.get('PATH', '')}"
+    try:
+        op.load()
+    except Exception as error:
+        if shutil.which(compiler := os.environ.get("CXX", "c++")):
+            raise TrainError(f"DeepSpeed's communication op can't be compiled: {error}") from error
+        fix = "install one, such as g++, on every node"
+        raise TrainError(f"no C++ compiler ({compiler}) to make DeepSpeed's communication op", fix=fix) from error

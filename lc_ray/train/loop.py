@@ -27,6 +27,7 @@ from lc_ray.models.shapes import difference
 from lc_ray.spec import module_name
 from lc_ray.train import checkpoint
 from lc_ray.train.clock import Clock
+from lc_ray.train.deepspeed import build
 from lc_ray.train.deepspeed import config as deepspeed_config
 from lc_ray.train.segment import RESULT, Post, Segment, SegmentResult, finished, learning_rate, removed_at
 
@@ -160,6 +161,7 @@ class Worker:
 
     def initialize(self) -> Any:
         """The DeepSpeed engine around the model."""
+        build()
         self.shapes = difference(self.model, self._original())  # before ZeRO-3 leaves this worker with a slice of each tensor
         self.model.train()
         groups = self._groups()

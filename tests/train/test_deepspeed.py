@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from lc_ray.spec import ModelSpec, TrainSpec
@@ -22,3 +26,13 @@ def test_offload_and_fp32():
 def test_one_worker_shards_nothing():
     assert config(TrainSpec(zero={"stage": 3}), ModelSpec(base="b"))["zero_optimization"] == {"stage": 0}
     assert config(TrainSpec(zero={"stage": 2, "offload": "cpu"}), ModelSpec(base="b"))["zero_optimization"]["stage"] == 2
+
+
+def test_ninja_need_not_be_on_the_path_and_a_compiler_must(tmp_path):
+    code = "from lc_ray.train.deepspeed import build; build()"
+    environment = os.environ | {"PATH": "/nowhere", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-2:] == [
+        "lc_ray.errors.TrainError: no C++ compiler (c++) to make DeepSpeed's communication op",
+        "  → install one, such as g++, on every node",
+    ]
