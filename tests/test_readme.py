@@ -55,6 +55,7 @@ def test_every_task_and_modality_is_in_its_table():
 def folder(tmp_path, tiny_rows, monkeypatch):
     """Where a reader would stand: a home of their own, and reviews.csv."""
     shutil.copy(tiny_rows, tmp_path / "reviews.csv")
+    (tmp_path / ".cache").symlink_to(Path.home() / ".cache")  # what DeepSpeed compiled
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

@@ -57,10 +57,11 @@ def network(user: Path) -> Iterator[machines.Network]:
         (user / "profile").write_text("\n".join(profile), "utf-8")
         (user / "passwd").write_text(f"root:x:0:0:root:{home}:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n", "utf-8")
         own = f"mount --bind {user}/passwd /etc/passwd && mkdir -p /tmp/ray /run/sshd && mount -t tmpfs tmpfs /tmp/ray"
+        at_home = f"mkdir {home} && cp {user}/profile {home}/.profile && ln -s {Path.home()}/.cache {home}/.cache"  # what DeepSpeed compiled
         for _ in range(2):
             name, address = made.join()
             sshd = shutil.which("sshd", path="/usr/sbin:/usr/bin")
-            made.run(name, address, [str(sshd), "-D", "-e", "-f", f"{user}/sshd"], f"{own} && mkdir {home} && cp {user}/profile {home}/.profile")
+            made.run(name, address, [str(sshd), "-D", "-e", "-f", f"{user}/sshd"], f"{own} && {at_home}")
         yield made
     finally:
         made.close()
