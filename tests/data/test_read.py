@@ -81,12 +81,12 @@ LIST = b'[{"text": "a", "label": "b"}]'
         ("a.csv", BOM + b"text,label\r\na,b\r\n"),
         ("a.csv", b'\n\n"text",label\na,b'),
         ("a.csv", b'text,"la\nbel",label\na,x,b\n'),
-        ("a.csv.gz", gzip.compress(b"text,label\na,b\n")),
+        ("a.csv.gz", gzip.compress(b"text,label\na,b\n", mtime=0)),
         ("a.tsv", BOM + b"text\tlabel\na\tb\n"),
         ("a.jsonl", BOM + b'{"text": "a", "label": "b"}\r\n'),
         ("a.jsonl", LIST),
         ("a.json", BOM + LIST),
-        ("a.json.gz", gzip.compress(LIST)),
+        ("a.json.gz", gzip.compress(LIST, mtime=0)),
     ],
 )
 def test_files_as_programs_write_them(tmp_path, name, content):
