@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,24 @@ class Predictor:
         self.inputs = inputs_of(found.manifest)
         self.columns = modalities(self.inputs, found.path / "processor")
         self.task = task_of(found.manifest).bind(self.columns)
-        self.engine = family.load("quantize", found.manifest.engine).load(found, threads or os.cpu_count() or 1)
+        self._open = functools.partial(family.load("quantize", found.manifest.engine).load, found, threads or os.cpu_count() or 1)
+        self._engine: Any = self._open()
+
+    @property
+    def engine(self) -> Any:
+        """What runs the model, loaded again if it was let go."""
+        if (engine := self._engine) is None:
+            engine = self._engine = self._open()
+        return engine
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the engine is in memory."""
+        return self._engine is not None
+
+    def unload(self) -> None:
+        """Let go of the engine, as soon as what runs on it is done."""
+        self._engine = None
 
     def decode(self, row: Any, folder: Path | str | None = None) -> dict[str, Any]:
         """One instance as clean values by column. With one input column, the value alone will do.

@@ -15,6 +15,7 @@ class ReplicasSpec(Section):
     max: int = Field(1, ge=1)
     cpu: float = Field(1.0, ge=0)
     idle: Seconds = Field(600.0, description="after which a copy that is not needed goes")
+    models: int | None = Field(None, ge=1, description="in memory, those that ran last; others are loaded when asked; all stay if not given")
 
     @model_validator(mode="after")
     def _order(self) -> ReplicasSpec:

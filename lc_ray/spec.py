@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lc_ray.errors import SpecError
 from lc_ray.section import Section as Section
+from lc_ray.section import nearest, problems
 from lc_ray.serving import ServeSpec as ServeSpec
 from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 
@@ -135,6 +135,7 @@ class TrainSpec(Section):
 
     epochs: float = Field(3.0, gt=0)
     batch_size: int = Field(32, ge=1, description="rows per step over all workers")
+    accumulate: int = Field(1, ge=1, description="parts of a step's rows that are computed one after the other: less memory for activations")
     learning_rate: float = Field(5e-5, gt=0)
     warmup: Fraction = Field(0.1, description="part of each phase (dense, pruned) in which the learning rate rises; then it falls linearly to 0")
     weight_decay: float = Field(0.01, ge=0)
@@ -245,8 +246,10 @@ class JobSpec(Section):
     def _consistent(self) -> JobSpec:
         if self.prune is not None and self.train.segments < 2:
             raise ValueError("prune: pruning happens between segments; set train.segments to at least 2")
-        if self.train.batch_size % self.train.workers.count:
-            raise ValueError(f"train.batch_size: {self.train.batch_size} rows do not divide among {self.train.workers.count} workers")
+        workers, parts = self.train.workers.count, self.train.accumulate
+        if self.train.batch_size % (workers * parts):
+            each = f" in {parts} parts each" if parts > 1 else ""
+            raise ValueError(f"train.batch_size: {self.train.batch_size} rows do not divide among {workers} workers{each}")
         for path in self.search.genes if self.search else ():
             self.get(path)
         for i in self.data.inputs:
@@ -279,13 +282,17 @@ class JobSpec(Section):
         count = self.train.segments
         return max(1, min(count - 1, round(count * self.prune.start))) if self.prune else count
 
+    def micro_batch(self) -> int:
+        """Rows over all workers of one forward and backward pass."""
+        return self.train.batch_size // self.train.accumulate
+
     def get(self, path: str) -> Any:
         """Value at a dotted path. Raises ValueError naming the part that does not exist and the nearest that does."""
         value: Any = self
         for part in path.split("."):
             fields = list(type(value).model_fields) if isinstance(value, BaseModel) else []
             if part not in fields:
-                raise ValueError(f"'{path}': no field '{part}'{_nearest(part, fields)}")
+                raise ValueError(f"'{path}': no field '{part}'{nearest(part, fields)}")
             value = getattr(value, part)
         return value
 
@@ -327,7 +334,7 @@ def parse(tree: Any, where: str = "job") -> JobSpec:
     try:
         return JobSpec.model_validate(tree)
     except ValidationError as error:
-        raise SpecError(problems(error), where, "`lc-ray schema` prints every field") from None
+        raise SpecError(problems(error, JobSpec, root="job"), where, "`lc-ray schema` prints every field") from None
 
 
 def read(path: str | Path, values: dict[str, Any] | None = None) -> JobSpec:
@@ -347,11 +354,6 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f" (did you mean '{near[0]}'?)" if near else f" (known: {', '.join(known)})" if known else ""
-
-
 def serving(fields: dict[str, Any]) -> ServeSpec:
     """The `serve` section alone, as endpoints are started with it.
 
@@ -362,39 +364,3 @@ def serving(fields: dict[str, Any]) -> ServeSpec:
         return ServeSpec.model_validate(fields)
     except ValidationError as error:
         raise SpecError(problems(error, ServeSpec, "serve."), "serve") from None
-
-
-def problems(error: ValidationError, section: type[BaseModel] = JobSpec, prefix: str = "") -> str:
-    """All that Pydantic found wrong, a line each; see `explain`."""
-    return "\n  ".join(explain(e, section, prefix) for e in error.errors())
-
-
-def explain(error: Any, section: type[BaseModel], prefix: str = "") -> str:
-    """One of Pydantic's errors in a sentence.
-
-    Args:
-        error: of a `ValidationError`.
-        section: that was validated.
-        prefix: of the field's path.
-    """
-    path = [str(p) for p in error["loc"]]
-    head = f"{field}: " if (field := (prefix + ".".join(path)).rstrip(".") or ("job" if section is JobSpec else "")) else ""
-    if error["type"] == "extra_forbidden":
-        return f"{head}unknown field{_nearest(path[-1], _fields_at(section, path[:-1]))}"
-    if error["type"] == "missing":
-        return f"{head}this field is required"
-    given = "" if isinstance(error.get("input"), dict) else f" (got {error.get('input')!r})"
-    return f"{head}{error['msg'].removeprefix('Value error, ')}{given if 'got' not in error['msg'] else ''}"
-
-
-def _fields_at(section: Any, path: list[str]) -> list[str]:
-    """Field names of the section at a path within a section."""
-    for part in path:
-        if part.isdigit():
-            continue
-        annotation = section.model_fields[part].annotation
-        options = [annotation, *get_args(annotation)]
-        section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if section is None:
-            return []
-    return list(section.model_fields)

@@ -15,9 +15,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from lc_ray.errors import ClusterError
-from lc_ray.section import Section
+from lc_ray.section import Section, problems
 from lc_ray.serve.auth import key_file
-from lc_ray.spec import problems
 
 
 class Cluster(Section):

@@ -58,15 +58,15 @@ def arrange(sizes: NDArray[np.int64], batch_size: int, seed: list[int]) -> list[
 
 
 def stream(prepared: Prepared, rank: int, world: int, batch_size: int, seed: int, start: int = 0) -> Iterator[dict[str, list[Any]]]:
-    """Endless training batches of one worker, from step `start` on, as prepared lists by column.
+    """Endless training batches of one worker, from number `start` on, as prepared lists by column.
 
     Args:
         prepared: the dataset.
         rank: this worker, of `world`.
         world: number of workers.
-        batch_size: rows per step over all workers.
+        batch_size: rows of a batch over all workers.
         seed: of the job.
-        start: steps that were done before.
+        start: batches that were had before.
     """
     per_epoch = steps_per_epoch(prepared.count("train"), batch_size)
     epoch, skip = divmod(start, per_epoch)

@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError, model_validator
 from lc_ray import family
 from lc_ray.artifact import MANIFEST, Artifact
 from lc_ray.errors import DeployError
-from lc_ray.section import Section
-from lc_ray.spec import digest, explain
+from lc_ray.section import Section, explain
+from lc_ray.spec import digest
 
 TAG = "lc_ray"  # of all that is made on a platform; its value is the artifact's digest
 _NAMES = {"amazon sagemaker": "sagemaker", "google cloud": "vertex", "google vertex ai": "vertex"}

@@ -26,6 +26,7 @@ from lc_ray.serve.access import STDERR
 from lc_ray.serve.endpoint import Endpoint, Models, asgi, settings
 from lc_ray.serve.grpc import Operations
 from lc_ray.serve.protocols import _messages
+from lc_ray.serve.resident import Resident
 from lc_ray.serve.rollout import Served, State
 from lc_ray.spec import ServeSpec
 
@@ -70,6 +71,7 @@ class Replica(Operations):
         self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
         self._served: Served = {}
         self._loading = asyncio.Lock()
+        self._resident = Resident(given.spec.replicas.models) if given.spec.replicas.models else None
         wanted = _wanted(given)
         self._load(wanted)
         self._adopt(wanted)
@@ -116,7 +118,7 @@ class Replica(Operations):
                 predictor = load(version.path, max(1, round(self._given.spec.replicas.cpu)))
                 if predictor.artifact.digest != version.digest:
                     raise ArtifactError(f"another artifact than {version.digest} is there now", version.path, "serve it anew")
-                self._ready[version.digest] = Endpoint(predictor, self._given.spec)
+                self._ready[version.digest] = Endpoint(predictor, self._given.spec, self._resident)
 
     def _adopt(self, wanted: Served) -> None:
         self._served = wanted

@@ -10,11 +10,10 @@ from typing import Any, Self
 from pydantic import ValidationError, field_validator, model_validator
 
 from lc_ray.errors import ServeError, SpecError
-from lc_ray.section import Section
+from lc_ray.section import Section, problems
 from lc_ray.serve import auth
 from lc_ray.serve.app import application
 from lc_ray.serving import ServeSpec
-from lc_ray.spec import problems
 
 
 class Arguments(Section):

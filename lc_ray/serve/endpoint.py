@@ -24,6 +24,7 @@ from lc_ray.serve.drift import Window
 from lc_ray.serve.generation import Generator, suits
 from lc_ray.serve.http import HttpError, application
 from lc_ray.serve.observe import Observe, Observers
+from lc_ray.serve.resident import Resident
 from lc_ray.serve.urls import Fetcher
 from lc_ray.serve.vllm import generator_of
 from lc_ray.spec import ServeSpec
@@ -37,13 +38,14 @@ class Endpoint:
     Args:
         predictor: the model, which is warmed up here.
         spec: limits and batching.
+        resident: decides with others whether the model stays in memory; it does if not given.
 
     Attributes:
         sample: an answer, whose fields all answers have.
         media: "image" or "audio" of the columns whose values are files.
     """
 
-    def __init__(self, predictor: Predictor, spec: ServeSpec) -> None:
+    def __init__(self, predictor: Predictor, spec: ServeSpec, resident: Resident | None = None) -> None:
         self.predictor, self.spec = predictor, spec
         self.name, self.version = predictor.artifact.manifest.name, predictor.artifact.digest
         example = {column: modality.example for column, modality in predictor.columns.items()}
@@ -51,9 +53,11 @@ class Endpoint:
         # A language model's answer is as many runs as it has tokens, in which it gets warm enough.
         for rows in (1,) if talks else (1, spec.batch.max, spec.batch.max):
             self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
+        if resident and not talks:
+            resident.used(predictor)
         self.drift = Window(predictor)
         seen = functools.partial(_seen, self.name, self.version, self.drift)
-        made = generator_of(predictor, spec) if talks else Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue, seen)
+        made = generator_of(predictor, spec) if talks else Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue, seen, resident)
         self.worker: Generator | Batcher = made
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)

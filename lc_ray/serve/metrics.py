@@ -68,17 +68,19 @@ def _now(endpoints: Iterable[Endpoint]) -> Iterator[Metric]:
     depth = GaugeMetricFamily("lc_ray_queue_depth", "Requests that wait", labels=_MODEL)
     running = GaugeMetricFamily("lc_ray_running_answers", "Answers of language models that are being made", labels=_MODEL)
     drift = GaugeMetricFamily("lc_ray_drift_psi", "Population stability index of the last rows", labels=(*_MODEL, "feature"))
+    loaded = GaugeMetricFamily("lc_ray_model_loaded", "Whether a model is in memory", labels=_MODEL)
     about = GaugeMetricFamily("lc_ray_model_info", "Served models", labels=(*_MODEL, "task", "engine"))
     for endpoint in endpoints:
         labels, manifest = [endpoint.name, endpoint.version], endpoint.predictor.artifact.manifest
         depth.add_metric(labels, endpoint.waiting)
+        loaded.add_metric(labels, endpoint.predictor.loaded)
         about.add_metric([*labels, manifest.task["kind"], manifest.engine], 1)
         for name, counts in endpoint.drift.counts().items():
             if (psi := index(endpoint.drift.features[name], counts)) is not None:
                 drift.add_metric([*labels, name], psi)
         if endpoint.generator:
             running.add_metric(labels, endpoint.generator.running)
-    yield from (depth, running, drift, about)
+    yield from (depth, running, drift, loaded, about)
 
 
 class Replicas(Collector):

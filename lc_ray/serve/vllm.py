@@ -148,6 +148,7 @@ class VllmGenerator(Generator):
         except BaseException:
             self._loop.call_soon_threadsafe(self._loop.stop)
             raise
+        predictor.unload()  # our own engine, which is not needed beside vLLM's
 
     @property
     def alive(self) -> bool:

@@ -52,16 +52,19 @@ def train_segment(config: dict[str, Any]) -> None:
     before = worker.communication()
     batches = worker.batches(start=progress["step"])
     for step in range(progress["step"], segment.until):
-        with clock("data"):
-            inputs, targets = next(batches)
         rate = learning_rate(worker.spec.train.learning_rate, step, segment.phase, worker.spec.train.warmup)
         for group, factor in zip(engine.optimizer.param_groups, worker.rates, strict=True):
             group["lr"] = rate * factor
-        with clock("compute"):
-            loss = worker.loss(engine(inputs), inputs, targets, teacher)
-            engine.backward(loss)
-            engine.step()
-        value = loss.item()
+        losses = []
+        for _ in range(worker.spec.train.accumulate):
+            with clock("data"):
+                inputs, targets = next(batches)
+            with clock("compute"):
+                loss = worker.loss(engine(inputs), inputs, targets, teacher)
+                engine.backward(loss)
+                engine.step()  # which changes weights with the last of them
+            losses.append(loss.detach())
+        value = float(torch.stack(losses).mean())
         if not np.isfinite(value):
             raise TrainError(f"the loss became {value} at step {step}", segment.key, "lower train.learning_rate, or set model.dtype: fp32")
         if step % max(1, segment.total // 200) == 0 or step + 1 == segment.until:
@@ -144,7 +147,7 @@ class Worker:
         first, _ = next(batches)
         pruner = family.load("prune", spec.kind).Pruner(self.model, {k: v[:2] for k, v in first.items()}, keep=self.model.keep)
         self.model.eval().requires_grad_(True)
-        for inputs, targets in itertools.islice(batches, max(1, spec.calibration // self.spec.train.batch_size)):
+        for inputs, targets in itertools.islice(batches, max(1, spec.calibration // self.spec.micro_batch())):
             self.model.zero_grad()
             with self._autocast():
                 outputs = self.model(inputs)
@@ -195,10 +198,10 @@ class Worker:
         return {"step": self.segment.first, "history": []}
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """This worker's training batches from a step on."""
-        random = torch.Generator()
-        for step, rows in enumerate(stream(self.data, self.rank, self.world, self.spec.train.batch_size, self.segment.seed, start), start):
-            random.manual_seed((self.segment.seed * 1_000_003 + step) * 1009 + self.rank)
+        """This worker's training batches from a step on, as many for each step as gradients are accumulated over."""
+        random, passes = torch.Generator(), start * self.spec.train.accumulate
+        for number, rows in enumerate(stream(self.data, self.rank, self.world, self.spec.micro_batch(), self.segment.seed, passes), passes):
+            random.manual_seed((self.segment.seed * 1_000_003 + number) * 1009 + self.rank)
             yield self._tensors(rows, random)
 
     def _tensors(self, rows: dict[str, list[Any]], random: torch.Generator, training: bool = True) -> Batch:

@@ -64,7 +64,7 @@ def memory(parameters: int, trained: int, workers: int, stage: int, offload: str
 
 
 def estimate(job: JobSpec, parameters: int, trained: int, width: int = 0, layers: int = 0) -> dict[int, int]:
-    """Bytes per worker by ZeRO stage: the above, the teacher while recovering, and activations of one batch.
+    """Bytes per worker by ZeRO stage: the above, the teacher while recovering, and activations of one pass.
 
     Args:
         job: the job.
@@ -75,7 +75,7 @@ def estimate(job: JobSpec, parameters: int, trained: int, width: int = 0, layers
     """
     workers = job.train.workers.count
     positions = sum(i.max_length for i in job.data.inputs)
-    activations = job.train.batch_size // workers * positions * width * layers * _ACTIVATIONS * (2 if job.model.dtype == "bf16" else _FLOAT)
+    activations = job.micro_batch() // workers * positions * width * layers * _ACTIVATIONS * (2 if job.model.dtype == "bf16" else _FLOAT)
     teacher = parameters * _FLOAT if job.prune is not None and job.prune.recover.distill else 0
     shared = activations + teacher
     return {s: shared + sum(memory(parameters, trained, workers, s, job.train.zero.offload).values()) for s in (0, 1, 2, 3)}

@@ -31,8 +31,14 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(ray_local: None, tiny_job: dict[str, Any], storage: Path) -> lc_ray.RunResult:
-    return lc_ray.run({**tiny_job, "storage": str(storage)})
+def job(tiny_job: dict[str, Any], storage: Path) -> dict[str, Any]:
+    """Of a worker for each member; tests of single segments have two."""
+    return spec.override(tiny_job, {"storage": str(storage), "train.workers.count": 1})
+
+
+@pytest.fixture(scope="module")
+def result(ray_local: None, job: dict[str, Any]) -> lc_ray.RunResult:
+    return lc_ray.run(job)
 
 
 def test_learns_prunes_and_quantizes(result: lc_ray.RunResult) -> None:
@@ -56,8 +62,8 @@ def test_an_exploit_happens_and_is_recorded(result: lc_ray.RunResult) -> None:
     assert donor["genes"] != heirs[0]["genes"]
 
 
-def test_prediction_equals_what_was_measured(result: lc_ray.RunResult, tiny_job: dict[str, Any], storage: Path) -> None:
-    data, _ = prepare(spec.parse({**tiny_job, "storage": str(storage)}))
+def test_prediction_equals_what_was_measured(result: lc_ray.RunResult, job: dict[str, Any]) -> None:
+    data, _ = prepare(spec.parse(job))
     rows = data.rows("validation")
     answers = lc_ray.load(result.artifact.path).predict(rows["text.text"])
     right = np.mean([a["label"] == t for a, t in zip(answers, rows["_target"], strict=True)])
@@ -70,7 +76,7 @@ def test_artifact_has_no_pickle_and_is_hashed(result: lc_ray.RunResult) -> None:
     artifact.read(result.artifact.path, verify=True)
 
 
-def test_the_artifact_tells_what_it_was_trained_on(result: lc_ray.RunResult, tiny_job: dict[str, Any]) -> None:
+def test_the_artifact_tells_what_it_was_trained_on(result: lc_ray.RunResult) -> None:
     statistics = result.artifact.manifest.statistics
     assert set(statistics) == {"text.tokens", "answer.label", "answer.confidence"}
     assert sum(statistics["text.tokens"].counts) == 480 - 96
@@ -83,18 +89,18 @@ def test_report_and_answer(result: lc_ray.RunResult) -> None:
     assert "tiny" in result.report.read_text("utf-8")
 
 
-def test_a_second_run_returns_at_once(result: lc_ray.RunResult, tiny_job: dict[str, Any], storage: Path) -> None:
+def test_a_second_run_returns_at_once(result: lc_ray.RunResult, job: dict[str, Any]) -> None:
     start = time.perf_counter()
-    again = lc_ray.run({**tiny_job, "storage": str(storage)})
+    again = lc_ray.run(job)
     assert again.reused
     assert again.artifact.digest == result.artifact.digest
     assert time.perf_counter() - start < 2
 
 
-def test_a_changed_gate_trains_nothing_again_and_refuses(result: lc_ray.RunResult, tiny_job: dict[str, Any], storage: Path) -> None:
+def test_a_changed_gate_trains_nothing_again_and_refuses(result: lc_ray.RunResult, job: dict[str, Any], storage: Path) -> None:
     before = {p: p.stat().st_mtime for p in (storage / "tiny" / "segments").glob("*/segment.json")}
     with pytest.raises(AcceptError, match="throughput"):
-        lc_ray.run({**tiny_job, "storage": str(storage), "accept": {"max_drop": 1.0, "min_speedup": 1e6}})
+        lc_ray.run({**job, "accept": {"max_drop": 1.0, "min_speedup": 1e6}})
     assert {p: p.stat().st_mtime for p in (storage / "tiny" / "segments").glob("*/segment.json")} == before
     assert artifact.read(result.artifact.path).digest == result.artifact.digest  # what was promoted before stays
 
@@ -119,7 +125,7 @@ def _segment(job: dict[str, Any], storage: Path, **changes: Any) -> Segment:
 
 
 def test_a_segment_goes_on_from_its_parents_weights_and_optimizer(ray_local: None, tiny_job: dict[str, Any], tmp_path: Path) -> None:
-    first = _segment(tiny_job, tmp_path, **{"train.epochs": 2, "train.zero": {"stage": 3}})
+    first = _segment(tiny_job, tmp_path, **{"train.epochs": 2, "train.zero": {"stage": 3}, "train.accumulate": 2})
     done = run_segment(first, lambda event: None)
     assert done.checkpoint is not None
     still = spec.override(first.job, {"train.learning_rate": 1e-12, "train.weight_decay": 0.0})

@@ -23,6 +23,11 @@ def test_offload_and_fp32():
     assert "torch_autocast" not in settings
 
 
+def test_accumulated_gradients_are_of_smaller_passes():
+    settings = config(TrainSpec(batch_size=64, accumulate=4, workers={"count": 2}), ModelSpec(base="b"))
+    assert settings["train_micro_batch_size_per_gpu"] * settings["gradient_accumulation_steps"] * 2 == 64
+
+
 def test_one_worker_shards_nothing():
     assert config(TrainSpec(zero={"stage": 3}), ModelSpec(base="b"))["zero_optimization"] == {"stage": 0}
     assert config(TrainSpec(zero={"stage": 2, "offload": "cpu"}), ModelSpec(base="b"))["zero_optimization"]["stage"] == 2

@@ -1,0 +1,87 @@
+"""More models than stay in memory."""
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+import safetensors.torch
+from artifacts import copied
+from serving import KEY, ask
+
+import lc_ray
+from lc_ray import artifact
+from lc_ray.serve import auth
+from lc_ray.serve.endpoint import Endpoint, Models, asgi
+from lc_ray.serve.resident import Resident
+from lc_ray.spec import ServeSpec
+
+
+@pytest.fixture(scope="module")
+def predictors(tiny_artifact, tmp_path_factory):
+    """Three that answer differently."""
+    folder, weights = tmp_path_factory.mktemp("several"), safetensors.torch.load_file(tiny_artifact / artifact.WEIGHTS)
+    found = []
+    for number, name in enumerate("abc"):
+        changed = safetensors.torch.save({key: tensor * (1 + number) for key, tensor in weights.items()})
+        found.append(lc_ray.load(copied(tiny_artifact, folder / name, changed, name=name), threads=1))
+    return found
+
+
+def same(answers):
+    """Up to rounding, which depends on the batch."""
+    return [{"label": one["label"], "probabilities": pytest.approx(one["probabilities"], abs=1e-5)} for one in answers]
+
+
+def test_the_models_that_ran_last_stay_and_the_others_come_when_asked(predictors):
+    spec = ServeSpec(replicas={"models": 2})
+    resident = Resident(spec.replicas.models)
+    models = Models([Endpoint(predictor, spec, resident) for predictor in predictors], spec)
+    served = asgi(models, {auth.digest(KEY): "test"})
+
+    def loaded():
+        return [predictor.artifact.manifest.name for predictor in predictors if predictor.loaded]
+
+    def answer(name):
+        response = ask(served, "POST", f"/v1/models/{name}:predict", json={"instances": ["a good flight"]})
+        assert response.status_code == 200
+        return response.json()["predictions"]
+
+    assert loaded() == ["b", "c"]
+    first = answer("a")
+    assert loaded() == ["a", "c"]
+    answer("c")
+    answer("b")
+    assert loaded() == ["b", "c"]
+    assert answer("a") == same(first)
+    told = ask(served, "GET", "/metrics").text
+    for name, held in (("a", 1.0), ("b", 1.0), ("c", 0.0)):
+        assert f'lc_ray_model_loaded{{model="{name}",version="{models.main(name).version}"}} {held}' in told
+    models.close()
+
+
+def test_models_are_asked_at_once_and_none_is_answered_by_another(predictors):
+    spec = ServeSpec()
+    resident = Resident(1)
+    endpoints = [Endpoint(predictor, spec, resident) for predictor in predictors]
+
+    async def main():
+        return await asyncio.gather(*(endpoint.predict([text]) for _ in range(10) for endpoint in endpoints for text in ("good", "late")))
+
+    answers = asyncio.run(main())
+    for place, (predictor, text) in enumerate((predictor, text) for predictor in predictors for text in ("good", "late")):
+        assert answers[place::6] == [same(predictor.predict([text]))] * 10
+    for endpoint in endpoints:
+        endpoint.close()
+
+
+def test_a_model_that_is_served_no_more_is_not_held(tiny_artifact):
+    resident, predictor = Resident(1), lc_ray.load(tiny_artifact, threads=1)
+    resident.used(predictor)
+    gone = weakref.ref(predictor)
+    del predictor
+    gc.collect()
+    assert gone() is None
+    other = lc_ray.load(tiny_artifact, threads=1)
+    resident.used(other)
+    assert other.loaded
