@@ -192,7 +192,7 @@ def ours() -> list[str]:
 def test_stopped_runs_go_on(job_file, tmp_path):
     """Ctrl-C, then SIGKILL, then to the end, then again: the same command each time."""
     before = set(ours())
-    changes = {"search": None, "train.epochs": 12, "train.workers.count": 1}
+    changes = {"search": None, "prune": None, "quantize": None, "train.epochs": 12, "train.workers.count": 1}
     command = [sys.executable, "-m", "lc_ray", "run", str(job_file(**changes)), "--json"]
 
     def run(until=None, number=None):
