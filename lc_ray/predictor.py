@@ -26,6 +26,9 @@ class Predictor:
     Args:
         found: the artifact.
         threads: CPU threads per prediction; all cores if not given.
+
+    Attributes:
+        used: called whenever the engine, which is in memory by then, is about to run; it may unload others.
     """
 
     def __init__(self, found: Artifact, threads: int | None = None) -> None:
@@ -35,12 +38,15 @@ class Predictor:
         self.task = task_of(found.manifest).bind(self.columns)
         self._open = functools.partial(family.load("quantize", found.manifest.engine).load, found, threads or os.cpu_count() or 1)
         self._engine: Any = self._open()
+        self.used: Callable[[Predictor], None] | None = None
 
     @property
     def engine(self) -> Any:
         """What runs the model, loaded again if it was let go."""
         if (engine := self._engine) is None:
             engine = self._engine = self._open()
+        if self.used:
+            self.used(self)
         return engine
 
     @property

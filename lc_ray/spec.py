@@ -145,6 +145,11 @@ class TrainSpec(Section):
     workers: WorkersSpec = WorkersSpec()
     zero: ZeroSpec = ZeroSpec()
 
+    @property
+    def micro_batch(self) -> int:
+        """Rows over all workers of one forward and backward pass."""
+        return self.batch_size // self.accumulate
+
 
 class RecoverSpec(Section):
     """Recovery after pruning, by distillation from the unpruned parent (Hinton et al. 2015)."""
@@ -281,10 +286,6 @@ class JobSpec(Section):
         """How many segments come before pruning; all of them if there is none."""
         count = self.train.segments
         return max(1, min(count - 1, round(count * self.prune.start))) if self.prune else count
-
-    def micro_batch(self) -> int:
-        """Rows over all workers of one forward and backward pass."""
-        return self.train.batch_size // self.train.accumulate
 
     def get(self, path: str) -> Any:
         """Value at a dotted path. Raises ValueError naming the part that does not exist and the nearest that does."""

@@ -13,7 +13,6 @@ from typing import Any
 from lc_ray.models.batches import prepare
 from lc_ray.predictor import Predictor, Rows
 from lc_ray.serve import record
-from lc_ray.serve.resident import Resident
 
 
 class QueueFull(Exception):
@@ -68,19 +67,10 @@ class Batcher:
         wait: how long the first row of a batch waits for company, in seconds.
         queue: most requests that may wait.
         seen: called with the prepared rows of each batch, and their answers, once these are delivered.
-        resident: is told of each batch that is about to run.
     """
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        rows: int,
-        wait: float,
-        queue: int,
-        seen: Callable[[Rows, list[Any]], None] | None = None,
-        resident: Resident | None = None,
-    ) -> None:
-        self.predictor, self.rows, self.wait, self.queue, self.seen, self.resident = predictor, rows, wait, queue, seen, resident
+    def __init__(self, predictor: Predictor, rows: int, wait: float, queue: int, seen: Callable[[Rows, list[Any]], None] | None = None) -> None:
+        self.predictor, self.rows, self.wait, self.queue, self.seen = predictor, rows, wait, queue, seen
         self._changed = threading.Condition()
         self._fresh: list[_Job] = []  # not prepared yet
         self._ready: list[_Row] = []  # prepared, in order of arrival; only the thread touches it
@@ -187,8 +177,6 @@ class Batcher:
     def _answer(self, batch: list[_Row]) -> None:
         """Run a batch; if it fails, run each of its requests alone, so that one can't fail its neighbours."""
         begun = time.monotonic()
-        if self.resident:
-            self.resident.used(self.predictor)
         try:
             merged = {name: [row.parts[name] for row in batch] for name in batch[0].parts}
             answers = self.predictor.answers(merged, len(batch))

@@ -50,14 +50,14 @@ class Endpoint:
         self.name, self.version = predictor.artifact.manifest.name, predictor.artifact.digest
         example = {column: modality.example for column, modality in predictor.columns.items()}
         talks = suits(predictor)
+        if resident and not talks:
+            predictor.used = resident.used
         # A language model's answer is as many runs as it has tokens, in which it gets warm enough.
         for rows in (1,) if talks else (1, spec.batch.max, spec.batch.max):
             self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
-        if resident and not talks:
-            resident.used(predictor)
         self.drift = Window(predictor)
         seen = functools.partial(_seen, self.name, self.version, self.drift)
-        made = generator_of(predictor, spec) if talks else Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue, seen, resident)
+        made = generator_of(predictor, spec) if talks else Batcher(predictor, spec.batch.max, spec.batch.wait, spec.queue, seen)
         self.worker: Generator | Batcher = made
         self.media = {column: modality.MEDIA for column, modality in predictor.columns.items() if hasattr(modality, "MEDIA")}
         self.urls = Fetcher(spec.urls)

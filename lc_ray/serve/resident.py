@@ -22,7 +22,7 @@ class Resident:
         self._used: list[weakref.ref[Predictor]] = []  # the latest last
 
     def used(self, predictor: Predictor) -> None:
-        """Take note of a predictor that is about to run."""
+        """Take note of a predictor whose engine is about to run: `Predictor.used`."""
         with self._lock:
             others = [kept for kept in self._used if kept() not in (None, predictor)]
             self._used = [*others, weakref.ref(predictor)]

@@ -23,7 +23,7 @@ def config(train: TrainSpec, model: ModelSpec) -> dict[str, Any]:
     if train.zero.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}
     settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": train.batch_size // train.workers.count // train.accumulate,
+        "train_micro_batch_size_per_gpu": train.micro_batch // train.workers.count,
         "gradient_accumulation_steps": train.accumulate,
         "gradient_clipping": train.clip_norm,
         "zero_optimization": zero,

@@ -147,7 +147,7 @@ class Worker:
         first, _ = next(batches)
         pruner = family.load("prune", spec.kind).Pruner(self.model, {k: v[:2] for k, v in first.items()}, keep=self.model.keep)
         self.model.eval().requires_grad_(True)
-        for inputs, targets in itertools.islice(batches, max(1, spec.calibration // self.spec.micro_batch())):
+        for inputs, targets in itertools.islice(batches, max(1, spec.calibration // self.spec.train.micro_batch)):
             self.model.zero_grad()
             with self._autocast():
                 outputs = self.model(inputs)
@@ -200,7 +200,7 @@ class Worker:
     def batches(self, start: int) -> Iterator[Batch]:
         """This worker's training batches from a step on, as many for each step as gradients are accumulated over."""
         random, passes = torch.Generator(), start * self.spec.train.accumulate
-        for number, rows in enumerate(stream(self.data, self.rank, self.world, self.spec.micro_batch(), self.segment.seed, passes), passes):
+        for number, rows in enumerate(stream(self.data, self.rank, self.world, self.spec.train.micro_batch, self.segment.seed, passes), passes):
             random.manual_seed((self.segment.seed * 1_000_003 + number) * 1009 + self.rank)
             yield self._tensors(rows, random)
 

@@ -75,7 +75,7 @@ def estimate(job: JobSpec, parameters: int, trained: int, width: int = 0, layers
     """
     workers = job.train.workers.count
     positions = sum(i.max_length for i in job.data.inputs)
-    activations = job.micro_batch() // workers * positions * width * layers * _ACTIVATIONS * (2 if job.model.dtype == "bf16" else _FLOAT)
+    activations = job.train.micro_batch // workers * positions * width * layers * _ACTIVATIONS * (2 if job.model.dtype == "bf16" else _FLOAT)
     teacher = parameters * _FLOAT if job.prune is not None and job.prune.recover.distill else 0
     shared = activations + teacher
     return {s: shared + sum(memory(parameters, trained, workers, s, job.train.zero.offload).values()) for s in (0, 1, 2, 3)}

@@ -85,3 +85,12 @@ def test_a_model_that_is_served_no_more_is_not_held(tiny_artifact):
     other = lc_ray.load(tiny_artifact, threads=1)
     resident.used(other)
     assert other.loaded
+
+
+def test_an_engine_is_in_memory_by_the_time_it_is_noted(tiny_artifact):
+    """Else one that was let go in between would be there unnoticed."""
+    predictor, noted = lc_ray.load(tiny_artifact, threads=1), []
+    predictor.used = lambda one: noted.append(one.loaded)
+    predictor.unload()
+    assert predictor.predict(["good"])
+    assert noted == [True]
