@@ -32,6 +32,7 @@ from lc_ray.pipeline import RunResult
 from lc_ray.predictor import Predictor, load
 from lc_ray.progress import Mode
 from lc_ray.spec import InputSpec, JobSpec, parse
+from lc_ray.storage import storage_path
 
 _BITS = {8: "int8"}
 
@@ -111,11 +112,9 @@ class LangChain(Model):
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             weights = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()[:16]
-            kept = Path(self.storage) / "bases" / weights
-            kept.mkdir(parents=True, exist_ok=True)
-            for file in Path(folder).iterdir():
-                (kept / file.name).write_bytes(file.read_bytes())
-        return str(kept.resolve())
+            kept = storage_path(self.storage) / "bases" / weights
+            kept.put(Path(folder), [file.name for file in Path(folder).iterdir() if not (kept / file.name).exists()])
+        return str(kept)
 
 
 class ImageModel(Model):
@@ -393,8 +392,8 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 def _kept(content: Any, ending: str, storage: str) -> str:
     if not content:
         raise DataError("the dataset is empty")
-    file = Path(storage).resolve() / "data" / f"{hashlib.sha256(content).hexdigest()[:16]}{ending}"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = storage_path(storage) / "data" / f"{hashlib.sha256(content).hexdigest()[:16]}{ending}"
     if not file.exists():
-        file.write_bytes(content)
+        with file.whole() as out:
+            out.write(content)
     return str(file)

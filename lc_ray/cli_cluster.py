@@ -48,7 +48,7 @@ def submit(
     except KeyboardInterrupt:
         err.print(f"\n[yellow]detached[/]; what was submitted goes on: [bold]lc-ray jobs list {where}[/]; the same command follows it again")
         raise SystemExit(130) from None
-    folder = Path(spec.storage).resolve() / spec.name
+    folder = spec.folder
     if record is None:
         print(json.dumps(asdict(sent)) if as_json else sent.id)
         if not (as_json or quiet):

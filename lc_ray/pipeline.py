@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import lc_ray
-from lc_ray import artifact, progress, runtime
+from lc_ray import artifact, progress, results, runtime
 from lc_ray import spec as specs
 from lc_ray.artifact import Artifact, Feature
 from lc_ray.client import Client
 from lc_ray.data.prepare import Prepared, prepare
-from lc_ray.errors import AcceptError, unwrap
+from lc_ray.errors import AcceptError, SpecError, unwrap
 from lc_ray.evaluate import cost, drift, hardware, quality
 from lc_ray.evaluate.gate import judge
 from lc_ray.evaluate.report import write_html
@@ -32,11 +32,13 @@ from lc_ray.progress import Display, Mode
 from lc_ray.quantizer import quantize
 from lc_ray.serve import app
 from lc_ray.spec import JobSpec
+from lc_ray.storage import StoragePath, storage_path
 from lc_ray.train import plan
 from lc_ray.train.segment import Segment, SegmentResult
 from lc_ray.tune import lineage, population
 
 RECORD = "record.json"
+_SEGMENTS = "segments"
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,18 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
         AcceptError: the finished model did not pass the gate; everything is kept, nothing is promoted.
     """
     job = job if isinstance(job, JobSpec) else specs.parse(job) if isinstance(job, dict) else specs.read(job)
-    folder = Path(job.storage).resolve() / job.name
+    folder, kept = job.folder, storage_path(job.storage) / job.name
     name = specs.digest(job.model_dump(mode="json", exclude={"storage", "serve"}), lc_ray.__version__)
-    if done := _finished(folder, name):
+    if done := _finished(folder, kept, name):
         return done
     display = Display(folder, mode)
     try:
         with ExitStack() as stack:
             with display.stage("start", "start: connect to Ray, or start a local one"):
                 stack.enter_context(runtime.session())
-            record = _run(job, folder, name, display)
+            record = _run(job, folder, kept, name, display)
+            if kept.remote:
+                results.publish(folder, kept)
     except Exception as error:
         if (ours := unwrap(error)) is error:
             raise
@@ -91,7 +95,7 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
     return _result(folder, record)
 
 
-def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, Any]:
+def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Display) -> dict[str, Any]:
     start = time.time()
     nodes = runtime.grown(job.train.workers, job.search.population if job.search else 1)
     slots = plan.require(plan.placement(job.train.workers, nodes), job.train.workers, nodes)
@@ -100,9 +104,9 @@ def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, A
         data, stage["reused"] = prepare(job)
 
     with display.stage("search", f"search: {_searching(job)}"):
-        segments = _search(job, data, folder, slots, display)
+        segments = _search(job, data, kept, slots, display)
         winner = lineage.best(segments, objective := _objective(job, data))
-        models = _models(folder, winner)
+        models = _models(kept, folder, winner)
 
     if job.quantize is not None:
         with display.stage("quantize", f"quantize: {job.quantize.kind}") as stage:
@@ -144,13 +148,12 @@ def _run(job: JobSpec, folder: Path, name: str, display: Display) -> dict[str, A
     return record
 
 
-def _search(job: JobSpec, data: Prepared, folder: Path, slots: int, display: Display) -> list[SegmentResult]:
+def _search(job: JobSpec, data: Prepared, kept: StoragePath, slots: int, display: Display) -> list[SegmentResult]:
     events = progress.board()
-    steps = Segment(job.model_dump(mode="json"), str(data.path), str(folder / "segments"), 0, data.count("train")).total
+    store, rows = kept / _SEGMENTS, data.count("train")
+    steps = Segment(job.model_dump(mode="json"), data.path, store, 0, rows).total
     with display.following(events, steps):
-        return population.search(
-            job, str(data.path.resolve()), data.count("train"), folder / "segments", slots, _objective(job, data), progress.Post(events)
-        )
+        return population.search(job, data.path, rows, store, slots, _objective(job, data), progress.Post(events))
 
 
 def _objective(job: JobSpec, data: Prepared) -> str:
@@ -162,12 +165,16 @@ def _searching(job: JobSpec) -> str:
     return f"{many}{job.train.segments} segments on {job.train.workers.count} workers, DeepSpeed ZeRO {job.train.zero.stage}"
 
 
-def _models(folder: Path, winner: SegmentResult) -> dict[str, Artifact]:
-    """The winner's unpruned ancestor, and the winner if it is pruned."""
-    found = {"dense": artifact.read(folder / "segments" / winner.dense / "model")}
-    if winner.pruned:
-        found["pruned"] = artifact.read(folder / "segments" / winner.key / "model")
-    return found
+def _models(kept: StoragePath, folder: Path, winner: SegmentResult) -> dict[str, Artifact]:
+    """The winner's unpruned ancestor, and the winner if it is pruned, on this machine."""
+    keys = {"dense": winner.dense} | ({"pruned": winner.key} if winner.pruned else {})
+    for key in keys.values() if kept.remote else ():
+        target = folder / _SEGMENTS / key / "model"
+        if not artifact.exists(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with (kept / _SEGMENTS / key / "model").here() as copy:
+                shutil.copytree(copy, target)
+    return {name: artifact.read(folder / _SEGMENTS / key / "model") for name, key in keys.items()}
 
 
 def _quantized(job: JobSpec, data: Prepared, found: Artifact, folder: Path) -> Artifact:
@@ -234,13 +241,18 @@ def _ask(job: JobSpec, promoted: Artifact, data: Prepared) -> dict[str, Any]:
     return asked | {"answer": answer, "milliseconds": milliseconds}
 
 
-def _finished(folder: Path, name: str) -> RunResult | None:
-    """The result of a run that was finished with this very job."""
-    if not (folder / RECORD).exists():
-        return None
-    record = json.loads((folder / RECORD).read_text("utf-8"))
-    passed = record["accept"] is None or record["accept"]["passed"]
-    return _result(folder, record, reused=True) if record["key"] == name and passed and artifact.exists(folder / "model") else None
+def _finished(folder: Path, kept: StoragePath, name: str) -> RunResult | None:
+    """The result of a run that was finished with this very job, brought to this machine."""
+    try:
+        record = json.loads((kept / RECORD).read_text()) if (kept / RECORD).exists() else None
+        if not record or record["key"] != name or (record["accept"] and not record["accept"]["passed"]):
+            return None
+        if kept.remote:
+            results.fetch(results.published(kept), folder, accepted=True)
+        return _result(folder, record, reused=True) if artifact.exists(folder / "model") else None
+    except OSError as error:
+        fix = "correct `storage`, or the credentials for it"
+        raise SpecError(f"storage can't be reached: {str(error).splitlines()[0]}", str(kept), fix) from None
 
 
 def _result(folder: Path, record: dict[str, Any], reused: bool = False) -> RunResult:

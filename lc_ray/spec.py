@@ -235,7 +235,7 @@ class JobSpec(Section):
 
     name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = 0
-    storage: str = Field("runs", description="folder that all nodes can reach; the run is kept in storage/name")
+    storage: str = Field("runs", description="folder that all nodes mount, or a bucket (s3://, gs://, hdfs://); the run is kept in storage/name")
     model: ModelSpec
     data: DataSpec
     task: TaskSpec = TaskSpec()
@@ -261,6 +261,11 @@ class JobSpec(Section):
             if i.modality not in _OWN_ENCODERS and (i.base or self.model.base) is None:
                 raise ValueError(f"data.inputs: column '{i.column}' has no base model; set model.base, or base of that column")
         return self
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder on this machine: storage/name, or runs/name if storage is a bucket, which has a copy of it."""
+        return Path("runs" if "://" in self.storage else self.storage).expanduser().resolve() / self.name
 
     def inputs(self) -> list[InputSpec]:
         """The input columns, with what they take from the model section filled in."""

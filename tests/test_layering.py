@@ -7,7 +7,8 @@ import lc_ray
 
 ROOT = Path(lc_ray.__file__).parent
 ORDER = [  # of the design, lowest first
-    *("errors", "units", "memory", "section", "serving", "spec", "artifact", "family", "templates", "modalities", "tasks", "models", "data"),
+    *("errors", "units", "memory", "storage", "section", "serving", "spec", "artifact", "results"),
+    *("family", "templates", "modalities", "tasks", "models", "data"),
     *("prune", "quantize", "quantizer", "predictor", "evaluate", "train", "runtime", "progress", "tune", "serve", "client", "pipeline"),
     *("deploy", "api", "preflight", "cluster", "terminal", "cli_cluster", "cli_deploy", "cli_rollout", "cli", "__main__"),
 ]

@@ -39,8 +39,9 @@ def look(jobs: Jobs, package: Package) -> dict[str, Any]:
 
 
 def storage(jobs: Jobs, package: Package) -> str:
-    """The folder for runs on the cluster."""
-    return jobs.cluster.storage or (package.job.storage if package.job.storage.startswith("/") else _HOME)
+    """Where the cluster keeps runs."""
+    named = package.job.storage
+    return jobs.cluster.storage or (named if named.startswith("/") or "://" in named else _HOME)
 
 
 def require(found: dict[str, Any], package: Package, where: str) -> None:
@@ -70,7 +71,8 @@ def _places(found: dict[str, Any]) -> list[str]:
     lacks = [f"not all nodes see {path}" for path in found["absent"]]
     if found["unshared"]:
         nodes = ", ".join(found["unshared"])
-        lacks.append(f"node {nodes} does not see {found['storage']} as the head does: name a folder that all nodes mount as `storage` of the cluster")
+        fix = "name a folder that all nodes mount, or a bucket, as `storage` of the cluster"
+        lacks.append(f"node {nodes} does not see {found['storage']} as the head does: {fix}")
     return lacks
 
 

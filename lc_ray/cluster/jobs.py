@@ -39,6 +39,7 @@ class Job:
         started: seconds since 1970, if it has.
         ended: likewise.
         node: on which its driver ran.
+        results: URI to which the finished run is copied, if it is.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Job:
     started: float | None
     ended: float | None
     node: str | None
+    results: str | None = None
 
     @property
     def active(self) -> bool:
@@ -269,4 +271,5 @@ def _job(details: Any) -> Job:
         details.start_time / 1000 if details.start_time else None,
         details.end_time / 1000 if details.end_time else None,
         details.driver_node_id,
+        known.get("results") or None,
     )

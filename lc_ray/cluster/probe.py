@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import ray
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
@@ -35,30 +36,32 @@ def look(wanted: dict[str, Any]) -> dict[str, Any]:
     """Describe the cluster.
 
     Args:
-        wanted: `storage`, a folder for runs, made if missing; `paths` that all nodes should see; `packages` that should be importable;
+        wanted: `storage`, a folder for runs, made if missing, or a bucket; `paths` that all nodes should see; `packages` that should be importable;
             `versions`, distributions whose version to tell; `workers`, that train one model: `count`, and `cpu` and `gpu` each.
     """
     ray.init("auto", log_to_driver=False)
-    storage = Path(wanted["storage"]).expanduser().absolute()
-    mark = storage / f".{uuid.uuid4().hex}"
-    storage.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    storage = wanted["storage"] if "://" in wanted["storage"] else str(Path(wanted["storage"]).expanduser().absolute())
+    mark = f"{storage.rstrip('/')}/.{uuid.uuid4().hex}"
+    system, path = _system(mark)
+    if system.type_name == "local":
+        system.create_dir(path.rpartition("/")[0], recursive=True)
+    system.open_output_stream(path).close()
     alive = [node for node in ray.nodes() if node["Alive"]]
     try:
-        absent = _absent(alive, [str(mark), *wanted["paths"]])
+        absent = _absent(alive, [mark, *wanted["paths"]])
     finally:
-        mark.unlink()
+        system.delete_file(path)
     ours = importlib.util.find_spec("lc_ray")
     return {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in wanted["versions"]},
         "lc_ray": digest(Path(ours.submodule_search_locations[0])) if ours and ours.submodule_search_locations else None,
         "packages": [name for name in wanted["packages"] if importlib.util.find_spec(name) is None],
-        "storage": str(storage),
+        "storage": storage,
         "nodes": [node["Resources"] for node in alive],
         "starting": _starting(wanted["workers"], [node["Resources"] for node in alive]),
-        "unshared": sorted(node for node, paths in absent.items() if str(mark) in paths),
-        "absent": sorted({path for paths in absent.values() for path in paths} - {str(mark)}),
+        "unshared": sorted(node for node, paths in absent.items() if mark in paths),
+        "absent": sorted({path for paths in absent.values() for path in paths} - {mark}),
     }
 
 
@@ -66,7 +69,7 @@ def _absent(alive: list[Any], paths: list[str]) -> dict[str, list[str]]:
     """By the address of each node, the paths that it does not see."""
 
     def missing() -> list[str]:
-        return [path for path in paths if not Path(path).exists()]
+        return [path for path in paths if not _exists(path)]
 
     task = ray.remote(num_cpus=0)(missing)
     asked = {
@@ -74,6 +77,19 @@ def _absent(alive: list[Any], paths: list[str]) -> dict[str, list[str]]:
         for node in alive
     }
     return dict(zip(asked, ray.get(list(asked.values()), timeout=_ANSWERS), strict=True))
+
+
+def _exists(path: str) -> bool:
+    try:
+        system, inside = _system(path)
+        return bool(system.get_file_info(inside).type != pyarrow.fs.FileType.NotFound)
+    except OSError:
+        return False
+
+
+def _system(path: str) -> tuple[Any, str]:
+    """The file system of a path or URI, and its path there."""
+    return pyarrow.fs.FileSystem.from_uri(path) if "://" in path else (pyarrow.fs.LocalFileSystem(), path)
 
 
 def _starting(workers: dict[str, Any], nodes: list[dict[str, float]]) -> bool:

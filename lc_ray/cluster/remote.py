@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ import ray
 import ray._private.worker  # the folder of logs is told nowhere else
 
 from lc_ray import pipeline, runtime, spec
-from lc_ray.cluster.fetch import publish
 from lc_ray.cluster.jobs import TAG
 from lc_ray.cluster.package import FOLDER, JOB
 from lc_ray.errors import AcceptError, ClusterError, LcRayError, unwrap
+from lc_ray.results import publish
+from lc_ray.storage import StoragePath, storage_path
 
 
 def run(name: str, digest: str, results: str | None) -> dict[str, Any]:
@@ -33,19 +32,21 @@ def run(name: str, digest: str, results: str | None) -> dict[str, Any]:
     """
     try:
         job = spec.parse(json.loads(Path(JOB).read_text("utf-8")))
-        _place(Path(FOLDER), Path(job.storage) / "inputs" / digest)
-        folder = Path(job.storage) / job.name
+        _place(Path(FOLDER), storage_path(job.storage) / "inputs" / digest)
+        target = StoragePath(results.rstrip("/")) / job.name if results else None
         with runtime.session():
-            _show(folder, name)
+            _show(job.folder, name)
             try:
                 done = pipeline.run(job, "json")
             except AcceptError as refused:  # whose record and report are finished too
                 try:
-                    publish(folder, results)
+                    if target:
+                        publish(job.folder, target)
                 except ClusterError as error:
                     refused.what += f"; and {error}"
                 raise
-            publish(folder, results)
+            if target:
+                publish(job.folder, target)
         return {"event": "result", "metrics": done.metrics, "reused": done.reused}
     except Exception as error:
         ours = unwrap(error)
@@ -54,17 +55,11 @@ def run(name: str, digest: str, results: str | None) -> dict[str, Any]:
         return {"event": "error", "kind": type(ours).__name__, "what": ours.what, "where": ours.where, "fix": ours.fix}
 
 
-def _place(source: Path, target: Path) -> None:
+def _place(source: Path, target: StoragePath) -> None:
     """Copy the job's files to storage, where all nodes see them, and later runs find them as old as they were."""
-    if target.exists() or not source.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    shutil.copytree(source, partial)
-    try:
-        partial.rename(target)
-    except OSError:  # another job was first
-        shutil.rmtree(partial)
+    sizes = {str(file.relative_to(source)): file.stat().st_size for file in sorted(source.rglob("*")) if file.is_file()}
+    there = target.files() if sizes else {}
+    target.put(source, [name for name, size in sizes.items() if name not in there or there[name][0] != size])
 
 
 def _show(folder: Path, name: str) -> None:

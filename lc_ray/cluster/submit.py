@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from lc_ray import runtime
-from lc_ray.cluster import check, fetch
+from lc_ray.cluster import check
 from lc_ray.cluster.jobs import TAG, Job, Jobs
 from lc_ray.cluster.package import Package, pack
 from lc_ray.errors import AcceptError, ClusterError, LcRayError
 from lc_ray.progress import Display, Mode
+from lc_ray.results import fetch, published
 from lc_ray.spec import JobSpec
+from lc_ray.storage import StoragePath
 
 _LINES = 10  # of a job that ended without a word, shown
 
@@ -64,6 +66,7 @@ def submit(spec: JobSpec, jobs: Jobs, display: Display) -> Submitted:
 
 def _send(jobs: Jobs, package: Package, found: dict[str, Any], name: str, metadata: dict[str, str]) -> None:
     folder, digest = check.ours()
+    results = jobs.cluster.results or (found["storage"] if "://" in found["storage"] else "")
     command = ["python", "-m", "lc_ray.cluster.remote", name, package.digest, *([jobs.cluster.results] if jobs.cluster.results else [])]
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "job.zip"
@@ -74,7 +77,7 @@ def _send(jobs: Jobs, package: Package, found: dict[str, Any], name: str, metada
             # The cluster's own lc_ray if it is the very same, else this one goes along.
             **({} if found["lc_ray"] == digest else {"py_modules": [str(folder)]}),
         }
-        jobs.submit(shlex.join(command), name, metadata, environment)
+        jobs.submit(shlex.join(command), name, metadata | {"results": results}, environment)
 
 
 def tell(jobs: Jobs, name: str, display: Display, raw: bool = False, wait: bool = True) -> tuple[Job, dict[str, Any], list[str]]:
@@ -154,8 +157,8 @@ def bring(jobs: Jobs, job: Job, folder: Path, accepted: bool = True) -> dict[str
     last = next(one for one in reversed(jobs.all()) if one.name == job.name)
     if last.id != job.id:
         raise ClusterError("a later job of that name has written over its folder", job.id, f"fetch that one, {last.id}, or submit this one again")
-    results = jobs.cluster.results
-    fetch.fetch(fetch.published(results, job.name) if results else functools.partial(jobs.download, job), folder, accepted)
+    download = published(StoragePath(job.results) / job.name) if job.results else functools.partial(jobs.download, job)
+    fetch(download, folder, accepted)
     return dict(json.loads((folder / "record.json").read_text("utf-8")))
 
 
@@ -175,7 +178,7 @@ def run(spec: JobSpec, jobs: Jobs, mode: Mode, wait: bool = True) -> tuple[Job, 
         AcceptError: the model did not pass the gate; record and report are fetched.
         ClusterError: see `submit`.
     """
-    folder = Path(spec.storage).resolve() / spec.name
+    folder = spec.folder
     display = Display(None, mode)
     job = submit(spec, jobs, display).job
     if not wait:

@@ -9,7 +9,8 @@ so a run that resumes goes on with the very batch it would have had.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lc_ray.errors import DataError
+from lc_ray.storage import StoragePath
 
 if TYPE_CHECKING:  # a process that only plans segments need not import torch
     from lc_ray.data.prepare import Prepared
@@ -30,7 +32,7 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
     return max(1, rows // batch_size)
 
 
-def deal(parts: list[str], rank: int, world: int, seed: int, epoch: int) -> list[str]:
+def deal(parts: list[StoragePath], rank: int, world: int, seed: int, epoch: int) -> list[StoragePath]:
     """The parts that one worker reads in an epoch, in order. Every part goes to exactly one worker.
 
     Raises:
@@ -69,15 +71,29 @@ def stream(prepared: Prepared, rank: int, world: int, batch_size: int, seed: int
         start: batches that were had before.
     """
     per_epoch = steps_per_epoch(prepared.count("train"), batch_size)
-    epoch, skip = divmod(start, per_epoch)
+    tables = _tables(prepared, rank, world, batch_size, seed, *divmod(start, per_epoch))
+    return _ahead(tables, prepared.values) if prepared.path.remote else map(prepared.values, tables)
+
+
+def _tables(prepared: Prepared, rank: int, world: int, batch_size: int, seed: int, epoch: int, skip: int) -> Iterator[pa.Table]:
+    """The same with places of pixels and sounds, from an epoch on of which some batches were had before."""
     while True:
         paths = deal(prepared.parts("train"), rank, world, seed, epoch)
         batches = _endless(paths, batch_size // world, [seed, epoch])
-        for step in range(per_epoch):
+        for step in range(steps_per_epoch(prepared.count("train"), batch_size)):
             batch = next(batches)
             if step >= skip:
-                yield prepared.values(batch)
+                yield batch
         epoch, skip = epoch + 1, 0
+
+
+def _ahead(tables: Iterator[pa.Table], values: Callable[[pa.Table], dict[str, list[Any]]]) -> Iterator[dict[str, list[Any]]]:
+    """Values of tables without end, those of the next one fetched from a bucket while one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(values, next(tables))
+        for table in tables:
+            batch, following = following, thread.submit(values, table)
+            yield batch.result()
 
 
 def joined(tables: Iterable[pa.Table]) -> pa.Table:
@@ -85,7 +101,7 @@ def joined(tables: Iterable[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _endless(paths: list[str], rows: int, seed: list[int]) -> Iterator[pa.Table]:
+def _endless(paths: list[StoragePath], rows: int, seed: list[int]) -> Iterator[pa.Table]:
     """Batches of `rows` rows. A worker whose parts end before the epoch does starts over with its first."""
     rest, window = None, 0
     while True:
@@ -97,11 +113,11 @@ def _endless(paths: list[str], rows: int, seed: list[int]) -> Iterator[pa.Table]
             rest, window = table.take(extra), window + 1
 
 
-def _windows(paths: list[str], rows: int) -> Iterator[pa.Table]:
+def _windows(paths: list[StoragePath], rows: int) -> Iterator[pa.Table]:
     """Tables of `rows` rows, cut across the parts' borders; the last may be shorter."""
     waiting: list[pa.Table] = []
     for path in paths:
-        with pq.ParquetFile(path) as part:
+        with path.open() as file, pq.ParquetFile(file, pre_buffer=path.remote) as part:
             for batch in part.iter_batches(batch_size=rows):
                 waiting.append(pa.Table.from_batches([batch]))
                 if sum(t.num_rows for t in waiting) >= rows:

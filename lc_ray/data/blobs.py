@@ -6,14 +6,17 @@ Rows are sorted, split and shuffled with the places of such values in them, some
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import pyarrow as pa
 
+from lc_ray.storage import StoragePath
+
 PLACE = pa.struct({"file": pa.string(), "at": pa.int64(), "size": pa.int64()})
 _ENDING = ".bin"
+_READERS = 32  # requests to a bucket at a time: each takes long, and few bytes
 
 
 class Writer:
@@ -24,9 +27,9 @@ class Writer:
         name: of the file in it, without its ending.
     """
 
-    def __init__(self, folder: Path | str, name: str) -> None:
-        self.path, self.name = Path(folder) / f"{name}{_ENDING}", name
-        self._file: BinaryIO | None = None
+    def __init__(self, folder: StoragePath, name: str) -> None:
+        self.path, self.name = folder / f"{name}{_ENDING}", name
+        self._file: pa.NativeFile | None = None
         self._at = 0
 
     def __enter__(self) -> Self:
@@ -44,10 +47,10 @@ class Writer:
 
     def _append(self, value: bytes) -> dict[str, Any]:
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "wb", buffering=2**20)  # noqa: SIM115 closed on exit
+            self._file = self.path.create(buffer=2**20)
         place = {"file": self.name, "at": self._at, "size": len(value)}
-        self._at += self._file.write(value)
+        self._file.write(value)
+        self._at += len(value)
         return place
 
 
@@ -58,9 +61,10 @@ class Reader:
         folder: of all blobs.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        self._files: dict[str, BinaryIO] = {}
+    def __init__(self, folder: StoragePath) -> None:
+        self.folder = folder
+        self._files: dict[str, Any] = {}
+        self._threads: ThreadPoolExecutor | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Reader, (self.folder,)
@@ -69,15 +73,26 @@ class Reader:
         """A table's rows by column, with values in place of their places."""
         rows: dict[str, list[Any]] = table.to_pydict()
         large = [name for name in rows if table[name].type == PLACE]
+        read = self._fetched if self.folder.remote else self._read
+        return rows | dict(zip(large, read([rows[name] for name in large]), strict=True))
+
+    def _read(self, columns: list[list[Any]]) -> list[list[Any]]:
         if hasattr(os, "posix_fadvise"):  # storage that is far or slow has all of them to fetch at a time, rather than one after the other
-            for place in (place for name in large for place in rows[name] if place):
-                os.posix_fadvise(self._file(place["file"]), place["at"], place["size"], os.POSIX_FADV_WILLNEED)
-        return rows | {name: [None if place is None else self._read(**place) for place in rows[name]] for name in large}
+            for place in (place for places in columns for place in places if place):
+                os.posix_fadvise(self._descriptor(place["file"]), place["at"], place["size"], os.POSIX_FADV_WILLNEED)
+        return [[place and os.pread(self._descriptor(place["file"]), place["size"], place["at"]) for place in places] for places in columns]
 
-    def _read(self, file: str, at: int, size: int) -> bytes:
-        return os.pread(self._file(file), size, at)
-
-    def _file(self, name: str) -> int:
+    def _descriptor(self, name: str) -> int:
         if name not in self._files:
-            self._files[name] = open(self.folder / f"{name}{_ENDING}", "rb", buffering=0)  # noqa: SIM115 closed with the last reference
-        return self._files[name].fileno()
+            self._files[name] = open(str(self.folder / f"{name}{_ENDING}"), "rb", buffering=0)  # noqa: SIM115 closed with the last reference
+        return int(self._files[name].fileno())
+
+    def _fetched(self, columns: list[list[Any]]) -> list[list[Any]]:
+        """The same of a bucket."""
+        self._threads = self._threads or ThreadPoolExecutor(_READERS)
+        for name in {place["file"] for places in columns for place in places if place} - self._files.keys():
+            self._files[name] = (self.folder / f"{name}{_ENDING}").open()
+        return [list(self._threads.map(self._request, places)) for places in columns]
+
+    def _request(self, place: dict[str, Any] | None) -> bytes | None:
+        return bytes(self._files[place["file"]].read_at(place["size"], place["at"])) if place else None

@@ -9,6 +9,10 @@ import functools
 import hashlib
 import json
 import logging
+import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lc_ray import family, memory
 from lc_ray.data import blobs, read
@@ -26,7 +31,8 @@ from lc_ray.errors import DataError
 from lc_ray.models import batches
 from lc_ray.models.batches import TARGET
 from lc_ray.models.load import modalities
-from lc_ray.spec import UNREAD, InputSpec, JobSpec
+from lc_ray.spec import UNREAD, InputSpec, JobSpec, digest
+from lc_ray.storage import StoragePath
 
 _ORDERS = 2**63
 _SPARE = 16  # rows
@@ -37,13 +43,13 @@ _PLACE = ("_order", "_source", "_task", "_chunk", "_place", "_row")  # columns o
 _WRONG = ("_column", "_reason", "_value")  # and of its rejected rows
 
 
-def check(job: JobSpec, source: str, folder: Path, blob: tuple[Path, str], limit: int | None = None) -> tuple[pa.Table, pa.Table]:
+def check(job: JobSpec, source: str, folder: StoragePath, blob: tuple[StoragePath, str], limit: int | None = None) -> tuple[pa.Table, pa.Table]:
     """Write the cells of a source's rows into a folder.
 
     Args:
         job: says which columns, and what they are.
         source: files.
-        folder: is made.
+        folder: for them.
         blob: the folder of all blobs, and the one in it for those of this source.
         limit: how many rows will be used; not many more are decoded.
 
@@ -53,7 +59,6 @@ def check(job: JobSpec, source: str, folder: Path, blob: tuple[Path, str], limit
     Raises:
         DataError: a file can't be read or lacks a column.
     """
-    folder.mkdir()
     found = files(source)
     for file in found:
         read.Reader(file, job.data.columns).require(_wanted(job))
@@ -66,7 +71,7 @@ def check(job: JobSpec, source: str, folder: Path, blob: tuple[Path, str], limit
     ]
     work = [{**share, "task": task} for task, share in enumerate(work)]
     last = _last(_shared(functools.partial(_places, job=job, size=size), work), job, limit) if limit else _ORDERS
-    tables = _shared(functools.partial(_write, job=job, folder=str(folder), blob=blob, size=size, last=last), work)
+    tables = _shared(functools.partial(_write, job=job, folder=folder, blob=blob, size=size, last=last), work)
     index = pa.concat_tables([_schema(_PLACE, _WRONG).empty_table(), *tables])
     usable = pc.equal(index["_reason"], "")
     rejected = index.filter(pc.invert(usable)).sort_by([("_source", "ascending"), ("_row", "ascending")])
@@ -99,14 +104,14 @@ def _last(tables: Iterator[pa.Table], job: JobSpec, limit: int) -> int:
     return int(places[wanted]) if wanted < len(places) else _ORDERS
 
 
-def gather(index: pa.Table, folder: Path | str, names: list[str] | None = None) -> pa.Table:
+def gather(index: pa.Table, folder: StoragePath, names: list[str] | None = None) -> pa.Table:
     """The cells of an index's rows, in its order; all columns, or those named."""
     where = index["_task"].to_numpy().astype(np.int64) << 32 | index["_chunk"].to_numpy()
     place, by_chunk = index["_place"].to_numpy(), np.argsort(where, kind="stable")
     chunks, starts = np.unique(where[by_chunk], return_index=True)
     tables = []
     for chunk, rows in zip(chunks.tolist(), np.split(by_chunk, starts[1:]), strict=True):
-        with pa.memory_map(_file(folder, chunk >> 32, chunk & 0xFFFFFFFF)) as file:
+        with pa.memory_map(_near(folder, _name(chunk >> 32, chunk & 0xFFFFFFFF))) as file:
             table = pa.ipc.open_file(file).read_all()
             tables.append((table.select(names) if names else table).take(place[rows]))
     return joined(tables).combine_chunks().take(np.argsort(by_chunk))
@@ -124,8 +129,34 @@ def _schema(*groups: tuple[str, ...]) -> pa.Schema:
     return pa.schema([(name, types.get(name, pa.int32())) for group in groups for name in group])
 
 
-def _file(folder: Path | str, task: int, chunk: int) -> str:
-    return f"{folder}/{task:05d}-{chunk:06d}.arrow"
+def _name(task: int, chunk: int) -> str:
+    return f"{task:05d}-{chunk:06d}.arrow"
+
+
+def _near(folder: StoragePath, name: str) -> str:
+    """A file of cells on this machine: each is needed for many parts, so that one of a bucket is copied, and kept."""
+    if not folder.remote:
+        return f"{folder}/{name}"
+    target = _copies(folder) / name
+    if not target.exists():
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        partial = target.with_name(f".{uuid.uuid4().hex}")
+        (folder / name).get(partial)
+        partial.rename(target)
+    return str(target)
+
+
+def _copies(folder: StoragePath) -> Path:
+    return Path(tempfile.gettempdir()) / f"lc_ray-{os.getuid()}-{digest(folder.path)}"
+
+
+def forget(folder: StoragePath) -> None:
+    """Remove cells, and the copies of them on all machines."""
+    folder.remove()
+    if folder.remote:
+        task = ray.remote(num_cpus=0)(shutil.rmtree)
+        alive = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=True) for node in ray.nodes() if node["Alive"]]
+        ray.get([task.options(scheduling_strategy=node).remote(_copies(folder), ignore_errors=True) for node in alive])
 
 
 def _wanted(job: JobSpec) -> list[str]:
@@ -151,7 +182,7 @@ def _raw_order(row: dict[str, Any], job: JobSpec) -> int:
     return order(job.seed, cells, None, row.get(job.data.split) if job.data.split else None)
 
 
-def _write(batch: dict[str, Any], job: JobSpec, folder: str, blob: tuple[Path, str], size: int, last: int) -> Iterator[pa.Table]:
+def _write(batch: dict[str, Any], job: JobSpec, folder: StoragePath, blob: tuple[StoragePath, str], size: int, last: int) -> Iterator[pa.Table]:
     """Read a share of a file; decode each cell of the rows up to a place and keep it; say per row where it is, or what is wrong with it."""
     memory.keep_freed()
     inputs = columns(tuple(job.inputs()))
@@ -162,12 +193,12 @@ def _write(batch: dict[str, Any], job: JobSpec, folder: str, blob: tuple[Path, s
             used = chunk if last == _ORDERS else [row for row in chunk if _raw_order(row, job) <= last]
             rows = [where | _check(row, file, inputs, kind, reader, job) for row in used]
             if usable := [row for row in rows if not row["_reason"]]:
-                _keep(_file(folder, where["_task"], where["_chunk"]), usable, inputs, kind, writer)
+                _keep(folder / _name(where["_task"], where["_chunk"]), usable, inputs, kind, writer)
             yield pa.Table.from_pylist([row | {"_place": place} for place, row in enumerate(usable)], _schema(_PLACE, _WRONG))
             yield pa.Table.from_pylist([row | {"_place": 0} for row in rows if row["_reason"]], _schema(_PLACE, _WRONG))
 
 
-def _keep(path: str, rows: list[dict[str, Any]], inputs: dict[str, Any], kind: Any, writer: blobs.Writer) -> None:
+def _keep(path: StoragePath, rows: list[dict[str, Any]], inputs: dict[str, Any], kind: Any, writer: blobs.Writer) -> None:
     """A file of cells: clean ones, and what is prepared of pixels and sounds, with places in blobs for what is large."""
     media, others = parted(inputs)
     types = {"_file": pa.string(), "_row": pa.int64(), "_order": pa.int64(), **{name: modality.TYPE for name, modality in others.items()}}
@@ -177,7 +208,7 @@ def _keep(path: str, rows: list[dict[str, Any]], inputs: dict[str, Any], kind: A
     if media:
         cells |= {name: writer.put(values) for name, values in batches.prepare({n: [row[n] for row in rows] for n in media}, media).items()}
     table = pa.table(cells)
-    with pa.OSFile(path, "wb") as out, pa.ipc.new_file(out, table.schema) as file:
+    with path.create() as out, pa.ipc.new_file(out, table.schema) as file:
         file.write_table(table)
 
 

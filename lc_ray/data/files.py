@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, cast
 import pyarrow.fs
 
 from lc_ray.errors import DataError
-from lc_ray.modalities._media import uri
 from lc_ray.models.load import package_path
+from lc_ray.storage import system_of
 
 KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
@@ -107,20 +107,6 @@ def files(source: str) -> list[File]:
         return [File(source.rstrip("/"))]
     known = f"{', '.join(KINDS)}, or a folder with a subfolder of pictures or sounds per label"
     raise DataError(f"no file that can be read; endings known: {known}", source)
-
-
-def system_of(path: str) -> tuple[Any, str]:
-    """The file system of a local path or URI, and its path there.
-
-    Raises:
-        DataError: no such kind of URI.
-    """
-    if "://" not in path:
-        return pyarrow.fs.LocalFileSystem(), path
-    try:
-        return cast("tuple[Any, str]", pyarrow.fs.FileSystem.from_uri(uri(path)))
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise DataError(f"can't be opened: {str(error).splitlines()[0]}", path, "use s3://, gs://, hdfs://, file:// or a local path") from None
 
 
 def _inside(system: Any, path: str) -> list[Any]:

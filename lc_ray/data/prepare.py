@@ -1,23 +1,24 @@
 """Read, check, split and prepare a dataset once; keep it as Parquet under a name made of all that it depends on.
 
-    storage/prepared/KEY/train/part-*.parquet        rows in an order drawn by a hash of their content, so any prefix is a fair sample
-    storage/prepared/KEY/validation/part-*.parquet
-    storage/prepared/KEY/blobs/*/*.bin               pixels and sounds, whose places the rows hold
-    storage/prepared/KEY/rejects/*.parquet           file, row, column, reason, value
-    storage/prepared/KEY/data.json                   what is there, and the task's labels. Written last
+    storage/prepared/KEY/data.json                       what is there, and the task's labels. Written last
+    storage/prepared/KEY/TRY/train/part-*.parquet        rows in an order drawn by a hash of their content, so any prefix is a fair sample
+    storage/prepared/KEY/TRY/validation/part-*.parquet
+    storage/prepared/KEY/TRY/blobs/*/*.bin               pixels and sounds, whose places the rows hold
+    storage/prepared/KEY/TRY/rejects/*.parquet           file, row, column, reason, value
+
+A try has a name of its own, so that two runs that prepare the same data at once don't meet; `data.json` names the one that was first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-import os
-import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,12 @@ from lc_ray.models import batches
 from lc_ray.models.batches import TARGET
 from lc_ray.models.load import find
 from lc_ray.spec import JobSpec, digest
+from lc_ray.storage import StoragePath, storage_path
 
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
-_BLOBS = "blobs"
+_BLOBS, _RECORD = "blobs", "data.json"
+_FORMAT = 2  # of what is kept
+_STALE = 86400  # seconds after which a try that was not finished is one that was killed
 _TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
 
 
@@ -49,7 +53,7 @@ class Prepared:
         record: what `data.json` holds.
     """
 
-    path: Path
+    path: StoragePath
     record: dict[str, Any]
 
     @property
@@ -61,11 +65,16 @@ class Prepared:
         """Rows of a split."""
         return sum(part["rows"] for part in self.record[split])
 
-    def parts(self, split: str) -> list[str]:
-        """Files of a split, in order."""
-        return [str(self.path / split / part["file"]) for part in self.record[split]]
+    @property
+    def folder(self) -> StoragePath:
+        """The folder of the try that made it."""
+        return self.path / str(self.record["try"])
 
-    def first(self, split: str, limit: int) -> list[tuple[str, int]]:
+    def parts(self, split: str) -> list[StoragePath]:
+        """Files of a split, in order."""
+        return [self.folder / split / part["file"] for part in self.record[split]]
+
+    def first(self, split: str, limit: int) -> list[tuple[StoragePath, int]]:
         """Files that hold the first rows of a split, and how many of each file's rows."""
         found = []
         for path, part in zip(self.parts(split), self.record[split], strict=True):
@@ -77,7 +86,7 @@ class Prepared:
     def rows(self, split: str, limit: int | None = None) -> dict[str, list[Any]]:
         """The first rows of a split by column: a fair sample, since the order is drawn by hash."""
         first = self.first(split, self.count(split) if limit is None else limit)
-        return self.values(joined(pq.read_table(file).slice(0, rows) for file, rows in first))
+        return self.values(joined(pq.read_table(file.open()).slice(0, rows) for file, rows in first))
 
     def values(self, table: pa.Table) -> dict[str, list[Any]]:
         """Rows of parts by column, with their pixels and sounds."""
@@ -85,7 +94,7 @@ class Prepared:
 
     @functools.cached_property
     def _blobs(self) -> blobs.Reader:
-        return blobs.Reader(self.path / _BLOBS)
+        return blobs.Reader(self.folder / _BLOBS)
 
     def task(self) -> Any:
         """The task, fitted to the training rows' targets."""
@@ -93,9 +102,9 @@ class Prepared:
         return family.load("tasks", config.pop("kind")).Task(**config)
 
 
-def open_prepared(path: str | Path) -> Prepared:
+def open_prepared(path: StoragePath) -> Prepared:
     """Open a prepared dataset by its folder."""
-    return Prepared(Path(path), json.loads((Path(path) / "data.json").read_text("utf-8")))
+    return Prepared(path, json.loads((path / _RECORD).read_text()))
 
 
 def key(job: JobSpec) -> str:
@@ -104,7 +113,7 @@ def key(job: JobSpec) -> str:
     stats = [(str(f), f.stamp()) for source in sources for f in files(source)]
     bases = [find(i.base) if i.base else None for i in job.inputs()]
     preparing = [i.model_dump(exclude={"rate", "weights", "augment"}) for i in job.inputs()]
-    return digest(job.data.model_dump(mode="json", exclude={"inputs"}), preparing, job.task, bases, job.seed, stats)
+    return digest(_FORMAT, job.data.model_dump(mode="json", exclude={"inputs"}), preparing, job.task, bases, job.seed, stats)
 
 
 def prepare(job: JobSpec) -> tuple[Prepared, bool]:
@@ -116,26 +125,41 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
     Raises:
         DataError: a file or column is missing, nothing is left, too many rows are rejected, or validation has a label that training lacks.
     """
-    folder = Path(job.storage).resolve() / "prepared" / key(job)
-    if (folder / "data.json").exists():
+    folder = storage_path(job.storage) / "prepared" / key(job)
+    if (folder / _RECORD).exists():
         return open_prepared(folder), True
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        record = _prepare(job, partial)
-        (partial / "data.json").write_text(json.dumps(record, indent=1), "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        for name in {file.partition("/")[0] for file in folder.files()}:
+            if (begun := name.partition("-")[0]).isdigit() and int(begun) < time.time() - _STALE:
+                (folder / name).remove()
+        _try(job, folder, f"{time.time():.0f}-{uuid.uuid4().hex[:8]}")
     except OSError as error:
         fix = "free some space, or give a `storage` that can be written, then run again"
-        raise DataError(f"can't write the prepared data: {error.strerror}", str(folder), fix) from error
+        told = str(getattr(error, "cause", None) or error).splitlines()[0]  # without Ray's traceback of a task
+        raise DataError(f"can't write the prepared data: {told}", str(folder), fix) from error
+    return open_prepared(folder), False
+
+
+def _try(job: JobSpec, folder: StoragePath, name: str) -> None:
+    """Prepare the data; what is of no use to another try, and as large as the data, is removed however it ends."""
+    made, first = folder / name, False
+    try:
+        record = {"try": name, **_prepare(job, made)}
+        if first := not (folder / _RECORD).exists():
+            (folder / _RECORD).write_text(json.dumps(record, indent=1))
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # of no use to another try, and as large as the data
-    return Prepared(folder, record), False
+        with contextlib.suppress(OSError):  # what went wrong before is worth more
+            for side in ("train", "validation"):
+                cells.forget(made / _cells(side))
+            if not first:
+                made.remove()
 
 
-def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
+def _cells(side: str) -> str:
+    return f"{side}-cells"
+
+
+def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
     kind = family.load("tasks", job.task.kind).Task  # an unknown one is found before any work is done
     options, columns = kind.options(job.task), cells.columns(tuple(job.inputs()))
     if job.data.stratify and (job.data.target is None or kind.TYPE in (pa.binary(), pa.float64())):
@@ -155,7 +179,7 @@ def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
         train = replace(train, index=cells.settled(pa.concat_tables([train.index, validation.index.filter(pa.array(rare))])))
         validation = replace(validation, index=validation.index.filter(pa.array(~rare)))
         task = kind.fit((t for t, _ in train.targets()), options, columns).bind(columns)
-    record = {
+    return {
         "task": {"kind": job.task.kind, **task.config},
         "train": _write(train, job, folder / "train"),
         "validation": _write(validation, job, folder / "validation"),
@@ -163,9 +187,6 @@ def _prepare(job: JobSpec, folder: Path) -> dict[str, Any]:
         "reasons": dict(reasons.most_common()),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    for used in {train.cells, validation.cells}:
-        shutil.rmtree(used)
-    return record
 
 
 @dataclass(frozen=True)
@@ -179,7 +200,7 @@ class _Side:
     """
 
     index: pa.Table
-    cells: Path
+    cells: StoragePath
     media: blobs.Reader
 
     def targets(self) -> Iterator[tuple[Any, str]]:
@@ -200,24 +221,20 @@ class _Side:
         return found
 
 
-def _sides(job: JobSpec, folder: Path) -> tuple[_Side, _Side, Counter[str]]:
+def _sides(job: JobSpec, folder: StoragePath) -> tuple[_Side, _Side, Counter[str]]:
     """Training rows, validation rows, and how many rows were rejected by reason. The rejected ones are kept in `rejects`."""
-    data, found = job.data, dict[str, _Side]()
+    data, found, rejects = job.data, dict[str, _Side](), dict[str, pa.Table]()
     seen, reasons = 0, Counter[str]()
-    (folder / "rejects").mkdir()
     for name, source in ({"train": data.train} | ({"validation": data.validation} if isinstance(data.validation, str) else {})).items():
-        place, limit = folder / f"{name}-cells", data.rows if name == "train" else None
-        index, rejected = cells.check(job, source, place, (folder / _BLOBS, name), limit)
+        place, limit = folder / _cells(name), data.rows if name == "train" else None
+        index, rejects[name] = cells.check(job, source, place, (folder / _BLOBS, name), limit)
         found[name] = _Side(index, place, blobs.Reader(folder / _BLOBS))
-        seen += index.num_rows + rejected.num_rows
-        if rejected.num_rows:
-            pq.write_table(rejected, folder / "rejects" / f"{name}.parquet")
-        reasons.update(f"{c}: {r}" for c, r in zip(rejected["column"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
+        seen += index.num_rows + rejects[name].num_rows
+        reasons.update(f"{c}: {r}" for c, r in zip(*(rejects[name][c].to_pylist() for c in ("column", "reason")), strict=True))
+    _keep(rejects, folder / "rejects")
     if reasons.total() > data.reject.limit * seen:
         common = "\n  ".join(f"{n} × {reason}" for reason, n in reasons.most_common(5))
-        kept = folder.parent / f"rejects-{folder.name.strip('.').split('.')[0]}"
-        shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(folder / "rejects", kept)
+        _keep(rejects, kept := folder.parent.parent / f"rejects-{folder.parent.name}")
         raise DataError(
             f"{reasons.total()} of {seen} rows can't be used, more than data.reject.limit ({data.reject.limit:.1%}):\n  {common}",
             fix=f"they are kept in {kept}; correct them, or raise data.reject.limit",
@@ -233,9 +250,15 @@ def _sides(job: JobSpec, folder: Path) -> tuple[_Side, _Side, Counter[str]]:
     return *(replace(train, index=train.index.filter(pa.array(mask))) for mask in (~held, held)), reasons  # type: ignore[return-value]
 
 
-def _write(side: _Side, job: JobSpec, folder: Path) -> list[dict[str, Any]]:
+def _keep(rejects: dict[str, pa.Table], folder: StoragePath) -> None:
+    for name, rows in rejects.items():
+        if rows.num_rows:
+            with (folder / f"{name}.parquet").create() as file:
+                pq.write_table(rows, file)
+
+
+def _write(side: _Side, job: JobSpec, folder: StoragePath) -> list[dict[str, Any]]:
     """Parts in order. A task prepares a share of the rows and writes it in as many parts as make enough of them for all workers."""
-    folder.mkdir()
     index, rows = side.index, side.index.num_rows
     sample = cells.gather(index.slice(0, _SAMPLE), side.cells)  # a fair one, since the order is drawn by hash
     tasks = max(-(-rows // _ROWS_PER_PART), -(-rows * sample.nbytes // (sample.num_rows * _BYTES_PER_PART)))
@@ -245,7 +268,7 @@ def _write(side: _Side, job: JobSpec, folder: Path) -> list[dict[str, Any]]:
     return sorted(({"file": w["file"], "rows": int(w["rows"])} for w in written), key=lambda w: w["file"])
 
 
-def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: Path, folder: Path) -> dict[str, Any]:
+def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: StoragePath, folder: StoragePath) -> dict[str, Any]:
     """A part after the other, in the same memory."""
     memory.keep_freed()
     shares = np.array_split(np.arange(index.num_rows), min(parts, index.num_rows))
@@ -253,7 +276,7 @@ def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: Path, f
     return {"file": np.array(names), "rows": np.array([len(rows) for rows in shares])}
 
 
-def _write_part(index: pa.Table, job: JobSpec, cell_folder: Path, folder: Path) -> str:
+def _write_part(index: pa.Table, job: JobSpec, cell_folder: StoragePath, folder: StoragePath) -> str:
     _, columns = cells.parted(cells.columns(tuple(job.inputs())))
     table = cells.gather(index, cell_folder)
     if columns:
@@ -264,5 +287,6 @@ def _write_part(index: pa.Table, job: JobSpec, cell_folder: Path, folder: Path) 
         for name, values in prepared.items():
             table = table.append_column(name, pa.array(values))
     name = f"part-{index['_order'][0].as_py():019d}-{index['_row'][0].as_py():09d}.parquet"
-    pq.write_table(table, folder / name, _ROWS_PER_GROUP, write_statistics=False)
+    with (folder / name).create() as file:
+        pq.write_table(table, file, _ROWS_PER_GROUP, write_statistics=False)
     return name

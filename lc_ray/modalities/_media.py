@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow.fs
 
 from lc_ray.errors import DataError
+from lc_ray.storage import system_of
 
 _LARGEST = 256 * 2**20  # bytes
 _START = 120  # characters that tell base64 from a name: no path is as long without a dot
@@ -67,11 +67,6 @@ def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
     return value
 
 
-def uri(text: str) -> str:
-    """A URI as it should be written: with blanks, and letters that are not ASCII, as %XX."""
-    return urllib.parse.quote(text, safe="%/:@?&=+,;#[]!$'()*~")
-
-
 def _is_name(value: bytes) -> bool:
     if len(value) >= 4096 or value[:4] in (b"RIFF", b"OggS", b"fLaC", b"GIF8"):
         return False
@@ -105,8 +100,7 @@ def _read(name: str, folder: Path | str) -> bytes:
                 raise DataError("no such file")
             with open(path, "rb", buffering=0) as file:
                 return _whole(file, path.stat().st_size)
-        name = uri(name)
-        system, place = pyarrow.fs.FileSystem.from_uri(name)
+        system, place = system_of(name)
         if system.get_file_info(place).type != pyarrow.fs.FileType.File:
             raise DataError("no such file")
         with system.open_input_file(place) as file:

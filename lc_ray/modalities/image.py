@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import _hub, _media
 from lc_ray.spec import InputSpec
+from lc_ray.storage import storage_path
 
 _LEAST, _MOST = 2, 50_000_000  # pixels along a side, pixels in all
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for an image that is stored turned by 90 degrees
@@ -307,8 +308,11 @@ def fill(model: nn.Module, name: str, weights: str) -> None:
         ModelError: they can't be had or do not fit.
     """
     try:
-        state = _published(name) if weights == "pretrained" else safetensors.torch.load_file(Path(weights).expanduser())
-        model.load_state_dict(state)
+        if weights == "pretrained":
+            model.load_state_dict(_published(name))
+        else:
+            with storage_path(weights).here() as file:
+                model.load_state_dict(safetensors.torch.load_file(file))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise ModelError(f"weights can't be loaded: {str(error).splitlines()[0]}", weights if weights != "pretrained" else name) from None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import logging
 import os
-from pathlib import Path
+import uuid
+from pathlib import Path, PurePath
 from typing import Any
 
 import httpx
@@ -21,7 +23,8 @@ from lc_ray.artifact import Artifact, Manifest
 from lc_ray.errors import ArtifactError, ModelError
 from lc_ray.models.fusion import FusionModel
 from lc_ray.models.shapes import Attributes, Shapes, apply
-from lc_ray.spec import InputSpec, ModelSpec, module_name
+from lc_ray.spec import InputSpec, ModelSpec, digest, module_name
+from lc_ray.storage import storage_path
 
 # Open models that stand in for closed or unwieldy names of the article; the choice is always logged.
 ALIASES = {"gpt3": "openai-community/gpt2", "gpt-3": "openai-community/gpt2"}
@@ -34,7 +37,8 @@ def find(name: str) -> str:
     """A base model's folder. A model of the hub is downloaded once, and then found in the cache even without a network.
 
     Args:
-        name: hub id, folder, `package:NAME/path`, a torchvision model, whose name is returned as it is, or an alias.
+        name: hub id, folder, URI of one (s3://, gs://, hdfs://), `package:NAME/path`, an alias, or a torchvision model, whose name is returned
+            as it is.
 
     Raises:
         ModelError: a path, package or hub id that does not exist, or the hub can't be reached and the model was not downloaded before.
@@ -44,6 +48,8 @@ def find(name: str) -> str:
         name = ALIASES[name]
     if name.startswith("package:"):
         return str(package_path(name))
+    if "://" in name:
+        return _copied(name)
     if Path(name).expanduser().exists():
         return str(Path(name).expanduser().resolve())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -55,6 +61,27 @@ def _in_torchvision(name: str) -> bool:
     import torchvision  # slow to import, and most names are folders
 
     return "/" not in name and name in torchvision.models.list_models()
+
+
+@functools.lru_cache(maxsize=8)
+def _copied(name: str) -> str:
+    """The copy of a bucket's folder in the cache of hub models, under a name made of what is in it now."""
+    source = storage_path(name)
+    try:
+        files = {file: about for file, about in source.files().items() if any(PurePath(file).match(kind) for kind in _HUB_FILES)}
+        if not files:
+            raise ModelError("no model there", name, "give a folder with config.json and model.safetensors")
+        target = Path(huggingface_hub.constants.HF_HUB_CACHE) / "lc_ray" / digest(name, files)
+        if not target.exists():
+            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+            for file in files:
+                (partial / file).parent.mkdir(parents=True, exist_ok=True)
+                (source / file).get(partial / file)
+            with contextlib.suppress(OSError):  # another process was first
+                partial.rename(target)
+    except OSError as error:
+        raise ModelError(f"can't be read: {str(error).splitlines()[0]}", name) from None
+    return str(target)
 
 
 @functools.lru_cache(maxsize=8)

@@ -25,11 +25,12 @@ from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed
 from lc_ray.models.shapes import difference
 from lc_ray.spec import module_name
+from lc_ray.storage import StoragePath
 from lc_ray.train import checkpoint
 from lc_ray.train.clock import Clock
 from lc_ray.train.deepspeed import build
 from lc_ray.train.deepspeed import config as deepspeed_config
-from lc_ray.train.segment import RESULT, Post, Segment, SegmentResult, finished, learning_rate, removed_at
+from lc_ray.train.segment import RESULT, TRAIN, Post, Segment, SegmentResult, finished, learning_rate, removed_at
 
 _EVALUATE = 64  # rows at a time
 Batch = tuple[dict[str, Tensor], Any]  # inputs by column.tensor, and targets: a tensor (batch, ...), or several by name
@@ -37,7 +38,7 @@ Batch = tuple[dict[str, Tensor], Any]  # inputs by column.tensor, and targets: a
 
 def train_segment(config: dict[str, Any]) -> None:
     """Take a segment's steps and leave its artifact and record. Runs in every Ray Train worker."""
-    segment, post = Segment(**config["segment"]), config["post"]
+    segment, post = config["segment"], config["post"]
     worker = Worker(segment)
     clock, model = worker.clock, worker.model
     worker.tell(post, "worker")
@@ -119,12 +120,13 @@ class Worker:
     def _starting_model(self) -> nn.Module:
         if self.segment.parent is None:
             return load.pretrained(self.spec.model, self.inputs, self.task)
-        parent = artifact.read(self._artifact_folder(self.segment.parent), verify=False)
-        self.kept = parent.manifest.lineage.get("kept", {})
-        return load.freeze(load.open_model(parent), self.spec.model.freeze, self.inputs)
+        with self._artifact(self.segment.parent).here() as folder:
+            parent = artifact.read(folder, verify=False)
+            self.kept = parent.manifest.lineage.get("kept", {})
+            return load.freeze(load.open_model(parent), self.spec.model.freeze, self.inputs)
 
-    def _artifact_folder(self, key: str) -> Any:
-        return self.segment.folder.with_name(key) / "model"
+    def _artifact(self, key: str) -> StoragePath:
+        return self.segment.store / key / "model"
 
     def tell(self, post: Post, event: str, **fields: Any) -> None:
         """Post an event of this segment, once for all workers."""
@@ -136,8 +138,8 @@ class Worker:
         prune = self.spec.prune
         if prune is None or self.segment.dense is None or not self.segment.pruned or not prune.recover.distill:
             return None
-        found = artifact.read(self._artifact_folder(self.segment.dense), verify=False)
-        return load.open_model(found).requires_grad_(False).to(self.device)
+        with self._artifact(self.segment.dense).here() as folder:
+            return load.open_model(artifact.read(folder, verify=False)).requires_grad_(False).to(self.device)
 
     def prune(self, post: Post) -> None:
         """Remove units by an importance that is summed over the workers."""
@@ -192,9 +194,10 @@ class Worker:
             with own.as_directory() as folder:
                 return checkpoint.restore(engine, folder)
         if self.segment.parent and not self.segment.prunes:
-            parent = finished(self.segment.folder.with_name(self.segment.parent))
+            parent = finished(self.segment.store / self.segment.parent)
             if parent and parent.checkpoint:
-                checkpoint.restore(engine, parent.checkpoint)
+                with (self.segment.store / self.segment.parent / TRAIN / parent.checkpoint).here() as folder:
+                    checkpoint.restore(engine, folder)
         return {"step": self.segment.first, "history": []}
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -288,7 +291,8 @@ class Worker:
                 "data": self.data.key,
             },
         )
-        load.save(self._artifact_folder(self.segment.key), manifest, weights, self.columns)
+        with self._artifact(self.segment.key).filled(last=artifact.MANIFEST) as folder:
+            load.save(folder, manifest, weights, self.columns)
 
     def _original(self) -> nn.Module:
         with torch.device("meta"):
@@ -310,8 +314,8 @@ class Worker:
         ).write(segment.folder, RESULT)
 
 
-def _by_length(part: str, rows: int) -> Iterator[pa.Table]:
+def _by_length(part: StoragePath, rows: int) -> Iterator[pa.Table]:
     """The first rows of a file in batches of like length."""
-    table = pq.read_table(part).slice(0, rows).sort_by("_size")
+    table = pq.read_table(part.open()).slice(0, rows).sort_by("_size")
     for start in range(0, table.num_rows, _EVALUATE):
         yield table.slice(start, _EVALUATE)

@@ -6,15 +6,16 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lc_ray.data.batch import steps_per_epoch
 from lc_ray.spec import JobSpec, digest, parse
+from lc_ray.storage import StoragePath
 
 Post = Callable[[dict[str, Any]], None]  # receives events of progress
 RECORD = "segment.json"  # written by the driver once Ray Train has ended well
 RESULT = "result.json"  # written by rank 0 before that
+TRAIN = "train"  # name of the Ray Train run, and its folder
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Segment:
     """
 
     job: dict[str, Any]
-    prepared: str
-    store: str
+    prepared: StoragePath
+    store: StoragePath
     number: int
     rows: int
     parent: str | None = None
@@ -51,7 +52,7 @@ class Segment:
         """Its name on disk. How it will be pruned later does not change what it is until then."""
         s = self.spec
         prune = s.prune if self.pruned else None
-        return digest(s.model, s.train, prune, self.seed, Path(self.prepared).name, [self.first, self.until, *self.phase], self.parent, self.dense)
+        return digest(s.model, s.train, prune, self.seed, self.prepared.name, [self.first, self.until, *self.phase], self.parent, self.dense)
 
     @property
     def seed(self) -> int:
@@ -59,9 +60,9 @@ class Segment:
         return self.spec.seed + 1_000_003 * self.member
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> StoragePath:
         """Where its record, artifact and checkpoints are."""
-        return Path(self.store) / self.key
+        return self.store / self.key
 
     @property
     def total(self) -> int:
@@ -122,18 +123,15 @@ class SegmentResult:
     checkpoint: str | None
     genes: dict[str, Any] = field(default_factory=dict)
 
-    def write(self, folder: Path, name: str = RECORD) -> None:
+    def write(self, folder: StoragePath, name: str = RECORD) -> None:
         """Write the record. Once it is there as `segment.json` the segment is finished."""
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{name}"
-        partial.write_text(json.dumps(asdict(self), indent=1), "utf-8")
-        partial.rename(folder / name)
+        (folder / name).write_text(json.dumps(asdict(self), indent=1))
 
 
-def finished(folder: Path, name: str = RECORD) -> SegmentResult | None:
+def finished(folder: StoragePath, name: str = RECORD) -> SegmentResult | None:
     """The record of a segment, if it was finished."""
     path = folder / name
-    return SegmentResult(**json.loads(path.read_text("utf-8"))) if path.exists() else None
+    return SegmentResult(**json.loads(path.read_text())) if path.exists() else None
 
 
 def removed_at(job: JobSpec, number: int) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from lc_ray.errors import LcRayError, TrainError, unwrap
-from lc_ray.train.segment import RESULT, Post, Segment, SegmentResult, finished
+from lc_ray.train.segment import RESULT, TRAIN, Post, Segment, SegmentResult, finished
 
 
 def run_segment(segment: Segment, post: Post) -> SegmentResult:
@@ -26,7 +27,7 @@ def run_segment(segment: Segment, post: Post) -> SegmentResult:
     workers = segment.spec.train.workers
     trainer = TorchTrainer(
         _train_segment,
-        train_loop_config={"segment": dataclasses.asdict(segment), "post": post},
+        train_loop_config={"segment": segment, "post": post},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpu > 0,
@@ -34,7 +35,7 @@ def run_segment(segment: Segment, post: Post) -> SegmentResult:
         ),
         torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
         run_config=ray.train.RunConfig(
-            name="train",
+            name=TRAIN,
             storage_path=str(segment.folder),
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
@@ -49,7 +50,7 @@ def run_segment(segment: Segment, post: Post) -> SegmentResult:
         raise TrainError(f"training failed: {_last_line(error)}", f"segment {segment.key}", f"logs: {segment.folder}") from error
     written = finished(segment.folder, RESULT)
     assert written is not None, "rank 0 writes the result before the run ends"
-    checkpoint = str(result.checkpoint.path) if segment.keeps_optimizer and result.checkpoint else None
+    checkpoint = Path(result.checkpoint.path).name if segment.keeps_optimizer and result.checkpoint else None
     done = dataclasses.replace(written, checkpoint=checkpoint)
     done.write(segment.folder)
     post({"event": "segment", "segment": segment.key, "member": segment.member, "metrics": done.metrics})

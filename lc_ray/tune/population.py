@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ray.tune.schedulers import PopulationBasedTraining
 from lc_ray import runtime
 from lc_ray.errors import LcRayError, TrainError, unwrap
 from lc_ray.spec import JobSpec
+from lc_ray.storage import StoragePath
 from lc_ray.train.segment import Post, Segment, SegmentResult, finished
 from lc_ray.train.trainer import run_segment
 from lc_ray.tune.space import Genes, draw, express, perturb
@@ -53,9 +53,9 @@ class Search:
     """What all members share."""
 
     job: JobSpec
-    prepared: str
+    prepared: StoragePath
     rows: int
-    store: str
+    store: StoragePath
     post: Post
 
     def segment(self, number: int, genes: Genes, member: int, parent: str | None, dense: str | None) -> Segment:
@@ -76,7 +76,7 @@ class Search:
         return result, Pointer(member, (*before, result.key), result.dense, genes)
 
 
-def search(job: JobSpec, prepared: str, rows: int, store: Path, slots: int, objective: str, post: Post) -> list[SegmentResult]:
+def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, slots: int, objective: str, post: Post) -> list[SegmentResult]:
     """Train the population, or a single member where the job has no `search`.
 
     Args:
@@ -94,7 +94,7 @@ def search(job: JobSpec, prepared: str, rows: int, store: Path, slots: int, obje
     Raises:
         TrainError: every member failed; the first one's reason.
     """
-    shared = Search(job, prepared, rows, str(store.resolve()), post)
+    shared = Search(job, prepared, rows, store, post)
     if job.search is None:
         # In a task, as members are: a trainer in the driver would take Ctrl-C for itself.
         try:
@@ -118,7 +118,7 @@ def search(job: JobSpec, prepared: str, rows: int, store: Path, slots: int, obje
         tune.with_resources(trainable, {_HEAD: 0.001}),
         param_space={"member": tune.grid_search(list(range(job.search.population)))},
         tune_config=tune.TuneConfig(scheduler=scheduler),
-        run_config=tune.RunConfig(storage_path=str(folder.resolve()), verbose=0, failure_config=tune.FailureConfig(max_failures=1)),
+        run_config=tune.RunConfig(storage_path=str(folder), verbose=0, failure_config=tune.FailureConfig(max_failures=1)),
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consider boosting PBT")  # by reusing actors: a member's holds nothing worth keeping
@@ -128,7 +128,7 @@ def search(job: JobSpec, prepared: str, rows: int, store: Path, slots: int, obje
         errors = [unwrap(e) for e in found.errors]
         ours = next((e for e in errors if isinstance(e, LcRayError)), None)
         raise ours or TrainError(f"every member of the population failed: {errors[0] if errors else 'no result'}")
-    shutil.rmtree(folder, ignore_errors=True)  # pointers and logs of a search that is over
+    folder.remove()  # pointers and logs of a search that is over
     return results
 
 

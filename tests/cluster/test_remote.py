@@ -40,7 +40,7 @@ def test_a_refused_model_s_record_is_copied(submitted, tmp_path):
 def test_the_run_s_own_error_is_told_where_copying_fails_too(submitted):
     end = submitted(AcceptError("slower than it may be"), "nothing://bucket")
     assert end["kind"] == "AcceptError"
-    assert end["what"].startswith("slower than it may be; and nothing://bucket: the run can't be copied")
+    assert end["what"].startswith("slower than it may be; and nothing://bucket/tiny: the run can't be copied")
 
 
 def test_the_record_of_an_earlier_run_is_not_copied_again(submitted, tmp_path):

@@ -9,18 +9,19 @@ import pytest
 from lc_ray.data.batch import arrange, deal, steps_per_epoch, stream
 from lc_ray.data.prepare import Prepared
 from lc_ray.errors import DataError
+from lc_ray.storage import StoragePath
 
 
-@pytest.fixture
-def prepared(tmp_path):
+@pytest.fixture(params=["", "file://"])
+def prepared(tmp_path, request):
     """200 rows in 10 parts; `_size` is 1 to 40."""
-    (tmp_path / "train").mkdir()
+    (tmp_path / "one" / "train").mkdir(parents=True)
     record = []
     for part in range(10):
         ids = list(range(part * 20, part * 20 + 20))
-        pq.write_table(pa.table({"id": ids, "_size": [1 + i * 7 % 40 for i in ids]}), tmp_path / "train" / f"{part}.parquet")
+        pq.write_table(pa.table({"id": ids, "_size": [1 + i * 7 % 40 for i in ids]}), tmp_path / "one" / "train" / f"{part}.parquet")
         record.append({"file": f"{part}.parquet", "rows": 20})
-    return Prepared(tmp_path, {"train": record})
+    return Prepared(StoragePath(f"{request.param}{tmp_path}"), {"try": "one", "train": record})
 
 
 def take(prepared, count, rank=0, world=2, batch_size=20, seed=0, start=0):
@@ -89,10 +90,10 @@ def test_steps(rows, batch, steps):
 
 
 def test_a_part_whose_rows_all_lack_a_value(tmp_path):
-    (tmp_path / "train").mkdir()
+    (tmp_path / "one" / "train").mkdir(parents=True)
     for part, values in enumerate(([None, None], [b"a", None], [b"b", b"c"])):
-        pq.write_table(pa.table({"pixels": values, "_size": [1, 1]}), tmp_path / "train" / f"{part}.parquet")
-    prepared = Prepared(tmp_path, {"train": [{"file": f"{part}.parquet", "rows": 2} for part in range(3)]})
+        pq.write_table(pa.table({"pixels": values, "_size": [1, 1]}), tmp_path / "one" / "train" / f"{part}.parquet")
+    prepared = Prepared(StoragePath(str(tmp_path)), {"try": "one", "train": [{"file": f"{part}.parquet", "rows": 2} for part in range(3)]})
     batches = list(itertools.islice(stream(prepared, 0, 1, 3, 0), 2))
     assert Counter(v for batch in batches for v in batch["pixels"]) == Counter([None, None, None, b"a", b"b", b"c"])
     assert Counter(prepared.rows("train")["pixels"]) == Counter([None, None, None, b"a", b"b", b"c"])

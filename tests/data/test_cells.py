@@ -2,21 +2,26 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from lc_ray.data.cells import gather, settled
+from lc_ray.storage import StoragePath
 
 
-def test_rows_of_many_files_come_in_the_order_asked_for(tmp_path):
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_rows_of_many_files_come_in_the_order_asked_for(tmp_path, scheme, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = StoragePath(f"{scheme}{tmp_path}")
     for task, chunk in ((0, 0), (0, 1), (3, 0)):
         table = pa.table({"name": [f"{task}-{chunk}-{i}" for i in range(5)], "pixels": [bytes([task, chunk, i]) for i in range(5)]})
         with pa.OSFile(str(tmp_path / f"{task:05d}-{chunk:06d}.arrow"), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
             writer.write_table(table)
     asked = [(3, 0, 4), (0, 1, 0), (0, 0, 2), (3, 0, 1), (0, 1, 0)]
     index = pa.table({name: pa.array([row[i] for row in asked], pa.int32()) for i, name in enumerate(("_task", "_chunk", "_place"))})
-    found = gather(index, tmp_path)
+    found = gather(index, folder)
     assert found["name"].to_pylist() == ["3-0-4", "0-1-0", "0-0-2", "3-0-1", "0-1-0"]
     assert found["pixels"].to_pylist() == [bytes(row) for row in asked]
-    assert gather(index, tmp_path, ["pixels"]).column_names == ["pixels"]
+    assert gather(index, folder, ["pixels"]).column_names == ["pixels"]
 
 
 def test_equal_rows_are_told_by_their_source():

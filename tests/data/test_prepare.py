@@ -1,7 +1,9 @@
 """Ray Data's stage on small files: what is read, set aside, split and written."""
 
 import json
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -11,6 +13,7 @@ from lc_ray import spec
 from lc_ray.data.cells import order
 from lc_ray.data.prepare import prepare
 from lc_ray.errors import DataError
+from lc_ray.spec import digest
 
 pytestmark = pytest.mark.cluster
 TEXTS = [f"{a} {b} {c}" for a in ("good", "bad", "late") for b in ("flight", "day", "service") for c in ("was", "ok", "love", "hate")]
@@ -87,6 +90,18 @@ def test_a_label_too_rare_for_both_sides_is_learned(job):
     assert order == sorted(order)
 
 
+def test_storage_that_no_machine_mounts(job, tmp_path):
+    """The way of s3:// and gs://, on the one such file system that is always there."""
+    here, _ = prepare(job(ROWS))
+    there, _ = prepare(job(ROWS, storage=f"file://{tmp_path}/bucket"))
+    assert there.path.remote
+    assert there.rows("train") == here.rows("train")
+    assert there.rows("validation") == here.rows("validation")
+    assert {name.split("/")[1] for name in there.path.files() if "/" in name} == {"train", "validation"}, "cells are gone"
+    assert not list(Path(tempfile.gettempdir()).glob(f"lc_ray-*-{digest(str(there.folder / 'train-cells'))}"))
+    assert prepare(job(ROWS, storage=f"file://{tmp_path}/bucket"))[1], "and found again"
+
+
 def test_a_storage_that_can_not_be_written(job, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="can't write the prepared data"):
@@ -105,7 +120,7 @@ def test_bad_rows_are_set_aside_with_their_reason(job, tmp_path):
     file.write_text(good + bad, "utf-8")
     found, _ = prepare(job(file, **{"data.reject.limit": "50%"}))
     assert found.record["rejected"] == 5
-    rejects = pq.read_table(found.path / "rejects").to_pandas()
+    rejects = pq.read_table(str(found.folder / "rejects")).to_pandas()
     assert list(rejects.columns) == ["file", "row", "column", "reason", "value"]
     assert sorted(rejects["row"]) == [len(ROWS) + i for i in range(5)]
     by_row = rejects.set_index("row")["reason"].to_dict()
@@ -158,7 +173,7 @@ def test_data_that_can_not_be_trained_on(job, tmp_path, content, message):
 def test_nothing_half_prepared_is_taken_for_whole(job):
     asked = job(ROWS)
     first, _ = prepare(asked)
-    (first.path / "data.json").unlink()
+    (first.path / "data.json").remove()
     again, reused = prepare(asked)
     assert not reused
     assert texts(again, "train") == texts(first, "train")

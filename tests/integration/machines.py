@@ -17,6 +17,8 @@ from pathlib import Path
 import httpx
 
 PORT = 8265
+PREFIX = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
+GATEWAY = f"{PREFIX}.1"  # this machine, as the others see it
 
 
 def missing() -> str | None:
@@ -44,23 +46,23 @@ class Network:
 
     def __init__(self, environment: dict[str, str], cpus: int = 1) -> None:
         self.cpus = cpus
-        self.name, self.prefix = f"lcr{os.getpid() % 100000}", f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
+        self.name = f"lcr{os.getpid() % 100000}"
         self.temp = Path(tempfile.mkdtemp(prefix="lcr", dir="/tmp"))  # a short path: sockets are below it
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         usual = {"GLOO_SOCKET_IFNAME": "eth0", "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240", "RAY_worker_niceness": "0", "PATH": path}
         self.environment = {**os.environ, **usual, **environment}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.count = 1
-        _sh(f"ip link add {self.name} type bridge && ip addr add {self.prefix}.1/24 dev {self.name} && ip link set {self.name} up")
+        _sh(f"ip link add {self.name} type bridge && ip addr add {GATEWAY}/24 dev {self.name} && ip link set {self.name} up")
 
     def join(self) -> tuple[str, str]:
         """A new machine's name and address."""
         self.count += 1
-        name, address = f"{self.name}n{self.count}", f"{self.prefix}.{self.count}"
+        name, address = f"{self.name}n{self.count}", f"{PREFIX}.{self.count}"
         _sh(
             f"ip netns add {name} && ip link add {name} type veth peer name eth0 netns {name} && ip link set {name} master {self.name} up"
             f" && ip -n {name} addr add {address}/24 dev eth0 && ip -n {name} link set eth0 up && ip -n {name} link set lo up"
-            f" && ip -n {name} route add default via {self.prefix}.1"  # by which Ray finds out its own address
+            f" && ip -n {name} route add default via {GATEWAY}"  # by which Ray finds out its own address
         )
         return name, address
 
@@ -81,7 +83,7 @@ class Network:
 
     def head(self, *more: str) -> str:
         """Start a head; its address."""
-        address = f"{self.prefix}.{self.count + 1}"
+        address = f"{PREFIX}.{self.count + 1}"
         ports = ["--port=6379", f"--dashboard-host={address}", f"--dashboard-port={PORT}", f"--temp-dir={self.temp}"]
         return self.start("--head", *ports, *more)
 

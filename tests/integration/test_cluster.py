@@ -1,4 +1,4 @@
-"""A job on a real cluster of two machines that share only a folder: submitted, followed, hit by the loss of a machine, fetched."""
+"""A job on a real cluster of two machines that share only a bucket: submitted, followed, hit by the loss of a machine, fetched."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import httpx
 import machines
 import pytest
@@ -26,33 +27,45 @@ from lc_ray.cluster.jobs import Jobs
 from lc_ray.cluster.package import pack
 from lc_ray.errors import ClusterError
 from lc_ray.serve import auth
+from lc_ray.storage import StoragePath
 
 pytestmark = [pytest.mark.machines, pytest.mark.skipif(machines.missing() is not None, reason=machines.missing() or "")]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[machines.Cluster]:
+def bucket() -> Iterator[StoragePath]:
+    """Which both machines reach, and this one."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="0.0.0.0", port=0, verbose=False)
+    server.start()
+    account = {"ENDPOINT_URL": f"http://{machines.GATEWAY}:{server.get_host_and_port()[1]}", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (account | {"DEFAULT_REGION": "us-west-2"}).items():
+            patch.setenv(f"AWS_{name}", value)
+        yield StoragePath("s3://runs-of-all")
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket: StoragePath, tmp_path_factory: pytest.TempPathFactory) -> Iterator[machines.Cluster]:
     """Whose own lc_ray is another one, so that ours has to go along."""
     other = tmp_path_factory.mktemp("other") / "lc_ray"
     other.mkdir()
     (other / "__init__.py").write_text("", "utf-8")
     quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "5000", "RAY_health_check_failure_threshold": "3"}
     with machines.cluster({"PYTHONPATH": str(other.parent), **quick}) as found:
+        place = {"LocationConstraint": "us-west-2"}
+        boto3.client("s3").create_bucket(Bucket=bucket.name, CreateBucketConfiguration=place)  # whose address is there now
         yield found
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that both machines mount."""
-    return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
-def home(cluster: machines.Cluster, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(cluster: machines.Cluster, bucket: StoragePath, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a user's files are: the cluster's name and token, and a job that uses both machines."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "token").write_text(cluster.token, "utf-8")
-    named = {"two": {"address": cluster.url, "token_file": str(folder / "token"), "storage": str(shared)}}
+    named = {"two": {"address": cluster.url, "token_file": str(folder / "token"), "storage": str(bucket)}}
     (folder / "lc_ray").mkdir()
     (folder / "lc_ray" / "clusters.yaml").write_text(yaml.safe_dump(named), "utf-8")
     return folder
@@ -92,13 +105,14 @@ def test_without_the_token_nobody_comes_in(cluster: machines.Cluster, tmp_path: 
         Jobs(Cluster(address=cluster.url, token_file=str(tmp_path / "wrong")))
 
 
-def test_what_a_cluster_lacks_is_told_before_anything_is_sent(there: Jobs, job: dict[str, Any], shared: Path) -> None:
+def test_what_a_cluster_lacks_is_told_before_anything_is_sent(there: Jobs, job: dict[str, Any], bucket: StoragePath, tmp_path: Path) -> None:
     package = pack(spec.parse(spec.override(job, {"data.train": "/nowhere/rows.csv", "model.base": "package:nothing_there/x"})))
-    named = there.cluster.model_copy(update={"storage": str(shared)})
+    named = there.cluster.model_copy(update={"storage": str(tmp_path)})
     found = check.look(Jobs(named), package)
     assert len(found["nodes"]) == 2
     assert found["lc_ray"] != check.ours()[1]
     assert found["unshared"] == []
+    assert check.look(Jobs(there.cluster.model_copy(update={"storage": str(bucket)})), package)["unshared"] == []
     with pytest.raises(ClusterError) as told:
         check.require(found, package, there.address)
     assert "not all nodes see /nowhere/rows.csv" in str(told.value)
@@ -108,15 +122,16 @@ def test_what_a_cluster_lacks_is_told_before_anything_is_sent(there: Jobs, job: 
 
 
 @pytest.fixture(scope="module")
-def run(cluster: machines.Cluster, job: dict[str, Any], home: Path, shared: Path, lc: Any) -> dict[str, Any]:
+def run(cluster: machines.Cluster, job: dict[str, Any], home: Path, bucket: StoragePath, lc: Any) -> dict[str, Any]:
     """A submitted job's events and result; one machine is lost in mid-training, and another one joins."""
     (home / "job.yaml").write_text(yaml.safe_dump(job), "utf-8")
     trained_on: set[str] = set()
 
     def lose() -> None:
-        kept = "tiny/segments/*/train/checkpoint_manager_snapshot.json"
-        while not any("checkpoint_2" in file.read_text("utf-8") for file in shared.glob(kept)):  # named after its date
-            time.sleep(0.05)
+        kept = "train/checkpoint_manager_snapshot.json"
+        folder = bucket / "tiny" / "segments"
+        while not any("checkpoint_2" in (folder / name).read_text() for name in folder.files() if name.endswith(kept)):  # named after its date
+            time.sleep(0.2)
         actors = cluster.get("/api/v0/actors?detail=1&limit=1000").json()["data"]["result"]["result"]
         trained_on.update(a["node_id"] for a in actors if a["class_name"] == "RayTrainWorker" and a["state"] == "ALIVE")
         cluster.network.kill(cluster.workers.pop())

@@ -19,6 +19,7 @@ import lc_ray
 from lc_ray import artifact, spec
 from lc_ray.data.prepare import prepare
 from lc_ray.errors import AcceptError, DataError, PlacementError
+from lc_ray.storage import storage_path
 from lc_ray.train.segment import Segment
 from lc_ray.train.trainer import run_segment
 
@@ -121,7 +122,7 @@ def test_a_mistake_found_in_a_task_is_told_without_its_traceback(ray_local: None
 def _segment(job: dict[str, Any], storage: Path, **changes: Any) -> Segment:
     job = spec.override({**job, "storage": str(storage), "search": None, "prune": None}, changes)
     data, _ = prepare(spec.parse(job))
-    return Segment(spec.parse(job).model_dump(mode="json"), str(data.path.resolve()), str(storage / "segments"), 0, data.count("train"))
+    return Segment(spec.parse(job).model_dump(mode="json"), data.path, storage_path(storage / "segments"), 0, data.count("train"))
 
 
 def test_a_segment_goes_on_from_its_parents_weights_and_optimizer(ray_local: None, tiny_job: dict[str, Any], tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_a_segment_goes_on_from_its_parents_weights_and_optimizer(ray_local: Non
     still = spec.override(first.job, {"train.learning_rate": 1e-12, "train.weight_decay": 0.0})
     heir = Segment(still, first.prepared, first.store, 1, first.rows, parent=done.key, dense=done.key, member=7)
     run_segment(heir, lambda event: None)
-    weights = [safetensors.torch.load_file(s.folder / "model" / "model.safetensors") for s in (first, heir)]
+    weights = [safetensors.torch.load_file(str(s.folder / "model" / "model.safetensors")) for s in (first, heir)]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
 
 

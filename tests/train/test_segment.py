@@ -4,6 +4,7 @@ import itertools
 import pytest
 
 from lc_ray import spec
+from lc_ray.storage import StoragePath
 from lc_ray.train.segment import Segment, SegmentResult, finished, learning_rate, removed_at
 
 JOB = {
@@ -16,7 +17,7 @@ JOB = {
 
 def segment(number=0, rows=1000, member=0, parent=None, **values):
     job = spec.parse(spec.override(JOB, values)).model_dump(mode="json")
-    return Segment(job, "/prepared/key", "/store", number, rows, parent, None, member)
+    return Segment(job, StoragePath("/prepared/key"), StoragePath("/store"), number, rows, parent, None, member)
 
 
 def test_segments_cover_the_training_without_gaps():
@@ -86,10 +87,11 @@ def test_a_one_step_phase_has_a_rate():
 
 
 def test_a_record_is_finished_once_it_is_whole(tmp_path):
+    folder = StoragePath(str(tmp_path))
     result = SegmentResult("k", 0, 1, None, "k", 0.0, {"accuracy": 0.5}, [{"step": 1, "loss": 2.0}], {"total": 1.0}, None, {"g": 1})
-    assert finished(tmp_path) is None
-    result.write(tmp_path, "result.json")
-    assert finished(tmp_path) is None
-    result.write(tmp_path)
-    assert finished(tmp_path) == result
-    assert dataclasses.replace(result, member=2) != finished(tmp_path)
+    assert finished(folder) is None
+    result.write(folder, "result.json")
+    assert finished(folder) is None
+    result.write(folder)
+    assert finished(folder) == result
+    assert dataclasses.replace(result, member=2) != finished(folder)

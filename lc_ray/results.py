@@ -1,4 +1,4 @@
-"""How a run's folder gets back: by a bucket that both sides reach, or file by file through the cluster's dashboard."""
+"""What a finished run leaves, on its way: to a bucket and back, or file by file through a cluster's dashboard."""
 
 from __future__ import annotations
 
@@ -6,48 +6,39 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-
-import pyarrow.fs
+from pathlib import Path
 
 from lc_ray import artifact
-from lc_ray.data.files import system_of
 from lc_ray.errors import ArtifactError, ClusterError
+from lc_ray.storage import StoragePath
 
-_KEPT = ("record.json", "report.html", "events.jsonl")
+_KEPT = ("events.jsonl", "report.html", "record.json")
 _MODEL = "model"
 Download = Callable[[str, Path], None]  # name in the run's folder, file to write
 
 
-def publish(folder: Path, results: str | None) -> None:
-    """Copy what matters of a finished run below a URI, if there is one, under the run's name.
+def publish(folder: Path, target: StoragePath) -> None:
+    """Copy what matters of a finished run; each file that names others after those.
 
     Raises:
         ClusterError: it can't be written.
     """
-    if results is None:
-        return
+    model = [str(file.relative_to(folder)) for file in sorted((folder / _MODEL).rglob("*")) if file.is_file()]
+    model.sort(key=lambda name: name == f"{_MODEL}/{artifact.MANIFEST}")
     try:
-        system, path = system_of(results)
-        target = f"{path.rstrip('/')}/{folder.name}"
-        for file in sorted(folder.rglob("*")):
-            name = file.relative_to(folder)
-            if file.is_file() and (name.parts[0] == _MODEL or str(name) in _KEPT):
-                system.create_dir(str(PurePosixPath(f"{target}/{name}").parent), recursive=True)
-                pyarrow.fs.copy_files(str(file), f"{target}/{name}", pyarrow.fs.LocalFileSystem(), system)
+        target.put(folder, [*model, *(name for name in _KEPT if (folder / name).exists())])
     except (OSError, ValueError) as error:  # a DataError, of a URI that is none, is one of these
-        raise ClusterError(f"the run can't be copied: {str(error).splitlines()[0]}", results, "correct `results` of the cluster") from None
+        raise ClusterError(f"the run can't be copied: {str(error).splitlines()[0]}", str(target), "correct that URI, or the rights to it") from None
 
 
-def published(results: str, run: str) -> Download:
+def published(source: StoragePath) -> Download:
     """Downloads from there."""
-    system, path = system_of(results)
 
     def download(name: str, target: Path) -> None:
         try:
-            pyarrow.fs.copy_files(f"{path.rstrip('/')}/{run}/{name}", str(target), system, pyarrow.fs.LocalFileSystem())
+            (source / name).get(target)
         except OSError as error:
-            raise ClusterError(f"{name} is not there: {str(error).splitlines()[0]}", f"{results}/{run}") from None
+            raise ClusterError(f"{name} is not there: {str(error).splitlines()[0]}", str(source)) from None
 
     return download
 

@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from lc_ray import artifact
-from lc_ray.cluster import fetch
 from lc_ray.errors import ArtifactError, ClusterError
+from lc_ray.results import fetch, publish, published
+from lc_ray.storage import StoragePath
 
 
 @pytest.fixture
@@ -22,19 +23,19 @@ def run(tiny_artifact, tmp_path):
 
 
 def test_by_a_bucket(run, tiny_artifact, tmp_path):
-    results = f"file://{tmp_path}/bucket/some runs"
-    fetch.publish(run, results)
+    bucket = StoragePath(f"file://{tmp_path}/bucket/some runs")
+    publish(run, bucket / "tiny")
     assert not (tmp_path / "bucket" / "some runs" / "tiny" / "segments").exists()
-    fetch.fetch(fetch.published(results, "tiny"), tmp_path / "here", accepted=True)
+    fetch(published(bucket / "tiny"), tmp_path / "here", accepted=True)
     assert artifact.read(tmp_path / "here" / "model").digest == artifact.read(tiny_artifact).digest
     assert json.loads((tmp_path / "here" / "record.json").read_text("utf-8")) == {"name": "record.json"}
     with pytest.raises(ClusterError, match="is not there"):
-        fetch.fetch(fetch.published(results, "other"), tmp_path / "other", accepted=True)
+        fetch(published(bucket / "other"), tmp_path / "other", accepted=True)
 
 
 def test_a_bucket_that_is_not_there(run):
-    with pytest.raises(ClusterError, match="correct `results`"):
-        fetch.publish(run, "nothing://bucket")
+    with pytest.raises(ClusterError, match="correct that URI"):
+        publish(run, StoragePath("nothing://bucket"))
 
 
 def test_what_was_altered_on_the_way_replaces_nothing(run, tmp_path):
@@ -42,12 +43,12 @@ def test_what_was_altered_on_the_way_replaces_nothing(run, tmp_path):
         shutil.copy(run / name, target)
 
     here = tmp_path / "here"
-    fetch.fetch(download, here, accepted=True)
+    fetch(download, here, accepted=True)
     before = artifact.read(here / "model").digest
     weights = run / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     with pytest.raises(ArtifactError, match="was altered"):
-        fetch.fetch(download, here, accepted=True)
+        fetch(download, here, accepted=True)
     assert artifact.read(here / "model").digest == before
     assert [p.name for p in here.iterdir() if p.name.startswith(".")] == []
 
@@ -57,14 +58,14 @@ def test_a_folder_that_is_no_artifact_is_not_replaced(run, tmp_path):
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     with pytest.raises(ArtifactError, match="not replaced"):
-        fetch.fetch(lambda name, target: shutil.copy(run / name, target), tmp_path / "here", accepted=True)
+        fetch(lambda name, target: shutil.copy(run / name, target), tmp_path / "here", accepted=True)
     assert mine.read_text() == "mine"
 
 
 def test_a_manifest_that_cannot_be_read(run, tmp_path):
     (run / "model" / "manifest.json").write_text("<html>", "utf-8")
     with pytest.raises(ArtifactError, match="can't be read"):
-        fetch.fetch(lambda name, target: shutil.copy(run / name, target), tmp_path / "here", accepted=True)
+        fetch(lambda name, target: shutil.copy(run / name, target), tmp_path / "here", accepted=True)
 
 
 def test_a_manifest_can_name_nothing_outside(run, tmp_path):
@@ -73,10 +74,10 @@ def test_a_manifest_can_name_nothing_outside(run, tmp_path):
     (run / "model" / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     (run / "escaped").write_text("x")
     with pytest.raises(ArtifactError, match="outside"):
-        fetch.fetch(lambda name, target: shutil.copy(run / "record.json" if "escaped" in name else run / name, target), tmp_path / "here", True)
+        fetch(lambda name, target: shutil.copy(run / "record.json" if "escaped" in name else run / name, target), tmp_path / "here", True)
     assert not (tmp_path / "escaped").exists()
 
 
 def test_a_refused_model_is_not_fetched(run, tmp_path):
-    fetch.fetch(lambda name, target: shutil.copy(run / name, target), tmp_path / "here", accepted=False)
+    fetch(lambda name, target: shutil.copy(run / name, target), tmp_path / "here", accepted=False)
     assert sorted(p.name for p in (tmp_path / "here").iterdir()) == ["events.jsonl", "record.json", "report.html"]

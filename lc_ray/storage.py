@@ -1,0 +1,183 @@
+"""Files and folders that all nodes reach: of a file system that they mount, or of a bucket, through pyarrow's file systems.
+
+A bucket has no rename and can't be mapped into memory, so nothing here relies on either: what is made of several files is whole once the
+file that names the others is there, and that one is written last.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import tempfile
+import urllib.parse
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.fs
+
+from lc_ray.errors import DataError
+
+_BLOCK = 2**24  # bytes
+
+
+@dataclass(frozen=True)
+class StoragePath:
+    """A file or folder, by its absolute path or its URI (s3://, gs://, hdfs://, file://). A folder is there once a file is in it.
+
+    Attributes:
+        path: without a slash at its end.
+    """
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+    def __truediv__(self, name: str) -> StoragePath:
+        return StoragePath(f"{self.path}/{name}")
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def parent(self) -> StoragePath:
+        """The folder it is in."""
+        return StoragePath(self.path.rpartition("/")[0])
+
+    @property
+    def remote(self) -> bool:
+        """Whether it has to be copied to be a file of this machine."""
+        return "://" in self.path
+
+    def exists(self) -> bool:
+        """Whether it is there."""
+        system, path = system_of(self.path)
+        return bool(system.get_file_info(path).type != pyarrow.fs.FileType.NotFound)
+
+    def files(self) -> dict[str, list[int]]:
+        """Size and time of change of each file below the folder, by its name there; none if it is not there."""
+        system, path = system_of(self.path)
+        found = system.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True, recursive=True))
+        return {file.path[len(path) + 1 :]: [file.size, file.mtime_ns] for file in found if file.is_file}
+
+    def open(self) -> pa.NativeFile:
+        """The file, to be read anywhere in it."""
+        system, path = system_of(self.path)
+        return system.open_input_file(path)
+
+    def create(self, buffer: int | None = None) -> pa.NativeFile:
+        """The file, to be written.
+
+        Args:
+            buffer: bytes that are gathered before they are written.
+        """
+        system, path = system_of(self.path)
+        if system.type_name == "local":  # others need no folders
+            system.create_dir(path.rpartition("/")[0], recursive=True)
+        return system.open_output_stream(path, buffer_size=buffer)
+
+    def read_text(self) -> str:
+        """What a text file holds."""
+        with self.open() as file:
+            return str(file.read().decode("utf-8"))
+
+    @contextmanager
+    def whole(self) -> Iterator[Any]:
+        """The file, to be written, which is there whole or not at all."""
+        if self.remote:
+            with self.create() as file:
+                yield file
+            return
+        partial = self.parent / f".{self.name}.{uuid.uuid4().hex[:8]}"
+        try:
+            with partial.create() as file:
+                yield file
+            os.replace(partial.path, self.path)
+        finally:
+            partial.remove()
+
+    def write_text(self, text: str) -> None:
+        """Write a text file."""
+        with self.whole() as file:
+            file.write(text.encode())
+
+    def remove(self) -> None:
+        """Remove the file, or the folder with all that is in it, if it is there."""
+        system, path = system_of(self.path)
+        found = system.get_file_info(path).type
+        if found == pyarrow.fs.FileType.Directory:
+            system.delete_dir(path)
+        elif found == pyarrow.fs.FileType.File:
+            system.delete_file(path)
+
+    def put(self, folder: Path, names: Iterable[str]) -> None:
+        """Copy files of a folder of this machine into this one, in their order."""
+        for name in names:
+            with open(folder / name, "rb") as file, (self / name).whole() as out:
+                shutil.copyfileobj(file, out, _BLOCK)
+
+    def get(self, target: Path) -> None:
+        """Copy it, with all that is in it, to a path of this machine."""
+        system, path = system_of(self.path)
+        pyarrow.fs.copy_files(path, str(target), system, pyarrow.fs.LocalFileSystem())
+
+    @contextmanager
+    def here(self) -> Iterator[Path]:
+        """It, or a copy on this machine for as long as it is needed."""
+        if not self.remote:
+            yield Path(self.path)
+            return
+        with tempfile.TemporaryDirectory(prefix="lc_ray-") as scratch:
+            self.get(target := Path(scratch) / self.name)
+            yield target
+
+    @contextmanager
+    def filled(self, last: str) -> Iterator[Path]:
+        """The folder, to be filled, or one on this machine that is copied to it afterwards.
+
+        Args:
+            last: name of the file that is copied after all others.
+        """
+        if not self.remote:
+            yield Path(self.path)
+            return
+        with tempfile.TemporaryDirectory(prefix="lc_ray-") as scratch:
+            yield (folder := Path(scratch) / self.name)
+            names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+            self.put(folder, sorted(names, key=lambda name: (name == last, name)))
+
+
+def storage_path(path: str | Path) -> StoragePath:
+    """A path as it may be written: relative to the working folder, or a URI."""
+    text = str(path)
+    return StoragePath(text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve()))
+
+
+def system_of(path: str) -> tuple[Any, str]:
+    """The file system of a local path or URI, and its path there.
+
+    Raises:
+        DataError: no such kind of URI, or a bucket or server that can't be reached.
+    """
+    if "://" not in path:
+        return pyarrow.fs.LocalFileSystem(), path
+    parts = urllib.parse.urlsplit(urllib.parse.quote(path, safe="%/:@?&=+,;#[]!$'()*~"))  # blanks, and letters that are not ASCII, as %XX
+    try:
+        system, root = _system(urllib.parse.urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise DataError(f"can't be opened: {str(error).splitlines()[0]}", path, "use s3://, gs://, hdfs://, file:// or a local path") from None
+    return system, f"{root.rstrip('/')}/{urllib.parse.unquote(parts.path).lstrip('/')}".rstrip("/") or "/"
+
+
+@functools.lru_cache(maxsize=64)
+def _system(root: str) -> tuple[Any, str]:
+    """The file system of a bucket or server, whose region is looked up once, and the root's path there."""
+    return cast("tuple[Any, str]", pyarrow.fs.FileSystem.from_uri(root))

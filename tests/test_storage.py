@@ -1,0 +1,86 @@
+"""Files and folders of a mounted file system and of a bucket, which behave alike."""
+
+import pickle
+
+import pytest
+
+from lc_ray.errors import DataError
+from lc_ray.models import load
+from lc_ray.storage import StoragePath, storage_path, system_of
+
+
+@pytest.fixture(params=["", "file://", "s3://"])
+def folder(request, tmp_path):
+    if request.param != "s3://":
+        return StoragePath(f"{request.param}{tmp_path}/some räume")
+    request.getfixturevalue("aws")
+    return StoragePath("s3://models/some räume")
+
+
+def test_a_file_is_written_read_and_removed(folder):
+    file = folder / "deep" / "in" / "it.json"
+    assert not file.exists()
+    assert folder.files() == {}
+    file.write_text('{"é": 1}')
+    file.write_text('{"é": 2}')
+    assert pickle.loads(pickle.dumps(file)).read_text() == '{"é": 2}'
+    assert (file.name, file.parent.name) == ("it.json", "in")
+    assert {name: size for name, (size, _) in folder.files().items()} == {"deep/in/it.json": 9}
+    with file.open() as opened:
+        assert opened.read_at(3, 6) == b" 2}"
+    file.remove()
+    file.remove()
+    assert not file.exists()
+
+
+def test_a_folder_is_filled_brought_here_and_removed(folder):
+    made = folder / "model"
+    with made.filled(last="manifest.json") as here:
+        (here / "engine").mkdir(parents=True)
+        for name in ("manifest.json", "engine/weights.bin", "z.txt"):
+            (here / name).write_text(name)
+    times = {name: time for name, (_, time) in made.files().items()}
+    assert made.exists()
+    assert times.keys() == {"manifest.json", "engine/weights.bin", "z.txt"}
+    if made.remote:
+        assert times["manifest.json"] == max(times.values())
+    with made.here() as here:
+        assert (here / "engine" / "weights.bin").read_text() == "engine/weights.bin"
+    assert here.exists() != made.remote
+    made.remove()
+    assert not made.exists()
+
+
+def test_what_was_not_written_whole_is_not_there(tmp_path):
+    file = StoragePath(f"{tmp_path}/runs/record.json")
+    file.write_text("before")
+
+    def cut_off():
+        with file.whole() as out:
+            out.write(b"aft")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_off()
+    assert file.read_text() == "before"
+    assert file.parent.files().keys() == {"record.json"}
+
+
+def test_paths_as_they_are_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage_path("runs").path == f"{tmp_path}/runs"
+    assert storage_path("s3://bucket/runs/").path == "s3://bucket/runs"
+    assert system_of("file:///")[1] == "/"
+    with pytest.raises(DataError, match="can't be opened"):
+        StoragePath("nothing://there").exists()
+
+
+def test_a_base_model_comes_from_a_bucket(aws, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    bucket = StoragePath("s3://models/bases/tiny")
+    bucket.put(tiny_base, [file.name for file in tiny_base.iterdir()])
+    (bucket / "pytorch_model.bin").write_text("a pickle")
+    found = load.find("s3://models/bases/tiny/")
+    assert {file.name for file in load.Path(found).iterdir()} == {file.name for file in tiny_base.iterdir()}
+    with pytest.raises(load.ModelError, match="no model there"):
+        load.find("s3://models/bases/other")
