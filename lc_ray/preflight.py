@@ -60,9 +60,9 @@ def check(job: JobSpec) -> dict[str, Any]:
             fed = batches.prepare({name: [value] for name, value in clean.items()}, columns)
             shown = batches.show(batches.parts_of(fed, columns, 0), columns)
             tensors = {name: list(tensor.shape) for name, tensor in batches.collate(fed, columns).items()}
-            plain = {name: values[0] for name, values in fed.items() if name in tensors}
+            plain = {name: values[0] for name, values in fed.items() if name in tensors and not isinstance(values[0], bytes)}
             fed = {name: plain.get(name, f"tensor of {' × '.join(map(str, shape[1:]))}") for name, shape in tensors.items()}
-            shown |= {name: f"{len(value)} bytes" if isinstance(value, bytes) else value for name, value in target.items()}
+            shown = {name: f"{len(value)} bytes" if isinstance(value, bytes) else value for name, value in (shown | target).items()}
             rows.append({**shown, "fed": fed})
     model = load.pretrained(job.model, inputs, task.fit(_targets(job, task, reader), options, columns).bind(columns))
     with runtime.session():

@@ -42,7 +42,8 @@ def quantize(found: Artifact, spec: QuantizeSpec, rows: dict[str, list[Any]], fo
 
     def fill(partial: Path) -> None:
         shutil.copy2(found.path / artifact.WEIGHTS, partial / artifact.WEIGHTS)
-        shutil.copytree(found.path / "processor", partial / "processor")
+        if (processor := found.path / "processor").exists():  # it is not where no column has any
+            shutil.copytree(processor, partial / "processor")
         manifest.quantization = engine.build(open_model(found), batches, partial / "engine")  # `write` copies the manifest after this
 
     return artifact.write(folder, manifest, fill)

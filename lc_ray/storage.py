@@ -10,6 +10,7 @@ import functools
 import os
 import shutil
 import tempfile
+import threading
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,11 @@ import pyarrow.fs
 from lc_ray.errors import DataError
 
 _BLOCK = 2**24  # bytes
+_CONNECTING = threading.Lock()  # of two connections made at once, one would be let go while it is used
+_HADOOP = (
+    "hdfs:// needs a NameNode that answers and, on every node, Java (JAVA_HOME), Hadoop's libhdfs.so (in HADOOP_HOME/lib/native, or the folder "
+    "that ARROW_LIBHDFS_DIR names) and its jars (CLASSPATH=$(hadoop classpath --glob))"
+)
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,9 @@ class StoragePath:
 
     @contextmanager
     def whole(self) -> Iterator[Any]:
-        """The file, to be written, which is there whole or not at all."""
-        if self.remote:
+        """The file, to be written, which is there whole or not at all: a bucket shows none before it is closed."""
+        system, path = system_of(self.path)
+        if system.type_name not in ("local", "hdfs"):
             with self.create() as file:
                 yield file
             return
@@ -100,7 +107,7 @@ class StoragePath:
         try:
             with partial.create() as file:
                 yield file
-            os.replace(partial.path, self.path)
+            system.move(system_of(partial.path)[1], path)
         finally:
             partial.remove()
 
@@ -127,6 +134,8 @@ class StoragePath:
     def get(self, target: Path) -> None:
         """Copy it, with all that is in it, to a path of this machine."""
         system, path = system_of(self.path)
+        if system.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+            target.mkdir(parents=True, exist_ok=True)  # copy_files makes the folders below it, and itself only with them
         pyarrow.fs.copy_files(path, str(target), system, pyarrow.fs.LocalFileSystem())
 
     @contextmanager
@@ -170,14 +179,28 @@ def system_of(path: str) -> tuple[Any, str]:
     if "://" not in path:
         return pyarrow.fs.LocalFileSystem(), path
     parts = urllib.parse.urlsplit(urllib.parse.quote(path, safe="%/:@?&=+,;#[]!$'()*~"))  # blanks, and letters that are not ASCII, as %XX
+    hadoop = parts.scheme in ("hdfs", "viewfs")
+    place = parts.netloc or ("default" if hadoop else "")  # hdfs:///x is of the file system that core-site.xml names
     try:
-        system, root = _system(urllib.parse.urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
+        with _CONNECTING:
+            system, root = _system(urllib.parse.urlunsplit((parts.scheme, place, "/", parts.query, "")), hadoop)
     except (OSError, ValueError, NotImplementedError) as error:
-        raise DataError(f"can't be opened: {str(error).splitlines()[0]}", path, "use s3://, gs://, hdfs://, file:// or a local path") from None
+        fix = _HADOOP if hadoop else "use s3://, gs://, hdfs://, file:// or a local path"
+        raise DataError(f"can't be opened: {str(error).splitlines()[0]}", path, fix) from None
     return system, f"{root.rstrip('/')}/{urllib.parse.unquote(parts.path).lstrip('/')}".rstrip("/") or "/"
 
 
-@functools.lru_cache(maxsize=64)
-def _system(root: str) -> tuple[Any, str]:
-    """The file system of a bucket or server, whose region is looked up once, and the root's path there."""
-    return cast("tuple[Any, str]", pyarrow.fs.FileSystem.from_uri(root))
+@functools.cache  # never let go: an open file of Hadoop's can't be read any more once its file system is collected
+def _system(root: str, hadoop: bool) -> tuple[Any, str]:
+    """The file system of a bucket or server, whose region is looked up once, and the root's path there.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    options = os.environ.get("LIBHDFS_OPTS", "")
+    if hadoop and "-Xrs" not in options.split():  # else the JVM takes SIGINT and SIGTERM, and ends the process where it is
+        os.environ["LIBHDFS_OPTS"] = f"{options} -Xrs".strip()
+    system, path = cast("tuple[Any, str]", pyarrow.fs.FileSystem.from_uri(root))
+    if hadoop and system.get_file_info(path).type == pyarrow.fs.FileType.NotFound:  # libhdfs says so of all that fails, and why on stderr
+        raise OSError("no NameNode answers")
+    return system, path

@@ -3,6 +3,7 @@ import json
 
 import pytest
 import ray
+from PIL import Image
 from rich.console import Console
 
 from lc_ray import preflight, runtime, spec
@@ -47,6 +48,16 @@ def test_rows_that_will_be_rejected_are_shown(job, tmp_path):
     file.write_text('{"text": "good", "label": "x"}\n{"text": null, "label": "y"}\n{oops\n{"text": "bad", "label": "y"}\n', "utf-8")
     found = preflight.check(job(**{"data.train": str(file)}))
     assert [(r["row"], r["reason"]) for r in found["rejected"]] == [(1, "null"), (2, "not valid JSON")]
+
+
+def test_pictures_are_shown_by_their_size(job, tmp_path):
+    for number in range(4):
+        file = tmp_path / "pets" / "xy"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(file)
+    inputs = [{"column": "image", "modality": "image", "base": "resnet18", "weights": "random", "size": 8}]
+    found = preflight.check(job(**{"model": {}, "data": {"train": str(tmp_path / "pets"), "inputs": inputs, "target": "label"}}))
+    assert json.loads(json.dumps(found["rows"]))[0]["fed"] == {"image.pixels": "tensor of 3 × 8 × 8"}
 
 
 def test_a_file_sorted_by_label_is_read_to_the_last_one(job, tmp_path):

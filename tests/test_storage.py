@@ -75,6 +75,11 @@ def test_paths_as_they_are_written(tmp_path, monkeypatch):
         StoragePath("nothing://there").exists()
 
 
+def test_what_hadoop_needs_is_told():
+    with pytest.raises(DataError, match=r"ARROW_LIBHDFS_DIR(.|\n)*CLASSPATH"):
+        StoragePath("hdfs://127.0.0.1:1/runs").exists()
+
+
 def test_a_base_model_comes_from_a_bucket(aws, tiny_base, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     bucket = StoragePath("s3://models/bases/tiny")

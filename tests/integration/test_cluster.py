@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def bucket() -> Iterator[StoragePath]:
     """Which both machines reach, and this one."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(ip_address="0.0.0.0", port=0, verbose=False)
     server.start()
     account = {"ENDPOINT_URL": f"http://{machines.GATEWAY}:{server.get_host_and_port()[1]}", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}
