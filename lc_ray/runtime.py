@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lc_ray import storage
 from lc_ray.errors import ClusterError
 from lc_ray.spec import WorkersSpec
 from lc_ray.train.plan import Resources, placement
@@ -29,6 +32,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _DECIDES, _STARTS = 15.0, 900.0  # seconds in which an autoscaler begins to start nodes, and in which they are there
+_SIGACTION = 1024  # bytes, more than any C library's struct has
 _DATA_CPUS = 1  # beside the workers, so that Ray Data can read while all of them train
 
 
@@ -51,20 +55,38 @@ def session(cpus: int | None = None) -> Iterator[None]:
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             _reach(address)
-            ray.init(address, **quiet)
+            with _handlers_of_a_jvm():
+                ray.init(address, **quiet)
         except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
             told = str(error).partition("\n")[0]
             fix = "correct RAY_ADDRESS, or unset it for a Ray of this machine alone"
             raise ClusterError(f"no Ray can be reached: {told}", f"RAY_ADDRESS={address}", fix) from None
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each segment, and nobody takes this machine away
-        ray.init("local", num_cpus=cpus or (os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
+        with _handlers_of_a_jvm():
+            ray.init("local", num_cpus=cpus or (os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _handlers_of_a_jvm() -> Iterator[None]:
+    """Keep the signal handlers of the JVM that hdfs:// has started in this process, if it has.
+
+    Compiled Java runs into SIGSEGV on purpose, and Ray's handler ends the process there. Python can't restore a handler that is not its own.
+    """
+    taken = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL) if storage.jvm() else ()
+    libc = ctypes.CDLL(None)
+    kept = {number: ctypes.create_string_buffer(_SIGACTION) for number in taken}
+    for number, handler in kept.items():
+        libc.sigaction(number, None, handler)
+    yield
+    for number, handler in kept.items():
+        libc.sigaction(number, handler, None)
 
 
 def _reach(address: str) -> None:

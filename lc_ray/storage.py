@@ -190,6 +190,11 @@ def system_of(path: str) -> tuple[Any, str]:
     return system, f"{root.rstrip('/')}/{urllib.parse.unquote(parts.path).lstrip('/')}".rstrip("/") or "/"
 
 
+def jvm() -> bool:
+    """Whether a file system of Hadoop has started a JVM in this process."""
+    return "-Xrs" in os.environ.get("LIBHDFS_OPTS", "").split()
+
+
 @functools.cache  # never let go: an open file of Hadoop's can't be read any more once its file system is collected
 def _system(root: str, hadoop: bool) -> tuple[Any, str]:
     """The file system of a bucket or server, whose region is looked up once, and the root's path there.
@@ -197,9 +202,8 @@ def _system(root: str, hadoop: bool) -> tuple[Any, str]:
     Raises:
         OSError: nobody answers.
     """
-    options = os.environ.get("LIBHDFS_OPTS", "")
-    if hadoop and "-Xrs" not in options.split():  # else the JVM takes SIGINT and SIGTERM, and ends the process where it is
-        os.environ["LIBHDFS_OPTS"] = f"{options} -Xrs".strip()
+    if hadoop and not jvm():  # which would take SIGINT and SIGTERM, and end the process where it is
+        os.environ["LIBHDFS_OPTS"] = f"{os.environ.get('LIBHDFS_OPTS', '')} -Xrs".strip()
     system, path = cast("tuple[Any, str]", pyarrow.fs.FileSystem.from_uri(root))
     if hadoop and system.get_file_info(path).type == pyarrow.fs.FileType.NotFound:  # libhdfs says so of all that fails, and why on stderr
         raise OSError("no NameNode answers")
