@@ -117,6 +117,8 @@ def write(folder: str | Path, manifest: Manifest, fill: Callable[[Path], None]) 
             out.write(manifest.model_dump_json(indent=2))
             out.flush()
             os.fsync(out.fileno())
+        for name in files:  # which some libraries write for their owner alone
+            (partial / name).chmod((partial / MANIFEST).stat().st_mode)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except (OSError, SafetensorError) as error:

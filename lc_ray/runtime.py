@@ -63,8 +63,12 @@ def session(cpus: int | None = None) -> Iterator[None]:
             raise ClusterError(f"no Ray can be reached: {told}", f"RAY_ADDRESS={address}", fix) from None
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each segment, and nobody takes this machine away
-        with _handlers_of_a_jvm():
-            ray.init("local", num_cpus=cpus or (os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
+        try:
+            with _handlers_of_a_jvm():
+                ray.init("local", num_cpus=cpus or (os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
+        except Exception as error:  # Ray raises nothing narrower
+            told = str(error).partition("\n")[0]
+            raise ClusterError(f"no Ray can be started here: {told}", fix="is the machine very busy, or short of memory or disk?") from None
     for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lc_ray.errors import SpecError
 from lc_ray.section import Section as Section
@@ -19,6 +19,15 @@ from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 
 UNREAD = ("seed",)  # modalities of columns that only requests have
 _OWN_ENCODERS = ("tabular",)  # modalities that need no base model
+
+
+def _found(name: str) -> str:
+    """A path from here as an absolute one: workers run elsewhere. Other names as they are."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if "://" not in name and path.exists() else name
+
+
+Base = Annotated[str, AfterValidator(_found)]
 
 
 class FusionSpec(Section):
@@ -36,10 +45,11 @@ class FusionSpec(Section):
 class ModelSpec(Section):
     """The pretrained model to start from, and what joins its encoders."""
 
-    base: str | None = Field(
-        None, description="Hugging Face id, local folder, package:NAME/path, or a torchvision model such as resnet50; for columns without their own"
+    base: Base | None = Field(
+        None,
+        description="Hugging Face id, folder or its URI, package:NAME/path, or a torchvision model such as resnet50; for columns without their own",
     )
-    weights: str = Field("pretrained", description="pretrained, random, or a safetensors file for a torchvision model")
+    weights: Base = Field("pretrained", description="pretrained, random, or a safetensors file for a torchvision model")
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="precision of the matrix products in training; weights stay fp32")
     freeze: tuple[str, ...] = Field((), description="parts of parameter names that are not trained, for example [embeddings]")
     dropout: Fraction = Field(0.1, description="dropout before the head")
@@ -51,8 +61,8 @@ class InputSpec(Section):
 
     column: str
     modality: str = Field("text", description="a file in lc_ray/modalities")
-    base: str | None = Field(None, description="this column's base model; model.base if not given")
-    weights: str | None = Field(None, description="likewise; model.weights if not given")
+    base: Base | None = Field(None, description="this column's base model; model.base if not given")
+    weights: Base | None = Field(None, description="likewise; model.weights if not given")
     rate: float = Field(1.0, ge=0, description="factor on train.learning_rate for this column's encoder; 0 freezes it")
     optional: bool | None = Field(None, description="whether a row may lack it, and is then used without; yes if there are other inputs")
     path: str = Field("{}", description="image, audio: what a cell that holds a name becomes, for example images/{}.png; from the data file's folder")

@@ -17,6 +17,7 @@ MANIFEST_OF_TEST = Manifest(name="x", task={"kind": "classification", "labels": 
 def fill(partial):
     (partial / "processor").mkdir()
     (partial / "processor" / "vocab.txt").write_text("words", "utf-8")
+    (partial / "processor" / "vocab.txt").chmod(0o600)
 
 
 @pytest.fixture
@@ -29,6 +30,11 @@ def test_what_was_written_is_read(written):
     assert again.manifest == written.manifest
     assert list(again.manifest.files) == ["processor/vocab.txt"]
     assert again.digest == written.digest
+
+
+def test_who_may_read_the_manifest_may_read_all(written):
+    modes = {file.stat().st_mode for file in written.path.rglob("*") if file.is_file()}
+    assert len(modes) == 1
 
 
 def test_writing_over_an_artifact_replaces_it(written):

@@ -25,6 +25,17 @@ def test_distillation_is_a_switch_or_a_weight(given, weight):
     assert job(**{"train.segments": 2, "prune": {"recover": {"distill": given}}}).prune.recover.distill == weight
 
 
+def test_a_base_in_the_working_folder_is_found_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "weights.safetensors").write_text("")
+    named = job(**{"model.base": "./mine", "model.weights": "weights.safetensors", "data.inputs": [{"column": "text", "base": "mine"}]})
+    assert (named.model.base, named.data.inputs[0].base) == (str(tmp_path / "mine"),) * 2
+    assert named.model.weights == str(tmp_path / "weights.safetensors")
+    for name in ("resnet50", "hf-org/mine", "package:carrier/model", "s3://bucket/mine", "./not_there"):
+        assert job(**{"model.base": name}).model.base == name
+
+
 def test_sections_are_frozen():
     with pytest.raises(ValidationError):
         job().name = "other"

@@ -28,7 +28,7 @@ def test_by_name_by_address_and_the_only_one(named):
     assert clusters.find(None, "http://10.0.0.1:8265").address == "http://10.0.0.1:8265"
     named("office: {address: 'https://ray.office:8265', storage: /mnt/runs}\n")
     assert clusters.find("office", None) == clusters.find(None, None)
-    assert clusters.find(None, None).storage == "/mnt/runs"
+    assert all(clusters.find(name, None).storage for name in ("office", "aws")) == "/mnt/runs"
 
 
 @pytest.mark.parametrize(
@@ -74,4 +74,4 @@ def test_the_token_is_looked_for_where_ray_does(named, tmp_path, monkeypatch):
 def test_the_readmes_example_is_valid(named):
     readme = Path("README.md").read_text("utf-8")
     named(re.search(r"```yaml\n(office:.*?)```", readme, re.DOTALL)[1])
-    assert clusters.find(None, None).storage
+    assert all(clusters.find(name, None).storage for name in ("office", "aws"))

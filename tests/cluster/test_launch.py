@@ -82,4 +82,7 @@ def test_the_image_is_pinned_and_not_root():
     copied = [name for line in re.findall(r"^COPY (?!--from)(?:--\S+ )*(.*) \S+$", text, re.MULTILINE) for name in line.split()]
     assert set(copied) == set(kept)
     assert all(Path(name).exists() for name in kept)
+    links = [str(link.resolve().relative_to(Path.cwd())) for link in Path("lc_ray").rglob("*") if link.is_symlink()]
+    assert links
+    assert [link for link in links if not any(Path(link).is_relative_to(name) for name in copied)] == [], "leads nowhere in the image"
     assert Path("cluster/serve").stat().st_mode & 0o111
