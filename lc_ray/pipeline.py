@@ -21,7 +21,7 @@ from lc_ray import spec as specs
 from lc_ray.artifact import Artifact, Feature
 from lc_ray.client import Client
 from lc_ray.data.prepare import Prepared, prepare
-from lc_ray.errors import AcceptError, SpecError, unwrap
+from lc_ray.errors import AcceptError, ClusterError, unwrap
 from lc_ray.evaluate import cost, drift, hardware, quality
 from lc_ray.evaluate.gate import judge
 from lc_ray.evaluate.report import write_html
@@ -68,7 +68,7 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
         mode: what to show meanwhile.
 
     Raises:
-        SpecError, DataError, ModelError, PlacementError, TrainError, ArtifactError: see `lc_ray.errors`.
+        SpecError, DataError, ModelError, PlacementError, TrainError, ArtifactError, ClusterError: see `lc_ray.errors`.
         AcceptError: the finished model did not pass the gate; everything is kept, nothing is promoted.
     """
     job = job if isinstance(job, JobSpec) else specs.parse(job) if isinstance(job, dict) else specs.read(job)
@@ -85,9 +85,11 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
             if kept.remote:
                 results.publish(folder, kept)
     except Exception as error:
-        if (ours := unwrap(error)) is error:
-            raise
-        raise ours from None
+        if (ours := unwrap(error)) is not error:
+            raise ours from None
+        if kept.remote and isinstance(error, OSError):
+            raise _unreachable(kept, error) from error
+        raise
     finally:
         display.close()
     if record["accept"] and not record["accept"]["passed"]:
@@ -171,9 +173,9 @@ def _models(kept: StoragePath, folder: Path, winner: SegmentResult) -> dict[str,
     for key in keys.values() if kept.remote else ():
         target = folder / _SEGMENTS / key / "model"
         if not artifact.exists(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with (kept / _SEGMENTS / key / "model").here() as copy:
-                shutil.copytree(copy, target)
+            partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
+            (kept / _SEGMENTS / key / target.name).get(partial)
+            partial.rename(target)
     return {name: artifact.read(folder / _SEGMENTS / key / "model") for name, key in keys.items()}
 
 
@@ -244,15 +246,22 @@ def _ask(job: JobSpec, promoted: Artifact, data: Prepared) -> dict[str, Any]:
 def _finished(folder: Path, kept: StoragePath, name: str) -> RunResult | None:
     """The result of a run that was finished with this very job, brought to this machine."""
     try:
-        record = json.loads((kept / RECORD).read_text()) if (kept / RECORD).exists() else None
-        if not record or record["key"] != name or (record["accept"] and not record["accept"]["passed"]):
+        if not (kept / RECORD).exists():
             return None
-        if kept.remote:
+        record = json.loads(text := (kept / RECORD).read_text())
+        if record["key"] != name or (record["accept"] and not record["accept"]["passed"]):
+            return None
+        here, model = folder / RECORD, folder / "model"
+        if kept.remote and not (artifact.exists(model) and here.exists() and here.read_text("utf-8") == text):
             results.fetch(results.published(kept), folder, accepted=True)
-        return _result(folder, record, reused=True) if artifact.exists(folder / "model") else None
+        return _result(folder, record, reused=True) if artifact.exists(model) else None
     except OSError as error:
-        fix = "correct `storage`, or the credentials for it"
-        raise SpecError(f"storage can't be reached: {str(error).splitlines()[0]}", str(kept), fix) from None
+        raise _unreachable(kept, error) from None
+
+
+def _unreachable(kept: StoragePath, error: OSError) -> ClusterError:
+    told = str(getattr(error, "cause", None) or error).splitlines()[0]
+    return ClusterError(f"storage can't be reached: {told}", str(kept), "correct `storage`, or the credentials for it; what was finished is kept")
 
 
 def _result(folder: Path, record: dict[str, Any], reused: bool = False) -> RunResult:
