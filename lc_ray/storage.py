@@ -6,6 +6,7 @@ file that names the others is there, and that one is written last.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -14,7 +15,7 @@ import threading
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ import pyarrow.fs
 from lc_ray.errors import DataError
 
 _BLOCK = 2**24  # bytes
+_COPIES = 8  # files at a time
 _CONNECTING = threading.Lock()  # of two connections made at once, one would be let go while it is used
 _HADOOP = (
     "hdfs:// needs a NameNode that answers and, on every node, Java (JAVA_HOME), Hadoop's libhdfs.so (in HADOOP_HOME/lib/native, or the folder "
@@ -95,7 +97,7 @@ class StoragePath:
         with self.open() as file:
             return str(file.read().decode("utf-8"))
 
-    @contextmanager
+    @contextlib.contextmanager
     def whole(self) -> Iterator[Any]:
         """The file, to be written, which is there whole or not at all: a bucket shows none before it is closed."""
         system, path = system_of(self.path)
@@ -121,7 +123,8 @@ class StoragePath:
         system, path = system_of(self.path)
         found = system.get_file_info(path).type
         if found == pyarrow.fs.FileType.Directory:
-            system.delete_dir(path)
+            with contextlib.suppress(FileNotFoundError):  # Google's buckets need not name the folder itself, which goes last
+                system.delete_dir(path)
         elif found == pyarrow.fs.FileType.File:
             system.delete_file(path)
 
@@ -135,10 +138,13 @@ class StoragePath:
         """Copy it, with all that is in it, to a path of this machine."""
         system, path = system_of(self.path)
         if system.get_file_info(path).type == pyarrow.fs.FileType.Directory:
-            target.mkdir(parents=True, exist_ok=True)  # copy_files makes the folders below it, and itself only with them
+            with ThreadPoolExecutor(_COPIES) as threads:  # copy_files of a folder lacks those folders that Google's buckets don't name
+                list(threads.map(lambda name: (self / name).get(target / name), self.files()))
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.fs.copy_files(path, str(target), system, pyarrow.fs.LocalFileSystem())
 
-    @contextmanager
+    @contextlib.contextmanager
     def here(self) -> Iterator[Path]:
         """It, or a copy on this machine for as long as it is needed."""
         if not self.remote:
@@ -148,7 +154,7 @@ class StoragePath:
             self.get(target := Path(scratch) / self.name)
             yield target
 
-    @contextmanager
+    @contextlib.contextmanager
     def filled(self, last: str) -> Iterator[Path]:
         """The folder, to be filled, or one on this machine that is copied to it afterwards.
 

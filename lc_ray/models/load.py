@@ -75,7 +75,6 @@ def _copied(name: str) -> str:
         if not target.exists():
             partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
             for file in files:
-                (partial / file).parent.mkdir(parents=True, exist_ok=True)
                 (source / file).get(partial / file)
             with contextlib.suppress(OSError):  # another process was first
                 partial.rename(target)

@@ -145,11 +145,16 @@ def begin(port: int, address: str, url: str, models: Served) -> Path:
 
     Raises:
         ArtifactError: an artifact was altered.
+        ServeError: nothing can be written there.
     """
     folder = root() / str(port)
     shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
-    kept = {name: tuple(keep(folder, v.path, v.weight)[1] for v in versions) for name, versions in models.items()}
-    write(folder, State(address=address, url=url, models=kept))
+    try:
+        kept = {name: tuple(keep(folder, v.path, v.weight)[1] for v in versions) for name, versions in models.items()}
+        write(folder, State(address=address, url=url, models=kept))
+    except OSError as error:
+        fix = "set XDG_STATE_HOME to a folder that can be written"
+        raise ServeError(f"the endpoint's state can't be kept: {error.strerror or error}", str(folder), fix) from None
     return folder
 
 

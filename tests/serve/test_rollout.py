@@ -104,6 +104,13 @@ def test_altered_artifact_is_not_rolled_out(home, tiny_artifact, tmp_path):
         rollout.keep(folder, mine)
 
 
+def test_state_that_can_not_be_kept(tiny_artifact, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with pytest.raises(ServeError, match="set XDG_STATE_HOME"):
+        rollout.begin(8123, "there", "http://there", rollout.served([tiny_artifact]))
+
+
 def test_several_endpoints_need_a_port(home, tiny_artifact):
     for port in (8123, 8124):
         rollout.begin(port, "there", "http://there", rollout.served([tiny_artifact]))
