@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 
 from lc_ray.errors import ArtifactError
+from lc_ray.storage import cached, storage_path
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
@@ -77,10 +78,21 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A whole artifact on disk."""
+    """A whole artifact on disk.
+
+    Attributes:
+        path: its folder on this machine.
+        uri: of the bucket's folder that this is a copy of, if it is.
+    """
 
     path: Path
     manifest: Manifest
+    uri: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where other machines find it, if they share storage."""
+        return self.uri or str(self.path.resolve())
 
     @property
     def digest(self) -> str:
@@ -133,13 +145,18 @@ def write(folder: str | Path, manifest: Manifest, fill: Callable[[Path], None]) 
 
 
 def read(folder: str | Path, verify: bool = True) -> Artifact:
-    """Open an artifact, comparing every file with its hash unless `verify` is false.
+    """Open an artifact.
+
+    Args:
+        folder: a path, or a URI (s3://, gs://, hdfs://), of which a copy on this machine is opened.
+        verify: whether every file is compared with its hash.
 
     Raises:
         ArtifactError: missing, of a newer format, incomplete or altered.
     """
-    folder = Path(folder)
+    uri = str(folder) if "://" in str(folder) else ""
     try:
+        folder = cached(storage_path(uri)) if uri else Path(folder)
         manifest = Manifest.model_validate(json.loads((folder / MANIFEST).read_text("utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError("not an artifact: it has no manifest.json", str(folder), "give the folder that `lc-ray run` printed") from None
@@ -147,8 +164,10 @@ def read(folder: str | Path, verify: bool = True) -> Artifact:
         first = error.errors()[0]
         told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
         raise ArtifactError(f"manifest.json can't be read: {told}", str(folder), "give the folder that `lc-ray run` printed") from None
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"manifest.json can't be read: {error}", str(folder)) from None
+    except OSError as error:
+        raise ArtifactError(f"can't be read: {str(error).splitlines()[0]}", str(folder)) from None
     for name, expected in manifest.files.items():
         file = folder / name
         if folder.resolve() not in file.resolve().parents:
@@ -157,7 +176,7 @@ def read(folder: str | Path, verify: bool = True) -> Artifact:
             raise ArtifactError(f"{name} is missing", str(folder))
         if verify and _sha256(file) != expected:
             raise ArtifactError(f"{name} was altered after the artifact was written", str(folder))
-    return Artifact(folder, manifest)
+    return Artifact(folder, manifest, uri)
 
 
 def _sha256(path: Path) -> str:

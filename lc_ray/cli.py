@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
-from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, short, values
+from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, short, values
 
 # What Ray prints however quiet it is asked to be, and means nothing here. It reads this once, when it is imported.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "graceful_shutdown failed|worker processes have been started")
@@ -61,9 +61,6 @@ def options(version: Annotated[bool, typer.Option("--version", is_eager=True, ca
     """From labelled data to a small, fast endpoint, on one Ray cluster, from one job file."""
 
 
-ArtifactPath = Annotated[Path, typer.Argument(help="an artifact: the folder that [bold]lc-ray run[/] printed", show_default=False)]
-
-
 @app.command()
 def run(job: JobFile, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Run a job: fine-tune, prune, search, quantize, evaluate, and serve one question.
@@ -102,7 +99,7 @@ def check(job: JobFile, overrides: Overrides = None, as_json: AsJson = False) ->
 
 @app.command()
 def serve(
-    artifacts: Annotated[list[Path], typer.Argument(help="artifacts: the folders that [bold]lc-ray run[/] printed", show_default=False)],
+    artifacts: ArtifactPaths,
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
     grpc_port: Annotated[int | None, typer.Option(help="port of the Open Inference Protocol over gRPC; off if not given", show_default=False)] = None,

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lc_ray import family
 from lc_ray.errors import DeployError
-from lc_ray.terminal import values
+from lc_ray.terminal import ArtifactPath, values
 
-Artifact = Annotated[Path, typer.Argument(help="an artifact: the folder that [bold]lc-ray run[/] printed", show_default=False)]
 Platform = Annotated[str, typer.Option(help=f"one of {', '.join(family.kinds('deploy'))}", show_default=False)]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="a setting of the platform; what is missing is told")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="print every call with its arguments, and make none")]
 Delete = Annotated[bool, typer.Option("--delete", help="delete all that was made there")]
 
 
-def deploy(artifact: Artifact, platform: Platform, settings: Settings = None, dry_run: Dry = False, delete: Delete = False) -> None:
+def deploy(artifact: ArtifactPath, platform: Platform, settings: Settings = None, dry_run: Dry = False, delete: Delete = False) -> None:
     """Deploy an artifact, or a new version of it, which takes the place of the old one without a gap."""
     from lc_ray import artifact as artifacts
     from lc_ray.deploy import _platform

@@ -6,14 +6,13 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from lc_ray.errors import ServeError, SpecError
-from lc_ray.terminal import AsJson, out
+from lc_ray.terminal import ArtifactPath, AsJson, out
 
 if TYPE_CHECKING:
     from lc_ray.serve.rollout import State, Version
@@ -25,7 +24,7 @@ Port = Annotated[int | None, typer.Option(help=_PORT, show_default=False)]
 
 
 def rollout(
-    artifact: Annotated[Path, typer.Argument(help="the artifact that is to answer", show_default=False)],
+    artifact: ArtifactPath,
     weight: Annotated[str, typer.Option(help="its share of the requests, as 10%; the versions that are served now have the rest")] = "100%",
     port: Port = None,
 ) -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 import threading
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 import pyarrow as pa
@@ -174,6 +176,33 @@ def storage_path(path: str | Path) -> StoragePath:
     """A path as it may be written: relative to the working folder, or a URI."""
     text = str(path)
     return StoragePath(text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve()))
+
+
+def cached(folder: StoragePath, kinds: Sequence[str] = ("*",)) -> Path:
+    """The copy of a folder in this machine's cache of models, beside those of the hub, under a name made of what is in it now.
+
+    Args:
+        folder: of a bucket.
+        kinds: patterns of the files that are copied.
+
+    Raises:
+        FileNotFoundError: none is there.
+        OSError: they can't be read.
+    """
+    from huggingface_hub import constants  # which most processes have no use for
+
+    files = {name: about for name, about in folder.files().items() if any(PurePath(name).match(kind) for kind in kinds)}
+    if not files:
+        raise FileNotFoundError(folder.path)
+    digest = hashlib.sha256(json.dumps([folder.path, sorted(files.items())]).encode()).hexdigest()[:16]
+    target = Path(constants.HF_HUB_CACHE) / "lc_ray" / digest
+    if not target.exists():
+        partial = target.with_name(f".{digest}.{uuid.uuid4().hex[:8]}")
+        for name in files:
+            (folder / name).get(partial / name)
+        with contextlib.suppress(OSError):  # another process was first
+            partial.rename(target)
+    return target
 
 
 def system_of(path: str) -> tuple[Any, str]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
 
+_ARTIFACT = "the folder that [bold]lc-ray run[/] printed, or one in a bucket (s3://, gs://)"
+ArtifactPath = Annotated[str, typer.Argument(help=f"an artifact: {_ARTIFACT}", show_default=False)]
+ArtifactPaths = Annotated[list[str], typer.Argument(help=f"artifacts: {_ARTIFACT}", show_default=False)]
 JobFile = Annotated[Path, typer.Argument(help="a job file, see [bold]lc-ray init[/]", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="replace a field: --set train.epochs=5")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]

@@ -4,7 +4,9 @@ import pickle
 
 import pytest
 
-from lc_ray.errors import DataError
+import lc_ray
+from lc_ray import artifact
+from lc_ray.errors import ArtifactError, DataError
 from lc_ray.models import load
 from lc_ray.storage import StoragePath, storage_path, system_of
 
@@ -89,3 +91,18 @@ def test_a_base_model_comes_from_a_bucket(aws, tiny_base, tmp_path, monkeypatch)
     assert {file.name for file in load.Path(found).iterdir()} == {file.name for file in tiny_base.iterdir()}
     with pytest.raises(load.ModelError, match="no model there"):
         load.find("s3://models/bases/other")
+
+
+def test_an_artifact_comes_from_a_bucket(aws, tiny_artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    here, bucket = artifact.read(tiny_artifact), StoragePath("s3://models/runs/tiny/model")
+    bucket.put(here.path, [*here.manifest.files, artifact.MANIFEST])
+    found = artifact.read(str(bucket))
+    assert (found.digest, found.place) == (here.digest, str(bucket))
+    assert lc_ray.load(str(bucket)).predict(["i love it"]) == lc_ray.load(tiny_artifact).predict(["i love it"])
+    assert artifact.read(str(bucket)).path == found.path
+    (bucket / "model.safetensors").write_text("other weights")
+    with pytest.raises(ArtifactError, match="was altered"):
+        artifact.read(str(bucket))
+    with pytest.raises(ArtifactError, match="not an artifact"):
+        artifact.read("s3://models/nothing")

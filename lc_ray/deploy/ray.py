@@ -60,7 +60,7 @@ class Deployment:
 def calls(artifact: Artifact, settings: Settings) -> list[Call]:
     """What is asked of Ray."""
     address = os.environ.get("RAY_ADDRESS") or "local"
-    started = {"paths": [str(artifact.path)], "spec": settings.model_dump(mode="json")}
+    started = {"paths": [artifact.place], "spec": settings.model_dump(mode="json")}
     note = "update where an endpoint runs"
     return [Call("ray.init", {"address": address}), Call("lc_ray.serve.app.start", started, note)]
 
@@ -75,7 +75,7 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
     session.enter_context(runtime.session())
     try:
         key = auth.ensure()
-        url = update.update(artifact.path) or app.start([artifact.path], settings, {"": key})
+        url = update.update(artifact.place) or app.start([artifact.place], settings, {"": key})
     except BaseException:
         session.close()
         raise

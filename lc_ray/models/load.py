@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import importlib.util
 import logging
 import os
-import uuid
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,8 +21,8 @@ from lc_ray.artifact import Artifact, Manifest
 from lc_ray.errors import ArtifactError, ModelError
 from lc_ray.models.fusion import FusionModel
 from lc_ray.models.shapes import Attributes, Shapes, apply
-from lc_ray.spec import InputSpec, ModelSpec, digest, module_name
-from lc_ray.storage import storage_path
+from lc_ray.spec import InputSpec, ModelSpec, module_name
+from lc_ray.storage import cached, storage_path
 
 # Open models that stand in for closed or unwieldy names of the article; the choice is always logged.
 ALIASES = {"gpt3": "openai-community/gpt2", "gpt-3": "openai-community/gpt2"}
@@ -65,22 +63,13 @@ def _in_torchvision(name: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _copied(name: str) -> str:
-    """The copy of a bucket's folder in the cache of hub models, under a name made of what is in it now."""
-    source = storage_path(name)
+    """The copy of a bucket's folder."""
     try:
-        files = {file: about for file, about in source.files().items() if any(PurePath(file).match(kind) for kind in _HUB_FILES)}
-        if not files:
-            raise ModelError("no model there", name, "give a folder with config.json and model.safetensors")
-        target = Path(huggingface_hub.constants.HF_HUB_CACHE) / "lc_ray" / digest(name, files)
-        if not target.exists():
-            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-            for file in files:
-                (source / file).get(partial / file)
-            with contextlib.suppress(OSError):  # another process was first
-                partial.rename(target)
+        return str(cached(storage_path(name), _HUB_FILES))
+    except FileNotFoundError:
+        raise ModelError("no model there", name, "give a folder with config.json and model.safetensors") from None
     except OSError as error:
         raise ModelError(f"can't be read: {str(error).splitlines()[0]}", name) from None
-    return str(target)
 
 
 @functools.lru_cache(maxsize=8)

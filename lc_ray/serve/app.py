@@ -198,7 +198,7 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
     the artifacts where they are.
 
     Args:
-        paths: the artifacts' folders, which every node can reach.
+        paths: the artifacts' folders or URIs, which every node can reach.
         spec: address, limits, batching and replicas. Port 0 means any that is free.
         keys: API keys by name; none means that no key is needed.
 

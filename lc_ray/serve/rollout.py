@@ -76,7 +76,7 @@ def served(paths: Sequence[str | Path], digests: Sequence[str] = ()) -> Served:
         one = artifact.read(path, verify=False)
         if digest and digest != one.digest:
             raise ArtifactError(f"this is {one.digest}, and {digest} is to be served", str(path), "put that one there, or deploy this one")
-        name, new = one.manifest.name, Version(path=str(one.path.resolve()), digest=one.digest)
+        name, new = one.manifest.name, Version(path=one.place, digest=one.digest)
         earlier = [v.model_copy(update={"weight": 0.0}) for v in found.get(name, ()) if v.digest != new.digest]
         found[name] = (*earlier, new)
     return found
@@ -89,7 +89,7 @@ def version(path: str | Path, weight: float = 1.0) -> tuple[str, Version]:
         ArtifactError: no artifact there, or an altered one.
     """
     found = artifact.read(path)
-    return found.manifest.name, Version(path=str(found.path.resolve()), digest=found.digest, weight=weight)
+    return found.manifest.name, Version(path=found.place, digest=found.digest, weight=weight)
 
 
 def rolled(state: State, name: str, new: Version) -> State:

@@ -26,7 +26,7 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
     """Serve artifacts from a Ray of its own. The first Ctrl-C or SIGTERM answers what was accepted and ends, a second leaves at once.
 
     Args:
-        paths: the artifacts' folders.
+        paths: the artifacts' folders, or URIs.
         spec: address, limits, batching and replicas.
         key_file: with a line NAME:KEY for each key; the generated key if not given.
         keyless: whether all who reach it may ask, since who may reach it is decided elsewhere.
