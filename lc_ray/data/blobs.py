@@ -90,8 +90,8 @@ class Reader:
     def _fetched(self, columns: list[list[Any]]) -> list[list[Any]]:
         """The same of a bucket."""
         self._threads = self._threads or ThreadPoolExecutor(_READERS)
-        for name in {place["file"] for places in columns for place in places if place} - self._files.keys():
-            self._files[name] = (self.folder / f"{name}{_ENDING}").open()
+        new = {place["file"] for places in columns for place in places if place} - self._files.keys()
+        self._files |= zip(new, self._threads.map(lambda name: (self.folder / f"{name}{_ENDING}").open(), new), strict=True)
         return [list(self._threads.map(self._request, places)) for places in columns]
 
     def _request(self, place: dict[str, Any] | None) -> bytes | None:
