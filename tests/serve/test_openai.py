@@ -197,7 +197,7 @@ def test_a_field_whose_name_is_half_a_letter(url):
 def test_who_hangs_up_is_not_answered_on(url, endpoints, stream, monkeypatch):
     generator, steps = endpoints[0].generator, []
     step = generator._decoder.step
-    monkeypatch.setattr(generator._decoder, "step", lambda tokens: steps.append(tokens) or step(tokens))
+    monkeypatch.setattr(generator._decoder, "step", lambda tokens: steps.append(tokens) or time.sleep(0.01) or step(tokens))
     body = {"model": "talk", "messages": HELLO, "max_tokens": 600, "stream": stream, "logit_bias": {"1": -100}}
     with httpx.Client(headers={"authorization": "Bearer secret"}, timeout=0.3) as impatient:
         if stream:
