@@ -93,13 +93,14 @@ def test_a_label_too_rare_for_both_sides_is_learned(job):
 def test_storage_that_no_machine_mounts(job, tmp_path):
     """The way of s3:// and gs://, on the one such file system that is always there."""
     here, _ = prepare(job(ROWS))
-    there, _ = prepare(job(ROWS, storage=f"file://{tmp_path}/bucket"))
+    asked = job(ROWS, storage=f"file://{tmp_path}/bucket")
+    there, _ = prepare(asked)
     assert there.path.remote
     assert there.rows("train") == here.rows("train")
     assert there.rows("validation") == here.rows("validation")
     assert {name.split("/")[1] for name in there.path.files() if "/" in name} == {"train", "validation"}, "cells are gone"
     assert not list(Path(tempfile.gettempdir()).glob(f"lc_ray-*-{digest(str(there.folder / 'train-cells'))}"))
-    assert prepare(job(ROWS, storage=f"file://{tmp_path}/bucket"))[1], "and found again"
+    assert prepare(asked)[1], "and found again"
 
 
 def test_a_storage_that_can_not_be_written(job, tmp_path):
