@@ -113,7 +113,7 @@ class LangChain(Model):
             tokenizer.save_pretrained(folder)
             weights = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()[:16]
             kept = storage_path(self.storage) / "bases" / weights
-            kept.put(Path(folder), [file.name for file in Path(folder).iterdir() if not (kept / file.name).exists()])
+            kept.complete(Path(folder))
         return str(kept)
 
 

@@ -136,13 +136,27 @@ class StoragePath:
             with open(folder / name, "rb") as file, (self / name).whole() as out:
                 shutil.copyfileobj(file, out, _BLOCK)
 
+    def complete(self, folder: Path) -> None:
+        """Copy the files of a folder of this machine that this one lacks, or has in another size."""
+        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
+        there = self.files() if sizes else {}
+        self.put(folder, [name for name, size in sizes.items() if name not in there or there[name][0] != size])
+
     def get(self, target: Path) -> None:
         """Copy it, with all that is in it, to a path of this machine."""
         system, path = system_of(self.path)
         if system.get_file_info(path).type == pyarrow.fs.FileType.Directory:
-            with ThreadPoolExecutor(_COPIES) as threads:  # copy_files of a folder lacks those folders that Google's buckets don't name
-                list(threads.map(lambda name: (self / name).get(target / name), self.files()))
-            return
+            self.get_files(target, self.files())
+        else:
+            self._copy(target)
+
+    def get_files(self, target: Path, names: Iterable[str]) -> None:
+        """Copy files of the folder to one of this machine, several at a time."""
+        with ThreadPoolExecutor(_COPIES) as threads:  # copy_files of a folder lacks those folders that Google's buckets don't name
+            list(threads.map(lambda name: (self / name)._copy(target / name), names))
+
+    def _copy(self, target: Path) -> None:
+        system, path = system_of(self.path)
         target.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.fs.copy_files(path, str(target), system, pyarrow.fs.LocalFileSystem())
 
@@ -198,8 +212,7 @@ def cached(folder: StoragePath, kinds: Sequence[str] = ("*",)) -> Path:
     target = Path(constants.HF_HUB_CACHE) / "lc_ray" / digest
     if not target.exists():
         partial = target.with_name(f".{digest}.{uuid.uuid4().hex[:8]}")
-        for name in files:
-            (folder / name).get(partial / name)
+        folder.get_files(partial, files)
         with contextlib.suppress(OSError):  # another process was first
             partial.rename(target)
     return target

@@ -53,6 +53,18 @@ def test_a_folder_is_filled_brought_here_and_removed(folder):
     assert not made.exists()
 
 
+def test_a_folder_is_completed_and_what_is_there_stays_as_old_as_it_was(folder, tmp_path):
+    (tmp_path / "here" / "deep").mkdir(parents=True)
+    for name in ("same.txt", "longer.txt", "deep/new.txt"):
+        (tmp_path / "here" / name).write_text(name)
+    folder.put(tmp_path / "here", ["same.txt"])
+    (folder / "longer.txt").write_text("x")
+    before = folder.files()["same.txt"]
+    folder.complete(tmp_path / "here")
+    assert folder.files()["same.txt"] == before
+    assert {name: (folder / name).read_text() for name in folder.files()} == {name: name for name in ("same.txt", "longer.txt", "deep/new.txt")}
+
+
 def test_what_was_not_written_whole_is_not_there(tmp_path):
     file = StoragePath(f"{tmp_path}/runs/record.json")
     file.write_text("before")

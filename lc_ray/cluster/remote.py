@@ -19,7 +19,7 @@ from lc_ray.cluster.jobs import TAG
 from lc_ray.cluster.package import FOLDER, JOB
 from lc_ray.errors import AcceptError, ClusterError, LcRayError, unwrap
 from lc_ray.results import publish
-from lc_ray.storage import StoragePath, storage_path
+from lc_ray.storage import storage_path
 
 
 def run(name: str, digest: str, results: str | None) -> dict[str, Any]:
@@ -32,8 +32,9 @@ def run(name: str, digest: str, results: str | None) -> dict[str, Any]:
     """
     try:
         job = spec.parse(json.loads(Path(JOB).read_text("utf-8")))
-        _place(Path(FOLDER), storage_path(job.storage) / "inputs" / digest)
-        target = StoragePath(results.rstrip("/")) / job.name if results else None
+        # Where all nodes see them, and later runs find them as old as they were.
+        (storage_path(job.storage) / "inputs" / digest).complete(Path(FOLDER))
+        target = storage_path(results) / job.name if results else None
         with runtime.session():
             _show(job.folder, name)
             try:
@@ -53,13 +54,6 @@ def run(name: str, digest: str, results: str | None) -> dict[str, Any]:
         if not isinstance(ours, LcRayError):
             raise
         return {"event": "error", "kind": type(ours).__name__, "what": ours.what, "where": ours.where, "fix": ours.fix}
-
-
-def _place(source: Path, target: StoragePath) -> None:
-    """Copy the job's files to storage, where all nodes see them, and later runs find them as old as they were."""
-    sizes = {str(file.relative_to(source)): file.stat().st_size for file in sorted(source.rglob("*")) if file.is_file()}
-    there = target.files() if sizes else {}
-    target.put(source, [name for name, size in sizes.items() if name not in there or there[name][0] != size])
 
 
 def _show(folder: Path, name: str) -> None:

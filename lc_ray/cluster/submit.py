@@ -19,7 +19,7 @@ from lc_ray.errors import AcceptError, ClusterError, LcRayError
 from lc_ray.progress import Display, Mode
 from lc_ray.results import fetch, published
 from lc_ray.spec import JobSpec
-from lc_ray.storage import StoragePath
+from lc_ray.storage import storage_path
 
 _LINES = 10  # of a job that ended without a word, shown
 
@@ -157,7 +157,7 @@ def bring(jobs: Jobs, job: Job, folder: Path, accepted: bool = True) -> dict[str
     last = next(one for one in reversed(jobs.all()) if one.name == job.name)
     if last.id != job.id:
         raise ClusterError("a later job of that name has written over its folder", job.id, f"fetch that one, {last.id}, or submit this one again")
-    download = published(StoragePath(job.results) / job.name) if job.results else functools.partial(jobs.download, job)
+    download = published(storage_path(job.results) / job.name) if job.results else functools.partial(jobs.download, job)
     fetch(download, folder, accepted)
     return dict(json.loads((folder / "record.json").read_text("utf-8")))
 

@@ -19,7 +19,7 @@ from lc_ray.errors import LcRayError, ServeError
 from lc_ray.serve import auth
 from lc_ray.serve.run import serve_forever
 from lc_ray.serving import ReplicasSpec, ServeSpec
-from lc_ray.storage import StoragePath
+from lc_ray.storage import storage_path
 
 _LARGEST = 10 * 2**20  # bytes that Vertex AI lets through; SageMaker's protocol has a limit of its own
 
@@ -51,7 +51,7 @@ def fetched(source: str, folder: Path) -> Path:
     if "://" not in source:
         return Path(source)
     try:
-        StoragePath(source.rstrip("/")).get(folder)
+        storage_path(source).get(folder)
     except (OSError, ValueError) as error:
         raise ServeError(f"the model can't be fetched: {error}", source) from None
     return folder
