@@ -27,10 +27,10 @@ from lc_ray.evaluate.gate import judge
 from lc_ray.evaluate.report import write_html
 from lc_ray.models.batches import parts_of, show
 from lc_ray.models.load import modalities
-from lc_ray.predictor import Predictor
+from lc_ray.predictor import Predictor, load
 from lc_ray.progress import Display, Mode
 from lc_ray.quantizer import quantize
-from lc_ray.serve import app
+from lc_ray.serve import app, update
 from lc_ray.spec import JobSpec
 from lc_ray.storage import StoragePath, storage_path
 from lc_ray.train import plan
@@ -83,7 +83,7 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
                 stack.enter_context(runtime.session())
             record = _run(job, folder, kept, name, display)
             if kept.remote:
-                results.publish(folder, kept)
+                results.publish_record(folder, kept)
     except Exception as error:
         if (ours := unwrap(error)) is not error:
             raise ours from None
@@ -142,8 +142,11 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
     }
     if accept is None or accept["passed"]:
         promoted = _promote(final, measured[-1], statistics, folder / "model")
+        if kept.remote:
+            results.publish_model(folder, kept)
+        shared = str(kept / "model") if kept.remote and len(nodes) > 1 else promoted.path
         with display.stage("serve", "serve: one question over HTTP"):
-            record["answer"] = _ask(job, promoted, data)
+            record["answer"] = _ask(job, shared, data)
     record |= {"stages": display.stages, "seconds": time.time() - start}
     (folder / RECORD).write_text(json.dumps(record, indent=1), "utf-8")
     write_html(record, folder / "report.html")
@@ -223,23 +226,24 @@ def _promote(final: Artifact, measured: dict[str, Any], statistics: dict[str, Fe
     return artifact.write(folder, final.manifest.model_copy(update=figures), fill)
 
 
-def _ask(job: JobSpec, promoted: Artifact, data: Prepared) -> dict[str, Any]:
+def _ask(job: JobSpec, model: str | Path, data: Prepared) -> dict[str, Any]:
     """Serve the model, ask it about one held-out row over HTTP, and stop serving. It is asked in this process where Ray serves already."""
     columns = modalities(job.inputs())
     question = show(parts_of(data.rows("validation", 1), columns, 0), columns)
     asked: dict[str, Any] = {"question": next(iter(question.values())) if len(question) == 1 else question, "milliseconds": None}
-    if app.serves():
-        return asked | {"answer": Predictor(promoted).predict([question])[0]}
-    key = os.urandom(16).hex()
-    url = app.start([promoted.path], job.serve.model_copy(update={"port": 0, "log": None, "access_log": None}), {"": key})
-    try:
-        client = Client(url, key)
-        client.predict([question])
-        start = time.perf_counter()
-        answer = client.predict([question])[0]
-        milliseconds = 1000 * (time.perf_counter() - start)
-    finally:
-        app.stop()
+    with update.alone():  # of the runs that end here
+        if app.serves():
+            return asked | {"answer": load(model).predict([question])[0]}
+        key = os.urandom(16).hex()
+        url = app.start([model], job.serve.model_copy(update={"port": 0, "log": None, "access_log": None}), {"": key})
+        try:
+            client = Client(url, key)
+            client.predict([question])
+            start = time.perf_counter()
+            answer = client.predict([question])[0]
+            milliseconds = 1000 * (time.perf_counter() - start)
+        finally:
+            app.stop()
     return asked | {"answer": answer, "milliseconds": milliseconds}
 
 

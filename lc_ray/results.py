@@ -23,10 +23,32 @@ def publish(folder: Path, target: StoragePath) -> None:
     Raises:
         ClusterError: it can't be written.
     """
-    model = [str(file.relative_to(folder)) for file in sorted((folder / _MODEL).rglob("*")) if file.is_file()]
-    model.sort(key=lambda name: name == f"{_MODEL}/{artifact.MANIFEST}")
+    publish_model(folder, target)
+    publish_record(folder, target)
+
+
+def publish_model(folder: Path, target: StoragePath) -> None:
+    """Copy a run's accepted model, if there is one.
+
+    Raises:
+        ClusterError: it can't be written.
+    """
+    names = [str(file.relative_to(folder)) for file in sorted((folder / _MODEL).rglob("*")) if file.is_file()]
+    _put(folder, sorted(names, key=lambda name: name == f"{_MODEL}/{artifact.MANIFEST}"), target)
+
+
+def publish_record(folder: Path, target: StoragePath) -> None:
+    """Copy what a finished run tells.
+
+    Raises:
+        ClusterError: it can't be written.
+    """
+    _put(folder, [name for name in _KEPT if (folder / name).exists()], target)
+
+
+def _put(folder: Path, names: list[str], target: StoragePath) -> None:
     try:
-        target.put(folder, [*model, *(name for name in _KEPT if (folder / name).exists())])
+        target.put(folder, names)
     except (OSError, ValueError) as error:  # a DataError, of a URI that is none, is one of these
         raise ClusterError(f"the run can't be copied: {str(error).splitlines()[0]}", str(target), "correct that URI, or the rights to it") from None
 

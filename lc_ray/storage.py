@@ -29,6 +29,8 @@ from lc_ray.errors import DataError
 
 _BLOCK = 2**24  # bytes
 _COPIES = 8  # files at a time
+# With S3. Its SDK would give up a request that is not answered within 3 s, and a busy store may take longer.
+_PATIENCE = {"connect_timeout": 10.0, "request_timeout": 60.0, "retry_strategy": pyarrow.fs.AwsStandardS3RetryStrategy(6)}
 _CONNECTING = threading.Lock()  # of two connections made at once, one would be let go while it is used
 _HADOOP = (
     "hdfs:// needs a NameNode that answers and, on every node, Java (JAVA_HOME), Hadoop's libhdfs.so (in HADOOP_HOME/lib/native, or the folder "
@@ -212,9 +214,12 @@ def cached(folder: StoragePath, kinds: Sequence[str] = ("*",)) -> Path:
     target = Path(constants.HF_HUB_CACHE) / "lc_ray" / digest
     if not target.exists():
         partial = target.with_name(f".{digest}.{uuid.uuid4().hex[:8]}")
-        folder.get_files(partial, files)
-        with contextlib.suppress(OSError):  # another process was first
-            partial.rename(target)
+        try:
+            folder.get_files(partial, files)
+            with contextlib.suppress(OSError):  # another process was first
+                partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -253,6 +258,8 @@ def _system(root: str, hadoop: bool) -> tuple[Any, str]:
     if hadoop and not jvm():  # which would take SIGINT and SIGTERM, and end the process where it is
         os.environ["LIBHDFS_OPTS"] = f"{os.environ.get('LIBHDFS_OPTS', '')} -Xrs".strip()
     system, path = cast("tuple[Any, str]", pyarrow.fs.FileSystem.from_uri(root))
+    if isinstance(system, pyarrow.fs.S3FileSystem):  # made anew from what pickling tells of it: a URI can say nothing of time
+        system = pyarrow.fs.S3FileSystem(**system.__reduce__()[1][0] | _PATIENCE)
     if hadoop and system.get_file_info(path).type == pyarrow.fs.FileType.NotFound:  # libhdfs says so of all that fails, and why on stderr
         raise OSError("no NameNode answers")
     return system, path

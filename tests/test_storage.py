@@ -1,6 +1,9 @@
 """Files and folders of a mounted file system and of a bucket, which behave alike."""
 
 import pickle
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -87,6 +90,24 @@ def test_paths_as_they_are_written(tmp_path, monkeypatch):
     assert system_of("file:///")[1] == "/"
     with pytest.raises(DataError, match="can't be opened"):
         StoragePath("nothing://there").exists()
+
+
+def test_a_busy_store_is_waited_for():
+    class Busy(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(self.path)
+            time.sleep(4)
+            self.send_response(200)
+            self.send_header("content-length", "5")
+            self.end_headers()
+
+    asked = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=us-east-1"
+        assert StoragePath(f"s3://a:b@models/record.json?{place}").exists()
+        server.shutdown()
+    assert asked == ["/models/record.json"]
 
 
 def test_what_hadoop_needs_is_told():

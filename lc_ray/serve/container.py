@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 from lc_ray.errors import LcRayError, ServeError
 from lc_ray.serve import auth
 from lc_ray.serve.run import serve_forever
 from lc_ray.serving import ReplicasSpec, ServeSpec
-from lc_ray.storage import storage_path
 
 _LARGEST = 10 * 2**20  # bytes that Vertex AI lets through; SageMaker's protocol has a limit of its own
 
@@ -42,27 +39,10 @@ def spec(environment: Mapping[str, str]) -> ServeSpec:
     return ServeSpec(host="0.0.0.0", port=int(port), max_body=_LARGEST, replicas=ReplicasSpec(cpu=cores))
 
 
-def fetched(source: str, folder: Path) -> Path:
-    """A model in a folder of this machine.
-
-    Raises:
-        ServeError: its URI can't be read.
-    """
-    if "://" not in source:
-        return Path(source)
-    try:
-        storage_path(source).get(folder)
-    except (OSError, ValueError) as error:
-        raise ServeError(f"the model can't be fetched: {error}", source) from None
-    return folder
-
-
 def main() -> None:
     """Serve until SIGTERM."""
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = fetched(place(os.environ), Path(folder))
-            serve_forever([path], spec(os.environ), keyless=os.environ.get(auth.KEYLESS) == "1")
+        serve_forever([place(os.environ)], spec(os.environ), keyless=os.environ.get(auth.KEYLESS) == "1")
     except LcRayError as error:
         sys.exit(f"error {type(error).__name__}: {error}")
 

@@ -49,7 +49,7 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             for number in previous:
                 signal.signal(number, _interrupt)
-            url = app.start(paths, spec, keys)
+            url = app.start([one.path for one in found], spec, keys)
         said = f"serving at {url}" if keyless else _welcome(url, found, key_file, spec.grpc_port)
         console.print(said, highlight=False, soft_wrap=True)
         threading.Event().wait()

@@ -95,7 +95,7 @@ def changing() -> Iterator[tuple[State, Callable[..., tuple[str, Version]], Call
         with rollout.locked(folder):
             yield rollout.read(folder), partial(rollout.keep, folder), partial(replace, folder)
         return
-    with _alone():
+    with alone():
         given = _given()
         yield _state(given), rollout.version, partial(_redeploy, given)
 
@@ -179,7 +179,7 @@ class _Turn:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Alone in changing what this Ray serves: others wait, on whichever machine."""
     while True:
         try:

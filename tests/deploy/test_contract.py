@@ -3,7 +3,6 @@
 import json
 import re
 import tarfile
-from pathlib import Path
 
 import boto3
 import httpx
@@ -15,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from tritonclient import http as triton
 
-from lc_ray import Client, DeployModel, artifact, predictor
+from lc_ray import Client, DeployModel, predictor
 from lc_ray.deploy import _aws
 from lc_ray.errors import DeployError
 from lc_ray.serve import auth, container
@@ -90,7 +89,8 @@ def test_sagemaker(aws, started, expected, tiny_artifact, tmp_path, monkeypatch)
             deployment.predict([5])
 
 
-def test_vertex_ai(google, started, expected, tiny_artifact, tmp_path):
+def test_vertex_ai(google, started, expected, tiny_artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     settings = {"project": "demo", "region": "europe-west4", "bucket": "models", "image": "image"}
     deployment = DeployModel(tiny_artifact, "Google Cloud", **settings).deploy()
     (model,) = google.models.values()
@@ -102,7 +102,7 @@ def test_vertex_ai(google, started, expected, tiny_artifact, tmp_path):
     routes = {"AIP_HEALTH_ROUTE": about["healthRoute"], "AIP_PREDICT_ROUTE": about["predictRoute"]}
     source = model["artifactUri"].replace("gs://models", f"file://{tmp_path}/bucket")
     environment = routes | {one["name"]: one["value"] for one in about["env"]} | {"AIP_STORAGE_URI": source}
-    url = started(environment, container.fetched(container.place(environment), tmp_path / "fetched"))
+    url = started(environment, container.place(environment))
     assert httpx.get(url + routes["AIP_HEALTH_ROUTE"]).status_code == 200
     google.containers[model["displayName"]] = url
     same(deployment.predict(ROWS), expected)
@@ -130,10 +130,3 @@ def test_where_the_model_is_and_the_port():
     assert container.spec({"AIP_HTTP_PORT": "7000"}).port == 7000
     with pytest.raises(container.ServeError, match="no port: 80a"):
         container.spec({"AIP_HTTP_PORT": "80a"})
-
-
-def test_a_model_that_is_not_there(tmp_path):
-    assert container.fetched("/opt/ml/model", tmp_path) == Path("/opt/ml/model")
-    with pytest.raises(container.ServeError, match="can't be fetched"):
-        container.fetched(f"file://{tmp_path}/nothing", tmp_path / "model")
-    assert artifact.exists(tmp_path / "model") is False

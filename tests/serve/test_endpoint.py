@@ -17,7 +17,7 @@ from tritonclient import grpc as triton
 from tritonclient.utils import InferenceServerException
 
 import lc_ray
-from lc_ray import artifact, pipeline, spec
+from lc_ray import pipeline, spec
 from lc_ray.client import Client
 from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.models.batches import prepare
@@ -175,15 +175,41 @@ def test_second_endpoint_is_refused_before_anything_starts(url, tiny_artifact):
         app.start([tiny_artifact], ServeSpec(port=0), {"test": KEY})
 
 
-def test_a_run_on_a_cluster_that_serves_already_leaves_the_endpoint_alone(url, tiny_artifact, tiny_job, predictor):
+def ended(job, tiny_artifact, predictor):
+    """What a run does at its end."""
+
     class Data:
         def rows(self, split, limit):
             return prepare({"text": ["good flight"]}, predictor.columns)
 
-    found = pipeline._ask(spec.parse(tiny_job), artifact.read(tiny_artifact), Data())
+    return pipeline._ask(spec.parse(job), tiny_artifact, Data())
+
+
+def test_a_run_on_a_cluster_that_serves_already_leaves_the_endpoint_alone(url, tiny_artifact, tiny_job, predictor):
+    found = ended(tiny_job, tiny_artifact, predictor)
     assert (found["question"], found["milliseconds"]) == ("good flight", None)
     assert found["answer"]["label"] == predictor.predict(["good flight"])[0]["label"]
     assert httpx.get(url + "/v1/models", headers=HEADERS).status_code == 200
+
+
+def test_runs_that_end_at_once_serve_one_after_the_other(url, tiny_artifact, tiny_job, predictor, monkeypatch):
+    class Asked:
+        def __init__(self, url, key):
+            self.predict = predictor.predict
+
+    told = []
+
+    def start(*given):
+        told.append("start")
+        time.sleep(0.5)
+
+    for name, fake in (("serves", lambda: False), ("start", start), ("stop", lambda: told.append("stop"))):
+        monkeypatch.setattr(app, name, fake)
+    monkeypatch.setattr(pipeline, "Client", Asked)
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [pool.submit(ended, tiny_job, tiny_artifact, predictor) for _ in range(2)]
+        assert all(task.result()["milliseconds"] > 0 for task in tasks)
+    assert told == ["start", "stop"] * 2
 
 
 def test_port_in_use(tiny_artifact):
