@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from lc_ray import load, runtime
 from lc_ray.models.batches import prepare
@@ -77,6 +78,27 @@ def rounds(name: str, url: str, path: str, key: str, seconds: float) -> None:
     for connections in CONNECTIONS:
         attack(url, path, key, connections, 2)
         print(f"{name:36} {connections:3d} connections: {attack(url, path, key, connections, seconds)}", flush=True)
+
+
+def turns(url: str, path: str, key: str, at: str, seconds: float = 2, rounds: int = 16) -> None:
+    """Print what a lone client gets of the endpoint and of FastAPI around the same engine, asked in turns: this machine's speed changes by half from
+    one minute to the next. Ray stands still in the peer's turns."""
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(_rate(attack(url, path, key, 1, seconds)))
+        ray = [one for one in psutil.Process().children(recursive=True) if "engine.py" not in " ".join(one.cmdline())]
+        for one in ray:
+            one.suspend()
+        theirs.append(_rate(attack(at, "/predict", "none", 1, seconds)))
+        for one in ray:
+            one.resume()
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    print(f"1 connection, in turns: {statistics.median(ours):.0f} rows/s, FastAPI, same engine {statistics.median(theirs):.0f}; ", end="")
+    print(f"ratio {statistics.median(ratios):.2f} (quartiles {ratios[len(ratios) // 4]:.2f} to {ratios[-len(ratios) // 4]:.2f})", flush=True)
+
+
+def _rate(told: str) -> float:
+    return float(told.split()[0])
 
 
 @contextlib.contextmanager
@@ -173,6 +195,9 @@ def main() -> None:
         rounds("lc_ray", url, f"/v1/models/{name}:predict", key, chosen.seconds)
         with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as http:
             whole = median(lambda text: http.post(f"/v1/models/{name}:predict", json={"instances": [text]}).raise_for_status(), chosen.seconds)
+        if chosen.peers:
+            with peer(chosen.peers, "engine.py", {"ARTIFACT": path}) as at:
+                turns(url, f"/v1/models/{name}:predict", key, at)
         app.stop()
     if chosen.peers:
         with tempfile.TemporaryDirectory() as folder:
