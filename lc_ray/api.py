@@ -80,9 +80,18 @@ class Model:
         Raises:
             ModelError: it was not trained yet.
         """
+        return load(self.artifact.path)
+
+    @property
+    def artifact(self) -> Artifact:
+        """What training made.
+
+        Raises:
+            ModelError: it was not trained yet.
+        """
         if self.result is None:
             raise ModelError("this model was not trained yet", fix="AutoHyperparameterOptimizer(model).train() first")
-        return load(self.result.artifact.path)
+        return self.result.artifact
 
     def predict(self, rows: list[Any]) -> list[dict[str, Any]]:
         """Answers for values or rows, from the trained model."""
@@ -111,8 +120,9 @@ class LangChain(Model):
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            weights = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()[:16]
-            kept = storage_path(self.storage) / "bases" / weights
+            files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+            content = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:16]
+            kept = storage_path(self.storage) / "bases" / content
             kept.complete(Path(folder))
         return str(kept)
 
@@ -295,7 +305,7 @@ class DeployModel:
         return self.platform.deploy(self._artifact(), self.settings)
 
     def _artifact(self) -> Artifact:
-        return self.model.predictor.artifact if isinstance(self.model, Model) else read(self.model)
+        return self.model.artifact if isinstance(self.model, Model) else read(self.model)
 
 
 def _media(modalities: dict[str, str]) -> set[str]:

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lc_ray import artifact, progress, results, runtime
 from lc_ray import spec as specs
 from lc_ray.artifact import Artifact, Feature
 from lc_ray.client import Client
-from lc_ray.data.prepare import Prepared, prepare
+from lc_ray.data.prepare import Prepared, prepare, stamps
 from lc_ray.errors import AcceptError, ClusterError, unwrap
 from lc_ray.evaluate import cost, drift, hardware, quality
 from lc_ray.evaluate.gate import judge
@@ -73,7 +73,7 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
     """
     job = job if isinstance(job, JobSpec) else specs.parse(job) if isinstance(job, dict) else specs.read(job)
     folder, kept = job.folder, storage_path(job.storage) / job.name
-    name = specs.digest(job.model_dump(mode="json", exclude={"storage", "serve"}), lc_ray.__version__)
+    name = specs.digest(job.model_dump(mode="json", exclude={"storage", "serve"}), lc_ray.__version__, stamps(job))
     if done := _finished(folder, kept, name):
         return done
     display = Display(folder, mode)
@@ -94,7 +94,7 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
         display.close()
     if record["accept"] and not record["accept"]["passed"]:
         raise AcceptError("the model is not promoted: " + "; ".join(record["accept"]["reasons"]), str(folder / "report.html"))
-    return _result(folder, record)
+    return _result(folder, kept, record)
 
 
 def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Display) -> dict[str, Any]:
@@ -138,13 +138,15 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
         "architecture": _units(models),
         "mistakes": mistakes,
         "ablation": ablation,
+        "artifact": None,
         "answer": None,
     }
     if accept is None or accept["passed"]:
         promoted = _promote(final, measured[-1], statistics, folder / "model")
         if kept.remote:
             results.publish_model(folder, kept)
-        shared = str(kept / "model") if kept.remote and len(nodes) > 1 else promoted.path
+        record["artifact"] = promoted.digest
+        shared = promoted.path if runtime.own() or not kept.remote else str(kept / "model")  # nodes may have come since the run began
         with display.stage("serve", "serve: one question over HTTP"):
             record["answer"] = _ask(job, shared, data)
     record |= {"stages": display.stages, "seconds": time.time() - start}
@@ -258,7 +260,9 @@ def _finished(folder: Path, kept: StoragePath, name: str) -> RunResult | None:
         here, model = folder / RECORD, folder / "model"
         if kept.remote and not (artifact.exists(model) and here.exists() and here.read_text("utf-8") == text):
             results.fetch(results.published(kept), folder, accepted=True)
-        return _result(folder, record, reused=True) if artifact.exists(model) else None
+        # A later run that was cut off may have left its model, and not its record.
+        whole = artifact.exists(model) and artifact.read(model, verify=False).digest == record["artifact"]
+        return _result(folder, kept, record, reused=True) if whole else None
     except OSError as error:
         raise _unreachable(kept, error) from None
 
@@ -268,6 +272,6 @@ def _unreachable(kept: StoragePath, error: OSError) -> ClusterError:
     return ClusterError(f"storage can't be reached: {told}", str(kept), "correct `storage`, or the credentials for it; what was finished is kept")
 
 
-def _result(folder: Path, record: dict[str, Any], reused: bool = False) -> RunResult:
-    found = artifact.read(folder / "model")
+def _result(folder: Path, kept: StoragePath, record: dict[str, Any], reused: bool = False) -> RunResult:
+    found = replace(artifact.read(folder / "model"), uri=str(kept / "model") if kept.remote else "")
     return RunResult(found, dict(found.manifest.metrics), folder / "report.html", record, reused)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import ray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from lc_ray import runtime
@@ -148,6 +149,10 @@ class Display:
             case "exploit":
                 moved = ", ".join(f"{k} {_number(event['before'][k])} → {_number(v)}" for k, v in event["genes"].items())
                 self.console.print(f"  member {event['member']}: goes on from member {event['donor']}'s weights with {moved}")
+            case "failed":
+                self.console.print(f"  member {event['member']}: failed: {escape(event['error'])}")
+            case "lost":
+                self.console.print(f"  member {event['member']}: is lost, the others go on")
             case "segment" | "reused":
                 again = " (finished before)" if event["event"] == "reused" else ""
                 metrics = "  ".join(f"{k} {v:.3f}" for k, v in [*event["metrics"].items()][:_METRICS])

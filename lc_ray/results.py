@@ -35,6 +35,9 @@ def publish_model(folder: Path, target: StoragePath) -> None:
     """
     names = [str(file.relative_to(folder)) for file in sorted((folder / _MODEL).rglob("*")) if file.is_file()]
     _put(folder, sorted(names, key=lambda name: name == f"{_MODEL}/{artifact.MANIFEST}"), target)
+    for name in (target / _MODEL).files() if names else ():
+        if f"{_MODEL}/{name}" not in names:  # of a model that was there before
+            (target / _MODEL / name).remove()
 
 
 def publish_record(folder: Path, target: StoragePath) -> None:

@@ -69,8 +69,8 @@ def session(cpus: int | None = None) -> Iterator[None]:
         except Exception as error:  # Ray raises nothing narrower
             told = str(error).partition("\n")[0]
             raise ClusterError(f"no Ray can be started here: {told}", fix="is the machine very busy, or short of memory or disk?") from None
-    for name in ("ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # members that fail are told of as events
     try:
         yield
     finally:
@@ -100,14 +100,18 @@ def _reach(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
+def own() -> bool:
+    """Whether Ray is this process's own, and not a cluster's."""
+    return not os.environ.get("RAY_ADDRESS")
+
+
 def nodes() -> list[Resources]:
     """What each node can give to training workers."""
-    local = not os.environ.get("RAY_ADDRESS")
     found = []
     for node in ray.nodes():
         if node["Alive"]:
             have = Resources.of(node["Resources"])
-            found.append(replace(have, cpu=have.cpu - (_DATA_CPUS if local else 0)))
+            found.append(replace(have, cpu=have.cpu - (_DATA_CPUS if own() else 0)))
     return found
 
 
@@ -116,14 +120,17 @@ def grown(workers: WorkersSpec, members: int) -> list[Resources]:
     from ray.autoscaler.sdk import request_resources
     from ray.autoscaler.v2.sdk import get_cluster_status
 
-    if not os.environ.get("RAY_ADDRESS") or placement(workers, nodes()).slots >= members:
+    if own() or placement(workers, nodes()).slots >= members:
         return nodes()
-    begin = time.monotonic()
-    request_resources(bundles=[{"CPU": workers.cpu} | ({"GPU": workers.gpu} if workers.gpu else {})] * workers.count * members)
+    wanted = [{"CPU": workers.cpu} | ({"GPU": workers.gpu} if workers.gpu else {})] * workers.count * members
+    begin = started = time.monotonic()
     try:
-        while placement(workers, nodes()).slots < members and (waited := time.monotonic() - begin) < _STARTS:
+        while placement(workers, nodes()).slots < members and time.monotonic() - begin < _STARTS:
+            request_resources(bundles=wanted)  # again and again: a cluster has one request, and another job's takes its place
             status = get_cluster_status(ray.get_runtime_context().gcs_address)
-            if waited > _DECIDES and not (status.pending_launches or status.pending_nodes):
+            if status.pending_launches or status.pending_nodes:
+                started = time.monotonic()
+            elif time.monotonic() - started > _DECIDES:
                 break
             time.sleep(1)
     finally:

@@ -195,7 +195,7 @@ class PruneSpec(Section):
 class SearchSpec(Section):
     """Population-based training (Jaderberg et al. 2017)."""
 
-    kind: str = Field("pbt", description="a file in lc_ray/tune")
+    kind: Literal["pbt"] = Field("pbt", description="population-based training")
     population: int = Field(4, ge=2)
     genes: dict[str, dict[str, tuple[Any, ...]]] = Field(
         description="field of this job → how it is drawn: {log_uniform: [low, high]}, {uniform: [low, high]} or {choice: [a, b, c]}"

@@ -134,7 +134,7 @@ def aws(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
     _aws.client.cache_clear()
     boto3.client("s3").create_bucket(Bucket="models", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
     image, role = "123456789012.dkr.ecr.us-west-2.amazonaws.com/lc_ray:1", "arn:aws:iam::123456789012:role/lc_ray"
-    yield {"image": image, "role": role, "bucket": "models", "instance": "ml.c5.xlarge"}  # moto does not know the newer instances
+    yield {"image": image, "role": role, "bucket": "models"}
     _aws.client.cache_clear()
 
 

@@ -24,7 +24,9 @@ def run(tiny_artifact, tmp_path):
 
 def test_by_a_bucket(run, tiny_artifact, tmp_path):
     bucket = StoragePath(f"file://{tmp_path}/bucket/some runs")
+    (bucket / "tiny" / "model" / "engine" / "old.xml").write_text("of another model")
     publish(run, bucket / "tiny")
+    assert not (bucket / "tiny" / "model" / "engine" / "old.xml").exists()
     assert not (tmp_path / "bucket" / "some runs" / "tiny" / "segments").exists()
     fetch(published(bucket / "tiny"), tmp_path / "here", accepted=True)
     assert artifact.read(tmp_path / "here" / "model").digest == artifact.read(tiny_artifact).digest

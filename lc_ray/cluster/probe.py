@@ -97,10 +97,10 @@ def _starting(workers: dict[str, Any], nodes: list[dict[str, float]]) -> bool:
     each = {name: workers[key] for name, key in (("CPU", "cpu"), ("GPU", "gpu")) if workers[key]}
     if sum(min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in each.items()) for node in nodes) >= workers["count"]:
         return False
-    request_resources(bundles=[each] * workers["count"])
     end = time.monotonic() + _DECIDES
     try:
         while time.monotonic() < end:
+            request_resources(bundles=[each] * workers["count"])  # again and again: another job's takes its place
             status = get_cluster_status(ray.get_runtime_context().gcs_address)
             if status.pending_launches or status.pending_nodes:
                 return True

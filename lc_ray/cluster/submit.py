@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shlex
 import tempfile
 import time
@@ -73,7 +74,7 @@ def _send(jobs: Jobs, package: Package, found: dict[str, Any], name: str, metada
         package.write(archive, found["storage"])
         environment = {
             "working_dir": str(archive),
-            "env_vars": runtime.ENVIRONMENT,
+            "env_vars": {name: os.environ.get(name, value) for name, value in runtime.ENVIRONMENT.items()},
             # The cluster's own lc_ray if it is the very same, else this one goes along.
             **({} if found["lc_ray"] == digest else {"py_modules": [str(folder)]}),
         }

@@ -19,6 +19,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,13 +108,24 @@ def open_prepared(path: StoragePath) -> Prepared:
     return Prepared(path, json.loads((path / _RECORD).read_text()))
 
 
+def stamps(job: JobSpec) -> list[Any]:
+    """Size and time of change of every file that the job names: of its data, and of base models in folders of this machine.
+
+    Raises:
+        DataError: there is no such data.
+    """
+    sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
+    found = [[str(file), file.stamp()] for source in sources for file in files(source)]
+    named = [Path(name).expanduser() for i in job.inputs() for name in (i.base, i.weights) if name]
+    bases = [file for path in dict.fromkeys(named) for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
+    return found + [[str(file), [file.stat().st_size, file.stat().st_mtime_ns]] for file in bases]
+
+
 def key(job: JobSpec) -> str:
     """Name of the prepared dataset: the data section, the tokenizer's source, and every file's size and time of change."""
-    sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
-    stats = [(str(f), f.stamp()) for source in sources for f in files(source)]
     bases = [find(i.base) if i.base else None for i in job.inputs()]
     preparing = [i.model_dump(exclude={"rate", "weights", "augment"}) for i in job.inputs()]
-    return digest(_FORMAT, job.data.model_dump(mode="json", exclude={"inputs"}), preparing, job.task, bases, job.seed, stats)
+    return digest(_FORMAT, job.data.model_dump(mode="json", exclude={"inputs"}), preparing, job.task, bases, job.seed, stamps(job))
 
 
 def prepare(job: JobSpec) -> tuple[Prepared, bool]:

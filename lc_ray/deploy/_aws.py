@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from lc_ray.deploy._platform import TAG, foreign, needed
 from lc_ray.errors import DeployError
@@ -24,6 +24,35 @@ def client(service: str, region: str | None) -> Any:
         DeployError: boto3 is not installed.
     """
     return needed("boto3", "sagemaker").client(service, region_name=region)
+
+
+class Account(NamedTuple):
+    """Whose credentials boto3 has.
+
+    Attributes:
+        number: 12 digits.
+        region: in which calls are made.
+        partition: "aws" in most regions.
+        domain: of its services.
+    """
+
+    number: str
+    region: str
+    partition: str
+    domain: str
+
+
+def account(region: str | None) -> Account:
+    """The account that boto3 has credentials of.
+
+    Raises:
+        DeployError: it has none, or no region.
+    """
+    with explained("Amazon SageMaker"):
+        sts = client("sts", region)
+        about, found = sts.get_caller_identity(), sts.meta.region_name
+    partition = about["Arn"].split(":")[1]
+    return Account(about["Account"], found, partition, "amazonaws.com.cn" if partition == "aws-cn" else "amazonaws.com")
 
 
 @contextmanager

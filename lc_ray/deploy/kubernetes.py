@@ -1,7 +1,7 @@
 """Deploy on Kubernetes, as a RayService that KubeRay runs.
 
 The artifact lies on a volume that its pods mount, where a RayJob or `lc-ray submit` has left it. What the RayService needs beside itself is made by
-`kubectl apply -k k8s/rayservice`; the credentials are those of kubectl.
+`kubectl apply -k k8s/common`; the credentials are those of kubectl.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
     session.enter_context(runtime.session())
     try:
         key = auth.ensure()
-        url = update.update(artifact.place) or app.start([artifact.place], settings, {"": key})
+        with update.alone():
+            url = update.update(artifact.place) or app.start([artifact.place], settings, {"": key})
     except BaseException:
         session.close()
         raise

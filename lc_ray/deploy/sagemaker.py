@@ -1,8 +1,8 @@
 """Deploy on Amazon SageMaker, as an endpoint of instances, a serverless or an asynchronous one.
 
-The container is the target `sagemaker` of cluster/Dockerfile. Credentials and region are boto3's own. A new version takes an endpoint's place
-once it answers; of the old one nothing is left then, and of a new one that fails nothing either. One that takes longer than it may is left to
-SageMaker; the same command finishes it.
+The container is the target `sagemaker` of cluster/Dockerfile. Credentials and region are boto3's own, and image, role and bucket are looked for in
+that account where they are not given. A new version takes an endpoint's place once it answers; of the old one nothing is left then, and of a new one
+that fails nothing either. One that takes longer than it may is left to SageMaker; the same command finishes it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+import lc_ray
 from lc_ray.artifact import Artifact
 from lc_ray.deploy import _aws, _platform
 from lc_ray.deploy._platform import TAG, Call, Machines
@@ -23,6 +24,7 @@ from lc_ray.errors import DeployError
 from lc_ray.serve.auth import KEYLESS
 from lc_ray.units import Seconds
 
+_ROLE, _BUCKET = r"^(arn:aws[\w-]*:iam::\d{12}:role/[\w+=,.@/-]+)?$", r"^([a-z0-9][a-z0-9.-]{2,62})?$"
 _VARIANT, _PREFIX = "main", "lc_ray"
 _SCALED = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 _POLL = 15  # seconds between two looks at an endpoint, which takes minutes
@@ -32,21 +34,44 @@ _SETTLED = (None, "Failed", "InService")  # statuses of an endpoint that nothing
 class Settings(Machines):
     """The endpoint, and what it runs on."""
 
-    image: str = Field(description="URI in ECR of the image of cluster/Dockerfile's target sagemaker")
-    role: str = Field(pattern=r"^arn:aws[\w-]*:iam::\d{12}:role/[\w+=,.@/-]+$", description="ARN of the role that SageMaker takes on")
-    bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]{2,62}$", description="bucket for the model, and for the answers of an asynchronous endpoint")
+    image: str = Field("", description="URI of cluster/Dockerfile's target sagemaker; the account's lc-ray:VERSION-sagemaker in ECR if not given")
+    role: str = Field("", pattern=_ROLE, description="ARN of the role that SageMaker takes on; the account's role lc-ray if not given")
+    bucket: str = Field("", pattern=_BUCKET, description="for the model and asynchronous answers; that of SageMaker's own SDK if not given")
     region: str | None = Field(None, description="boto3's own if not given")
     endpoint: str | None = Field(None, pattern=r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$", description="its name; the model's if not given")
     mode: Literal["instances", "serverless", "asynchronous"] = Field("instances", description="asynchronous: answers come by S3, within an hour")
-    instance: str = Field("ml.c7i.xlarge", pattern=r"^ml\.", description="type of the instances")
+    instance: str = Field("ml.c5.xlarge", pattern=r"^ml\.", description="type of the instances; newer ones are faster, where a region has them")
     load: float = Field(1000, gt=0, description="requests that each instance is to have: a minute, or of an asynchronous endpoint waiting")
     memory: Literal[1024, 2048, 3072, 4096, 5120, 6144] = Field(4096, description="MB, of a serverless endpoint")
     concurrency: int = Field(5, ge=1, le=200, description="most requests at a time, of a serverless endpoint")
     timeout: Seconds = Field(1800.0, description="longest time until the endpoint answers")
 
 
+def _whole(settings: Settings) -> Settings:
+    """The settings, and for those that were not given what they are in the account.
+
+    Raises:
+        DeployError: boto3 finds no account, or no region.
+    """
+    if settings.image and settings.role and settings.bucket:
+        return settings
+    account = _aws.account(settings.region)
+    registry = f"{account.number}.dkr.ecr.{account.region}.{account.domain}"
+    known = {
+        "image": f"{registry}/lc-ray:{lc_ray.__version__}-sagemaker",
+        "role": f"arn:{account.partition}:iam::{account.number}:role/lc-ray",
+        "bucket": f"sagemaker-{account.region}-{account.number}",  # as SageMaker's own SDK names it
+    }
+    return settings.model_copy(update={name: value for name, value in known.items() if not getattr(settings, name)})
+
+
 def calls(artifact: Artifact, settings: Settings) -> list[Call]:
-    """The calls of a first deployment, in order."""
+    """The calls of a first deployment, in order.
+
+    Raises:
+        DeployError: image, role or bucket are not given, and boto3 finds no account, or no region.
+    """
+    settings = _whole(settings)
     endpoint, name = _names(artifact, settings)
     key = f"{_PREFIX}/{name}/model.tar.gz"
     tags = [{"Key": TAG, "Value": artifact.digest}]
@@ -60,6 +85,7 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
         config["AsyncInferenceConfig"] = {"OutputConfig": {"S3OutputPath": answers, "S3FailurePath": f"{answers}/failed"}}
     wait = {"EndpointName": endpoint, "WaiterConfig": {"Delay": _POLL, "MaxAttempts": max(1, round(settings.timeout / _POLL))}}
     return [
+        *_bucket(settings),
         Call("s3.upload_file", {"Filename": "model.tar.gz", "Bucket": settings.bucket, "Key": key}, f"made of {artifact.path}"),
         Call("sagemaker.create_model", model),
         Call("sagemaker.create_endpoint_config", config),
@@ -71,6 +97,14 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
         Call("sagemaker.get_waiter('endpoint_in_service').wait", wait),
         *_scaling(endpoint, settings),
     ]
+
+
+def _bucket(settings: Settings) -> list[Call]:
+    """Makes the bucket, if it is the account's own."""
+    if not (own := re.fullmatch(r"sagemaker-(.+)-\d{12}", settings.bucket)):
+        return []
+    where = {} if own[1] == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": own[1]}}
+    return [Call("s3.create_bucket", {"Bucket": settings.bucket, **where}, "unless it is there")]
 
 
 def _names(artifact: Artifact, settings: Settings) -> tuple[str, str]:
@@ -220,6 +254,9 @@ class Deployment:
             client.update_endpoint(**{name: value for name, value in arguments.items() if name != "Tags"})
         elif method.startswith("get_waiter"):
             client.get_waiter("endpoint_in_service").wait(**arguments)
+        elif method == "create_bucket":
+            with _aws.unless("AlreadyOwnedByYou"):
+                client.create_bucket(**arguments)
         else:
             with _aws.unless("already exist"):  # of a call that was cut off; its name says that it is the same
                 getattr(client, method)(**arguments)
@@ -227,7 +264,7 @@ class Deployment:
 
 def delete(artifact: Artifact, settings: Settings) -> None:
     """Delete the endpoint, whichever version of the model it has."""
-    _handle(artifact, settings).delete()
+    _handle(artifact, _whole(settings)).delete()
 
 
 def _handle(artifact: Artifact, settings: Settings) -> Deployment:
@@ -245,6 +282,7 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
         DeployError: with what SageMaker said, or somebody else has made an endpoint of this name. What this call made is deleted again, and an
             endpoint that was there answers as before.
     """
+    settings = _whole(settings)
     handle, version = _handle(artifact, settings), _names(artifact, settings)[1]
     with _aws.explained(handle.name):
         before = _aws.owned(handle._client("sagemaker"), handle.name)

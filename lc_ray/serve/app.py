@@ -216,7 +216,8 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
     url = f"{'https' if spec.tls else 'http'}://{'127.0.0.1' if spec.host in ('0.0.0.0', '::') else spec.host}:{port}"
     certificate = {"ssl_certfile": _file(spec.tls.certificate), "ssl_keyfile": _file(spec.tls.key)} if spec.tls else {}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    alone = len(ray.nodes()) == 1
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    alone = len(nodes) == 1 and nodes[0] >= spec.replicas.max * spec.replicas.cpu  # else an autoscaler may bring more
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": spec.host, "port": port} | certificate,

@@ -11,6 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from lc_ray.serve import app, rollout
 from lc_ray.serve.app import NAME, Given
 from lc_ray.serve.rollout import State, Version
 
+_is_alone: ContextVar[bool] = ContextVar("is_alone", default=False)
 _PATIENCE = 900.0  # seconds in which new replicas are up: nodes may have to be started for them
 
 
@@ -180,14 +182,19 @@ class _Turn:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Alone in changing what this Ray serves: others wait, on whichever machine."""
+    """Alone in changing what this Ray serves: others wait, on whichever machine. Who is alone already goes on."""
+    if _is_alone.get():
+        yield
+        return
     while True:
         try:
             turn = ray.remote(**runtime.beside())(_Turn).options(name="update", namespace=NAME).remote()
             break
         except ValueError:
             time.sleep(0.5)
+    token = _is_alone.set(True)
     try:
         yield
     finally:
+        _is_alone.reset(token)
         ray.kill(turn)

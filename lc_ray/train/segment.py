@@ -52,7 +52,9 @@ class Segment:
         """Its name on disk. How it will be pruned later does not change what it is until then."""
         s = self.spec
         prune = s.prune if self.pruned else None
-        return digest(s.model, s.train, prune, self.seed, self.prepared.name, [self.first, self.until, *self.phase], self.parent, self.dense)
+        encoders = [i.model_dump(mode="json", include={"rate", "weights", "augment"}) for i in s.inputs()]  # the rest is in the data's name
+        steps = [self.first, self.until, *self.phase]
+        return digest(s.model, encoders, s.train, prune, self.seed, self.prepared.name, steps, self.parent, self.dense)
 
     @property
     def seed(self) -> int:

@@ -101,7 +101,7 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
             return ray.get(ray.remote(**runtime.beside())(_alone).remote(shared))  # type: ignore[no-any-return]
         except ray.exceptions.RayTaskError as error:
             raise unwrap(error) from None
-    scheduler = PopulationBasedTraining(
+    scheduler = _InStep(
         time_attr="training_iteration",
         metric=objective,
         mode="max",
@@ -118,7 +118,9 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
         tune.with_resources(trainable, {_HEAD: 0.001}),
         param_space={"member": tune.grid_search(list(range(job.search.population)))},
         tune_config=tune.TuneConfig(scheduler=scheduler),
-        run_config=tune.RunConfig(storage_path=str(folder), verbose=0, failure_config=tune.FailureConfig(max_failures=1)),
+        run_config=tune.RunConfig(
+            storage_path=str(folder), verbose=0, failure_config=tune.FailureConfig(max_failures=1), callbacks=[_Lost(gate, post)]
+        ),
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consider boosting PBT")  # by reusing actors: a member's holds nothing worth keeping
@@ -132,6 +134,46 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
     return results
 
 
+class _InStep(PopulationBasedTraining):  # type: ignore[misc]
+    """PBT in step that goes on without a member that fails for good. Ray's own has the others wait for it for ever."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+        """Called by Tune with what a member reports."""
+        for one in tune_controller.get_trials():
+            if one.status == one.ERROR:
+                self._in_step(one)
+        return super().on_trial_result(tune_controller, trial, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Called by Tune once it restarts a member no more, and before its status says so."""
+        self._in_step(trial)
+        self._trial_state[trial].last_score = None  # nobody's donor
+        others = [one for one in tune_controller.get_trials() if one is not trial and not one.is_finished()]
+        if others and all(self._trial_state[one].last_train_time >= self._next_perturbation_sync for one in others):
+            self.on_trial_result(tune_controller, others[0], self._trial_state[others[0]].last_result)
+
+    def _in_step(self, lost: Any) -> None:
+        self._trial_state[lost].last_train_time = self._next_perturbation_sync
+
+
+class _Lost(tune.Callback):  # type: ignore[misc]
+    """Tells of a member that fails for good, and gives back the slot that it can't."""
+
+    def __init__(self, slots: Any, post: Post) -> None:
+        self.slots, self.post = slots, post
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune once it restarts the member no more."""
+        member = _number(trial.trial_id)
+        ray.get(self.slots.release.remote(member))
+        self.post({"event": "lost", "member": member})
+
+
+def _number(trial: str) -> int:
+    """A member's, by the id of its trial."""
+    return int(trial.rpartition("_")[2])
+
+
 def _alone(shared: Search) -> list[SegmentResult]:
     """The segments of a single member, one after the other."""
     results, pointer = [], None
@@ -143,7 +185,7 @@ def _alone(shared: Search) -> list[SegmentResult]:
 
 def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) -> None:
     """A member's life, as Tune runs it. After an exploit it starts from the donor's pointer."""
-    member = int(tune.get_context().get_trial_id().rpartition("_")[2])  # `config` is the donor's after an exploit
+    member = _number(tune.get_context().get_trial_id())  # `config` is the donor's after an exploit
     pointer = None
     if inherited := tune.get_checkpoint():
         with inherited.as_directory() as folder:
@@ -155,6 +197,9 @@ def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) 
         try:
             result, pointer = shared.advance(pointer, member)
             ray.get(slots.add.remote(result.key))
+        except Exception as error:
+            shared.post({"event": "failed", "member": member, "error": str(unwrap(error)).splitlines()[0]})
+            raise
         finally:
             ray.get(slots.release.remote(member))
         with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@ import pytest
 from moto.sagemaker.models import sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 
+import lc_ray
 from lc_ray import DeployModel, artifact, cli
 from lc_ray.deploy import _platform, sagemaker
 from lc_ray.errors import DeployError
@@ -65,6 +66,32 @@ def test_a_deployment_and_all_that_it_made_is_gone_again(aws, tiny_artifact, tmp
     deployment.delete()
     assert not any(left().values())
     deployment.delete()
+
+
+def test_what_is_not_given_is_the_accounts_own(aws, tiny_artifact):
+    deploy_model = DeployModel(tiny_artifact, platform="Amazon SageMaker")
+    deployment = deploy_model.deploy()
+    made = left("sagemaker-us-west-2-123456789012")
+    assert made["endpoints"] == ["tiny"]
+    model = boto3.client("sagemaker").describe_model(ModelName=made["models"][0])
+    assert model["PrimaryContainer"]["Image"] == f"123456789012.dkr.ecr.us-west-2.amazonaws.com/lc-ray:{lc_ray.__version__}-sagemaker"
+    assert model["ExecutionRoleArn"] == "arn:aws:iam::123456789012:role/lc-ray"
+    assert model["PrimaryContainer"]["ModelDataUrl"] == f"s3://sagemaker-us-west-2-123456789012/{made['files'][0]}"
+    assert deploy_model.plan()[0].name == "s3.create_bucket"
+    assert DeployModel(tiny_artifact, platform="Amazon SageMaker").deploy() == deployment, "the bucket is there now"
+    sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings())
+    assert not any(left("sagemaker-us-west-2-123456789012").values())
+
+
+def test_no_account(tiny_artifact, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    with pytest.raises(DeployError, match=r"locate credentials.*\n.*aws configure"):
+        DeployModel(tiny_artifact, platform="sagemaker", region="eu-west-1").plan()
 
 
 def test_a_new_version_takes_the_place_of_the_old(aws, tiny_artifact, update_endpoint):
@@ -185,7 +212,6 @@ def test_a_dry_run_prints_all_and_calls_nothing(aws, moto_server, tiny_artifact,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"image: this field is required: URI in ECR .*\n  role: .*\n  bucket: .*\n  → give each as --set"),
         ({"imag": "x"}, "did you mean 'image'"),
         ({"role": "me"}, "role: "),
         ({"memory": 4000}, "memory: "),

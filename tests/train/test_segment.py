@@ -44,6 +44,9 @@ def test_the_key_holds_all_that_the_result_depends_on():
         segment(**{"train.learning_rate": 1e-3}).key,
         segment(**{"model.base": "c"}).key,
         segment(**{"prune.start": 0.4}).key,
+        segment(**{"data.inputs.0.rate": 0.5}).key,
+        segment(**{"data.inputs.0.weights": "random"}).key,
+        segment(**{"data.inputs.0.augment": True}).key,
     ]
     assert len(set(keys)) == len(keys)
 

@@ -1,0 +1,55 @@
+"""What a second run over a first one takes for finished."""
+
+import json
+import shutil
+
+import pytest
+
+from lc_ray import artifact, pipeline, spec
+from lc_ray.data.prepare import stamps
+from lc_ray.storage import StoragePath
+
+
+@pytest.fixture
+def kept(tiny_artifact, tmp_path):
+    """The folder of a finished run."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_artifact, folder / "model")
+    record = {"key": "this job", "accept": None, "artifact": artifact.read(tiny_artifact).digest}
+    (folder / pipeline.RECORD).write_text(json.dumps(record), "utf-8")
+    for name in ("events.jsonl", "report.html"):
+        (folder / name).write_text("", "utf-8")
+    return folder
+
+
+def test_the_same_job_is_finished(kept, tiny_artifact):
+    found = pipeline._finished(kept, StoragePath(str(kept)), "this job")
+    assert found.reused
+    assert found.artifact.digest == artifact.read(tiny_artifact).digest
+    assert pipeline._finished(kept, StoragePath(str(kept)), "another job") is None
+
+
+def test_a_later_run_that_was_cut_off_has_left_its_model(kept, second_artifact):
+    shutil.rmtree(kept / "model")
+    shutil.copytree(second_artifact, kept / "model")
+    assert pipeline._finished(kept, StoragePath(str(kept)), "this job") is None
+
+
+def test_a_bucket_has_the_model_for_other_machines(kept, tmp_path):
+    bucket = StoragePath(f"file://{kept}")
+    found = pipeline._finished(tmp_path / "here", bucket, "this job")
+    assert (found.artifact.path, found.artifact.place) == (tmp_path / "here" / "model", f"{bucket}/model")
+
+
+def test_files_that_were_changed_make_it_another_run(tiny_job, tiny_base, tiny_rows, tmp_path):
+    rows, base = tmp_path / "rows.csv", tmp_path / "base"
+    shutil.copy(tiny_rows, rows)
+    shutil.copytree(tiny_base, base)
+    job = spec.parse(spec.override(tiny_job, {"data.train": str(rows), "model.base": str(base)}))
+    seen = [stamps(job)]
+    assert stamps(job) == seen[0]
+    for file, more in ((rows, "one more,neutral\n"), (base / "config.json", "\n")):
+        with open(file, "a", encoding="utf-8") as out:
+            out.write(more)
+        assert stamps(job) not in seen
+        seen.append(stamps(job))
