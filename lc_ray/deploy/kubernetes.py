@@ -47,6 +47,7 @@ class Settings(Section):
     pods: int = Field(2, ge=1, description="that serve, each with one copy of the model")
     cpu: int = Field(4, ge=1, description="of each pod")
     memory: str = Field("16Gi", pattern=r"^\d+(Mi|Gi)$", description="of each pod")
+    gpu: int = Field(0, ge=0, description="NVIDIA's, of each pod")
     serve: ServeSpec = Field(ServeSpec(), description="limits and batching, as in a job file")
     url: str | None = Field(None, description="where clients reach it, such as an Ingress's; the Service's, inside the cluster, if not given")
     timeout: Seconds = Field(1800.0, description="longest time until it answers")
@@ -79,13 +80,13 @@ def manifest(artifact: Artifact, settings: Settings) -> dict[str, Any]:
     name, pods = _name(artifact, settings), settings.pods
     found["metadata"] = {"name": name, "namespace": settings.namespace, "labels": _MARK}
     config, cluster = yaml.safe_load(found["spec"]["serveConfigV2"]), found["spec"]["rayClusterConfig"]
-    replicas = {"min": pods, "max": pods, "cpu": settings.cpu}
+    replicas = {"min": pods, "max": pods, "cpu": settings.cpu, "gpu": settings.gpu}
     serve = settings.serve.model_dump(mode="json") | {"replicas": replicas}
     config["applications"][0]["args"] = {"artifacts": [settings.path], "digests": [artifact.digest], "serve": serve}
     found["spec"]["serveConfigV2"] = yaml.safe_dump(config, sort_keys=False)
     (group,) = cluster["workerGroupSpecs"]
     group |= {"replicas": pods, "minReplicas": pods, "maxReplicas": pods}
-    size = {"cpu": str(settings.cpu), "memory": settings.memory}
+    size = {"cpu": str(settings.cpu), "memory": settings.memory} | ({"nvidia.com/gpu": str(settings.gpu)} if settings.gpu else {})
     group["template"]["spec"]["containers"][0]["resources"] = {"requests": size, "limits": size}
     for template in (cluster["headGroupSpec"]["template"], group["template"]):
         # A change of the pods is what has KubeRay bring up a second cluster, which takes the place of the first once it answers.

@@ -177,7 +177,7 @@ def bound(given: Given) -> Any:
         max_constructor_retry_count=1,
         max_surge_percent=100,  # else the only replica would go before the one that takes its place has come
         graceful_shutdown_timeout_s=spec.timeout,
-        ray_actor_options={"num_cpus": spec.replicas.cpu, "runtime_env": {"env_vars": dict(given.variables)}},
+        ray_actor_options={"num_cpus": spec.replicas.cpu, "num_gpus": spec.replicas.gpu, "runtime_env": {"env_vars": dict(given.variables)}},
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )

@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from lc_ray import artifact
 from lc_ray.artifact import Artifact
+from lc_ray.errors import ServeError
 from lc_ray.serve import access, app, auth
 from lc_ray.spec import ServeSpec
 
@@ -49,6 +50,8 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             for number in previous:
                 signal.signal(number, _interrupt)
+            if (wanted := spec.replicas.max * spec.replicas.gpu) > (there := ray.cluster_resources().get("GPU", 0)):
+                raise ServeError(f"{wanted:g} GPUs are wanted, and there are {there:g}", "serve.replicas.gpu", "ask for fewer, or leave it out")
             url = app.start([one.path for one in found], spec, keys)
         said = f"serving at {url}" if keyless else _welcome(url, found, key_file, spec.grpc_port)
         console.print(said, highlight=False, soft_wrap=True)

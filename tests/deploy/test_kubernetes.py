@@ -94,7 +94,7 @@ def test_a_deployment_and_all_that_it_made_is_gone_again(api, tiny_artifact):
     args = yaml.safe_load(made["spec"]["serveConfigV2"])["applications"][0]["args"]
     assert args["artifacts"] == ["/runs/reviews/model"]
     assert args["digests"] == [artifact.read(tiny_artifact).digest]
-    assert args["serve"]["replicas"] == {"min": 3, "max": 3, "cpu": 2}
+    assert args["serve"]["replicas"] == {"min": 3, "max": 3, "cpu": 2, "gpu": 0}
     (group,) = made["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     (container,) = group["template"]["spec"]["containers"]
     assert container["image"] == SETTINGS["image"]
@@ -103,6 +103,14 @@ def test_a_deployment_and_all_that_it_made_is_gone_again(api, tiny_artifact):
     assert "secret" not in json.dumps(made).replace("secretKeyRef", "")
     deployment.delete()
     assert api.objects == {}
+
+
+def test_pods_with_gpus(tiny_artifact):
+    made = DeployModel(tiny_artifact, "kubernetes", **SETTINGS, gpu=2).plan()[1].arguments["body"]
+    (container,) = made["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    args = yaml.safe_load(made["spec"]["serveConfigV2"])["applications"][0]["args"]
+    assert args["serve"]["replicas"]["gpu"] == 2
 
 
 def test_a_new_version_changes_the_pods_so_that_kuberay_brings_up_others(api, tiny_artifact):

@@ -14,6 +14,7 @@ from lc_ray import artifact
 from lc_ray.client import Client
 from lc_ray.errors import ArtifactError, ServeError, SpecError
 from lc_ray.serve import app, auth, build, rollout, update
+from lc_ray.serving import ServeSpec
 
 KEY = "a key for tests"
 
@@ -22,6 +23,11 @@ KEY = "a key for tests"
 def config():
     """The RayService's `serveConfigV2`."""
     return yaml.safe_load(yaml.safe_load(Path("k8s/rayservice/rayservice.yaml").read_text("utf-8"))["spec"]["serveConfigV2"])
+
+
+def test_a_replica_may_have_a_gpu_for_itself():
+    given = app.Given(("model",), ServeSpec(replicas={"gpu": 1}), {}, {}, {})
+    assert app.bound(given)._bound_deployment.ray_actor_options["num_gpus"] == 1
 
 
 @pytest.mark.parametrize(
