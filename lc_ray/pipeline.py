@@ -21,7 +21,7 @@ from lc_ray import spec as specs
 from lc_ray.artifact import Artifact, Feature
 from lc_ray.client import Client
 from lc_ray.data.prepare import Prepared, prepare, stamps
-from lc_ray.errors import AcceptError, ClusterError, unwrap
+from lc_ray.errors import AcceptError, ArtifactError, ClusterError, unwrap
 from lc_ray.evaluate import cost, drift, hardware, quality
 from lc_ray.evaluate.gate import judge
 from lc_ray.evaluate.report import write_html
@@ -237,7 +237,9 @@ def _ask(job: JobSpec, model: str | Path, data: Prepared) -> dict[str, Any]:
         if app.serves():
             return asked | {"answer": load(model).predict([question])[0]}
         key = os.urandom(16).hex()
-        url = app.start([model], job.serve.model_copy(update={"port": 0, "log": None, "access_log": None}), {"": key})
+        replicas = job.serve.replicas.model_copy(update={"min": 1, "max": 1, "gpu": 0.0})  # there need not be room for more where models are trained
+        quiet = {"port": 0, "log": None, "access_log": None, "replicas": replicas}
+        url = app.start([model], job.serve.model_copy(update=quiet), {"": key})
         try:
             client = Client(url, key)
             client.predict([question])
@@ -259,8 +261,11 @@ def _finished(folder: Path, kept: StoragePath, name: str) -> RunResult | None:
             return None
         here, model = folder / RECORD, folder / "model"
         if kept.remote and not (artifact.exists(model) and here.exists() and here.read_text("utf-8") == text):
-            results.fetch(results.published(kept), folder, accepted=True)
-        # A later run that was cut off may have left its model, and not its record.
+            try:
+                results.fetch(results.published(kept), folder, accepted=True)
+            except (ArtifactError, ClusterError):  # of a later run that was cut off while it copied its model
+                return None
+        # One that was cut off after that has left its model, and not its record.
         whole = artifact.exists(model) and artifact.read(model, verify=False).digest == record["artifact"]
         return _result(folder, kept, record, reused=True) if whole else None
     except OSError as error:

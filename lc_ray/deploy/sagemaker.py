@@ -208,9 +208,10 @@ class Deployment:
             sagemaker.delete_endpoint_config(EndpointConfigName=name)
         with _aws.unless("Could not find"):
             sagemaker.delete_model(ModelName=name)
-        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=self._settings.bucket, Prefix=f"{_PREFIX}/{name}/"):
-            for one in page.get("Contents", []):
-                s3.delete_object(Bucket=self._settings.bucket, Key=one["Key"])
+        with _aws.unless("NoSuchBucket"):
+            for page in s3.get_paginator("list_objects_v2").paginate(Bucket=self._settings.bucket, Prefix=f"{_PREFIX}/{name}/"):
+                for one in page.get("Contents", []):
+                    s3.delete_object(Bucket=self._settings.bucket, Key=one["Key"])
 
     def _roll_out(self, artifact: Artifact, exists: bool) -> None:
         """Make the calls of the plan but for autoscaling, which is ended while an endpoint changes.
@@ -255,8 +256,10 @@ class Deployment:
         elif method.startswith("get_waiter"):
             client.get_waiter("endpoint_in_service").wait(**arguments)
         elif method == "create_bucket":
-            with _aws.unless("AlreadyOwnedByYou"):
-                client.create_bucket(**arguments)
+            with _aws.unless("Not Found"):
+                client.head_bucket(Bucket=arguments["Bucket"], ExpectedBucketOwner=arguments["Bucket"][-12:])  # its name can be guessed by others
+                return
+            client.create_bucket(**arguments)
         else:
             with _aws.unless("already exist"):  # of a call that was cut off; its name says that it is the same
                 getattr(client, method)(**arguments)

@@ -216,8 +216,9 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
     url = f"{'https' if spec.tls else 'http'}://{'127.0.0.1' if spec.host in ('0.0.0.0', '::') else spec.host}:{port}"
     certificate = {"ssl_certfile": _file(spec.tls.certificate), "ssl_keyfile": _file(spec.tls.key)} if spec.tls else {}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    alone = len(nodes) == 1 and nodes[0] >= spec.replicas.max * spec.replicas.cpu  # else an autoscaler may bring more
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needs = {"CPU": spec.replicas.max * spec.replicas.cpu, "GPU": spec.replicas.max * spec.replicas.gpu}
+    alone = len(nodes) == 1 and all(nodes[0].get(name, 0.0) >= amount for name, amount in needs.items())  # else an autoscaler may bring more
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": spec.host, "port": port} | certificate,

@@ -145,7 +145,9 @@ class _InStep(PopulationBasedTraining):  # type: ignore[misc]
         return super().on_trial_result(tune_controller, trial, result)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Called by Tune once it restarts a member no more, and before its status says so."""
+        """Called by Tune of a member that fails, whose status says so only if it is about to be restarted."""
+        if trial.status == trial.ERROR:
+            return
         self._in_step(trial)
         self._trial_state[trial].last_score = None  # nobody's donor
         others = [one for one in tune_controller.get_trials() if one is not trial and not one.is_finished()]

@@ -81,8 +81,7 @@ def there(cluster: machines.Cluster, home: Path) -> Jobs:
 @pytest.fixture(scope="module")
 def job(tiny_job: dict[str, Any], home: Path) -> dict[str, Any]:
     sections = {name: section for name, section in tiny_job.items() if name not in ("search", "prune", "quantize", "accept")}
-    sets = {"storage": str(home / "runs"), "train.segments": 1, "train.epochs": 20, "train.checkpoint_every": 20}
-    return spec.override(sections, sets | {"serve.replicas.min": 2, "serve.replicas.max": 2})  # one on each machine
+    return spec.override(sections, {"storage": str(home / "runs"), "train.segments": 1, "train.epochs": 20, "train.checkpoint_every": 20})
 
 
 @pytest.fixture(scope="module")

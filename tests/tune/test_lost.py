@@ -21,6 +21,7 @@ def test_the_others_go_on_without_it(ray_local, tmp_path):
         if config["member"] == 1:
             ray.get(slots.acquire.remote(1))
             time.sleep(4)
+            ray.get(slots.add.remote("member 1, again" if "member 1" in ray.get(slots.done.remote()) else "member 1"))
             raise TrainError("the loss became nan")
         done = 0
         if found := tune.get_checkpoint():
@@ -29,15 +30,20 @@ def test_the_others_go_on_without_it(ray_local, tmp_path):
         for step in range(done, 3):
             with tempfile.TemporaryDirectory() as folder:
                 Path(folder, "done").write_text(str(step + 1))
+                ray.get(slots.add.remote(f"member 0, step {step}"))
                 tune.report({"accuracy": step / 10}, checkpoint=tune.Checkpoint.from_directory(folder))
 
     step = _InStep("training_iteration", "accuracy", "max", 1, custom_explore_fn=_same, quantile_fraction=0.5, synch=True)
+    twice = tune.FailureConfig(max_failures=1)
     found = tune.Tuner(
         tune.with_resources(member, {"CPU": 0.1}),
         param_space={"member": tune.grid_search([0, 1])},
         tune_config=tune.TuneConfig(scheduler=step, time_budget_s=60),
-        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0, callbacks=[_Lost(slots, told.append)]),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0, failure_config=twice, callbacks=[_Lost(slots, told.append)]),
     ).fit()
     assert [(one.metrics or {}).get("training_iteration") for one in found] == [3, None]
     assert told == [{"event": "lost", "member": 1}]
     ray.get(slots.acquire.remote(0), timeout=10)
+    steps = [f"member 0, step {step}" for step in range(3)]
+    assert sorted(ray.get(slots.done.remote())[:3]) == ["member 0, step 0", "member 1", "member 1, again"], "it is waited for until it is lost"
+    assert ray.get(slots.done.remote())[3:] == steps[1:]
