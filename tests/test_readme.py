@@ -1,6 +1,7 @@
 """Every command and snippet of the README, run as they stand there; only the model and the size of the training are smaller."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -135,6 +136,8 @@ def another_version(model):
     digest = before.digest
     (model / artifact.MANIFEST).unlink()  # which the endpoint has a link to
     (model / artifact.MANIFEST).write_text(manifest.model_dump_json(), "utf-8")
+    record = model.parent / "record.json"
+    record.write_text(json.dumps(json.loads(record.read_text("utf-8")) | {"artifact": artifact.read(model).digest}), "utf-8")
     return digest, artifact.read(model).digest
 
 

@@ -255,7 +255,7 @@ def test_where_several_machines_serve_too(home, ray_local, tiny_artifact, second
     other = copied(tiny_artifact, tmp_path / "other", name="other")
     broken = copied(tiny_artifact, tmp_path / "broken", weights=b"nothing")
     with monkeypatch.context() as several:
-        several.setattr(ray, "nodes", lambda: [{}, {}])
+        several.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {}}] * 2)
         first = DeployModel(tiny_artifact, "ray", replicas={"cpu": 0}, timeout="90s").deploy()
     try:
         assert rollout.running() == []
