@@ -11,19 +11,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
-
 from lc_ray import family, pipeline
-from lc_ray.artifact import Artifact, read
+from lc_ray.artifact import Artifact, read, sha256
+from lc_ray.data.given import media_of, source_of
 from lc_ray.deploy import _platform as platforms
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.evaluate.labelled import evaluate
@@ -31,8 +25,8 @@ from lc_ray.models.load import find
 from lc_ray.pipeline import RunResult
 from lc_ray.predictor import Predictor, load
 from lc_ray.progress import Mode
-from lc_ray.spec import InputSpec, JobSpec, parse
-from lc_ray.storage import storage_path
+from lc_ray.spec import InputSpec, JobSpec, digest, parse
+from lc_ray.storage import names_in, storage_path
 
 _BITS = {8: "int8"}
 
@@ -120,9 +114,8 @@ class LangChain(Model):
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
-            content = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:16]
-            kept = storage_path(self.storage) / "bases" / content
+            content = {name: sha256(Path(folder, name)) for name in names_in(Path(folder))}
+            kept = storage_path(self.storage) / "bases" / digest(content)
             kept.complete(Path(folder))
         return str(kept)
 
@@ -245,11 +238,11 @@ class AutoHyperparameterOptimizer:
         if self.dataset is None:
             raise DataError("no labelled data was given", fix="AutoHyperparameterOptimizer(model, dataset=...) or LangChain(name, dataset=...)")
         job = {**self.model.job, "storage": self.model.storage}
-        media = _media({i["column"]: i["modality"] for i in job["data"]["inputs"]})
-        data = {**job["data"], "train": _source(self.dataset, self.model.storage, media)}
+        media = media_of({i["column"]: i["modality"] for i in job["data"]["inputs"]})
+        data = {**job["data"], "train": source_of(self.dataset, self.model.storage, media)}
         if self.validation is not None:
             given = isinstance(self.validation, str | int | float)  # "10%", 200, 0.1 or a path: what the job file takes
-            data["validation"] = self.validation if given else _source(self.validation, self.model.storage, media)
+            data["validation"] = self.validation if given else source_of(self.validation, self.model.storage, media)
         if self.population > 1:
             job["search"] = {"population": self.population, "genes": {"train.learning_rate": {"log_uniform": [3e-5, 5e-4]}}}
         job |= {"data": data, "train": {"epochs": self.epochs, "segments": 2, "checkpoint_every": 500, **self.train_fields}}
@@ -274,9 +267,9 @@ def evaluate_model(model: Model | Predictor | str | Path, dataset: Any, target: 
         target = target or model.job["data"]["target"]
         model = model.predictor
     predictor = model if isinstance(model, Predictor) else load(model)
-    media = _media({i.column: i.modality for i in predictor.inputs})
+    media = media_of({i.column: i.modality for i in predictor.inputs})
     with tempfile.TemporaryDirectory() as folder:
-        return evaluate(predictor, _source(dataset, folder, media), target or "label")
+        return evaluate(predictor, source_of(dataset, folder, media), target or "label")
 
 
 class DeployModel:
@@ -306,104 +299,3 @@ class DeployModel:
 
     def _artifact(self) -> Artifact:
         return self.model.artifact if isinstance(self.model, Model) else read(self.model)
-
-
-def _media(modalities: dict[str, str]) -> set[str]:
-    """The columns whose values are files."""
-    return {column for column, kind in modalities.items() if hasattr(family.load("modalities", kind).Modality, "MEDIA")}
-
-
-def _source(data: Any, storage: str, media: set[str]) -> str:
-    """Any accepted form of data as a file that a job can name. In-memory rows are kept under a name made of their content.
-
-    Relative paths in `media` columns are meant from where the program runs.
-    """
-    if isinstance(data, str | Path):
-        return str(data)
-    if isinstance(data, list):
-        for number, row in enumerate(data):
-            if not isinstance(row, dict):
-                raise DataError(f"not a dict but {type(row).__name__}", f"row {number}", "give a list of dicts by column")
-        rows = [{name: _cell(value, name in media) for name, value in row.items()} for row in data]
-        if not any(isinstance(value, bytes) for row in rows for value in row.values()):
-            return _kept(_json_lines(rows), ".jsonl", storage)
-        table = _table(rows)
-    elif hasattr(data, "to_arrow_refs"):
-        import ray
-
-        table = pa.concat_tables(ray.get(data.to_arrow_refs()), promote_options="permissive")
-    elif isinstance(data, dict) and data:  # a Hugging Face DatasetDict
-        raise DataError(f"this is several: {', '.join(map(str, data))}", fix="give one of them, for example data['train']")
-    elif hasattr(data, "with_format") and hasattr(data, "__len__"):
-        table = data.with_format("arrow")[:].replace_schema_metadata(data.features.arrow_schema.metadata)  # which has the names of classes
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        return _kept(sink.getvalue() if table.num_rows else b"", ".parquet", storage)
-    elif hasattr(data, "to_parquet"):
-        if len(twice := data.columns[data.columns.duplicated()]):
-            raise DataError(f"2 columns are named '{twice[0]}'", fix="rename one of them")
-        if media & set(data.columns):
-            return _source(data.to_dict("records"), storage, media)
-        try:
-            table = pa.Table.from_pandas(data, preserve_index=False)
-        except (pa.ArrowException, OverflowError):  # a column of several types, of which some rows will be rejected
-            return _kept(_json_lines(data.to_dict("records")), ".jsonl", storage)
-    else:
-        raise DataError(
-            f"data of type {type(data).__name__} is not accepted",
-            fix="give a path, a pandas DataFrame, a Hugging Face dataset, a Ray Dataset or a list of dicts",
-        )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(None), sink)
-    return _kept(sink.getvalue() if table.num_rows else b"", ".parquet", storage)
-
-
-def _cell(value: Any, media: bool) -> Any:
-    """A cell as a file can hold it: a picture as PNG, a relative path as an absolute one."""
-    if media and isinstance(value, np.ndarray) and value.dtype == np.uint8:
-        value = Image.fromarray(value)
-    if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
-        file = io.BytesIO()
-        value.save(file, "PNG")
-        return file.getvalue()
-    if media and isinstance(value, str | Path) and "://" not in str(value) and not str(value).startswith("data:"):
-        return str(Path(value).expanduser().resolve())
-    if isinstance(value, bytearray | memoryview):
-        return bytes(value)
-    return str(value) if isinstance(value, Path) else value
-
-
-def _json_lines(rows: list[Any]) -> bytes:
-    return "".join(json.dumps(row, default=_plain) + "\n" for row in rows).encode()
-
-
-def _plain(value: Any) -> Any:
-    """A cell that JSON has no form for: of NumPy and pandas, as Python's own, and what is missing as null; else its text."""
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return None
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
-
-
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows of which each may lack some columns.
-
-    Raises:
-        DataError: a column of several types, which no table with bytes can have.
-    """
-    columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        try:
-            columns[name] = pa.array([row.get(name) for row in rows], from_pandas=True)
-        except (pa.ArrowException, OverflowError) as error:
-            raise DataError(f"column '{name}' has values of several types: {str(error).splitlines()[0]}", fix="make them of one type") from None
-    return pa.table(columns)
-
-
-def _kept(content: Any, ending: str, storage: str) -> str:
-    if not content:
-        raise DataError("the dataset is empty")
-    file = storage_path(storage) / "data" / f"{hashlib.sha256(content).hexdigest()[:16]}{ending}"
-    if not file.exists():
-        with file.whole() as out:
-            out.write(content)
-    return str(file)

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 
 from lc_ray.errors import ArtifactError
-from lc_ray.storage import cached, storage_path
+from lc_ray.storage import cached, names_in, storage_path
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
@@ -97,7 +97,7 @@ class Artifact:
     @property
     def digest(self) -> str:
         """Version of the model: sha256 of its manifest, which holds that of every file."""
-        return _sha256(self.path / MANIFEST)[:16]
+        return sha256(self.path / MANIFEST)[:16]
 
     @property
     def bytes(self) -> int:
@@ -123,7 +123,7 @@ def write(folder: str | Path, manifest: Manifest, fill: Callable[[Path], None]) 
     try:
         partial.mkdir(parents=True)
         fill(partial)
-        files = {str(f.relative_to(partial)): _sha256(f) for f in sorted(partial.rglob("*")) if f.is_file()}
+        files = {name: sha256(partial / name) for name in names_in(partial)}
         manifest = manifest.model_copy(update={"files": files})
         with open(partial / MANIFEST, "w", encoding="utf-8") as out:
             out.write(manifest.model_dump_json(indent=2))
@@ -174,11 +174,12 @@ def read(folder: str | Path, verify: bool = True) -> Artifact:
             raise ArtifactError(f"manifest.json names a file outside the artifact: {name}", str(folder))
         if not file.exists():
             raise ArtifactError(f"{name} is missing", str(folder))
-        if verify and _sha256(file) != expected:
+        if verify and sha256(file) != expected:
             raise ArtifactError(f"{name} was altered after the artifact was written", str(folder))
     return Artifact(folder, manifest, uri)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

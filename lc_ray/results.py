@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ClusterError
-from lc_ray.storage import StoragePath
+from lc_ray.storage import StoragePath, names_in
 
 _KEPT = ("events.jsonl", "report.html", "record.json")
 _MODEL = "model"
@@ -33,11 +34,12 @@ def publish_model(folder: Path, target: StoragePath) -> None:
     Raises:
         ClusterError: it can't be written.
     """
-    names = [str(file.relative_to(folder)) for file in sorted((folder / _MODEL).rglob("*")) if file.is_file()]
-    _put(folder, sorted(names, key=lambda name: name == f"{_MODEL}/{artifact.MANIFEST}"), target)
-    for name in (target / _MODEL).files() if names else ():
-        if f"{_MODEL}/{name}" not in names:  # of a model that was there before
-            (target / _MODEL / name).remove()
+    names = names_in(folder / _MODEL)
+    with _told(target):
+        target.put(folder, [f"{_MODEL}/{name}" for name in sorted(names, key=lambda name: name == artifact.MANIFEST)])
+        for name in (target / _MODEL).files() if names else ():
+            if name not in names:  # of a model that was there before
+                (target / _MODEL / name).remove()
 
 
 def publish_record(folder: Path, target: StoragePath) -> None:
@@ -46,12 +48,14 @@ def publish_record(folder: Path, target: StoragePath) -> None:
     Raises:
         ClusterError: it can't be written.
     """
-    _put(folder, [name for name in _KEPT if (folder / name).exists()], target)
+    with _told(target):
+        target.put(folder, [name for name in _KEPT if (folder / name).exists()])
 
 
-def _put(folder: Path, names: list[str], target: StoragePath) -> None:
+@contextmanager
+def _told(target: StoragePath) -> Iterator[None]:
     try:
-        target.put(folder, names)
+        yield
     except (OSError, ValueError) as error:  # a DataError, of a URI that is none, is one of these
         raise ClusterError(f"the run can't be copied: {str(error).splitlines()[0]}", str(target), "correct that URI, or the rights to it") from None
 

@@ -140,7 +140,7 @@ class StoragePath:
 
     def complete(self, folder: Path) -> None:
         """Copy the files of a folder of this machine that this one lacks, or has in another size."""
-        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
+        sizes = {name: (folder / name).stat().st_size for name in names_in(folder)}
         there = self.files() if sizes else {}
         self.put(folder, [name for name, size in sizes.items() if name not in there or there[name][0] != size])
 
@@ -184,14 +184,18 @@ class StoragePath:
             return
         with tempfile.TemporaryDirectory(prefix="lc_ray-") as scratch:
             yield (folder := Path(scratch) / self.name)
-            names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
-            self.put(folder, sorted(names, key=lambda name: (name == last, name)))
+            self.put(folder, sorted(names_in(folder), key=lambda name: name == last))
 
 
 def storage_path(path: str | Path) -> StoragePath:
     """A path as it may be written: relative to the working folder, or a URI."""
     text = str(path)
     return StoragePath(text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve()))
+
+
+def names_in(folder: Path) -> list[str]:
+    """All files of a folder of this machine, by their names there, in order."""
+    return [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
 
 
 def cached(folder: StoragePath, kinds: Sequence[str] = ("*",)) -> Path:

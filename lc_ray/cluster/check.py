@@ -41,7 +41,8 @@ def look(jobs: Jobs, package: Package) -> dict[str, Any]:
 def storage(jobs: Jobs, package: Package) -> str:
     """Where the cluster keeps runs."""
     named = package.job.storage
-    return jobs.cluster.storage.rstrip("/") if jobs.cluster.storage else (named if named.startswith("/") or "://" in named else _HOME)
+    place = jobs.cluster.storage or (named if named.startswith("/") or "://" in named else _HOME)
+    return place.rstrip("/")
 
 
 def require(found: dict[str, Any], package: Package, where: str) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from types import SimpleNamespace
 
 import pytest
 
@@ -78,3 +79,12 @@ def test_the_digest_of_a_package_is_of_its_content(tmp_path):
     assert probe.digest(tmp_path / "a") != first
     assert check.ours()[1] == probe.digest(check.ours()[0])
     assert (check.ours()[0] / "__init__.py").samefile(lc_ray.__file__)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "job", "place"),
+    [("s3://b/runs/", "runs", "s3://b/runs"), (None, "/mnt/runs/", "/mnt/runs"), (None, "runs", "~/lc_ray_runs")],
+)
+def test_where_the_cluster_keeps_runs(cluster, job, place):
+    named = SimpleNamespace(cluster=SimpleNamespace(storage=cluster)), SimpleNamespace(job=SimpleNamespace(storage=job))
+    assert check.storage(*named) == place
