@@ -1,9 +1,9 @@
 """How much of the bare engine's throughput reaches HTTP clients, and how do other servers do on the same cores?
 
-First the engine in a loop (the floor), then, one after the other, our endpoint and the peers in benchmarks/peers: around the same engine (FastAPI,
+Our endpoint takes turns with the engine in a loop (the floor), then with each of the peers in benchmarks/peers: around the same engine (FastAPI,
 LitServe, BentoML) and around the dense model (transformers' pipeline in fp32, ONNX Runtime in dynamic int8). wrk, in C, makes the requests, a row
 each, so that the clients take little of the cores that all share. Last, what a lone request's overhead is made of.
-Use: python benchmarks/endpoint.py ARTIFACT [--seconds 10] [--peers PYTHON]
+Use: python benchmarks/endpoint.py ARTIFACT [--seconds 2] [--rounds 8] [--peers PYTHON]
 ARTIFACT has one text column; PYTHON is that of a virtual environment with lc_ray and benchmarks/peers/requirements.txt.
 """
 
@@ -23,13 +23,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
+import numpy as np
 import psutil
 
 from lc_ray import load, runtime
 from lc_ray.models.batches import prepare
+from lc_ray.predictor import Predictor
 from lc_ray.serve import app, auth
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.serving import ReplicasSpec, ServeSpec
@@ -46,21 +48,30 @@ CONNECTIONS = (1, 8, 32, 128)
 HERE = Path(__file__).parent
 
 
-def bare(path: str, seconds: float, batch: int) -> float:
-    """Rows per second of tokenising and running batches in a loop."""
-    predictor = load(path, threads=os.cpu_count())
+class Told(NamedTuple):
+    """What wrk saw: rows per second, and percentiles of latency in milliseconds."""
+
+    rate: float
+    p50: float
+    p95: float
+    p99: float
+    failed: int
+
+
+def bare(predictor: Predictor, batch: int, seconds: float) -> Told:
+    """Tokenising and running batches in a loop."""
     column = predictor.inputs[0].column
-    predictor.predict(TEXTS[:64])
-    start, rows = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        chosen = [TEXTS[(rows + i) % len(TEXTS)] for i in range(batch)]
+    took: list[float] = []
+    while sum(took) < seconds:
+        start = time.perf_counter()
+        chosen = [TEXTS[(len(took) * batch + i) % len(TEXTS)] for i in range(batch)]
         predictor.outputs(prepare({column: chosen}, predictor.columns), batch)
-        rows += batch
-    return rows / (time.perf_counter() - start)
+        took.append(time.perf_counter() - start)
+    return Told(len(took) * batch / sum(took), *(1e3 * float(value) for value in np.percentile(took, (50, 95, 99))), 0)
 
 
-def attack(url: str, path: str, key: str, connections: int, seconds: float) -> str:
-    """A row of the table: rows per second, and percentiles of latency."""
+def attack(url: str, path: str, key: str, connections: int, seconds: float) -> Told:
+    """Requests of a row each, over so many connections."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as bodies:
         bodies.writelines(json.dumps({"instances": [text]}) + "\n" for text in TEXTS)
         bodies.flush()
@@ -68,42 +79,62 @@ def attack(url: str, path: str, key: str, connections: int, seconds: float) -> s
         told = subprocess.run([*load_test, url, "--", path, key, bodies.name], check=True, capture_output=True, text=True).stdout
     found = re.search(r"found (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", told)
     assert found, told
-    requests, duration, p50, p95, p99, wrong = map(int, found.groups())
-    failed = f" ({wrong} FAILED)" if wrong else ""
-    return f"{requests / duration * 1e6:7.0f} rows/s, p50 {p50 / 1e3:7.1f} ms, p95 {p95 / 1e3:7.1f} ms, p99 {p99 / 1e3:7.1f} ms{failed}"
+    requests, duration, p50, p95, p99, failed = map(int, found.groups())
+    return Told(requests / duration * 1e6, p50 / 1e3, p95 / 1e3, p99 / 1e3, failed)
 
 
-def rounds(name: str, url: str, path: str, key: str, seconds: float) -> None:
-    """Warm up, then print a line for each number of connections."""
-    for connections in CONNECTIONS:
-        attack(url, path, key, connections, 2)
-        print(f"{name:36} {connections:3d} connections: {attack(url, path, key, connections, seconds)}", flush=True)
+class Party(NamedTuple):
+    """One of two who take turns.
 
+    Attributes:
+        ask: what it has at a number of connections.
+        processes: its own.
+    """
 
-def turns(url: str, path: str, key: str, at: str, seconds: float = 2, rounds: int = 16) -> None:
-    """Print what a lone client gets of the endpoint and of FastAPI around the same engine, asked in turns: this machine's speed changes by half from
-    one minute to the next. Ray stands still in the peer's turns."""
-    ours, theirs = [], []
-    for _ in range(rounds):
-        ours.append(_rate(attack(url, path, key, 1, seconds)))
-        ray = [one for one in psutil.Process().children(recursive=True) if "engine.py" not in " ".join(one.cmdline())]
-        for one in ray:
-            one.suspend()
-        theirs.append(_rate(attack(at, "/predict", "none", 1, seconds)))
-        for one in ray:
-            one.resume()
-    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-    print(f"1 connection, in turns: {statistics.median(ours):.0f} rows/s, FastAPI, same engine {statistics.median(theirs):.0f}; ", end="")
-    print(f"ratio {statistics.median(ratios):.2f} (quartiles {ratios[len(ratios) // 4]:.2f} to {ratios[-len(ratios) // 4]:.2f})", flush=True)
-
-
-def _rate(told: str) -> float:
-    return float(told.split()[0])
+    ask: Callable[[int], Told]
+    processes: list[psutil.Process]
 
 
 @contextlib.contextmanager
-def peer(python: str, file: str, environment: dict[str, str]) -> Iterator[str]:
-    """A peer's server; its URL."""
+def still(processes: list[psutil.Process]) -> Iterator[None]:
+    """Processes that take no time of the cores."""
+    for one in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # Ray ends workers that it does not need
+            one.suspend()
+    try:
+        yield
+    finally:
+        for one in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.resume()
+        if processes:
+            time.sleep(1)  # in which they make up for what they missed
+
+
+def turns(label: str, connections: int, rounds: int, mine: Party, other: Party) -> None:
+    """Print what both have. They take turns, since this machine's speed changes by half from one minute to the next; in each one's, the other stands
+    still."""
+    seen: list[tuple[Told, Told]] = []
+    for _ in range(rounds + 1):
+        with still(other.processes):
+            ours = mine.ask(connections)
+        with still(mine.processes):
+            seen.append((ours, other.ask(connections)))
+    seen = seen[1:]  # the first turn warms both up
+    ratios = sorted(ours.rate / theirs.rate for ours, theirs in seen)
+    quartiles = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f}"
+    ours, theirs = (_row([pair[side] for pair in seen]) for side in (0, 1))
+    print(f"| {label} | {connections} | {theirs} | {ours} | {statistics.median(ratios):.2f} ({quartiles}) |", flush=True)
+
+
+def _row(told: list[Told]) -> str:
+    rate, p50, p95, p99, failed = (statistics.median(values) for values in zip(*told, strict=True))
+    return f"{rate:.0f}, {p50:.1f} / {p95:.1f} / {p99:.1f}" + (f" ({failed:.0f} FAILED)" if failed else "")
+
+
+@contextlib.contextmanager
+def peer(python: str, file: str, environment: dict[str, str], seconds: float) -> Iterator[Party]:
+    """A peer's server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -126,7 +157,8 @@ def peer(python: str, file: str, environment: dict[str, str]) -> Iterator[str]:
             if process.poll() is not None:
                 log.seek(0)
                 raise RuntimeError(log.read().decode(errors="replace")[-2000:])
-            yield url
+            processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            yield Party(lambda connections: attack(url, "/predict", "none", connections, seconds), processes)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -180,34 +212,33 @@ def overhead(path: str, whole: float, seconds: float) -> None:
 
 
 def main() -> None:
-    """Print the floor, the endpoint's figures, the peers' and the parts of the overhead."""
+    """Print the endpoint's figures beside the floor's and the peers', and the parts of its overhead."""
     options = argparse.ArgumentParser()
     options.add_argument("artifact")
-    options.add_argument("--seconds", type=float, default=10)
+    options.add_argument("--seconds", type=float, default=2, help="of a turn")
+    options.add_argument("--rounds", type=int, default=8, help="turns of each")
     options.add_argument("--peers", metavar="PYTHON")
     chosen = options.parse_args()
     path = str(Path(chosen.artifact).resolve())
-    floor, alone = bare(path, chosen.seconds, 32), bare(path, chosen.seconds, 1)
-    print(f"engine in a loop: {floor:.0f} rows/s in batches of 32; {alone:.0f} rows/s, {1000 / alone:.1f} ms, one by one", flush=True)
-    key, name = os.urandom(8).hex(), load(path).artifact.manifest.name
-    with runtime.session():
+    predictor = load(path, threads=os.cpu_count())
+    key, route = os.urandom(8).hex(), f"/v1/models/{predictor.artifact.manifest.name}:predict"
+    with runtime.session(), tempfile.TemporaryDirectory() as folder:
         url = app.start([path], ServeSpec(port=0, replicas=ReplicasSpec(cpu=os.cpu_count() or 1)), {"": key})
-        rounds("lc_ray", url, f"/v1/models/{name}:predict", key, chosen.seconds)
+        ray = psutil.Process().children(recursive=True)
+        mine = Party(lambda connections: attack(url, route, key, connections, chosen.seconds), ray)
+        print("rows/s, p50 / p95 / p99 in ms\n\n| | connections | theirs | lc_ray | ratio (quartiles) |\n|---|---:|---|---|---|", flush=True)
+        for connections in (1, 32):
+            loop = Party(lambda batch: bare(predictor, batch, chosen.seconds), [])
+            turns("engine in a loop, batches of as many", connections, chosen.rounds, mine, loop)
+        environment = dense(chosen.peers, Path(folder)) | {"ARTIFACT": path} if chosen.peers else {}
+        for label, file in PEERS.items() if chosen.peers else ():
+            with peer(chosen.peers, file, environment, chosen.seconds) as other:
+                for connections in CONNECTIONS:
+                    turns(label, connections, chosen.rounds, mine, other)
         with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as http:
-            whole = median(lambda text: http.post(f"/v1/models/{name}:predict", json={"instances": [text]}).raise_for_status(), chosen.seconds)
-        if chosen.peers:
-            with peer(chosen.peers, "engine.py", {"ARTIFACT": path}) as at:
-                turns(url, f"/v1/models/{name}:predict", key, at)
+            whole = median(lambda text: http.post(route, json={"instances": [text]}).raise_for_status(), 5 * chosen.seconds)
         app.stop()
-    if chosen.peers:
-        with tempfile.TemporaryDirectory() as folder:
-            environment = dense(chosen.peers, Path(folder)) | {"ARTIFACT": path}
-            for label, file in PEERS.items():
-                with peer(chosen.peers, file, environment) as at:
-                    rounds(label, at, "/predict", "none", chosen.seconds)
-    overhead(path, whole, chosen.seconds)
-    again = bare(path, chosen.seconds, 32)
-    print(f"engine in a loop, again: {again:.0f} rows/s in batches of 32 ({again / floor - 1:+.0%} against the first)")
+    overhead(path, whole, 5 * chosen.seconds)
 
 
 if __name__ == "__main__":

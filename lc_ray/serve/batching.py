@@ -6,13 +6,14 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from lc_ray.models.batches import prepare
 from lc_ray.predictor import Predictor, Rows
 from lc_ray.serve import record
+from lc_ray.serve.grouping import Grouping
 
 
 class QueueFull(Exception):
@@ -59,7 +60,7 @@ class Batcher:
     """Runs rows in batches.
 
     Its thread sleeps until a row comes; waits for company, if the batch before had any, so that a lone client is never kept
-    waiting; tokenises what came, all at once; runs the oldest row with those nearest to it in size.
+    waiting; tokenises what came, all at once; runs the oldest row with those that are best run beside it, see `Grouping`.
 
     Args:
         predictor: the model.
@@ -71,6 +72,7 @@ class Batcher:
 
     def __init__(self, predictor: Predictor, rows: int, wait: float, queue: int, seen: Callable[[Rows, list[Any]], None] | None = None) -> None:
         self.predictor, self.rows, self.wait, self.queue, self.seen = predictor, rows, wait, queue, seen
+        self._grouping = Grouping(rows)
         self._changed = threading.Condition()
         self._fresh: list[_Job] = []  # not prepared yet
         self._ready: list[_Row] = []  # prepared, in order of arrival; only the thread touches it
@@ -168,11 +170,12 @@ class Batcher:
     def _take(self) -> list[_Row]:
         """The next batch, without rows that nobody waits for any more."""
         waiting = [row for row in self._ready if not row.job.future.done()]
-        chosen = set(choose([row.parts["_size"] for row in waiting], self.rows))
-        self._ready = [row for i, row in enumerate(waiting) if i not in chosen]
+        chosen = self._grouping.choose([row.parts["_size"] for row in waiting])
+        left = set(range(len(waiting))).difference(chosen)
+        self._ready = [waiting[i] for i in sorted(left)]
         with self._changed:
             self._left = len({id(row.job) for row in self._ready})
-        return [waiting[i] for i in sorted(chosen)]
+        return [waiting[i] for i in chosen]
 
     def _answer(self, batch: list[_Row]) -> None:
         """Run a batch; if it fails, run each of its requests alone, so that one can't fail its neighbours."""
@@ -196,23 +199,12 @@ class Batcher:
                 done.append(row.job)
         if done:
             done[0].future.get_loop().call_soon_threadsafe(_deliver, done)
+        self._grouping.ran(len(batch), max(merged["_size"]), now - begun)
         if self.seen:
             self.seen(merged, answers)
 
     def _fail(self, job: _Job, error: Exception) -> None:
         job.future.get_loop().call_soon_threadsafe(_deliver_error, job, error)
-
-
-def choose(sizes: Sequence[int], limit: int) -> list[int]:
-    """Indices of the next batch: the oldest row, first in `sizes`, and those nearest to it in size.
-
-    A row more than twice as long (and 16 more) as another would have all others padded to it, which costs more than a batch of its own.
-    """
-    if not sizes:
-        return []
-    first = sizes[0]
-    near = [i for i, size in enumerate(sizes) if max(size, first) <= 2 * min(size, first) + 16]
-    return sorted(near, key=lambda i: abs(sizes[i] - first))[:limit]
 
 
 def _deliver_error(job: _Job, error: Exception) -> None:

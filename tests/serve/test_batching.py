@@ -5,7 +5,7 @@ import time
 import pytest
 
 from lc_ray.errors import DataError
-from lc_ray.serve.batching import Batcher, QueueFull, choose
+from lc_ray.serve.batching import Batcher, QueueFull
 from lc_ray.spec import InputSpec
 
 
@@ -138,18 +138,3 @@ def test_close_ends_the_thread(fake):
     batcher.close()
     batcher._thread.join(5)
     assert not batcher.alive
-
-
-@pytest.mark.parametrize(
-    ("sizes", "limit", "chosen"),
-    [
-        ([], 4, []),
-        ([5], 4, [0]),
-        ([8, 8, 8, 8, 8], 3, [0, 1, 2]),
-        ([10, 128, 12, 128, 9], 4, [0, 4, 2]),  # long rows would pad the short ones
-        ([128, 10, 100, 12], 4, [0, 2]),
-        ([3, 20], 4, [0, 1]),  # short rows never part
-    ],
-)
-def test_choose(sizes, limit, chosen):
-    assert choose(sizes, limit) == chosen
