@@ -20,6 +20,8 @@ from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overri
 # What Ray prints however quiet it is asked to be, and means nothing here. It reads this once, when it is imported.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "graceful_shutdown failed|worker processes have been started")
 
+_ASKED = 32  # rows in a request to an endpoint, which takes no more than `serve.max_instances`
+
 
 class _Explained(TyperGroup):
     """Turns our errors into a sentence on stderr and an exit code: 1 for a mistake, 3 for a refused model, 130 for Ctrl-C."""
@@ -138,7 +140,8 @@ def predict(
     if url is not None:
         from lc_ray.client import Client
 
-        answers = Client(url, key).predict(rows)
+        client = Client(url, key)
+        answers = [answer for start in range(0, len(rows), _ASKED) for answer in client.predict(rows[start : start + _ASKED])]
     else:
         from lc_ray.predictor import load
 

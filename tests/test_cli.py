@@ -128,6 +128,16 @@ def test_predict_from_an_artifact(lc, tiny_artifact, monkeypatch):
     assert expected[0]["label"] in out
 
 
+def test_an_endpoint_is_asked_for_many_lines_in_parts(lc, monkeypatch):
+    asked = []
+    monkeypatch.setattr(lc_ray.Client, "predict", lambda self, rows: asked.append(len(rows)) or [{"text": row} for row in rows])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"line {i}\n" for i in range(1000))))
+    code, out, _ = lc("predict", "--url", "http://127.0.0.1:9", "--key", "k", "--json", "-")
+    assert code == 0
+    assert [json.loads(line)["text"] for line in out.splitlines()] == [f"line {i}" for i in range(1000)]
+    assert max(asked) <= 256
+
+
 def test_pictures_and_sounds_of_answers_are_shown_in_brief_or_written(lc, tiny_artifact, tmp_path, monkeypatch):
     answer = {"image": "data:image/png;base64," + base64.b64encode(bytes(2048)).decode(), "score": 1}
     monkeypatch.setattr(lc_ray.Predictor, "predict", lambda self, rows: [answer for _ in rows])

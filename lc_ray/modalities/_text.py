@@ -13,6 +13,7 @@ from lc_ray.errors import DataError
 
 # NumPy writes lists without commas, and Python reads neighbouring strings as one.
 _NO_COMMA = re.compile(r"""(['"])\s+['"]""")
+_WRITTEN = 2**16  # characters of a list as Python writes it: reading one takes hundreds of times its size
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
@@ -49,7 +50,7 @@ def listed(value: Any) -> Any:
     except (ValueError, RecursionError):
         pass
     try:
-        if _NO_COMMA.search(value):
+        if len(value) > _WRITTEN or _NO_COMMA.search(value):
             raise ValueError
         return ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):

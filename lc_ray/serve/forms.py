@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from lc_ray.serve.http import HttpError, Request, read_body, read_object
+
+_CHARSETS = ("utf-8", "us-ascii", "iso-8859-1")  # Python knows others that take hours for a large body
 
 
 async def read_request(request: Request, max_body: int) -> dict[str, Any]:
@@ -28,6 +31,9 @@ async def read_form(request: Request, max_body: int) -> list[dict[str, Any]]:
     Raises:
         HttpError: 413, it is larger than `max_body` bytes; 400, it is not a form, or columns have not equally many fields.
     """
+    _, options = parse_options_header(request.headers["content-type"])
+    if options.get(b"charset", b"utf-8").decode("latin-1").lower() not in _CHARSETS:
+        raise HttpError(400, "malformed_form", f"the charset of a form is one of {', '.join(_CHARSETS)}")
     body = await read_body(request, max_body)
 
     async def whole() -> AsyncGenerator[bytes, None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
@@ -137,7 +138,8 @@ class Generator(ABC):
     def __init__(self, predictor: Predictor, spec: ServeSpec) -> None:
         task = predictor.task
         self.predictor, self.task, self.spec = predictor, task, spec
-        self.tokenizer, self.end = task.tokenizer, task.end
+        # A copy: rows of other protocols are cut to the length that the task says, which is a setting of its tokenizer, in another thread.
+        self.tokenizer, self.end = copy.deepcopy(task.tokenizer), task.end
         self.grammars = Grammars(self.tokenizer, self.end)
         architecture = predictor.artifact.manifest.architecture["config"]["model"]
         self.positions = int(architecture.get("max_position_embeddings") or task.positions)

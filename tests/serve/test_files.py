@@ -56,6 +56,8 @@ def test_forms_that_are_none(app, png):
         assert response.status_code == 400
         assert response.json()["error"]["code"] == "malformed_form"
     assert ask(app, "POST", PREDICT, content=b"x", headers={"content-type": "multipart/form-data"}).status_code == 400
+    slow = ask(app, "POST", PREDICT, content=b"x", headers={"content-type": "multipart/form-data; boundary=y; charset=punycode"})
+    assert "charset" in slow.json()["error"]["message"]
     assert ask(app, "POST", PREDICT, files={"photo": ("a.png", b"x" * 11 * 2**20)}).status_code == 413
 
 

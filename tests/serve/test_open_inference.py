@@ -119,6 +119,7 @@ def text(**changes):
         ({"inputs": [text(shape=[True])]}, "inputs.text"),
         ({"inputs": [text(shape=[1, 1, 1])]}, "inputs.text"),
         ({"inputs": [text(shape=[])]}, "inputs.text"),
+        ({"inputs": [text(shape=[9] * 1_000_000)]}, "inputs.text"),
         ({"inputs": [text(datatype="STRING")]}, "inputs.text"),
         ({"inputs": [text(data=[5])]}, "inputs.text"),
         ({"inputs": [text(data="good")]}, "inputs.text"),
@@ -136,6 +137,13 @@ def test_malformed_requests_are_named(app, content, where):
     response = ask(app, "POST", INFER, json=content)
     assert response.status_code == 400, response.text
     assert response.json()["where"] == where
+
+
+@pytest.mark.parametrize("shape", [[1000], [10**300] * 8])
+def test_more_instances_than_a_request_may_have(app, shape):
+    response = ask(app, "POST", INFER, json={"inputs": [text(shape=shape)]})
+    assert response.status_code == 413
+    assert response.json()["code"] == "too_many_instances"
 
 
 @pytest.mark.parametrize("identity", [r'"\ud800"', "NaN", "5", "null"])

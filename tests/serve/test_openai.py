@@ -161,6 +161,10 @@ def test_conversations_with_tools_are_read(client, tiny_language):
         ({"max_tokens": 640}, "messages", "640 tokens were asked for"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"n": 5}, "n", "4 answers"),
+        ({"stop": ["x"] * 17}, "stop", "at most 16"),
+        ({"stop": ["x" * 257]}, "stop.0", "at most 256"),
+        ({"messages": [{}] * 1000}, "messages.0.role", "required"),
+        ({"logit_bias": {str(i): 0 for i in range(1001)}}, "logit_bias", "1000"),
         ({"logit_bias": {"999": 1}}, "logit_bias", "no token 999"),
         ({"tool_choice": "required"}, "tool_choice", "no tools"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "'x'"),
@@ -174,6 +178,23 @@ def test_mistakes_in_openais_form(client, options, param, message, stream):
         ask(client, stream=stream, **options)
     assert found.value.param == param
     assert found.value.type == "invalid_request_error"
+
+
+def test_answers_that_do_not_fit_into_the_cache_together(client, endpoints, monkeypatch):
+    monkeypatch.setattr(endpoints[0].generator, "spec", ServeSpec(batch={"max": 4, "tokens": 100}, timeout="60s"))
+    with pytest.raises(openai.BadRequestError, match="640 tokens") as found:
+        ask(client, n=4, max_tokens=600)
+    assert found.value.param == "n"
+    assert len(ask(client, n=4, max_tokens=8).choices) == 4
+
+
+def test_of_a_million_mistakes_one_is_told(url):
+    body = {"model": "talk", "prompt": [{}] * 1_000_000}
+    start = time.monotonic()
+    response = httpx.post(f"{url}/v1/completions", json=body, headers={"authorization": "Bearer secret"}, timeout=30)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith("prompt")
+    assert time.monotonic() - start < 10
 
 
 def test_other_models_and_no_key(client, url):

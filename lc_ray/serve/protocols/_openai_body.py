@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lc_ray.serve.fields import Generation
+from lc_ray.serve.fields import Generation, Items
 from lc_ray.serve.http import HttpError
 from lc_ray.tasks._sampling import Sampling
 
@@ -101,9 +101,9 @@ class Message(_Open):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | Items[Part] | None = None
     name: str | None = None
-    tool_calls: list[Called] | None = None
+    tool_calls: Items[Called] | None = None
     tool_call_id: str | None = None
 
     @property
@@ -129,11 +129,11 @@ class ResponseFormat(_Open):
 class ChatBody(Body):
     """Of /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Items[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[Tool] | None = None
+    tools: Items[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | Named | None = None
     response_format: ResponseFormat | None = None
     parallel_tool_calls: bool | None = None
@@ -147,7 +147,7 @@ class ChatBody(Body):
 class CompletionBody(Body):
     """Of /v1/completions."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | Items[int] | Items[str] | Items[Items[int]]
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None

@@ -16,6 +16,7 @@ _TYPES = {
     **{"INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8"},
 }
 DATATYPES = ["BYTES", *_TYPES]
+_AXES = 8
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ def _tensor(one: Any, most: int, binary: bytes, start: int) -> tuple[Tensor, int
     where = f"inputs.{name}"
     if datatype not in DATATYPES:
         raise malformed(f"datatype '{datatype}' is not one of {', '.join(DATATYPES)}", where)
-    if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
-        raise malformed("shape is a list of whole numbers", where)
-    count = math.prod(shape)
+    if not isinstance(shape, list) or len(shape) > _AXES or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
+        raise malformed(f"shape is a list of whole numbers, {_AXES} at most", where)
+    count = math.prod(min(n, most + 1) for n in shape)  # a number of thousands of digits can't be written
     if count > most:
-        raise HttpError(413, "too_many_instances", f"{count} instances; a request may have {most}", where)
+        raise HttpError(413, "too_many_instances", f"more instances than the {most} that a request may have", where)
     size = option(one, "binary_data_size")
     if size is None:
         values, end = _listed(one.get("data"), datatype, count, where), start

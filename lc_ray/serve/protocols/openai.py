@@ -140,7 +140,11 @@ def _ask(body: Body, generator: Generator, ids: list[int], tokens: int | None, w
         raise HttpError(400, "context_length_exceeded", f"the model reads {most} tokens; the prompt has {len(ids)}{asked}", where)
     if body.n > generator.spec.batch.max:
         raise HttpError(400, "invalid_value", f"a request may have {generator.spec.batch.max} answers", "n")
-    longest = tokens or min(generator.task.max_new_tokens, most - len(ids))
+    held = max(most, generator.spec.batch.tokens)
+    room = held // body.n - len(ids)
+    if room < (tokens or 1):
+        raise HttpError(400, "invalid_value", f"{body.n} answers are more than the {held} tokens that are held at a time (serve.batch.tokens)", "n")
+    longest = tokens or min(generator.task.max_new_tokens, most - len(ids), room)
     return Ask(ids, longest, body.sampling(generator.vocabulary), body.n, body.stops(), logprobs, matcher)
 
 
