@@ -163,7 +163,7 @@ def _squeezenet(models: Path, made: Path, rows: Job) -> Job:
         "model": {},
         "data": {**rows, "inputs": [column], "target": "label"},
         "train": {"epochs": 4, "segments": 2, "batch_size": 64, "learning_rate": 3e-4, "workers": WORKERS},
-        "prune": {"parameters": 0.3, "start": 0.5},
+        "prune": {"parameters": 0.51, "start": 0.5},
         "quantize": INT8,
     }
 
@@ -186,7 +186,7 @@ def resnet18(data: Path, models: Path, made: Path) -> Job:
         "model": {},
         "data": {"train": f"{data}/cifar10/train.parquet", "validation": f"{data}/cifar10/val.parquet", "inputs": [column], "target": "label"},
         "train": {"epochs": 6, "segments": 2, "batch_size": 64, "learning_rate": 1e-3, "workers": WORKERS},
-        "prune": {"parameters": 0.5, "start": 0.6},
+        "prune": {"parameters": 0.76, "start": 0.6},
         "quantize": INT8,
     }
 

@@ -8,6 +8,7 @@ batches. Units of all layers compete by importance per parameter, so that the le
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from lc_ray.errors import ModelError
 
 _MULTIPLE = 16  # channels are kept in multiples of what int8 and bf16 kernels handle at once
+_HALVINGS = 16  # of an interval; then what is searched is less than one unit away
 _LEAST = 8  # at least this fraction's inverse of every layer is kept
 
 
@@ -118,8 +120,8 @@ class Pruner:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the prunable layers."""
-        return sum(layer.cost * layer.units for layer in self.layers)
+        """Parameters of the prunable layers, each counted once."""
+        return round(self._lost([layer.units for layer in self.layers]))
 
     def observe(self) -> None:
         """Add the scores of the gradients that a backward pass left."""
@@ -131,8 +133,7 @@ class Pruner:
         Returns:
             Per layer, units `before` and `after`, and their `size` in channels.
         """
-        scores = list(torch.split(self.scores, [layer.units for layer in self.layers]))
-        chosen = select(scores, [x.cost for x in self.layers], [x.step for x in self.layers], fraction * self.parameters)
+        chosen = self._chosen(fraction * self.parameters)
         kept = {}
         for layer, units in zip(self.layers, chosen, strict=True):
             kept[layer.name] = {"before": layer.units, "after": layer.units - len(units), "size": layer.size}
@@ -145,6 +146,35 @@ class Pruner:
             for norm in layer.norms:
                 norm.num_groups = layer.units - len(units)
         return kept
+
+    def _chosen(self, budget: float) -> list[Tensor]:
+        """Indices of the units to remove, per layer, with which as many parameters go as are wanted.
+
+        A parameter between two prunable layers loses rows to one and columns to the other, and what lies on both only once. So the budget of
+        `select`, which counts it twice, is searched.
+        """
+        scores = list(torch.split(self.scores, [layer.units for layer in self.layers]))
+        costs, steps = [layer.cost for layer in self.layers], [layer.step for layer in self.layers]
+        low, high = 0.0, float(sum(layer.cost * layer.units for layer in self.layers))
+        best, nearest = select(scores, costs, steps, 0.0), budget
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            chosen = select(scores, costs, steps, middle)
+            lost = self._lost([len(units) for units in chosen])
+            if abs(lost - budget) < nearest:
+                best, nearest = chosen, abs(lost - budget)
+            low, high = (middle, high) if lost < budget else (low, middle)
+        return best
+
+    def _lost(self, units: list[int]) -> float:
+        """Parameters that go with so many units of each layer."""
+        gone: dict[nn.Parameter, dict[int, int]] = {}
+        for layer, count in zip(self.layers, units, strict=True):
+            for parameter, dim, _ in layer.parts:
+                along = gone.setdefault(parameter, {})
+                along[dim] = min(parameter.shape[dim], along.get(dim, 0) + count * layer.size)
+        kept = (math.prod(1 - n / p.shape[dim] for dim, n in along.items()) for p, along in gone.items())
+        return sum(p.numel() * (1 - share) for p, share in zip(gone, kept, strict=True))
 
 
 def _layers(model: nn.Module, example: dict[str, Tensor], keep: list[nn.Module]) -> list[Layer]:

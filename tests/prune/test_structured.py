@@ -98,6 +98,23 @@ def test_the_fraction_is_of_the_prunable_parameters(model, batch, fraction):
     assert model(batch).shape == (4, 2)
 
 
+@pytest.mark.parametrize("fraction", [0.3, 0.6])
+def test_a_weight_between_two_layers_is_counted_once(fraction):
+    """Half of the channels of a chain of convolutions has a quarter of its weights."""
+    torch.manual_seed(0)
+    widths = [(3, 64), (64, 64), (64, 128), (128, 128)]
+    convs = [part for a, b in widths for part in (nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU())]
+    model = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 2))
+    pruner, picture = Pruner(model, torch.randn(2, 3, 8, 8), keep=[model[-1]]), torch.randn(4, 3, 8, 8)
+    assert pruner.parameters == load.parameters(model) - 2  # all but the head's bias
+    model(picture).square().sum().backward()
+    pruner.observe()
+    before = load.parameters(model)
+    pruner.remove(fraction)
+    assert (before - load.parameters(model)) / (before - 2) == pytest.approx(fraction, abs=0.03)
+    assert model(picture).shape == (4, 2)
+
+
 def test_removing_dead_units_changes_nothing(model, batch):
     with torch.no_grad():
         for layer in model.encoders["text"].model.encoder.layer:
