@@ -16,6 +16,7 @@ from lc_ray.artifact import Artifact
 from lc_ray.errors import DataError
 from lc_ray.models.batches import collate, decode, feed, parts_of, prepare
 from lc_ray.models.load import inputs_of, modalities, task_of
+from lc_ray.spec import UNREAD
 
 Rows = dict[str, list[Any]]  # prepared, by column.part
 
@@ -66,7 +67,8 @@ class Predictor:
             folder: in which paths are looked for; without it a picture or sound is bytes or base64, and no file is opened.
 
         Raises:
-            DataError: a column is missing, unknown, or its value can't be used.
+            DataError: a column is missing, or its value can't be used; or one that a row may lack is missing beside a key that is no column,
+                which may be its name misspelt. Beside all columns, other keys are left alone.
         """
         names = [i.column for i in self.inputs]
         if not isinstance(row, dict):
@@ -75,6 +77,9 @@ class Predictor:
             row = {names[0]: row}
         if missing := [i.column for i in self.inputs if i.column not in row and not i.optional]:
             raise DataError(f"missing column {', '.join(missing)}; expected {', '.join(names)}")
+        unknown = [str(key) for key in row if key not in names]
+        if unknown and any(i.column not in row and i.modality not in UNREAD for i in self.inputs):
+            raise DataError(f"unknown column {', '.join(unknown)}; expected {', '.join(names)}")
         return decode(row, self.columns, folder=folder)
 
     def outputs(self, prepared: Rows, batch_size: int = 32) -> list[NDArray[np.float32]]:

@@ -19,6 +19,7 @@ from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 
 UNREAD = ("seed",)  # modalities of columns that only requests have
 _OWN_ENCODERS = ("tabular",)  # modalities that need no base model
+_MINIMISED = ("loss", "error", "perplexity", "distance", "mae", "mse", "rmse", "l1", "wer", "cer")  # of metrics, better the smaller
 
 
 def _found(name: str) -> str:
@@ -145,7 +146,12 @@ class TrainSpec(Section):
 
     epochs: float = Field(3.0, gt=0)
     batch_size: int = Field(32, ge=1, description="rows per step over all workers")
-    accumulate: int = Field(1, ge=1, description="parts of a step's rows that are computed one after the other: less memory for activations")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts of a step's rows that are computed one after the other: less memory for activations; "
+        "each part weighs the same, however many tokens or weighted labels it has",
+    )
     learning_rate: float = Field(5e-5, gt=0)
     warmup: Fraction = Field(0.1, description="part of each phase (dense, pruned) in which the learning rate rises; then it falls linearly to 0")
     weight_decay: float = Field(0.01, ge=0)
@@ -203,6 +209,13 @@ class SearchSpec(Section):
     quantile: float = Field(0.25, gt=0, le=0.5, description="part of the population replaced by copies of the best after each segment, at least one")
     objective: str | None = Field(None, description="validation metric to maximise; the task's own if not given")
 
+    @field_validator("objective")
+    @classmethod
+    def _grows(cls, objective: str | None) -> str | None:
+        if objective and minimised(objective):
+            raise ValueError(f"'{objective}' is better the smaller it is, and a search looks for the largest: leave it out for the task's own metric")
+        return objective
+
     @field_validator("genes")
     @classmethod
     def _known(cls, genes: dict[str, dict[str, tuple[Any, ...]]]) -> dict[str, dict[str, tuple[Any, ...]]]:
@@ -223,13 +236,13 @@ class QuantizeSpec(Section):
     """Post-training quantization of the winner."""
 
     kind: str = Field("int8", description="a file in lc_ray/quantize")
-    calibration: Count = Field(256, description="training rows from which ranges of activations are taken")
+    calibration: Count = Field(256, ge=1, description="training rows from which ranges of activations are taken")
 
 
 class EvaluateSpec(Section):
     """How models are compared."""
 
-    rows: Count = Field(2000, description="held-out rows, at most, on which every model is measured")
+    rows: Count = Field(2000, ge=1, description="held-out rows, at most, on which every model is measured")
     rounds: int = Field(5, ge=1, description="interleaved rounds of timing; the median is reported")
 
 
@@ -315,6 +328,11 @@ class JobSpec(Section):
     def set(self, values: dict[str, Any]) -> JobSpec:
         """A copy with dotted paths replaced, validated again."""
         return parse(override(self.model_dump(mode="json"), values))
+
+
+def minimised(metric: str) -> bool:
+    """Whether a metric is better the smaller it is, by the last word of its name."""
+    return metric.rpartition("_")[2] in _MINIMISED
 
 
 def module_name(column: str) -> str:

@@ -63,6 +63,9 @@ def test_sections_are_frozen():
         ({"data.inputs": [{"column": "a b"}, {"column": "a.b"}]}, "columns must differ"),
         ({"data.inputs": []}, r"data\.inputs"),
         ({"accept": {"max_drop": "3 apples"}}, "3 points"),
+        ({"evaluate.rows": "0 rows"}, r"evaluate\.rows: .*greater than or equal to 1"),
+        ({"quantize": {"calibration": 0}}, r"quantize\.calibration: .*greater than or equal to 1"),
+        ({"search": {"genes": {"train.learning_rate": {"uniform": [0, 1]}}, "objective": "log_loss"}}, "'log_loss' is better the smaller"),
         ({"name": "../x"}, "name"),
     ],
 )

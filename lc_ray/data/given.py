@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lc_ray import family
 from lc_ray.errors import DataError
 from lc_ray.storage import storage_path
+
+_PNG, _DEEP = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"), ("I", "F")  # modes of PIL
 
 
 def media_of(modalities: dict[str, str]) -> set[str]:
@@ -69,18 +71,26 @@ def source_of(data: Any, storage: str, media: set[str]) -> str:
 
 
 def _cell(value: Any, media: bool) -> Any:
-    """A cell as a file can hold it: a picture as PNG, a relative path as an absolute one."""
+    """A cell as a file can hold it: a picture as an image's bytes, a relative path as an absolute one."""
     if media and isinstance(value, np.ndarray) and value.dtype == np.uint8:
-        value = Image.fromarray(value)
+        value = Image.fromarray(value[:, :, 0] if value.shape[2:] == (1,) else value)
     if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
-        file = io.BytesIO()
-        value.save(file, "PNG")
-        return file.getvalue()
+        return _encoded(value)
     if media and isinstance(value, str | Path) and "://" not in str(value) and not str(value).startswith("data:"):
         return str(Path(value).expanduser().resolve())
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
     return str(value) if isinstance(value, Path) else value
+
+
+def _encoded(picture: Image.Image) -> bytes:
+    """Upright, and without loss: as PNG, or TIFF where its levels have 32 bits; what neither has is converted."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode not in _PNG and picture.mode not in _DEEP:
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    file = io.BytesIO()
+    picture.save(file, "TIFF" if picture.mode in _DEEP else "PNG")
+    return file.getvalue()
 
 
 def _json_lines(rows: list[Any]) -> bytes:

@@ -20,7 +20,8 @@ from lc_ray.data.files import IMAGES, File
 from lc_ray.errors import DataError
 
 CHUNK = 4096  # rows at a time
-_FIRST = 128  # rows among which columns are looked for
+_FIRST = 128  # rows among which columns are looked for, at least
+_UNEVEN = ("json", "jsonl", "tar")  # kinds of which each row has columns of its own
 _BLOCK = 2**24  # bytes of a CSV file that are read at a time; a row must fit
 _BROKEN = (pa.ArrowException, OSError, EOFError, zlib.error)  # what a file that is cut off or damaged raises
 
@@ -41,8 +42,8 @@ class Reader:
         self._open = False  # whether the last of them ends within a quote
         self._ragged: dict[int, str] = {}  # row number → what is wrong, of CSV rows that were skipped
 
-    def columns(self) -> list[str]:
-        """Names of the columns. Those of JSON are taken from the first rows, of which each may lack some.
+    def columns(self, wanted: Sequence[str] = ()) -> list[str]:
+        """Names of the columns. Where each row may lack some, those of the first rows, and of as many more as it takes to find all wanted ones.
 
         Raises:
             DataError: the file has no header or can't be read.
@@ -57,11 +58,8 @@ class Reader:
                         return list(_arrow(content)[0].names)
                 case "labels":
                     return list(self._labelled([]))
-                case "json" | "jsonl" | "tar":
-                    rows = [row for chunk in itertools.islice(self._chunks([], 1), _FIRST) for row in chunk]
-                    if rows and all("_error" in row for row in rows):
-                        raise ValueError(rows[0]["_error"])
-                    return list(dict.fromkeys(name for row in rows if "_error" not in row for name in row))
+                case kind if kind in _UNEVEN:
+                    return self._seen(wanted)
                 case _ if self.names:
                     return self.names
                 case kind:
@@ -72,9 +70,27 @@ class Reader:
         except (*_BROKEN, ValueError, csv.Error) as error:
             raise DataError(f"can't be read: {_first_line(error)}", str(self.file)) from None
 
+    def _seen(self, wanted: Sequence[str]) -> list[str]:
+        found, error = dict[str, None](), ""
+        for number, (row,) in enumerate(self._chunks([], 1)):
+            if number >= _FIRST and found.keys() >= set(wanted):
+                break
+            if "_error" in row:
+                error = error or row["_error"]
+            else:
+                found |= dict.fromkeys(row)
+        if error and not found:
+            raise ValueError(error)
+        return list(found)
+
+    def among(self, names: Sequence[str]) -> list[str]:
+        """Those of the names that `rows` can be asked for; where each row has columns of its own, all."""
+        there = names if self.kind in _UNEVEN else self.columns()
+        return [name for name in names if name in there]
+
     def require(self, wanted: Sequence[str]) -> None:
         """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice."""
-        there = self.columns()
+        there = self.columns(wanted)
         for name in wanted:
             if there.count(name) > 1:
                 raise DataError(f"{there.count(name)} columns are named '{name}'", str(self.file), "rename all but one of them")

@@ -34,11 +34,12 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
     for file in files(source):
         reader = read.Reader(file)
         reader.require([*required, *wanted])
-        for row in (row for chunk in reader.rows([n for n in [*names, *wanted] if n in reader.columns()]) for row in chunk):
+        for row in (row for chunk in reader.rows(reader.among([*names, *wanted])) for row in chunk):
             try:
                 if "_error" in row:
                     raise DataError(row["_error"])
-                clean, label = predictor.decode(row, file.folder), predictor.task.read(row[target], file.folder, predictor.task) if target else None
+                clean = predictor.decode({name: row[name] for name in names if name in row}, file.folder)
+                label = predictor.task.read(row[target], file.folder, predictor.task) if target else None
                 predictor.task.check(label, clean)
             except DataError:
                 rejected += 1

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import _hub, _media
 from lc_ray.spec import InputSpec
 
@@ -88,7 +88,7 @@ class Modality:
         return np.asarray(made["input_features"][0])
 
     def sizes(self, columns: dict[str, list[Any]]) -> list[int]:
-        """Hundredths of a second; all the same for features that are padded."""
+        """Frames of 20 ms; all the same for features that are padded."""
         return [0 if self.mel or v is None else len(v) * 50 // self.rate for v in columns["samples"]]
 
     def collate(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
@@ -157,13 +157,15 @@ class Encoder(nn.Module):
         """With pretrained weights, or random ones of that shape. Whisper's and AST's positions are cut to `spec.seconds`.
 
         Raises:
-            ModelError: no such model.
+            ModelError: no such model, or one of shorter clips.
         """
         with _hub.loading("speech model", source):
             config = AutoConfig.from_pretrained(source)
             model = _hub.model(AutoModel, config, source, spec.weights)
         if config.model_type == "whisper":
-            model = shorter(model.encoder, round(spec.seconds * 50))
+            model = shorter(model.encoder, spec.seconds, source)
+        elif config.model_type == "audio-spectrogram-transformer":
+            _shorter_ast(model, spec.seconds, source)
         return cls(plain(model), {"transformers": model.config.to_dict() | {"model_type": config.model_type}})
 
     @classmethod
@@ -231,15 +233,40 @@ def wav(samples: bytes, rate: int) -> str:
     return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def shorter(encoder: Any, positions: int) -> Any:
-    """Whisper's encoder for clips shorter than its 30 seconds."""
-    if positions < encoder.config.max_source_positions:
+def shorter(encoder: Any, seconds: float, source: str) -> Any:
+    """Whisper's encoder for clips shorter than its 30 seconds.
+
+    Raises:
+        ModelError: the clips are longer.
+    """
+    positions, most = round(seconds * 50), encoder.config.max_source_positions
+    if positions > most:
+        raise _too_long(seconds, most / 50, source)
+    if positions < most:
         table = nn.Embedding(positions, encoder.embed_positions.weight.shape[1])
         table.weight.data.copy_(encoder.embed_positions.weight[:positions])
         encoder.embed_positions = table.requires_grad_(False)
         encoder.config.max_source_positions = positions
         encoder.max_source_positions = positions
     return encoder
+
+
+def _shorter_ast(model: Any, seconds: float, source: str) -> None:
+    """Cut AST's table of positions (1, 2 + bins × times, width) in time."""
+    part, config = model.embeddings, model.config
+    (bins, most), longest = part.get_shape(config), config.max_length
+    config.max_length = round(seconds * 100)
+    times = part.get_shape(config)[1]
+    if times > most:
+        raise _too_long(seconds, longest / 100, source)
+    if times < 1:
+        raise ModelError(f"clips of {seconds:g} s are shorter than one patch of this model", source, "raise data.inputs.seconds")
+    special, patches = part.position_embeddings.data.split([2, bins * most], 1)
+    part.position_embeddings = nn.Parameter(torch.cat([special, patches.unflatten(1, (bins, most))[:, :, :times].flatten(1, 2)], 1))
+
+
+def _too_long(seconds: float, most: float, source: str) -> ModelError:
+    return ModelError(f"the model hears clips of up to {most:g} s, not {seconds:g}", source, f"set data.inputs.seconds to {most:g} or less")
 
 
 def plain(model: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError
@@ -84,12 +85,37 @@ class Modality:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+class Standardise(nn.BatchNorm1d):
+    """Standardises by the statistics of all rows seen in training, in training too: batches may be few, or of one row."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(2, eps=_LEAST, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, 2) → (batch, 2)."""
+        if self.training:
+            self._see(x.detach().double())
+        return F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
+
+    def _see(self, x: Tensor) -> None:
+        """Merge a batch's statistics with those so far (Chan et al. 1979), each batch weighing the same."""
+        self.num_batches_tracked += 1
+        part = 1 / self.num_batches_tracked.double()
+        apart = x.mean(0) - self.running_mean
+        self.running_var.copy_(self.running_var * (1 - part) + (x.var(0, correction=0) + apart**2 * (1 - part)) * part)
+        self.running_mean.copy_(self.running_mean + apart * part)
+
+
 class Encoder(nn.Module):
     """One position per cell: the number and its signed logarithm, standardised, or the category's vector."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.standardise = nn.BatchNorm1d(2, eps=_LEAST, affine=False)
+        self.standardise = Standardise()
         self.number = nn.Linear(2, _WIDTH)
         self.category = nn.Embedding(_BUCKETS, _WIDTH)
         self.out = nn.Linear(_WIDTH, _WIDTH)
@@ -104,6 +130,7 @@ class Encoder(nn.Module):
         """With weights yet to be loaded."""
         return cls()
 
+    exact = True  # not quantized: in int8 the farthest numbers would be cut off, and it has next to nothing to compute
     config: dict[str, Any] = {}  # noqa: RUF012 nothing varies
     width = _WIDTH
 

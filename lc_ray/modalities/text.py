@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import _hub, _text
 from lc_ray.spec import InputSpec
 
@@ -23,10 +23,14 @@ class Modality:
         spec: the column and its longest sequence in tokens.
         source: folder or hub id that has the tokenizer.
 
+    Attributes:
+        cut: whether longer texts are cut, or refused.
+
     Raises:
         ModelError: the source has no tokenizer.
     """
 
+    cut = True
     TYPE = pa.string()
     SCHEMA: ClassVar[dict[str, Any]] = {"type": "string", "minLength": 1}
     example = "warm up"
@@ -42,7 +46,8 @@ class Modality:
         """A cell as text. Bytes are decoded as UTF-8, with `errors` "strict" or "replace".
 
         Raises:
-            DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read.
+            DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read; too long,
+                if not cut.
         """
         if value is None or (isinstance(value, float) and np.isnan(value)):
             raise DataError("null")
@@ -51,7 +56,18 @@ class Modality:
         text = _text.unicode(value, errors)
         if not text.strip():
             raise DataError("empty text")
+        if not self.cut and not self._fits(text):
+            raise DataError(f"longer than {self.spec.max_length} tokens")
         return text
+
+    def keep_whole(self) -> None:
+        """From now on refuse longer texts: what belongs to them can't be cut with them."""
+        self.cut = False
+        if not self._fits(self.example):
+            self.example = "a"
+
+    def _fits(self, text: str) -> bool:
+        return len(self.tokenizer(text)["input_ids"]) <= self.spec.max_length
 
     def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
         """Each text, and its token ids, cut at `max_length`, not padded."""
@@ -75,9 +91,9 @@ class Modality:
         return [len(ids) for ids in columns["input_ids"]]
 
     def collate(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, both (batch, longest), padded to a multiple of 8."""
+        """`input_ids` and `attention_mask`, both (batch, longest), padded to a multiple of 8, and at least 8."""
         rows = columns["input_ids"]
-        longest = -(-max(len(ids) for ids in rows) // 8) * 8
+        longest = padded(max(1, *(len(ids) for ids in rows)))
         tokens = np.full((len(rows), longest), self.tokenizer.pad_token_id, dtype=np.int64)
         mask = np.zeros_like(tokens)
         for i, ids in enumerate(rows):
@@ -90,12 +106,21 @@ class Modality:
         self.tokenizer.save_pretrained(str(folder))
 
 
-class Encoder(nn.Module):
-    """A Hugging Face text model without its head.
+def padded(tokens: int) -> int:
+    """How many a batch has whose longest sequence has so many."""
+    return -(-tokens // 8) * 8
 
-    Raises:
-        ModelError: the source has no such model, or only weights in pickle.
-    """
+
+def need_positions(model: Any, tokens: int, source: str) -> None:
+    """Raise ModelError where a model has no positions for so many tokens."""
+    tables = [part for name, part in model.named_modules() if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None]
+    before = max((table.padding_idx + 1 for table in tables), default=0)  # RoBERTa counts from behind the padding's number
+    if (known := getattr(model.config, "max_position_embeddings", None)) and known - before < tokens:
+        raise ModelError(f"the model reads {known - before} tokens; this job may give it {tokens}", source, "lower data.inputs.max_length")
+
+
+class Encoder(nn.Module):
+    """A Hugging Face text model without its head."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -105,11 +130,18 @@ class Encoder(nn.Module):
 
     @classmethod
     def pretrained(cls, spec: InputSpec, source: str) -> Self:
-        """With pretrained weights from a folder or hub id, or random ones of that shape."""
+        """With pretrained weights from a folder or hub id, or random ones of that shape.
+
+        Raises:
+            ModelError: the source has no such model, only weights in pickle, or fewer positions than a batch may have.
+        """
         with _hub.loading("model", source):
             if spec.weights == "random":
-                return cls(AutoModel.from_config(AutoConfig.from_pretrained(source)))
-            return cls(AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True))
+                model = AutoModel.from_config(AutoConfig.from_pretrained(source))
+            else:
+                model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        need_positions(model, padded(spec.max_length), source)
+        return cls(model)
 
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:

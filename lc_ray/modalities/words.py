@@ -13,6 +13,9 @@ from torch import Tensor
 
 from lc_ray.errors import DataError
 from lc_ray.modalities import _text, text
+from lc_ray.spec import InputSpec
+
+_SPACE = "Ġ"  # as byte-level tokenizers write it
 
 
 class Modality(text.Modality):
@@ -24,6 +27,11 @@ class Modality(text.Modality):
         "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}],
     }
     example = "warm up"
+
+    def __init__(self, spec: InputSpec, source: str | Path) -> None:
+        super().__init__(spec, source)
+        bytewise = "".join(self.tokenizer.tokenize(" a")).startswith(_SPACE)
+        self._before = " " if bytewise else ""  # of each word, or such a tokenizer reads all of them as one
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
         """A cell as a list of words. A text may be the JSON of one; else it is split at spaces.
@@ -45,7 +53,8 @@ class Modality(text.Modality):
 
         A word of which the tokenizer leaves nothing, such as a zero-width space, has that of the word before it.
         """
-        coded = self.tokenizer([value or [""] for value in values], is_split_into_words=True, truncation=True, max_length=self.spec.max_length)
+        spaced = [[self._before + word for word in value or []] or [""] for value in values]
+        coded = self.tokenizer(spaced, is_split_into_words=True, truncation=True, max_length=self.spec.max_length)
         starts: list[list[int]] = []
         for row in range(len(values)):
             first: dict[int, int] = {}

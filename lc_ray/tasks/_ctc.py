@@ -72,7 +72,7 @@ class Reading:
     Args:
         column: name of the tensors.
         modality: of modality `speech`.
-        longest: of a transcript, in tokens.
+        longest: of a transcript that is said token by token, which these are not.
         language: for models of several languages, which these are not.
 
     Raises:
@@ -80,6 +80,7 @@ class Reading:
     """
 
     MODEL: ClassVar[Any] = Model
+    longest: ClassVar[int | None] = None
 
     def __init__(self, column: str, modality: Any, longest: int, language: str | None) -> None:
         self.tokenizer = modality.tokenizer
@@ -92,11 +93,14 @@ class Reading:
             self._case = str.lower
         self._known = {*letters, *(token for token in self.tokenizer.get_vocab() if len(token) == 1)}
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids, in the vocabulary's case; punctuation that it lacks is left out."""
+    def spoken(self, text: str) -> str:
+        """A transcript in the vocabulary's case, without punctuation that it lacks."""
         cased = self._case(" ".join(text.split()))
-        spoken = "".join(c for c in cased if c in self._known or c == " " or not unicodedata.category(c).startswith(("P", "S")))
-        return list(self.tokenizer(spoken)["input_ids"])
+        return "".join(c for c in cased if c in self._known or c == " " or not unicodedata.category(c).startswith(("P", "S")))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of what is spoken."""
+        return list(self.tokenizer(self.spoken(text))["input_ids"])
 
     def text(self, ids: list[int]) -> str:
         """The text of token ids, of which none is repeated."""

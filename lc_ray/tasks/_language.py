@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig
 
-from lc_ray.errors import DataError, ModelError, SpecError
+from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities import _hub, _text, text
 from lc_ray.spec import InputSpec, ModelSpec, module_name
 from lc_ray.tasks import _task
@@ -47,7 +47,7 @@ class Task(_task.Task):
     @property
     def positions(self) -> int:
         """The longest sequence that the model is ever given, in tokens."""
-        return self.max_length
+        return text.padded(self.max_length)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of outputs (rows, asked, vocabulary) against targets (rows, asked)."""
@@ -170,8 +170,7 @@ class Model(nn.Module):
                 if random
                 else cls.AUTO.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
             )
-        if task.positions > (most := getattr(config, "max_position_embeddings", None) or task.positions):
-            raise ModelError(f"the model reads {most} tokens; this job may give it {task.positions}", source, "lower data.inputs.max_length")
+        text.need_positions(model, task.positions, source)
         return cls(model, module_name(inputs[0].column))
 
     @classmethod

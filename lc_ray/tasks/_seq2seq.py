@@ -46,7 +46,7 @@ class Model(nn.Module):
             model = _hub.model(WhisperForConditionalGeneration, config, source, spec.weights)
         if (most := config.max_target_positions - len(reading.prefix)) < reading.longest:
             raise ModelError(f"the model writes {most} tokens; this job may ask for {reading.longest}", source, f"set task.max_new_tokens: {most}")
-        audio.shorter(model.model.encoder, round(spec.seconds * 50))
+        audio.shorter(model.model.encoder, spec.seconds, source)
         return cls(model, module_name(spec.column))
 
     @classmethod
@@ -95,7 +95,7 @@ class Reading:
     Args:
         column: name of the tensors.
         modality: of modality `speech`.
-        longest: of a transcript, in tokens.
+        longest: of a transcript, in tokens, its end among them.
         language: of a multilingual model.
     """
 
@@ -110,6 +110,10 @@ class Reading:
         self.prefix, self.end = list(getattr(self.tokenizer, "prefix_tokens", plain)), int(self.tokenizer.eos_token_id)
         self.never_first = modality.never_first
         self.suppressed = sorted({*modality.suppressed, *self.tokenizer.all_special_ids} - {self.end})
+
+    def spoken(self, text: str) -> str:
+        """A transcript as it is."""
+        return text
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text and of its end."""

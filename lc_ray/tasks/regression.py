@@ -89,10 +89,9 @@ class Task(_task.Task):
 
     def metrics(self, scores: list[NDArray[np.float32]], encoded: list[float]) -> dict[str, float]:
         """R², and mean absolute and root mean squared error in the target's unit."""
-        error = (np.stack(scores).astype(np.float64)[:, 0] - np.array(encoded)) * self.std
-        spread = np.array(encoded).std() * self.std
-        rmse = float(np.sqrt((error**2).mean()))
-        return {"r2": 1 - rmse**2 / max(float(spread) ** 2, 1e-12), "mae": float(np.abs(error).mean()), "rmse": rmse}
+        error = np.stack(scores).astype(np.float64)[:, 0] - np.array(encoded)  # in standard deviations
+        squares, spread = float((error**2).mean()), float(np.var(encoded))
+        return {"r2": 1 - squares / max(spread, 1e-12), "mae": float(np.abs(error).mean()) * self.std, "rmse": math.sqrt(squares) * self.std}
 
     def decode(self, output: NDArray[np.float32], parts: dict[str, Any]) -> dict[str, Any]:
         """The number."""

@@ -6,6 +6,7 @@ Which of the two a base model is shows in its features: raw samples, or a log-me
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Self
 
 import jiwer
@@ -19,7 +20,7 @@ from lc_ray.modalities import speech
 from lc_ray.spec import InputSpec, ModelSpec, Section, module_name
 from lc_ray.tasks import _ctc, _language, _seq2seq, _task
 
-_plain = BasicTextNormalizer()
+_normal = BasicTextNormalizer()
 
 
 class Task(_task.Task):
@@ -34,7 +35,7 @@ class Task(_task.Task):
     class Options(Section):
         """Fields of the task section."""
 
-        max_new_tokens: int = Field(128, ge=1, le=1024, description="longest transcript, in tokens")
+        max_new_tokens: int = Field(128, ge=1, le=1024, description="longest transcript of a Whisper, in tokens")
         language: str | None = Field(None, description="language of the recordings, for a multilingual Whisper: for example english")
 
     def __init__(self, max_new_tokens: int = 128, language: str | None = None) -> None:
@@ -50,6 +51,27 @@ class Task(_task.Task):
         return _language.written(value, "transcript")
 
     @classmethod
+    def reader(cls, options: Any, columns: dict[str, Any]) -> Self:
+        """A task that knows how long a transcript may be.
+
+        Raises:
+            SpecError, ModelError: see `fit`.
+        """
+        return cls._of(options, columns)
+
+    @classmethod
+    def read(cls, value: Any, folder: Path | str | None, options: Any) -> str:
+        """See `clean`; a transcript that a Whisper could not say to its end is refused, since its recording can't be cut with it.
+
+        Raises:
+            DataError: as `clean`; or longer than `max_new_tokens`.
+        """
+        transcript = cls.clean(value)
+        if (most := options.reading.longest) and len(options.reading.encode(transcript)) > most:
+            raise DataError(f"the transcript has more than task.max_new_tokens ({most}) tokens")
+        return transcript
+
+    @classmethod
     def fit(cls, targets: Iterable[str], options: Any, columns: dict[str, Any]) -> Self:
         """Of one column of recordings.
 
@@ -57,12 +79,16 @@ class Task(_task.Task):
             SpecError: other inputs.
             DataError: the model's vocabulary has no letter of the transcripts.
         """
-        if len(columns) != 1 or not all(isinstance(modality, speech.Modality) for modality in columns.values()):
-            raise SpecError("speech recognition takes one column, of modality `speech`", "data.inputs")
-        task = cls(**options.model_dump()).bind(columns)
-        if not any(task.reference(task.encode(target)) for target in targets):
+        task = cls._of(options, columns)
+        if not any(_plain(task.reading.text(task.reading.encode(target))) for target in targets):
             raise DataError("the base model's vocabulary has no letter of any transcript", fix="use a model of the transcripts' language")
         return task
+
+    @classmethod
+    def _of(cls, options: Any, columns: dict[str, Any]) -> Self:
+        if len(columns) != 1 or not all(isinstance(modality, speech.Modality) for modality in columns.values()):
+            raise SpecError("speech recognition takes one column, of modality `speech`", "data.inputs")
+        return cls(**options.model_dump()).bind(columns)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -76,19 +102,17 @@ class Task(_task.Task):
         self.reading: Any = kind(module_name(column), modality, self.max_new_tokens, self.language)
         return self
 
-    def encode(self, target: str) -> list[int]:
-        """Token ids of the transcript, at most `max_new_tokens`."""
-        ids: list[int] = self.reading.encode(target)
-        return ids[: self.max_new_tokens]
+    def encode(self, target: str) -> tuple[str, list[int]]:
+        """The transcript as it is to be heard, letters that the vocabulary lacks among it, and its token ids."""
+        return self._reference(target), self.reading.encode(target)
 
-    def reference(self, ids: list[int]) -> str:
-        """Token ids as text in which case and punctuation do not count."""
-        return str(_plain(self.reading.text(ids))).strip()
+    def _reference(self, transcript: str) -> str:
+        return _plain(self.reading.spoken(transcript))
 
-    def collate(self, encoded: list[list[int]]) -> Tensor:
+    def collate(self, encoded: list[tuple[str, list[int]]]) -> Tensor:
         """Token ids (batch, longest), padded."""
-        padded = torch.full((len(encoded), max(1, *map(len, encoded))), _language.IGNORED)
-        for row, ids in zip(padded, encoded, strict=True):
+        padded = torch.full((len(encoded), max(1, *(len(ids) for _, ids in encoded))), _language.IGNORED)
+        for row, (_, ids) in zip(padded, encoded, strict=True):
             row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return padded
 
@@ -117,9 +141,9 @@ class Task(_task.Task):
         """Tokens of each row's transcript, beside a loss that is not known."""
         return [(float("nan"), ids) for ids in self.reading.answer(run, inputs)]
 
-    def metrics(self, scores: list[Any], encoded: list[list[int]]) -> dict[str, float]:
+    def metrics(self, scores: list[Any], encoded: list[tuple[str, list[int]]]) -> dict[str, float]:
         """Word and character error rates over all rows, 1 - WER, and the mean loss in nats per token. Case and punctuation do not count."""
-        pairs = [(reference, self.reference(said)) for ids, (_, said) in zip(encoded, scores, strict=True) if (reference := self.reference(ids))]
+        pairs = [(reference, _plain(self.reading.text(said))) for (reference, _), (_, said) in zip(encoded, scores, strict=True) if reference]
         references, heard = ([pair[side] for pair in pairs] for side in (0, 1))
         wer = jiwer.wer(references, heard) if pairs else 0.0
         cer = jiwer.cer(references, heard) if pairs else 0.0
@@ -135,8 +159,8 @@ class Task(_task.Task):
 
     def mistake(self, answer: dict[str, Any], target: str) -> float | None:
         """The word error rate, at most 1."""
-        reference = str(_plain(target)).strip()
-        return min(1.0, jiwer.wer(reference, str(_plain(answer["text"])).strip())) or None if reference else None
+        reference = self._reference(target)
+        return min(1.0, jiwer.wer(reference, _plain(answer["text"]))) or None if reference else None
 
 
 class Model:
@@ -157,3 +181,8 @@ class Model:
         """With weights yet to be loaded, from `config`."""
         kind = _seq2seq.Model if config["model"]["model_type"] == "whisper" else _ctc.Model
         return kind.rebuild(config)
+
+
+def _plain(text: str) -> str:
+    """Text in which case and punctuation do not count."""
+    return str(_normal(text)).strip()

@@ -86,7 +86,7 @@ class Task(_task.Task):
         return {"seconds": self.seconds, "reduction_factor": self.reduction_factor} | ({"sound": self.sound} if self.sound else {})
 
     def bind(self, columns: dict[str, Any]) -> Self:
-        """Take the name and the longest text of the one column.
+        """Take the name and the longest text of the one column, which is to refuse longer ones: their recordings are not cut.
 
         Raises:
             ModelError: its tokenizer needs a package that is not installed.
@@ -94,6 +94,7 @@ class Task(_task.Task):
         ((column, modality),) = columns.items()
         self.longest = int(modality.spec.max_length)
         self.saying.bind(module_name(column), modality.tokenizer)
+        modality.keep_whole()
         return self
 
     def encode(self, target: bytes) -> NDArray[Any]:

@@ -34,7 +34,11 @@ def config(train: TrainSpec, model: ModelSpec) -> dict[str, Any]:
         "comms_logger": {"enabled": True, "prof_all": True, "verbose": False, "debug": False},
     }
     if model.dtype == "bf16":
-        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        settings["torch_autocast"] = {
+            "enabled": True,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],  # whose gradients, and with ZeRO-3 weights, would travel in bf16; all are computed in it
+        }
     return settings
 
 

@@ -23,6 +23,7 @@ from lc_ray.data.prepare import Prepared, open_prepared
 from lc_ray.errors import TrainError
 from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed
+from lc_ray.models.fusion import FusionModel
 from lc_ray.models.shapes import difference
 from lc_ray.spec import module_name
 from lc_ray.storage import StoragePath
@@ -30,7 +31,7 @@ from lc_ray.train import checkpoint
 from lc_ray.train.clock import Clock
 from lc_ray.train.deepspeed import build
 from lc_ray.train.deepspeed import config as deepspeed_config
-from lc_ray.train.segment import RESULT, TRAIN, Post, Segment, SegmentResult, finished, learning_rate, removed_at
+from lc_ray.train.segment import RESULT, TRAIN, Post, Segment, SegmentResult, finished, learning_rate
 
 _EVALUATE = 64  # rows at a time
 Batch = tuple[dict[str, Tensor], Any]  # inputs by column.tensor, and targets: a tensor (batch, ...), or several by name
@@ -123,7 +124,10 @@ class Worker:
         with self._artifact(self.segment.parent).here() as folder:
             parent = artifact.read(folder, verify=False)
             self.kept = parent.manifest.lineage.get("kept", {})
-            return load.freeze(load.open_model(parent), self.spec.model.freeze, self.inputs)
+            model = load.open_model(parent)
+            if isinstance(model, FusionModel):
+                model.dropout.p = self.spec.model.dropout  # a member that inherits has its own
+            return load.freeze(model, self.spec.model.freeze, self.inputs)
 
     def _artifact(self, key: str) -> StoragePath:
         return self.segment.store / key / "model"
@@ -143,7 +147,7 @@ class Worker:
 
     def prune(self, post: Post) -> None:
         """Remove units by an importance that is summed over the workers."""
-        spec, parent = self.spec.prune, removed_at(self.spec, self.segment.number - 1)
+        spec, gone = self.spec.prune, self.segment.removed
         assert spec is not None
         batches = self.batches(start=self.segment.first)
         first, _ = next(batches)
@@ -159,7 +163,7 @@ class Worker:
         scores = pruner.scores.to(self.device)
         dist.all_reduce(scores)
         pruner.scores = scores.cpu()
-        removed = pruner.remove((self.segment.pruned - parent) / (1 - parent))
+        removed = pruner.remove((self.segment.pruned - gone) / (1 - gone))
         self.kept = {name: units | {"before": self.kept.get(name, units)["before"]} for name, units in removed.items()}
         load.freeze(self.model, self.spec.model.freeze, self.inputs)
         self.tell(post, "pruned", kept=self.kept)
@@ -175,7 +179,8 @@ class Worker:
         optimizer = torch.optim.AdamW(trained, lr=self.spec.train.learning_rate, weight_decay=self.spec.train.weight_decay, fused=True)
         settings = deepspeed_config(self.spec.train, self.spec.model)
         engine, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, config=settings)
-        engine.enable_backward_allreduce = self.world > 1  # one worker's gradients would be copied to and fro
+        # Alone and without ZeRO, gradients would be copied to and fro; ZeRO's optimizer is handed them by nothing else.
+        engine.enable_backward_allreduce = self.world > 1 or engine.zero_optimization_stage() > 0
         return engine
 
     def _groups(self) -> dict[float, list[Any]]:
@@ -198,7 +203,15 @@ class Worker:
             if parent and parent.checkpoint:
                 with (self.segment.store / self.segment.parent / TRAIN / parent.checkpoint).here() as folder:
                     checkpoint.restore(engine, folder)
+                self._own_settings(engine)
         return {"step": self.segment.first, "history": []}
+
+    def _own_settings(self, engine: Any) -> None:
+        """Put this segment's settings in place of those that were loaded with its parent's optimizer."""
+        for group in engine.optimizer.param_groups:
+            group["weight_decay"] = self.spec.train.weight_decay
+        if hasattr(engine.optimizer, "clip_grad"):
+            engine.optimizer.clip_grad = self.spec.train.clip_norm
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This worker's training batches from a step on, as many for each step as gradients are accumulated over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lc_ray.data.batch import steps_per_epoch
@@ -31,6 +31,7 @@ class Segment:
         parent: key of the segment it continues, if any.
         dense: key of the last unpruned ancestor, the teacher of pruned ones.
         member: who trains it.
+        removed: fraction of the prunable parameters that its parent lost, whose genes may ask for another.
     """
 
     job: dict[str, Any]
@@ -41,6 +42,7 @@ class Segment:
     parent: str | None = None
     dense: str | None = None
     member: int = 0
+    removed: float = 0.0
 
     @functools.cached_property
     def spec(self) -> JobSpec:
@@ -54,7 +56,7 @@ class Segment:
         prune = s.prune if self.pruned else None
         encoders = [i.model_dump(mode="json", include={"rate", "weights", "augment"}) for i in s.inputs()]  # the rest is in the data's name
         steps = [self.first, self.until, *self.phase]
-        return digest(s.model, encoders, s.train, prune, self.seed, self.prepared.name, steps, self.parent, self.dense)
+        return digest(s.model, encoders, s.train, prune, self.seed, self.prepared.name, steps, self.parent, self.dense, self.removed)
 
     @property
     def seed(self) -> int:
@@ -95,18 +97,18 @@ class Segment:
     @property
     def pruned(self) -> float:
         """Fraction of the prunable parameters that is gone while it trains."""
-        return removed_at(self.spec, self.number)
+        return max(self.removed, removed_at(self.spec, self.number))
 
     @property
     def prunes(self) -> bool:
         """Whether it starts by pruning further than its parent."""
-        return self.pruned > removed_at(self.spec, self.number - 1)
+        return self.pruned > self.removed
 
     @property
     def keeps_optimizer(self) -> bool:
         """Whether a later segment can go on with its optimizer state: not after the last, nor when the next changes shapes."""
         last = self.number + 1 == self.spec.train.segments
-        return not last and not Segment(self.job, self.prepared, self.store, self.number + 1, self.rows).prunes
+        return not last and not replace(self, number=self.number + 1, removed=self.pruned).prunes
 
 
 @dataclass(frozen=True)

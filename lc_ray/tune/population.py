@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 
 from lc_ray import runtime
-from lc_ray.errors import LcRayError, TrainError, unwrap
-from lc_ray.spec import JobSpec
+from lc_ray.errors import LcRayError, SpecError, TrainError, unwrap
+from lc_ray.spec import JobSpec, minimised
 from lc_ray.storage import StoragePath
 from lc_ray.train.segment import Post, Segment, SegmentResult, finished
 from lc_ray.train.trainer import run_segment
@@ -39,12 +40,14 @@ class Pointer:
         member: who wrote it.
         results: keys of its segments so far, oldest first.
         dense: key of its last unpruned segment.
+        pruned: fraction of the prunable parameters that is gone.
         genes: those it trained with.
     """
 
     member: int
     results: tuple[str, ...]
     dense: str | None
+    pruned: float
     genes: Genes
 
 
@@ -58,10 +61,13 @@ class Search:
     store: StoragePath
     post: Post
 
-    def segment(self, number: int, genes: Genes, member: int, parent: str | None, dense: str | None) -> Segment:
-        """The segment that a member trains next."""
+    def segment(self, pointer: Pointer | None, member: int, genes: Genes) -> Segment:
+        """The segment that a member trains after a pointer's."""
         job = express(self.job, genes).model_dump(mode="json")
-        return Segment(job, self.prepared, self.store, number, self.rows, parent, dense, member)
+        if pointer is None:
+            return Segment(job, self.prepared, self.store, 0, self.rows, member=member)
+        number, parent = len(pointer.results), pointer.results[-1]
+        return Segment(job, self.prepared, self.store, number, self.rows, parent, pointer.dense, member, pointer.pruned)
 
     def advance(self, pointer: Pointer | None, member: int) -> tuple[SegmentResult, Pointer]:
         """Train the segment after a pointer's, with new genes where the pointer is another member's."""
@@ -70,10 +76,9 @@ class Search:
         if spec and pointer and pointer.member != member:
             genes = perturb(spec, genes, member, number, self.job.seed)
             self.post({"event": "exploit", "member": member, "donor": pointer.member, "before": pointer.genes, "genes": genes})
-        parent, dense = (pointer.results[-1], pointer.dense) if pointer else (None, None)
-        result = run_segment(self.segment(number, genes, member, parent, dense), self.post)
+        result = run_segment(self.segment(pointer, member, genes), self.post)
         before = pointer.results if pointer else ()
-        return result, Pointer(member, (*before, result.key), result.dense, genes)
+        return result, Pointer(member, (*before, result.key), result.dense, result.pruned, genes)
 
 
 def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, slots: int, objective: str, post: Post) -> list[SegmentResult]:
@@ -92,6 +97,7 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
         Every segment trained, of all members.
 
     Raises:
+        SpecError: the objective is none of the task's metrics.
         TrainError: every member failed; the first one's reason.
     """
     shared = Search(job, prepared, rows, store, post)
@@ -110,6 +116,7 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
         custom_explore_fn=_same,  # genes are perturbed by the member that inherits them, which knows who it is
         synch=True,
         log_config=False,
+        seed=job.seed,
     )
     folder = store.parent / "tune"
     gate = ray.remote(**runtime.beside())(Slots).remote(slots)
@@ -126,6 +133,7 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
         warnings.filterwarnings("ignore", "Consider boosting PBT")  # by reusing actors: a member's holds nothing worth keeping
         found = tuner.fit()
     results = [r for key in ray.get(gate.done.remote()) if (r := finished(store / key))]
+    check(objective, results)
     if not any(r.number + 1 == job.train.segments for r in results):
         errors = [unwrap(e) for e in found.errors]
         ours = next((e for e in errors if isinstance(e, LcRayError)), None)
@@ -135,7 +143,11 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
 
 
 class _InStep(PopulationBasedTraining):  # type: ignore[misc]
-    """PBT in step that goes on without a member that fails for good. Ray's own has the others wait for it for ever."""
+    """PBT in step that draws donors by seed, and goes on without a member that fails for good: Ray's own has the others wait for it for ever."""
+
+    def __init__(self, *args: Any, seed: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._seed = seed
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
         """Called by Tune with what a member reports."""
@@ -154,6 +166,14 @@ class _InStep(PopulationBasedTraining):  # type: ignore[misc]
         if others and all(self._trial_state[one].last_train_time >= self._next_perturbation_sync for one in others):
             self.on_trial_result(tune_controller, others[0], self._trial_state[others[0]].last_result)
 
+    def _checkpoint_or_exploit(self, trial: Any, tune_controller: Any, upper_quantile: list[Any], lower_quantile: list[Any]) -> None:
+        """Called by Tune of each member once all are in step. Its own choice among donors differs from run to run."""
+        if trial in lower_quantile:
+            random = np.random.default_rng([self._seed, _number(trial.trial_id), int(self._trial_state[trial].last_train_time)])
+            donors = sorted(upper_quantile, key=lambda one: _number(one.trial_id))
+            upper_quantile = [donors[random.integers(len(donors))]]
+        super()._checkpoint_or_exploit(trial, tune_controller, upper_quantile, lower_quantile)
+
     def _in_step(self, lost: Any) -> None:
         self._trial_state[lost].last_train_time = self._next_perturbation_sync
 
@@ -169,6 +189,18 @@ class _Lost(tune.Callback):  # type: ignore[misc]
         member = _number(trial.trial_id)
         ray.get(self.slots.release.remote(member))
         self.post({"event": "lost", "member": member})
+
+
+def check(objective: str, results: list[SegmentResult]) -> None:
+    """Whether segments were measured by the objective: which metrics a task has shows when one has ended.
+
+    Raises:
+        SpecError: names the metrics that could be it.
+    """
+    for metrics in (r.metrics for r in results):
+        if objective not in metrics:
+            known = [name for name in metrics if not minimised(name)]
+            raise SpecError(f"the task has no metric '{objective}'", "search.objective", f"use one of {', '.join(known)}; what was trained is kept")
 
 
 def _number(trial: str) -> int:
@@ -197,8 +229,10 @@ def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) 
     while pointer is None or len(pointer.results) < segments:
         ray.get(slots.acquire.remote(member))
         try:
+            check(objective, [r for key in ray.get(slots.done.remote())[:1] if (r := finished(shared.store / key))])  # of who was first
             result, pointer = shared.advance(pointer, member)
             ray.get(slots.add.remote(result.key))
+            check(objective, [result])
         except Exception as error:
             shared.post({"event": "failed", "member": member, "error": str(unwrap(error)).splitlines()[0]})
             raise

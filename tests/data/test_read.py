@@ -176,6 +176,24 @@ def test_nothing_to_read(tmp_path, name, message):
         files(str(tmp_path / name))
 
 
+def test_a_column_may_begin_late(tmp_path):
+    rows = [{"text": "a"}] * 200 + [{"text": "b", "label": "late"}]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
+    (tmp_path / "a.json").write_text(f"[{','.join(lines)}]", "utf-8")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, line in enumerate(lines):
+            member = tarfile.TarInfo(f"{number}.json")
+            member.size = len(line)
+            tar.addfile(member, io.BytesIO(line.encode()))
+    for name in ("a.jsonl", "a.json", "a.tar"):
+        reader = read.Reader(File(str(tmp_path / name)))
+        reader.require(["label", "text"])
+        assert reader.among(["label", "text"]) == ["label", "text"]
+        with pytest.raises(DataError, match="no column 'stars'"):
+            reader.require(["stars"])
+
+
 def test_a_missing_column_lists_those_there_are(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text("review,stars\n", "utf-8")

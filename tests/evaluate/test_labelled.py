@@ -1,8 +1,15 @@
+import json
+
 import pytest
+from artifacts import save
 
 import lc_ray
 from lc_ray.errors import DataError
 from lc_ray.evaluate.labelled import evaluate
+from lc_ray.models import load
+from lc_ray.predictor import Predictor
+from lc_ray.spec import InputSpec, ModelSpec
+from lc_ray.tasks.classification import Task
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +44,23 @@ def test_words_without_a_tag_each_are_rejected(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(model.task, "check", check)
     assert evaluate(model, str(file), "label")["rejected"] == 1
+
+
+def test_a_column_that_rows_may_lack_counts_wherever_it_begins(tiny_base, tmp_path):
+    text = InputSpec(column="text", base=str(tiny_base), max_length=8, optional=False)
+    inputs = [text, InputSpec(column="cell", modality="tabular", optional=True)]
+    task = Task(["no", "yes"])
+    model = Predictor(save(tmp_path / "model", load.pretrained(ModelSpec(), inputs, task), task, inputs), 1)
+    seen = []
+    decode = model.decode
+    model.decode = lambda row, folder: seen.append(decode(row, folder)) or seen[-1]
+    plain = {"text": "good", "label": "yes"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in [*[plain] * 130, plain | {"cell": 3}]), "utf-8")
+    assert evaluate(model, str(file), "label")["rows"] == 131
+    assert [row["cell"] for row in seen[-2:]] == [None, "3"]
+    (tmp_path / "rows.csv").write_text("text,label\ngood,yes\n", "utf-8")
+    assert evaluate(model, str(tmp_path / "rows.csv"), "label")["rows"] == 1
 
 
 def test_nothing_usable(model, tmp_path):

@@ -6,9 +6,19 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
 
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities.audio import Encoder, Modality
 from lc_ray.spec import InputSpec
 
@@ -17,9 +27,9 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
-    """Folders of a tiny wav2vec2 and a tiny Whisper."""
+    """Folders of a tiny wav2vec2, a tiny Whisper and a tiny AST."""
     torch.manual_seed(0)
-    raw, mel = tmp_path_factory.mktemp("wav2vec2"), tmp_path_factory.mktemp("whisper")
+    raw, mel, ast = (tmp_path_factory.mktemp(name) for name in ("wav2vec2", "whisper", "ast"))
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "num_conv_pos_embeddings": 16}
     conv = {"conv_dim": (16, 16, 16), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 4), "num_conv_pos_embedding_groups": 2}
     layers = {"num_feat_extract_layers": 3, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
@@ -29,7 +39,11 @@ def speech(tmp_path_factory):
     ends = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 2}
     WhisperModel(WhisperConfig(d_model=16, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=50, **layers, **ends)).save_pretrained(mel)
     WhisperFeatureExtractor().save_pretrained(mel)
-    return {"raw": str(raw), "mel": str(mel)}
+    small = ASTModel(ASTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    torch.nn.init.normal_(small.embeddings.position_embeddings)
+    small.save_pretrained(ast)
+    ASTFeatureExtractor().save_pretrained(ast)
+    return {"raw": str(raw), "mel": str(mel), "ast": str(ast)}
 
 
 def modality(speech, kind, seconds=1.0):
@@ -118,7 +132,7 @@ def test_shown_saved_and_opened_again(speech, kind, tmp_path):
         assert torch.equal(again.collate(again.prepare([clean, None]))[name], tensor)
 
 
-@pytest.mark.parametrize("kind", ["raw", "mel"])
+@pytest.mark.parametrize("kind", ["raw", "mel", "ast"])
 def test_neighbours_and_rebuilding_change_nothing(speech, kind):
     audio = modality(speech, kind)
     encoder = Encoder.pretrained(audio.spec, speech[kind]).eval()
@@ -133,7 +147,23 @@ def test_neighbours_and_rebuilding_change_nothing(speech, kind):
     real = int(mask[0].sum())
     assert real == one.shape[1]
     torch.testing.assert_close(two[0, :real], one[0], rtol=1e-3, atol=1e-4)
-    assert kind == "raw" or two.shape[1] == 50  # a second, of the 30 that Whisper was made for
+    assert kind == "raw" or two.shape[1] == {"mel": 50, "ast": 2 + 12 * 9}[kind]  # a second, of the 30 or 10.24 that they were made for
+
+
+def test_positions_stay_where_they_were(speech):
+    whole, cut = (Encoder.pretrained(modality(speech, "ast", seconds).spec, speech["ast"]).model for seconds in (10.24, 2.0))
+    sound = modality(speech, "ast", 10.24)
+    features = sound.collate(sound.prepare([sound.decode(tone(seconds=10))]))["input_features"]
+    with torch.no_grad():
+        far, near = whole.embeddings(features), cut.embeddings(features[:, :200])
+    torch.testing.assert_close(near[:, 2:].unflatten(1, (12, -1)), far[:, 2:].unflatten(1, (12, -1))[:, :, :19])
+    torch.testing.assert_close(near[:, :2], far[:, :2])
+
+
+@pytest.mark.parametrize(("kind", "seconds", "said"), [("mel", 31, "up to 30 s, not 31"), ("ast", 11, r"up to 10\.24 s"), ("ast", 0.1, "patch")])
+def test_clips_that_a_model_was_not_made_for(speech, kind, seconds, said):
+    with pytest.raises(ModelError, match=said):
+        Encoder.pretrained(modality(speech, kind, seconds).spec, speech[kind])
 
 
 @pytest.mark.parametrize("kind", ["raw", "mel"])

@@ -1,11 +1,18 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from transformers import BertModel
+from tokens import byte_tokenizer
+from transformers import BertConfig, BertModel, GPT2Config, RobertaConfig
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities.text import Encoder, Modality
-from lc_ray.spec import InputSpec
+from lc_ray.models import load
+from lc_ray.models.batches import collate, prepare
+from lc_ray.spec import InputSpec, ModelSpec
+from lc_ray.tasks import masked_language_modeling
+from lc_ray.tasks.classification import Task
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +49,29 @@ def test_padding_is_masked(modality):
     assert (batch["input_ids"][batch["attention_mask"] == 0] == modality.tokenizer.pad_token_id).all()
 
 
+def test_texts_that_are_all_missing(tmp_path):
+    """Of a tokenizer that adds no tokens of its own, beside a column that is there."""
+    base = tmp_path / "gpt2"
+    byte_tokenizer("").save_pretrained(base)
+    GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=260, n_positions=16, bos_token_id=1, eos_token_id=1).save_pretrained(base)
+    inputs = [
+        InputSpec(column="text", base=str(base), weights="random", max_length=12, optional=True),
+        InputSpec(column="age", modality="tabular", optional=True),
+    ]
+    columns, task = load.modalities(inputs), Task(["no", "yes"])
+    for kind in ("concat", "gated", "attention"):
+        model = load.pretrained(ModelSpec(base=str(base), fusion={"kind": kind}), inputs, task)
+        outputs = []
+        for texts in ([None, None], [None, "good"]):
+            batch = collate(prepare({"text": texts, "age": ["3", "4"]}, columns), columns)
+            assert batch["text.input_ids"].shape == batch["text.attention_mask"].shape == (2, 8)
+            model.train()(batch).sum().backward()
+            assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+            outputs.append(model.eval()(batch)[0])
+        assert outputs[0].isfinite().all()
+        torch.testing.assert_close(*outputs)
+
+
 def test_encoder_equals_the_pretrained_model(modality, tiny_base):
     batch = modality.collate(modality.prepare(["good day", "bad"]))
     reference = BertModel.from_pretrained(tiny_base, add_pooling_layer=False).eval()
@@ -66,6 +96,24 @@ def test_weights_in_pickle_are_refused(tiny_base, tmp_path):
     torch.save(BertModel.from_pretrained(tiny_base).state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError):
         Encoder.pretrained(InputSpec(column="text"), str(tmp_path))
+
+
+@pytest.mark.parametrize(("config", "most"), [(BertConfig, 20), (RobertaConfig, 18)])
+def test_texts_longer_than_a_model_reads(tmp_path, config, most):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
+    config(**shape, max_position_embeddings=20, pad_token_id=1).save_pretrained(tmp_path)
+    spec = InputSpec(column="text", weights="random", max_length=16)
+    encoder = Encoder.pretrained(spec, str(tmp_path))
+    assert encoder(torch.full((1, 16), 5), torch.ones(1, 16))[0].isfinite().all()
+    for longer in (17, most + 1):
+        with pytest.raises(ModelError, match=f"reads {most} tokens; this job may give it 24"):
+            Encoder.pretrained(spec.model_copy(update={"max_length": longer}), str(tmp_path))
+    task = SimpleNamespace(positions=most)
+    inputs = [spec]
+    masked_language_modeling.Model.pretrained(ModelSpec(), inputs, {"text": str(tmp_path)}, task)
+    task.positions += 1
+    with pytest.raises(ModelError, match=f"reads {most} tokens"):
+        masked_language_modeling.Model.pretrained(ModelSpec(), inputs, {"text": str(tmp_path)}, task)
 
 
 def test_no_tokenizer(tmp_path):

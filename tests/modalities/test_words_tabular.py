@@ -1,12 +1,17 @@
 """Words and cells of a table."""
 
+import json
 from decimal import Decimal
 
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from tokens import byte_tokenizer
+from transformers import GPT2Tokenizer, RobertaTokenizer
 
 from lc_ray.errors import DataError
 from lc_ray.modalities import tabular, words
+from lc_ray.modalities._text import listed
 from lc_ray.spec import InputSpec
 
 
@@ -45,6 +50,25 @@ def test_words_that_the_tokenizer_drops_move_no_other(column):
     assert [tokens[p] for p in parts["starts"][0]] == ["[CLS]", "good", "good", "day"]
 
 
+def test_words_of_a_bytewise_tokenizer_are_read_as_in_a_text(tmp_path):
+    bytewise = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(ByteLevel.alphabet()), "Ġa", "Ġb"])}
+    for name, made in (
+        ("roberta", RobertaTokenizer(vocab=bytewise, merges=[("Ġ", "a"), ("Ġ", "b")])),
+        ("gpt2", GPT2Tokenizer(vocab=bytewise, merges=[("Ġ", "a"), ("Ġ", "b")], pad_token="<pad>", unk_token="<unk>")),
+        ("bare", byte_tokenizer("")),
+    ):
+        made.save_pretrained(tmp_path / name)
+        column = words.Modality(InputSpec(column="words", modality="words", max_length=16), tmp_path / name)
+        column.save(tmp_path / f"{name} again")
+        for modality in (column, words.Modality(column.spec, tmp_path / f"{name} again")):
+            parts = modality.prepare([["ab", "b", "ca"], None])
+            assert modality.tokenizer.decode(parts["input_ids"][0], skip_special_tokens=True) == " ab b ca"
+            text = modality.tokenizer(" ab b ca")["input_ids"]
+            assert parts["input_ids"][0] == text
+            assert [modality.tokenizer.convert_ids_to_tokens(text[p])[0] for p in parts["starts"][0]] == ["Ġ"] * 3
+            assert parts["words"] == [["ab", "b", "ca"], None]
+
+
 def test_cells_are_numbers_or_categories():
     cell = tabular.Modality(InputSpec(column="age", modality="tabular"), "")
     assert [cell.decode(v) for v in (3, 2.5, "7", b" red ", True, Decimal("1.50"))] == ["3", "2.5", "7", "red", "True", "1.50"]
@@ -69,5 +93,27 @@ def test_numbers_of_any_scale_are_encoded_alike():
         hidden, mask = encoder(**batch)
         assert hidden.shape == (8, 1, encoder.width)
         assert mask.shape == (8, 1)
-        found.append(encoder.standardise(torch.stack([batch["number"]] * 2, 1)))
+        found.append(encoder.standardise.eval()(torch.stack([batch["number"]] * 2, 1))[:, 0])
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+def test_a_list_as_python_writes_it_is_read_unless_it_is_very_long():
+    assert listed("['a', 'b']") == ["a", "b"]
+    assert listed(json.dumps(["a"] * 100_000)) == ["a"] * 100_000
+    with pytest.raises(DataError, match="not valid JSON"):
+        listed(str(["a"] * 100_000))
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_short_training_standardises_as_a_long_one(rows):
+    torch.manual_seed(0)
+    years = 2000 + 10 * torch.randn(15 * rows, 2)
+    encoder = tabular.Encoder.pretrained(InputSpec(column="year", modality="tabular"), "").train()
+    for batch in years.split(rows):
+        encoder(batch[:, 0], torch.zeros(rows, dtype=torch.long))
+    kept = tabular.Encoder.rebuild(encoder.config)
+    kept.load_state_dict(encoder.state_dict())
+    number = encoder.standardise.eval()(torch.stack([years[:, 0], years[:, 0].log1p()], 1))
+    torch.testing.assert_close(number.mean(0), torch.zeros(2), rtol=0, atol=0.05)
+    torch.testing.assert_close(number.std(0, correction=0), torch.ones(2), rtol=0, atol=0.05)
+    assert kept.standardise.num_batches_tracked == 15

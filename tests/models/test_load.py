@@ -67,7 +67,7 @@ def test_a_model_that_was_downloaded_is_found_without_a_hub(no_hub, tiny_base, t
 
 
 def test_freezing_names_what_is_there(tiny_base):
-    inputs = [InputSpec(column="text", base=str(tiny_base))]
+    inputs = [InputSpec(column="text", base=str(tiny_base), max_length=8)]
     model = load.pretrained(ModelSpec(freeze=("embeddings",)), inputs, TASK)
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     assert frozen

@@ -182,3 +182,23 @@ def test_nothing_is_reported_over_the_network(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"HOME": str(tmp_path)}, check=True, timeout=60)
     assert done.stdout.split() == ["MagicMock", "openvino.tools.ovc.telemetry_stub"]
     assert not (tmp_path / "intel").exists()
+
+
+def test_numbers_of_a_table_keep_their_digits(tmp_path):
+    """Years, of which bf16 knows one in eight."""
+    torch.manual_seed(0)
+    inputs = [InputSpec(column="year", modality="tabular")]
+    columns = models.modalities(inputs)
+    years = prepare({"year": [str(1990 + 7 * i % 20) for i in range(20)]}, columns)
+    batch = collate(years, columns)
+    model = models.pretrained(ModelSpec(), inputs, TASK)
+    model.train()(batch)
+    model.eval()
+    about = {"task": {"kind": "classification", **TASK.config}, "inputs": [i.model_dump() for i in inputs]}
+    manifest = Manifest(name="years", **about, architecture=models.describe(model, {}, {}))
+    dense = models.save(tmp_path / "dense", manifest, model.state_dict(), columns)
+    made = quantize(dense, QuantizeSpec(), years, tmp_path / "int8", "years")
+    with torch.no_grad():
+        expected = model(batch).numpy()
+    found = int8.load(made, 1)(batch)
+    assert np.abs(found - expected).max() < 0.25 * expected.std()

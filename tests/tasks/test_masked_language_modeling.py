@@ -163,7 +163,7 @@ def test_the_tuned_encoder_is_a_base_for_other_tasks(trained, tmp_path):
         torch.testing.assert_close(encoder(**ids).last_hidden_state, expected, atol=1e-5, rtol=1e-4)
     from lc_ray.tasks.classification import Task as Classification
 
-    again = load.pretrained(ModelSpec(), [InputSpec(column="text", base=str(folder))], Classification(["a", "b"]))
+    again = load.pretrained(ModelSpec(), [InputSpec(column="text", base=str(folder), max_length=16)], Classification(["a", "b"]))
     torch.testing.assert_close(
         again.encoders["text"].model.embeddings.word_embeddings.weight, model.model.get_input_embeddings().weight, atol=0, rtol=0
     )

@@ -18,10 +18,11 @@ def fit(kind, targets, **options):
     return kind.Task.fit(targets, kind.Task.options(TaskSpec(kind="any", **options)), {})
 
 
-def test_regression_has_the_targets_unit():
-    targets = RANDOM.normal(200, 40, 50).tolist()
+@pytest.mark.parametrize("unit", [1, 1e-9])
+def test_regression_has_the_targets_unit(unit):
+    targets = (unit * RANDOM.normal(200, 40, 50)).tolist()
     task = fit(regression, targets)
-    guesses = RANDOM.normal(200, 40, 50)
+    guesses = unit * RANDOM.normal(200, 40, 50)
     scores = [np.array([(g - task.mean) / task.std], np.float32) for g in guesses]
     found = task.metrics(scores, [task.encode(t) for t in targets])
     assert found["mae"] == pytest.approx(mean_absolute_error(targets, guesses), rel=1e-4)

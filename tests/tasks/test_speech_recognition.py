@@ -161,8 +161,7 @@ def test_answers_are_those_measured_and_do_not_depend_on_the_batch(trained):
     together, alone = trained.dense.answers(rows), trained.dense.answers(rows, batch_size=1)
     assert together == alone
     assert all(set(answer) == {"text"} for answer in together)
-    heard = [trained.task.reference(ids) for _, ids in trained.dense.scores(rows)]
-    assert heard == [answer["text"].lower() for answer in together]
+    assert [trained.task.decode(score, {}) for score in trained.dense.scores(rows)] == together
     spoken_again = [trained.columns["clip"].show({"samples": samples}) for samples in rows["clip.samples"]]
     assert trained.dense.predict(spoken_again) == together
     wrong = [trained.task.mistake(answer, text) for answer, text in zip(together, texts, strict=True)]
@@ -235,10 +234,29 @@ def test_error_rates_are_jiwers(trained):
     texts, heard = ["ab cd", "a b c"], ["ab dd", "a b"]
     task = trained.task
     encoded = [task.encode(t) for t in texts]
-    found = task.metrics([(0.5, task.encode(t)) for t in heard], encoded)
+    found = task.metrics([(0.5, task.encode(t)[1]) for t in heard], encoded)
     assert found["wer"] == pytest.approx(jiwer.wer(texts, heard)) == pytest.approx(2 / 5)
     assert found["cer"] == pytest.approx(jiwer.cer(texts, heard))
-    assert task.metrics([(0.0, ids) for ids in encoded], encoded)["wer"] == 0
+    assert task.metrics([(0.0, ids) for _, ids in encoded], encoded)["wer"] == 0
+
+
+def test_letters_that_a_vocabulary_lacks_are_errors(tmp_path):
+    task = Task().bind(load.modalities([column(wav2vec2(tmp_path / "base"))]))
+    perfect = [(0.0, [token for token in task.encode("ab xd")[1] if token != 3])]  # what it can say of it
+    assert task.metrics(perfect, [task.encode("ab xd")]) == pytest.approx({"word_accuracy": 0.5, "wer": 0.5, "cer": 0.2, "loss": 0})
+    assert task.mistake(task.decode(perfect[0], {}), "ab xd") == 0.5
+    assert task.mistake({"text": "AB CD"}, "ab-cd!") == 1  # as the vocabulary has no hyphen, it is taught one word
+
+
+def test_no_transcript_is_cut(tmp_path):
+    long = "abcd " * 40
+    letters = Task.reader(Task.Options(), load.modalities([column(wav2vec2(tmp_path / "ctc"))]))
+    assert letters.read(long, None, letters) == long
+    assert len(letters.encode(long)[1]) == len(long.strip()) > letters.max_new_tokens
+    tokens = Task.reader(Task.Options(max_new_tokens=4), load.modalities([column(whisper(tmp_path / "whisper"))]))
+    assert tokens.read("ab", None, tokens) == "ab"  # a space, two letters and the end
+    with pytest.raises(DataError, match=r"more than task\.max_new_tokens \(4\) tokens"):
+        tokens.read("abc", None, tokens)
 
 
 def test_letters_of_a_ctc_vocabulary(tmp_path):

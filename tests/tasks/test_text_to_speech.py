@@ -160,6 +160,21 @@ def test_sound_of_a_spectrogram():
     assert np.fft.rfftfreq(len(back), 1 / RATE)[np.abs(np.fft.rfft(back)).argmax()] == pytest.approx(1000, rel=0.05)
 
 
+def test_no_text_is_cut(tmp_path):
+    base = speecht5(tmp_path / "base")
+    inputs = [column(base, max_length=4)]
+    columns = load.modalities(inputs)
+    assert columns["text"].decode("abcdabcd")
+    task = Task.reader(Task.Options(seconds=1), columns)
+    assert columns["text"].decode("ab") == "ab"
+    with pytest.raises(DataError, match="longer than 4 tokens"):
+        columns["text"].decode("abcdabcd")
+    predictor = Predictor(save(tmp_path / "model", load.pretrained(ModelSpec(), inputs, task), task, inputs), 1)
+    with pytest.raises(DataError, match="longer than 4 tokens"):
+        predictor.predict(["ab", "abcdabcd"])
+    assert predictor.columns["text"].decode(predictor.columns["text"].example)
+
+
 def test_what_does_not_fit(tmp_path, tiny_base):
     task = Task(seconds=1)
     for cell, reason in ((None, "null"), (b"RIFFxxxx", "not audio"), ("none.wav", "no such file"), (TONES.spoken("abcdabcdabcd"), "longer than 1 s")):

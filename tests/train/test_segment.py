@@ -15,9 +15,9 @@ JOB = {
 }
 
 
-def segment(number=0, rows=1000, member=0, parent=None, **values):
+def segment(number=0, rows=1000, member=0, parent=None, removed=0.0, **values):
     job = spec.parse(spec.override(JOB, values)).model_dump(mode="json")
-    return Segment(job, StoragePath("/prepared/key"), StoragePath("/store"), number, rows, parent, None, member)
+    return Segment(job, StoragePath("/prepared/key"), StoragePath("/store"), number, rows, parent, None, member, removed)
 
 
 def test_segments_cover_the_training_without_gaps():
@@ -40,6 +40,7 @@ def test_the_key_holds_all_that_the_result_depends_on():
         segment(rows=2000).key,
         segment(member=1).key,
         segment(parent="p").key,
+        segment(parent="p", removed=0.1).key,
         segment(seed=5).key,
         segment(**{"train.learning_rate": 1e-3}).key,
         segment(**{"model.base": "c"}).key,
@@ -59,7 +60,13 @@ def test_the_key_holds_nothing_else():
 
 def test_pruning_starts_at_its_segment_and_stays():
     assert [segment(n).pruned for n in range(4)] == pytest.approx([0, 0, 0.6, 0.6])
-    assert [segment(n).prunes for n in range(4)] == [False, False, True, False]
+    assert [segment(n, removed=segment(n - 1).pruned if n else 0.0).prunes for n in range(4)] == [False, False, True, False]
+
+
+def test_what_the_parent_lost_counts_not_what_its_heir_would_have():
+    assert segment(3, removed=0.3).prunes, "on to 60%"
+    further = segment(3, removed=0.7)
+    assert (further.prunes, further.pruned) == (False, 0.7), "what is gone stays gone"
 
 
 def test_a_ramp_removes_more_at_first():

@@ -33,7 +33,7 @@ def test_the_others_go_on_without_it(ray_local, tmp_path):
                 ray.get(slots.add.remote(f"member 0, step {step}"))
                 tune.report({"accuracy": step / 10}, checkpoint=tune.Checkpoint.from_directory(folder))
 
-    step = _InStep("training_iteration", "accuracy", "max", 1, custom_explore_fn=_same, quantile_fraction=0.5, synch=True)
+    step = _InStep("training_iteration", "accuracy", "max", 1, custom_explore_fn=_same, quantile_fraction=0.5, synch=True, seed=0)
     twice = tune.FailureConfig(max_failures=1)
     found = tune.Tuner(
         tune.with_resources(member, {"CPU": 0.1}),

@@ -1,0 +1,37 @@
+"""Rows as users give them to a model of several columns."""
+
+import pytest
+import torch
+from artifacts import save
+
+from lc_ray.errors import DataError
+from lc_ray.models import load
+from lc_ray.predictor import Predictor
+from lc_ray.spec import InputSpec, ModelSpec
+from lc_ray.tasks.classification import Task
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base, tmp_path_factory):
+    """Of a text, and a cell that a row may lack."""
+    torch.manual_seed(0)
+    text = InputSpec(column="text", base=str(tiny_base), max_length=8, optional=False)
+    inputs = [text, InputSpec(column="cell", modality="tabular", optional=True)]
+    task = Task(["no", "yes"])
+    made = load.pretrained(ModelSpec(), inputs, task)
+    return Predictor(save(tmp_path_factory.mktemp("fused") / "model", made, task, inputs), 1)
+
+
+def test_a_misspelt_column_is_not_ignored(model):
+    (whole,), (alone,) = (model.predict([row]) for row in ({"text": "good", "cell": "3"}, {"text": "good"}))
+    assert whole != alone
+    with pytest.raises(DataError, match="instance 1: unknown column cel; expected text, cell"):
+        model.predict([{"text": "good"}, {"text": "good", "cel": "3"}])
+    with pytest.raises(DataError, match="missing column text; expected text, cell"):
+        model.predict([{"texts": "good", "cell": "3"}])
+
+
+def test_other_keys_beside_a_whole_row_are_left_alone(model):
+    for cell in ("3", None):
+        row = {"text": "good", "cell": cell}
+        assert model.predict([row | {"label": "yes"}]) == model.predict([row])

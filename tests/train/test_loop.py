@@ -1,0 +1,134 @@
+"""A worker's parts on a real DeepSpeed engine, alone and without Ray."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import ray.train
+import torch
+import torch.distributed as dist
+
+from lc_ray import spec
+from lc_ray.artifact import Manifest
+from lc_ray.models import load
+from lc_ray.storage import StoragePath
+from lc_ray.tasks.classification import Task
+from lc_ray.train import checkpoint, loop
+from lc_ray.train.segment import Segment, SegmentResult
+
+JOB = {
+    "model": {},
+    "data": {"train": "t.csv", "inputs": [{"column": "x", "modality": "tabular"}], "target": "label"},
+    "train": {"segments": 3, "batch_size": 4, "weight_decay": 0, "zero": {"stage": 2, "offload": "cpu"}},
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A process group of one."""
+    import deepspeed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path_factory.mktemp('group') / 'file'}", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+        deepspeed.comm.comm.cdb = None
+
+
+def worker(store, number=0, parent=None, removed=0.0, **values):
+    """What a worker is before it has read anything."""
+    job = spec.parse(spec.override(JOB, values)).model_dump(mode="json")
+    self = object.__new__(loop.Worker)
+    self.segment = Segment(job, StoragePath("/prepared/key"), StoragePath(str(store)), number, 100, parent, None, 0, removed)
+    self.spec, self.inputs, self.task, self.kept = self.segment.spec, self.segment.spec.inputs(), Task(["a", "b"]), {}
+    self.rank, self.world, self.device = 0, 1, torch.device("cpu")
+    torch.manual_seed(0)
+    self.model = load.pretrained(self.spec.model, self.inputs, self.task)
+    return self
+
+
+def step(self, engine, take=True):
+    inputs = {"x.number": torch.tensor([1.0, 2, 3, 7]).to(engine.device), "x.category": torch.zeros(4, dtype=torch.long).to(engine.device)}
+    outputs = engine(inputs)
+    engine.backward(self.task.loss(outputs, torch.tensor([0, 1, 0, 1]).to(engine.device)))
+    if take:
+        engine.step()
+    return outputs
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_one_worker_that_offloads_learns(alone, tmp_path, stage):
+    self = worker(tmp_path, **{"train.zero.stage": stage})
+    before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+    engine = self.initialize()
+    step(self, engine)
+    after = checkpoint.whole_weights(engine)
+    assert not torch.equal(after["head.weight"], before["head.weight"])
+
+
+def test_gradients_are_computed_in_bf16_and_reduced_in_fp32(alone, tmp_path):
+    from deepspeed.utils import safe_get_full_grad
+
+    self = worker(tmp_path, **{"train.zero.stage": 1, "train.accumulate": 2, "train.batch_size": 8})
+    engine = self.initialize()
+    assert step(self, engine).dtype == torch.bfloat16
+    step(self, engine, take=False)
+    total = safe_get_full_grad(self.model.head.weight)  # of two gradients, each in bf16
+    assert not torch.equal(total, total.bfloat16().float())
+
+
+def test_an_heir_has_its_own_decay_and_clipping(alone, tmp_path, monkeypatch):
+    donor = worker(tmp_path, **{"train.weight_decay": 0.3, "train.clip_norm": 0.5})
+    engine = donor.initialize()
+    step(donor, engine)
+    folder = tmp_path / "donor" / "train" / "last"
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    monkeypatch.setattr(ray.train, "report", lambda metrics, checkpoint: shutil.copytree(checkpoint.path, folder))
+    checkpoint.save(engine, {"step": 1, "history": []}, {})
+    SegmentResult("donor", 0, 1, None, "donor", 0.0, {}, [], {}, "last").write(StoragePath(str(tmp_path / "donor")))
+
+    heir = worker(tmp_path, 1, "donor", **{"train.weight_decay": 0.1, "train.clip_norm": 2.0})
+    engine = heir.initialize()
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
+    assert heir.resume(engine) == {"step": heir.segment.first, "history": []}
+    assert [group["weight_decay"] for group in engine.optimizer.param_groups] == [0.1]
+    assert engine.optimizer.clip_grad == 2.0
+    assert engine.optimizer.state, "the donor's moments"
+
+
+def test_an_heir_has_its_own_dropout(tmp_path):
+    donor = worker(tmp_path, **{"model.dropout": 0.5})
+    manifest = Manifest(
+        name="donor",
+        task={"kind": "classification", **donor.task.config},
+        inputs=[i.model_dump(mode="json") for i in donor.inputs],
+        architecture=load.describe(donor.model, {}, {}),
+    )
+    load.save(tmp_path / "donor" / "model", manifest, donor.model.state_dict(), {})
+    heir = worker(tmp_path, 1, "donor", **{"model.dropout": 0.2})
+    model = heir._starting_model()
+    assert model.dropout.p == model.config["dropout"] == 0.2
+
+
+def test_pruning_removes_what_is_missing_of_what_the_parent_lost(alone, tmp_path, monkeypatch):
+    removed = []
+
+    class Pruner:
+        def __init__(self, model, example, keep):
+            self.scores = torch.zeros(1)
+
+        def observe(self):
+            pass
+
+        def remove(self, fraction):
+            removed.append(fraction)
+            return {}
+
+    self = worker(tmp_path, 2, "donor", 0.3, **{"prune": {"parameters": 0.6, "start": 0.3, "calibration": 4}})
+    monkeypatch.setattr(loop.family, "load", lambda group, kind: SimpleNamespace(Pruner=Pruner))
+    assert self.segment.prunes
+    inputs = {"x.number": torch.ones(4), "x.category": torch.zeros(4, dtype=torch.long)}
+    monkeypatch.setattr(self, "batches", lambda start: iter([(inputs, torch.zeros(4, dtype=torch.long))] * 2))
+    self.prune(lambda event: None)
+    assert removed == pytest.approx([0.3 / 0.7])
