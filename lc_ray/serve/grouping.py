@@ -34,6 +34,7 @@ class Grouping:
             size: of its largest row, in tokens.
             seconds: that it took.
         """
+        seconds = max(seconds, 1e-6)
         a, b = 1 / seconds, rows * _padded(size) / seconds
         self._batches += 1
         self._aa += a * a
