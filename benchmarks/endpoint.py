@@ -49,7 +49,7 @@ HERE = Path(__file__).parent
 
 
 class Told(NamedTuple):
-    """What wrk saw: rows per second, and percentiles of latency in milliseconds."""
+    """What was seen: rows per second, and percentiles of latency in milliseconds."""
 
     rate: float
     p50: float
@@ -157,7 +157,8 @@ def peer(python: str, file: str, environment: dict[str, str], seconds: float) ->
             if process.poll() is not None:
                 log.seek(0)
                 raise RuntimeError(log.read().decode(errors="replace")[-2000:])
-            processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            first = psutil.Process(process.pid)
+            processes = [first, *first.children(recursive=True)]
             yield Party(lambda connections: attack(url, "/predict", "none", connections, seconds), processes)
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lc_ray import family
 from lc_ray.artifact import Artifact
 from lc_ray.errors import ModelError
 from lc_ray.models.cache import Cached, held_by
@@ -61,7 +62,7 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
         with torch.no_grad():
             stages = [list(of_stage) for of_stage in zip(*map(split, stages[0]), strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
-    left = [rf".*encoders\.{name}\b.*" for name, encoder in getattr(model, "encoders", {}).items() if getattr(encoder, "exact", False)]
+    left = [rf".*encoders\.{name}\b.*" for name, encoder in getattr(model, "encoders", {}).items() if _exact(encoder)]
     for number, of_stage in enumerate(stages):
         calibration = [{name: tensor.numpy() for name, tensor in (batch | _past(model, batch)).items()} for batch in of_stage]
         with _quiet():
@@ -88,7 +89,13 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
 
 def load(found: Artifact, threads: int) -> Run:
     """Run the artifact's engine on `threads` threads."""
-    return Run(found.path / "engine", threads, exact=any(column["modality"] == "tabular" for column in found.manifest.inputs))
+    encoders = [family.load("modalities", column["modality"]).Encoder for column in found.manifest.inputs]
+    return Run(found.path / "engine", threads, exact=any(map(_exact, encoders)))
+
+
+def _exact(encoder: Any) -> bool:
+    """Whether an encoder, or its class, is to be left as it is."""
+    return bool(getattr(encoder, "exact", False))
 
 
 class Run:

@@ -171,8 +171,8 @@ class Batcher:
         """The next batch, without rows that nobody waits for any more."""
         waiting = [row for row in self._ready if not row.job.future.done()]
         chosen = self._grouping.choose([row.parts["_size"] for row in waiting])
-        left = set(range(len(waiting))).difference(chosen)
-        self._ready = [waiting[i] for i in sorted(left)]
+        taken = set(chosen)
+        self._ready = [row for i, row in enumerate(waiting) if i not in taken]
         with self._changed:
             self._left = len({id(row.job) for row in self._ready})
         return [waiting[i] for i in chosen]

@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from lc_ray.modalities.text import padded
+
 _USUAL = 64.0  # tokens: what was measured of int8 MiniLM on 2 cores
 _TRUST = 5.0  # batches that it takes to doubt it
 _LEAST = 16.0
@@ -35,7 +37,7 @@ class Grouping:
             seconds: that it took.
         """
         seconds = max(seconds, 1e-6)
-        a, b = 1 / seconds, rows * _padded(size) / seconds
+        a, b = 1 / seconds, rows * padded(size) / seconds
         self._batches += 1
         self._aa += a * a
         self._ab += a * b
@@ -59,8 +61,8 @@ class Grouping:
         Args:
             sizes: of the rows that wait, in tokens, the oldest first.
         """
-        padded = [_padded(size) for size in sizes]
-        known = sorted(Counter(padded).items())
+        sizes_padded = [padded(size) for size in sizes]
+        known = sorted(Counter(sizes_padded).items())
         itself, costs, begins = self.itself, [0.0], [0]
         for end, (size, _) in enumerate(known, 1):
             rows, best, at = 0, math.inf, 0
@@ -72,13 +74,8 @@ class Grouping:
             costs.append(best)
             begins.append(at)
         end = len(known)
-        while end and known[begins[end]][0] > padded[0]:
+        while end and known[begins[end]][0] > sizes_padded[0]:
             end = begins[end]
         group = {size for size, _ in known[begins[end] : end]}
-        near = sorted((i for i, size in enumerate(padded) if size in group), key=lambda i: abs(sizes[i] - sizes[0]))
+        near = sorted((i for i, size in enumerate(sizes_padded) if size in group), key=lambda i: abs(sizes[i] - sizes[0]))
         return sorted(near[: self.limit])
-
-
-def _padded(size: int) -> int:
-    """As collating does with tokens."""
-    return -(-size // 8) * 8

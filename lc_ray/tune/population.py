@@ -197,9 +197,9 @@ def check(objective: str, results: list[SegmentResult]) -> None:
     Raises:
         SpecError: names the metrics that could be it.
     """
-    for metrics in (r.metrics for r in results):
-        if objective not in metrics:
-            known = [name for name in metrics if not minimised(name)]
+    for result in results:
+        if objective not in result.metrics:
+            known = [name for name in result.metrics if not minimised(name)]
             raise SpecError(f"the task has no metric '{objective}'", "search.objective", f"use one of {', '.join(known)}; what was trained is kept")
 
 
@@ -229,7 +229,8 @@ def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) 
     while pointer is None or len(pointer.results) < segments:
         ray.get(slots.acquire.remote(member))
         try:
-            check(objective, [r for key in ray.get(slots.done.remote())[:1] if (r := finished(shared.store / key))])  # of who was first
+            if pointer is None:  # with what the first to end was measured by
+                check(objective, [r for key in ray.get(slots.done.remote())[:1] if (r := finished(shared.store / key))])
             result, pointer = shared.advance(pointer, member)
             ray.get(slots.add.remote(result.key))
             check(objective, [result])

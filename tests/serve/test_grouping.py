@@ -11,6 +11,7 @@ from lc_ray.serve.grouping import Grouping
         ([], 4, []),
         ([5], 4, [0]),
         ([0] * 5, 3, [0, 1, 2]),
+        ([8, 8, 8, 8, 8], 3, [0, 1, 2]),
         ([8] * 40, 32, list(range(32))),
         ([10, 128, 12, 128, 9], 4, [0, 2, 4]),  # long rows would pad the short ones
         ([128, 10, 100, 12], 4, [0, 2]),

@@ -14,7 +14,7 @@ def test_batches_and_stage(stage):
     assert settings["train_micro_batch_size_per_gpu"] == 16
     assert settings["zero_optimization"] == {"stage": stage}
     assert settings["gradient_clipping"] == 0.5
-    assert (settings["torch_autocast"]["enabled"], settings["torch_autocast"]["dtype"]) == (True, "bfloat16")
+    assert settings["torch_autocast"] == {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
 
 
 def test_offload_and_fp32():

@@ -83,9 +83,9 @@ def _tensor(one: Any, most: int, binary: bytes, start: int) -> tuple[Tensor, int
         raise malformed(f"datatype '{datatype}' is not one of {', '.join(DATATYPES)}", where)
     if not isinstance(shape, list) or len(shape) > _AXES or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
         raise malformed(f"shape is a list of whole numbers, {_AXES} at most", where)
-    count = math.prod(min(n, most + 1) for n in shape)  # a number of thousands of digits can't be written
+    count = math.prod(min(n, most + 1) for n in shape)  # bounded: an axis may have thousands of digits
     if count > most:
-        raise HttpError(413, "too_many_instances", f"more instances than the {most} that a request may have", where)
+        raise HttpError(413, "too_many_instances", f"too many instances; a request may have {most}", where)
     size = option(one, "binary_data_size")
     if size is None:
         values, end = _listed(one.get("data"), datatype, count, where), start
