@@ -29,7 +29,7 @@ class BatchSpec(Section):
     """Dynamic batching of requests."""
 
     max: int = Field(32, ge=1)
-    wait: Seconds = Field(0.005, description="how long the first request of a batch waits for company")
+    wait: Seconds = Field(0.005, description="how long a batch waits for company, if the one before had any")
     tokens: int = Field(32768, ge=1, description="of a language model: positions that running answers may hold together; more requests wait")
 
 

@@ -59,13 +59,14 @@ class _Row:
 class Batcher:
     """Runs rows in batches.
 
-    Its thread sleeps until a row comes; waits for company, if the batch before had any, so that a lone client is never kept
-    waiting; tokenises what came, all at once; runs the oldest row with those that are best run beside it, see `Grouping`.
+    Its thread sleeps until a row comes. If it answered several requests before, it waits until as many rows have come again, since a batch costs
+    something by itself, whatever its rows; a lone client is never kept waiting, nor are rows that would not run together. It tokenises while it
+    waits, and runs the oldest row with those that are best run beside it, see `Grouping`.
 
     Args:
         predictor: the model.
         rows: most rows in a batch.
-        wait: how long the first row of a batch waits for company, in seconds.
+        wait: how long a batch waits for company, in seconds.
         queue: most requests that may wait.
         seen: called with the prepared rows of each batch, and their answers, once these are delivered.
     """
@@ -78,7 +79,8 @@ class Batcher:
         self._ready: list[_Row] = []  # prepared, in order of arrival; only the thread touches it
         self._left = 0  # requests taken from `_fresh` that still have rows to run
         self._wanted = math.inf  # rows that wake the thread; while it works, none do
-        self._company = False
+        self._again = 0  # rows of the last batch that may come again: all, if they were of several requests and no others waited
+        self._there = 0  # rows that came while it ran
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
@@ -123,31 +125,37 @@ class Batcher:
 
     def _work(self) -> None:
         while True:
-            fresh = self._collect()
+            parted = bool(self._ready)
+            self._gather()
             if self._closed:
                 return
-            self._ready += self._prepared(fresh)
             batch = self._take()
-            self._company = len({id(row.job) for row in batch}) > 1
+            together = len({id(row.job) for row in batch}) > 1 and not parted and not self._ready
+            self._again, self._there = len(batch) if together else 0, 0
             if batch:
                 self._answer(batch)
 
-    def _collect(self) -> list[_Job]:
-        """Jobs that came, once there is something to run."""
+    def _gather(self) -> None:
+        """Prepare rows until there is something to run, and company for it if that is to be expected; half of what is missing at a time, while others
+        come."""
+        wanted = min(self.rows, self._there + self._again)
+        if not self._ready:
+            self._admit(1)
+        until = time.monotonic() + self.wait
+        while (missing := wanted - len(self._ready)) > 0 and time.monotonic() < until and not self._closed:
+            self._admit(math.ceil(missing / 2), until)
+        self._admit(0)
+
+    def _admit(self, wanted: int, until: float = math.inf) -> None:
+        """Prepare the rows that came, once they are as many as wanted."""
         with self._changed:
-            if not self._ready:
-                self._sleep(1)
-                if self._company and self._fresh:
-                    self._sleep(self.rows, self._fresh[0].arrived + self.wait)
+            self._wanted = wanted
+            while self._fresh_rows() < wanted and not self._closed and (left := until - time.monotonic()) > 0:
+                self._changed.wait(None if left == math.inf else left)
+            self._wanted = math.inf
             fresh, self._fresh = self._fresh, []
             self._left += len(fresh)
-            return fresh
-
-    def _sleep(self, wanted: int, until: float = math.inf) -> None:
-        self._wanted = wanted
-        while self._fresh_rows() < wanted and not self._closed and (left := until - time.monotonic()) > 0:
-            self._changed.wait(None if left == math.inf else left)
-        self._wanted = math.inf
+        self._ready += self._prepared(fresh)
 
     def _prepared(self, jobs: list[_Job]) -> list[_Row]:
         """Rows of jobs; a job that can't be prepared fails alone."""
@@ -197,6 +205,7 @@ class Batcher:
             row.job.begun, row.job.done = row.job.begun or begun, now
             if len(row.job.answers) == len(row.job.rows):
                 done.append(row.job)
+        self._there = self._fresh_rows()
         if done:
             done[0].future.get_loop().call_soon_threadsafe(_deliver, done)
         self._grouping.ran(len(batch), max(merged["_size"]), now - begun)

@@ -48,20 +48,25 @@ def rows(*texts):
     return [{"text": text} for text in texts]
 
 
-def together(fake, requests, **options):
+async def joined(fake, batcher, requests):
     """Results of requests that all wait while a first one runs."""
+    fake.gate.clear()
+    first = asyncio.ensure_future(batcher.run(rows("first")))
+    await asyncio.sleep(0.05)
+    tasks = [asyncio.ensure_future(batcher.run(rows(*request))) for request in requests]
+    await asyncio.sleep(0.05)
+    fake.gate.set()
+    return (await asyncio.gather(first, *tasks, return_exceptions=True))[1:]
+
+
+def together(fake, requests, **options):
+    """The same, with a batcher of these options."""
 
     async def main():
         batcher = Batcher(fake, **({"rows": 8, "wait": 0.0, "queue": 100} | options))
-        fake.gate.clear()
-        first = asyncio.ensure_future(batcher.run(rows("first")))
-        await asyncio.sleep(0.05)
-        tasks = [asyncio.ensure_future(batcher.run(rows(*request))) for request in requests]
-        await asyncio.sleep(0.05)
-        fake.gate.set()
-        results = await asyncio.gather(first, *tasks, return_exceptions=True)
+        results = await joined(fake, batcher, requests)
         batcher.close()
-        return results[1:]
+        return results
 
     return asyncio.run(main())
 
@@ -120,16 +125,45 @@ def test_lone_client_is_not_kept_waiting(fake):
     assert asyncio.run(main()) < 2
 
 
-def test_after_company_a_batch_waits_for_more(fake):
+def test_after_company_a_batch_waits_until_as_many_have_come_again(fake):
     async def main():
-        batcher = Batcher(fake, rows=3, wait=30.0, queue=100)
-        batcher._company = True
-        results = await asyncio.wait_for(asyncio.gather(*(batcher.run(rows(text)) for text in "abc")), 10)
+        batcher = Batcher(fake, rows=8, wait=30.0, queue=100)
+        await joined(fake, batcher, "abc")
+        again = []
+        for text in "def":
+            again.append(asyncio.ensure_future(batcher.run(rows(text))))
+            await asyncio.sleep(0.05)
+        results = await asyncio.wait_for(asyncio.gather(*again), 10)
         batcher.close()
         return results
 
-    assert asyncio.run(main()) == [["A"], ["B"], ["C"]]
-    assert [sorted(batch) for batch in fake.batches] == [["a", "b", "c"]]
+    assert asyncio.run(main()) == [["D"], ["E"], ["F"]]
+    assert fake.batches == [["first"], ["a", "b", "c"], ["d", "e", "f"]]
+
+
+def test_company_that_does_not_come_is_not_waited_for_long(fake):
+    async def main():
+        batcher = Batcher(fake, rows=8, wait=0.2, queue=100)
+        await joined(fake, batcher, "ab")
+        took = []
+        for text in "cd":
+            start = time.monotonic()
+            await batcher.run(rows(text))
+            took.append(time.monotonic() - start)
+        batcher.close()
+        return took
+
+    waited, alone = asyncio.run(main())
+    assert 0.2 <= waited < 10
+    assert alone < 0.2
+
+
+def test_rows_that_would_not_run_together_wait_for_nobody(fake):
+    requests = [["x" * 9], ["y" * 900], ["x" * 8], ["y" * 901]]
+    start = time.monotonic()
+    assert together(fake, requests, wait=30.0) == [[text.upper() for text in request] for request in requests]
+    assert time.monotonic() - start < 10
+    assert [len(batch[0]) for batch in fake.batches[1:]] == [9, 900]
 
 
 def test_close_ends_the_thread(fake):
