@@ -26,22 +26,18 @@ class Grouping:
 
     def __init__(self, limit: int) -> None:
         self.limit, self._batches = limit, 0
-        self._known: set[tuple[int, int]] = set()  # rows and padded size
         self._aa = self._ab = self._bb = self._a = self._b = 0.0  # the sums of the normal equations
 
     def ran(self, rows: int, size: int, seconds: float) -> None:
-        """Learn from a batch, but not from the first of its shape, for which engines compile.
+        """Learn from a batch.
 
         Args:
             rows: in it.
             size: of its largest row, in tokens.
             seconds: that it took.
         """
-        shape, seconds = (rows, padded(size)), max(seconds, 1e-6)
-        if shape not in self._known:
-            self._known.add(shape)
-            return
-        a, b = 1 / seconds, rows * shape[1] / seconds
+        seconds = max(seconds, 1e-6)
+        a, b = 1 / seconds, rows * padded(size) / seconds
         self._batches += 1
         self._aa += a * a
         self._ab += a * b

@@ -38,7 +38,7 @@ def test_no_row_is_left_for_ever():
 
 def runs(grouping, itself):
     """Batches of a machine on which one costs as much as so many tokens, by itself."""
-    for rows, size in [*itertools.product(range(1, 33), (16, 64, 128))] * 2:
+    for rows, size in itertools.islice(itertools.product(range(1, 33), (16, 64, 128)), 96):
         grouping.ran(rows, size, 1e-5 * (itself + rows * size))
 
 
@@ -56,13 +56,6 @@ def test_rows_hardly_part_where_batches_are_dear():
     runs(fast, 5000.0)
     assert slow.choose(sizes) == [0, 2]
     assert fast.choose(sizes) == [0, 1, 2, 3]
-
-
-def test_first_batch_of_a_shape_teaches_nothing():
-    grouping = Grouping(32)
-    for rows in range(1, 33):
-        grouping.ran(rows, 16, 5.0)
-    assert grouping.itself == pytest.approx(64.0)
 
 
 def test_batches_that_are_all_alike_teach_nothing():
