@@ -79,8 +79,6 @@ class Batcher:
         self._ready: list[_Row] = []  # prepared, in order of arrival; only the thread touches it
         self._left = 0  # requests taken from `_fresh` that still have rows to run
         self._wanted = math.inf  # rows that wake the thread; while it works, none do
-        self._again = 0  # rows of the last batch that may come again: all, if they were of several requests and no others waited
-        self._there = 0  # rows that came while it ran
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
         self._thread.start()
@@ -124,25 +122,23 @@ class Batcher:
         return sum(len(job.rows) for job in self._fresh)
 
     def _work(self) -> None:
+        expected = 0
         while True:
             parted = bool(self._ready)
-            self._gather()
+            self._gather(expected)
             if self._closed:
                 return
             batch = self._take()
             together = len({id(row.job) for row in batch}) > 1 and not parted and not self._ready
-            self._again, self._there = len(batch) if together else 0, 0
-            if batch:
-                self._answer(batch)
+            came = self._answer(batch) if batch else 0
+            expected = min(self.rows, came + len(batch)) if together else 0
 
-    def _gather(self) -> None:
-        """Prepare rows until there is something to run, and company for it if that is to be expected; half of what is missing at a time, while others
-        come."""
-        wanted = min(self.rows, self._there + self._again)
+    def _gather(self, expected: int) -> None:
+        """Prepare rows until there is something to run and those that are expected came; half of what is missing at a time, while others come."""
         if not self._ready:
             self._admit(1)
         until = time.monotonic() + self.wait
-        while (missing := wanted - len(self._ready)) > 0 and time.monotonic() < until and not self._closed:
+        while (missing := expected - len(self._ready)) > 0 and time.monotonic() < until and not self._closed:
             self._admit(math.ceil(missing / 2), until)
         self._admit(0)
 
@@ -185,32 +181,35 @@ class Batcher:
             self._left = len({id(row.job) for row in self._ready})
         return [waiting[i] for i in chosen]
 
-    def _answer(self, batch: list[_Row]) -> None:
-        """Run a batch; if it fails, run each of its requests alone, so that one can't fail its neighbours."""
+    def _answer(self, batch: list[_Row]) -> int:
+        """Run a batch; if it fails, run each of its requests alone, so that one can't fail its neighbours.
+
+        Returns:
+            Rows that came while it ran, before any that its answers led to.
+        """
         begun = time.monotonic()
         try:
             merged = {name: [row.parts[name] for row in batch] for name in batch[0].parts}
             answers = self.predictor.answers(merged, len(batch))
         except Exception as error:
             jobs = {id(row.job): row.job for row in batch}
-            if len(jobs) == 1:
-                self._fail(batch[0].job, error)
-            else:
-                for job in jobs.values():
-                    self._answer([row for row in batch if row.job is job])
-            return
+            if len(jobs) > 1:
+                return [self._answer([row for row in batch if row.job is job]) for job in jobs.values()][-1]
+            self._fail(batch[0].job, error)
+            return 0
         done, now = [], time.monotonic()
         for row, answer in zip(batch, answers, strict=True):
             row.job.answers[row.index] = answer
             row.job.begun, row.job.done = row.job.begun or begun, now
             if len(row.job.answers) == len(row.job.rows):
                 done.append(row.job)
-        self._there = self._fresh_rows()
+        came = self._fresh_rows()
         if done:
             done[0].future.get_loop().call_soon_threadsafe(_deliver, done)
         self._grouping.ran(len(batch), max(merged["_size"]), now - begun)
         if self.seen:
             self.seen(merged, answers)
+        return came
 
     def _fail(self, job: _Job, error: Exception) -> None:
         job.future.get_loop().call_soon_threadsafe(_deliver_error, job, error)

@@ -160,10 +160,18 @@ def test_company_that_does_not_come_is_not_waited_for_long(fake):
 
 def test_rows_that_would_not_run_together_wait_for_nobody(fake):
     requests = [["x" * 9], ["y" * 900], ["x" * 8], ["y" * 901]]
+
+    async def main():
+        batcher = Batcher(fake, rows=8, wait=30.0, queue=100)
+        results = await joined(fake, batcher, requests)
+        results.append(await batcher.run(rows("z")))
+        batcher.close()
+        return results
+
     start = time.monotonic()
-    assert together(fake, requests, wait=30.0) == [[text.upper() for text in request] for request in requests]
+    assert asyncio.run(main()) == [[text.upper() for text in request] for request in [*requests, ["z"]]]
     assert time.monotonic() - start < 10
-    assert [len(batch[0]) for batch in fake.batches[1:]] == [9, 900]
+    assert [len(batch[0]) for batch in fake.batches[1:]] == [9, 900, 1]
 
 
 def test_close_ends_the_thread(fake):
