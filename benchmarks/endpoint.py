@@ -13,9 +13,9 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
-import signal
 import socket
 import statistics
 import subprocess
@@ -121,7 +121,7 @@ def turns(label: str, connections: int, rounds: int, mine: Party, other: Party) 
         with still(mine.processes):
             seen.append((ours, other.ask(connections)))
     seen = seen[1:]  # the first turn warms both up
-    ratios = sorted(ours.rate / theirs.rate for ours, theirs in seen)
+    ratios = sorted(ours.rate / theirs.rate if theirs.rate else math.inf for ours, theirs in seen)  # a turn may end before the first answer
     quartiles = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f}"
     ours, theirs = (_row([pair[side] for pair in seen]) for side in (0, 1))
     print(f"| {label} | {connections} | {theirs} | {ours} | {statistics.median(ratios):.2f} ({quartiles}) |", flush=True)
@@ -161,8 +161,10 @@ def peer(python: str, file: str, environment: dict[str, str], seconds: float) ->
             processes = [first, *first.children(recursive=True)]
             yield Party(lambda connections: attack(url, "/predict", "none", connections, seconds), processes)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for one in psutil.Process(process.pid).children(recursive=True):  # some have sessions of their own
+                    one.kill()
+            process.kill()
             process.wait()
 
 

@@ -16,6 +16,8 @@ from lc_ray.serve.grouping import Grouping
         ([10, 128, 12, 128, 9], 4, [0, 2, 4]),  # long rows would pad the short ones
         ([128, 10, 100, 12], 4, [0, 2]),
         ([3, 20], 4, [0, 1]),  # a batch of its own would cost more than the padding
+        ([24, 40] * 16, 32, list(range(32))),  # to part them would save a seventh
+        ([16, 40] * 16, 32, list(range(0, 32, 2))),  # and here a quarter
         ([40, *[8] * 32, *[40] * 31], 32, [0, *range(33, 64)]),
         ([8, *[40] * 16, *[8] * 15], 32, [0, *range(17, 32)]),
         ([16, 8, 24, 8, 16, 24], 2, [0, 4]),  # of a group that is too large, those nearest in size to the oldest
