@@ -11,7 +11,7 @@ from lc_ray.modalities.text import padded
 _USUAL = 64.0  # tokens: what was measured of int8 MiniLM on 2 cores
 _TRUST = 5.0  # batches that it takes to doubt it
 _LEAST = 16.0
-_WORTH = 0.8  # of what all rows together cost: rows that part for less are no faster, since one part's answers are sent while the other runs
+_WORTH = 0.8  # of what all rows cost together: parts that save less are no faster, since one's answers are sent while the other runs
 
 
 class Grouping:
