@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -164,7 +165,8 @@ def peer(python: str, file: str, environment: dict[str, str], seconds: float) ->
             with contextlib.suppress(psutil.NoSuchProcess):
                 for one in psutil.Process(process.pid).children(recursive=True):  # some have sessions of their own
                     one.kill()
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 

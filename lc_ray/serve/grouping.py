@@ -66,17 +66,20 @@ class Grouping:
         sizes_padded = [padded(size) for size in sizes]
         known = sorted(Counter(sizes_padded).items())
         itself, costs, begins = self.itself, [0.0], [0]
+
+        def with_group(before: float, rows: int, size: int) -> float:
+            return before + itself * max(1.0, rows / self.limit) + rows * size
+
         for end, (size, _) in enumerate(known, 1):
             rows, best, at = 0, math.inf, 0
             for begin in reversed(range(end)):
                 rows += known[begin][1]
-                cost = costs[begin] + itself * max(1.0, rows / self.limit) + rows * size
+                cost = with_group(costs[begin], rows, size)
                 if cost < best:
                     best, at = cost, begin
             costs.append(best)
             begins.append(at)
-        together = itself * max(1.0, len(sizes) / self.limit) + len(sizes) * max(sizes_padded, default=0)
-        if costs[-1] > _WORTH * together:
+        if costs[-1] > _WORTH * with_group(0.0, len(sizes), max(sizes_padded, default=0)):
             begins[-1] = 0
         end = len(known)
         while end and known[begins[end]][0] > sizes_padded[0]:
