@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -176,19 +177,21 @@ def dense(python: str, folder: Path) -> dict[str, str]:
     return {"DENSE": str(folder / "dense"), "ONNX": str(folder / "int8.onnx")}
 
 
-def median(call: Callable[[str], Any], seconds: float) -> float:
-    """Milliseconds of a call, over the texts."""
-    took, end, i = [], time.perf_counter() + seconds, 0
+def medians(calls: list[Callable[[str], Any]], seconds: float) -> list[float]:
+    """Milliseconds of each call, over the texts; they take turns."""
+    took: list[list[float]] = [[] for _ in calls]
+    texts, end = itertools.cycle(TEXTS), time.perf_counter() + seconds
     while time.perf_counter() < end:
-        start = time.perf_counter()
-        call(TEXTS[i % len(TEXTS)])
-        took.append(1000 * (time.perf_counter() - start))
-        i += 1
-    return statistics.median(took)
+        text = next(texts)
+        for call, seen in zip(calls, took, strict=True):
+            start = time.perf_counter()
+            call(text)
+            seen.append(1000 * (time.perf_counter() - start))
+    return [statistics.median(seen) for seen in took]
 
 
-def overhead(path: str, whole: float, seconds: float) -> None:
-    """Print what a lone request costs, layer by layer, each without the ones below it."""
+def overhead(path: str, whole: Callable[[str], Any], seconds: float) -> None:
+    """Print what a lone request costs, layer by layer, each without the ones below it; `whole` has all of them."""
     predictor = load(path, threads=os.cpu_count())
     endpoint = Endpoint(predictor, ServeSpec())
     served = asgi(Models([endpoint], endpoint.spec), {auth.digest("key"): ""})
@@ -207,12 +210,16 @@ def overhead(path: str, whole: float, seconds: float) -> None:
 
         await served(scope | {"headers": headers}, receive, send)
 
-    alone = median(lambda text: predictor.predict([text]), seconds)
     with asyncio.Runner() as runner:
-        batched = median(lambda text: runner.run(endpoint.predict([text])), seconds)
-        application = median(lambda text: runner.run(call(text)), seconds)
+        layers = [
+            lambda text: predictor.predict([text]),
+            lambda text: runner.run(endpoint.predict([text])),
+            lambda text: runner.run(call(text)),
+            whole,
+        ]
+        alone, batched, application, all_of_it = medians(layers, seconds)
     print(f"engine alone {alone:.2f} ms; + batching thread {batched - alone:.2f}; + protocol, keys, limits {application - batched:.2f}; ", end="")
-    print(f"+ HTTP server, HAProxy, client, Serve {whole - application:.2f}; in all {whole:.2f} ms")
+    print(f"+ HTTP server, HAProxy, client, Serve {all_of_it - application:.2f}; in all {all_of_it:.2f} ms")
     endpoint.close()
 
 
@@ -241,9 +248,8 @@ def main() -> None:
                 for connections in CONNECTIONS:
                     turns(label, connections, chosen.rounds, mine, other)
         with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as http:
-            whole = median(lambda text: http.post(route, json={"instances": [text]}).raise_for_status(), 5 * chosen.seconds)
+            overhead(path, lambda text: http.post(route, json={"instances": [text]}).raise_for_status(), 10 * chosen.seconds)
         app.stop()
-    overhead(path, whole, 5 * chosen.seconds)
 
 
 if __name__ == "__main__":
