@@ -36,6 +36,7 @@ CONNECTIONS = 8
 ODD: list[Any] = [
     *(None, True, "", " ", "\ud800", "\x00", "é" * 300, "x" * 20_000, "data:", "data:image/png;base64,", "http://127.0.0.1/", "../../etc/passwd"),
     *(0, -1, 2**31, 2**63, 10**400, 1e308, -1e-320, float("nan"), float("inf"), [], {}, [[]], [None], {"bytes": "x"}, [[[[[[[[[]]]]]]]]]),
+    *(json.loads("[" * 90 + "]" * 90), json.loads("[" * 300 + "]" * 300), "[" * 5000, {"$ref": 5}, {"$defs": []}),
 ]
 
 
@@ -151,11 +152,16 @@ def bodies(languages: Sequence[str], picture: bytes, sound: bytes) -> list[tuple
         sampling = {"max_tokens": 2, "temperature": 0.5, "top_p": 0.9, "seed": 1, "stop": ["x"], "n": 2, "logit_bias": {"5": 1}}
         schema = {"type": "object", "properties": {"on": {"type": "boolean"}, "n": {"enum": [1, 2]}}, "required": ["on"]}
         tool = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+        city = {"$defs": {"City": {"enum": ["Rome", "Oslo"]}}, "type": "object", "properties": {"city": {"$ref": "#/$defs/City"}}}
+        tools = [tool, {"type": "function", "function": {"name": "time", "parameters": city}}]
+        called = {"id": "1", "type": "function", "function": {"name": "time", "arguments": '{"city": "Rome"}'}}
+        told = [*chat, {"role": "assistant", "tool_calls": [called]}, {"role": "tool", "tool_call_id": "1", "content": "noon"}]
         forced = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
         found += [
             ("/v1/chat/completions", {"model": name, "messages": chat, "logprobs": True, "top_logprobs": 2, **sampling}),
             ("/v1/chat/completions", {"model": name, "messages": chat, "max_tokens": 2, "response_format": forced}),
             ("/v1/chat/completions", {"model": name, "messages": chat, "max_tokens": 2, "tools": [tool], "tool_choice": "auto", "stream": True}),
+            ("/v1/chat/completions", {"model": name, "messages": told, "max_tokens": 2, "tools": tools, "tool_choice": "required"}),
             ("/v1/completions", {"model": name, "prompt": ["Hello", "Bye"], "logprobs": 2, **sampling}),
             (f"/v1/models/{name}:predict", {"instances": ["Hello"], "parameters": {"max_tokens": 2, "temperature": 0.5, "stop": ["x"]}}),
         ]

@@ -34,6 +34,7 @@ class Ask:
         stop: strings that end an answer, and are not in it.
         logprobs: how many of the likeliest tokens are told; None tells no probabilities.
         matcher: of the grammar that answers must fit.
+        continues: whether answers are written as the prompt's continuation, which may begin with a space, or as texts of their own.
     """
 
     ids: list[int]
@@ -43,6 +44,7 @@ class Ask:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     matcher: Matcher | None = None
+    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,16 @@ class Answer:
     def __init__(self, prompt: Prompt, number: int, tokenizer: Any, end: list[int]) -> None:
         self.job, self.ask, self.number, self.end = prompt.job, prompt.ask, prompt.first + number, end
         self.matcher = prompt.ask.matcher.copy() if prompt.ask.matcher else None
-        self.spelling = Spelling(tokenizer, prompt.ask.stop)
+        self.spelling = Spelling(tokenizer, prompt.ask.stop, prompt.ask.ids if prompt.ask.continues else ())
         self.tokens = 0
         self._held: list[Token] = []
 
     def add(self, token: Token) -> Piece | None:
-        """Take the next token; what is to be sent of it."""
+        """Take the next token; what is to be sent of it.
+
+        Raises:
+            DataError: the grammar can't be kept to.
+        """
         self.tokens += 1
         complete = self.matcher.take(token.id) if self.matcher else False
         if token.id not in self.end:
@@ -182,6 +188,7 @@ class Generator(ABC):
         Raises:
             QueueFull: too many requests wait.
             TimeoutError: the answers took too long.
+            DataError: the grammar of one can't be kept to.
         """
         if self.waiting >= self.spec.queue:
             raise QueueFull

@@ -35,8 +35,12 @@ class Grammars:
         self._tokens: LLTokenizer | None = None
         self._lock = threading.Lock()
 
-    def matcher(self, schema: dict[str, Any]) -> Matcher:
+    def matcher(self, schema: dict[str, Any], lenient: bool = False) -> Matcher:
         """Of one answer. The first one takes a second, as the vocabulary is read.
+
+        Args:
+            schema: JSON schema.
+            lenient: whether what can't be kept to in it is left out, rather than refused.
 
         Raises:
             DataError: no JSON schema, one that can't be kept to, or a tokenizer whose tokens have no text of their own.
@@ -48,7 +52,7 @@ class Grammars:
                 except (ValueError, AttributeError, TypeError) as error:
                     raise DataError(f"answers of this model can't be constrained: {error}") from None
         try:
-            written = json.dumps({"x-guidance": _SPACED} | schema)
+            written = json.dumps({"x-guidance": _SPACED | {"lenient": lenient}} | schema)
             made = LLMatcher(self._tokens, LLMatcher.grammar_from_json_schema(written), log_level=0)
         except ValueError as error:
             raise DataError(f"the schema can't be used: {error}") from None
@@ -75,14 +79,28 @@ class Matcher:
         return Matcher(self._matcher.deep_copy(), self._vocabulary, self.schema)
 
     def allowed(self, vocabulary: int) -> Tensor:
-        """Whether a token may come next, (vocabulary,); the model may have more outputs than there are tokens."""
+        """Whether a token may come next, (vocabulary,); the model may have more outputs than there are tokens.
+
+        Raises:
+            DataError: the schema can't be kept to, which shows only now.
+        """
         fill_next_token_bitmask(self._matcher, self._bits)
+        self._check()
         known = np.unpackbits(self._bits.view(np.uint8)[0], bitorder="little")[: self._vocabulary].astype(bool)
         found = torch.zeros(vocabulary, dtype=torch.bool)
         found[: min(len(known), vocabulary)] = torch.from_numpy(known)[:vocabulary]
         return found
 
     def take(self, token: int) -> bool:
-        """Follow a token. Whether nothing can come after it."""
+        """Follow a token. Whether nothing can come after it.
+
+        Raises:
+            DataError: the schema can't be kept to, which shows only now.
+        """
         self._matcher.consume_token(token)
+        self._check()
         return bool(self._matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise DataError(f"the schema can't be kept to: {self._matcher.get_error()}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lc_ray.errors import DataError
 from lc_ray.predictor import Predictor
 from lc_ray.serve.generation import Answer, Ask, Generator, Job, Piece, Prompt
 from lc_ray.spec import ServeSpec
@@ -153,7 +154,12 @@ class OwnGenerator(Generator):
 
     def _take(self, rows: list[tuple[_Row, Tensor]]) -> None:
         for row, logits in rows:
-            piece = row.take(logits)
+            try:
+                piece = row.take(logits)
+            except DataError as error:
+                row.job.send(error)
+                row.job.cancelled = True
+                continue
             if piece:
                 row.job.send(piece)
                 if piece.finish:

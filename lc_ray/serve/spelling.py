@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-_PART = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for a part of a character
+PART = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for a part of a character
+_CONTEXT = 8  # tokens of a prompt that say how the next is written
 
 
 class Spelling:
@@ -14,14 +15,15 @@ class Spelling:
     Args:
         tokenizer: a Hugging Face tokenizer.
         stop: strings that end the text, and are not in it.
+        before: tokens that it goes on from, if it is to be written as their continuation.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, tuple(stop)
         self.text, self.stopped = "", False
-        self._ids: list[int] = []
+        self._ids = list(before[-_CONTEXT:])
         self._context = 0  # first of the tokens that are decoded: how a token is written depends on those before it
-        self._written = 0  # tokens whose text is in `text`
+        self._written = len(self._ids)  # tokens whose text is in `text`
         self._given = 0  # characters that `take` gave
 
     def add(self, token: int) -> None:
@@ -44,7 +46,7 @@ class Spelling:
     def _write(self, whole: bool) -> None:
         before = self._decode(self._ids[self._context : self._written])
         now = self._decode(self._ids[self._context :])
-        if now.endswith(_PART) and not whole:
+        if now.endswith(PART) and not whole:
             return
         begin = len(self.text)
         self.text += now[len(before) :]

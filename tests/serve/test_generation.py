@@ -6,14 +6,17 @@ import time
 import pytest
 import torch
 from talking import coded, collect
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from lc_ray.serve.batching import QueueFull
-from lc_ray.serve.generation import Ask
+from lc_ray.serve.generation import Ask, Piece
 from lc_ray.serve.own import OwnGenerator
+from lc_ray.serve.protocols._openai_answer import Completion
 from lc_ray.serve.spelling import Spelling
 from lc_ray.spec import ServeSpec
 from lc_ray.tasks._decoder import Whole
-from lc_ray.tasks._sampling import Sampler, Sampling, _nucleus
+from lc_ray.tasks._sampling import Sampler, Sampling, Token, _nucleus
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = ["a", "Hello there", "the quick brown fox " * 20, "xyz" * 9, "0123456789" * 5]
@@ -191,6 +194,31 @@ def test_characters_are_given_whole(tiny_language):
         spelling.add(token)
     assert spelling.take() == ""
     assert spelling.take(whole=True).startswith("\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    """A tokenizer like those of SentencePiece: a text loses the space that its first token begins with."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["x", "▁The", "▁cat", "▁sat", "!", "<unk>"])}, unk_token="<unk>"))
+    words.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+
+
+@pytest.mark.parametrize(("before", "text"), [((), "sat!"), ((1, 2), " sat!")])
+def test_a_continuation_keeps_its_first_space(pieces, before, text):
+    spelling = Spelling(pieces, before=before)
+    for token in (3, 4):
+        spelling.add(token)
+    assert spelling.take(whole=True) == text
+
+
+def test_tokens_are_told_with_their_spaces(pieces):
+    answers = Completion("m", "1", pieces)
+    answers.begin("x", 0, [Ask([1, 2], 2, logprobs=1, continues=True)])
+    (chunk,) = answers.chunks(Piece(0, " sat!", tuple(Token(one, -1.0, ((2, -2.0),)) for one in (3, 4)), "stop"))
+    told = chunk["choices"][0]["logprobs"]
+    assert (told["tokens"], told["text_offset"]) == ([" sat", "!"], [0, 4])
+    assert told["top_logprobs"] == [{" cat": -2.0}] * 2
 
 
 def test_stop_strings_across_tokens(tiny_language):

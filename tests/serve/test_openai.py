@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -12,6 +13,9 @@ import uvicorn
 import lc_ray
 from lc_ray.serve import auth
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
+from lc_ray.serve.generation import Ask, Piece
+from lc_ray.serve.protocols._openai_answer import Chat
+from lc_ray.serve.protocols._openai_tools import calls
 from lc_ray.spec import ServeSpec
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -21,6 +25,10 @@ TOOLS = [
     {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {**CITY, "additionalProperties": False}}},
     {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}},
 ]
+
+
+def tool(parameters):
+    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +85,9 @@ def test_a_stream_is_the_whole_in_pieces(client):
     whole = ask(client, **options)
     texts, tokens, finish, usage = ["", ""], [[], []], [None, None], None
     for chunk in ask(client, stream=True, stream_options={"include_usage": True}, **options):
-        usage = chunk.usage or usage
+        assert usage is None, "it is in the last"
+        assert "usage" in chunk.model_fields_set
+        usage = chunk.usage
         for choice in chunk.choices:
             texts[choice.index] += choice.delta.content or ""
             tokens[choice.index] += choice.logprobs.content if choice.logprobs else []
@@ -151,6 +161,93 @@ def test_conversations_with_tools_are_read(client, tiny_language):
     assert usage.prompt_tokens == len(tiny_language.task.tokenizer(written)["input_ids"])
 
 
+@pytest.mark.parametrize("written", ["[" * 300, "{", "[" * 150 + "]" * 150])
+def test_arguments_that_are_no_json_are_read_as_text(client, written):
+    called = {"id": "1", "type": "function", "function": {"name": "f", "arguments": written}}
+    assert ask(client, [*HELLO, {"role": "assistant", "tool_calls": [called]}], tools=TOOLS[1:], max_tokens=1).choices
+
+
+NO_CALLS = ["[" * 999, '{"name": "f", "arguments": ' + "[" * 2000, "[]", "<tool_call>[]</tool_call>", '{"name": "f", "arguments": 5}', "<tool_call>{"]
+
+
+@pytest.mark.parametrize("text", NO_CALLS)
+def test_what_a_model_says_and_is_no_call_stays_text(text):
+    assert calls(text, ["f"]) == (text, [])
+
+
+def test_calls_end_where_their_json_does():
+    one, other = ('{"name": "f", "arguments": {"x": "' + x + '"}}' for x in ("</tool_call>", "y"))
+    rest, made = calls(f"Sure. <tool_call>\n{one}\n</tool_call>\n<tool_call>{other}", ["f"])
+    assert [json.loads(call["function"]["arguments"])["x"] for call in made] == ["</tool_call>", "y"]
+    assert rest == "Sure."
+
+
+def test_a_call_of_half_a_letter_can_be_sent():
+    _, (call,) = calls(r'<tool_call>{"name": "f", "arguments": {"x": "\ud800"}}</tool_call>', ["f"])
+    assert json.loads(call["function"]["arguments"].encode()) == {"x": "\ud800"}
+
+
+NODE = {"type": "object", "properties": {"on": {"const": 1}, "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}, "required": ["on"]}
+PYDANTIC = {"format": "path"}, {"type": "array", "uniqueItems": True}, {"oneOf": [{"const": 1}, {"const": 2}]}, {"propertyNames": {"enum": ["a"]}}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "fits"),
+    [
+        ({"type": "object", "properties": {"$ref": {"enum": ["x"]}}, "required": ["$ref"]}, lambda found: found == {"$ref": "x"}),
+        ({}, lambda found: isinstance(found, dict)),
+        ({"$defs": []}, lambda found: isinstance(found, dict)),
+        (NODE, lambda found: found["on"] == 1 and (found.get("next") is None or found["next"]["on"] == 1)),
+        ({"properties": {"a": {"const": 1}, "b": {"$ref": "#/properties/a"}}, "required": ["a", "b"]}, lambda found: found == {"a": 1, "b": 1}),
+        *(({"properties": {"a": part}}, lambda found: set(found) <= {"a"}) for part in PYDANTIC),
+    ],
+)
+def test_whatever_parameters_a_tool_has_its_call_fits(client, parameters, fits):
+    for seed in (1, 2):
+        found = ask(client, tools=[tool(parameters)], tool_choice="required", max_tokens=200, seed=seed).choices[0]
+        assert found.finish_reason in ("tool_calls", "length")
+        for call in found.message.tool_calls or []:
+            assert fits(json.loads(call.function.arguments))
+
+
+def test_a_strict_tool_is_kept_to_or_refused(client):
+    strict = tool({"properties": {"a": PYDANTIC[0]}})
+    strict["function"]["strict"] = True
+    with pytest.raises(openai.BadRequestError, match="path") as found:
+        ask(client, tools=[strict], tool_choice="required")
+    assert found.value.param == "tools"
+
+
+ENDLESS = {"type": "array", "minItems": 10**9, "items": {"const": 1}}, {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
+
+
+@pytest.mark.parametrize("schema", ENDLESS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_breaks_while_it_is_kept_to_fails_alone(client, schema, stream):
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with ThreadPoolExecutor() as pool:
+        beside = pool.submit(ask, client, max_tokens=200)
+        with pytest.raises(openai.APIError, match="can't be kept to"):
+            list(ask(client, response_format=form, stream=stream, max_tokens=64))
+        assert beside.result().usage.completion_tokens == 200
+
+
+def test_a_stream_loses_nothing_around_a_call():
+    pieces = ["\n\nSure. ", '<tool_call>{"name": "f"}</tool_call>' * 2, " Bye"]
+    chat = Chat("talk", "1", None, ["f"], forced=False, most=1)
+    chat.begin("x", 0, [Ask([1], 9)])
+    told = [p["choices"][0]["delta"] for n, text in enumerate(pieces) for p in chat.chunks(Piece(0, text, (), "stop" if n == 2 else None))]
+    assert "".join(delta.get("content", "") for delta in told) == "\n\nSure.  Bye"
+    assert [call["function"]["name"] for delta in told for call in delta.get("tool_calls", [])] == ["f"]
+    (whole,) = chat.whole()["choices"]
+    assert whole["message"]["content"] == "Sure.  Bye"
+
+
+def test_fields_that_are_null_or_change_nothing(client):
+    options = {"n": None, "stream": None, "stream_options": {"include_usage": None}, "prediction": None, "modalities": ["text"], "verbosity": "low"}
+    assert ask(client, extra_body=options, max_tokens=2).choices
+
+
 @pytest.mark.parametrize(
     ("options", "param", "message"),
     [
@@ -166,7 +263,9 @@ def test_conversations_with_tools_are_read(client, tiny_language):
         ({"messages": [{}] * 1000}, "messages.0.role", "required"),
         ({"logit_bias": {str(i): 0 for i in range(1001)}}, "logit_bias", "1000"),
         ({"logit_bias": {"999": 1}}, "logit_bias", "no token 999"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1", "less than or equal to 100"),
         ({"tool_choice": "required"}, "tool_choice", "no tools"),
+        ({"tools": [tool({"$ref": 5})], "tool_choice": "required"}, "tools", "ref"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "'x'"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "x"}}}}, "response_format", "schema"),
         ({"extra_body": {"best": 1}}, "best", "not known"),

@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 from lc_ray.serve.generation import Ask, Piece
 from lc_ray.serve.protocols import _openai_tools as tools
+from lc_ray.serve.spelling import PART
 from lc_ray.tasks._sampling import Token
-
-_PART = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass
@@ -48,6 +47,9 @@ class Answers:
         self.head = {"id": identity, "created": created, "model": self.model, "system_fingerprint": self.version}
         self.prompt_tokens, self.probable = sum(len(ask.ids) for ask in asks), asks[0].logprobs is not None
         self.choices = [_Choice() for ask in asks for _ in range(ask.n)]
+        if self.probable:
+            self._other = self.tokenizer("x", add_special_tokens=False)["input_ids"][-1:]
+            self._beginning = str(self.tokenizer.decode(self._other))
 
     def take(self, piece: Piece) -> _Choice:
         """Add a piece to its answer."""
@@ -85,8 +87,9 @@ class Answers:
         raise NotImplementedError
 
     def written(self, token: int) -> str:
-        """A token alone as text."""
-        return str(self.tokenizer.decode([token]))
+        """A token as text, as it is written after another: the first of a text may lose the space that it begins with."""
+        text = str(self.tokenizer.decode([*self._other, token]))
+        return text[len(self._beginning) :] if text.startswith(self._beginning) else str(self.tokenizer.decode([token]))
 
 
 class Completion(Answers):
@@ -119,18 +122,20 @@ class Chat(Answers):
         model, version, tokenizer: see `Answers`.
         names: of tools that it may call.
         forced: whether it must call one.
+        most: calls that are told; all, if not given.
     """
 
     PREFIX, WHOLE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, version: str, tokenizer: Any, names: list[str], forced: bool) -> None:
+    def __init__(self, model: str, version: str, tokenizer: Any, names: list[str], forced: bool, most: int | None = None) -> None:
         super().__init__(model, version, tokenizer)
-        self.names, self.forced = names, forced
+        self.names, self.forced, self.most = names, forced, most
 
     def choice(self, number: int, choice: _Choice) -> dict[str, Any]:
         """See `Answers`."""
         text, called = tools.calls(choice.text, self.names) if self.names else (choice.text, [])
-        message = {"role": "assistant", "content": text or None if called else text} | ({"tool_calls": called} if called else {})
+        called = called[: self.most]
+        message = {"role": "assistant", "content": text.lstrip() or None if called else text} | ({"tool_calls": called} if called else {})
         finish = "tool_calls" if called else choice.finish
         return {"index": number, "message": message, "logprobs": self._logprobs(choice.tokens), "finish_reason": finish}
 
@@ -149,7 +154,7 @@ class Chat(Answers):
         if len(text) > choice.given or (logprobs and piece.tokens):
             found.append(self._part(piece.number, {"content": text[choice.given :]}, logprobs))
             choice.given = max(choice.given, len(text))
-        for index, call in enumerate(called):
+        for index, call in enumerate(called[: self.most]):
             found.append(self._part(piece.number, {"tool_calls": [{"index": index, **call}]}))
         if piece.finish:
             found.append(self._part(piece.number, {}, finish="tool_calls" if called else piece.finish))
@@ -166,4 +171,4 @@ class Chat(Answers):
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.written(token)
-        return {"token": text, "logprob": logprob, "bytes": None if _PART in text else list(text.encode())}
+        return {"token": text, "logprob": logprob, "bytes": None if PART in text else list(text.encode())}

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lc_ray.serve.fields import Generation, Items
 from lc_ray.serve.http import HttpError
 from lc_ray.tasks._sampling import Sampling
 
 
-class _Open(BaseModel):
+class _Nullable(BaseModel):
+    """A field that is null is not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, content: Any) -> Any:
+        return {name: value for name, value in content.items() if value is not None} if isinstance(content, dict) else content
+
+
+class _Open(_Nullable):
     """Whatever else is in it changes no answer."""
 
     model_config = ConfigDict(extra="ignore")
@@ -23,7 +32,7 @@ class StreamOptions(_Open):
     include_usage: bool = False
 
 
-class Body(Generation):
+class Body(_Nullable, Generation):
     """What both kinds of completions have. Fields without a use here change no answer."""
 
     model: str | None = None
@@ -32,7 +41,7 @@ class Body(Generation):
     stream_options: StreamOptions | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     user: str | None = None
 
     def sampling(self, vocabulary: int) -> Sampling:
@@ -58,6 +67,7 @@ class Function(_Open):
 
     name: str = Field(min_length=1)
     description: str = ""
+    strict: bool = False
     parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
 
 
@@ -140,6 +150,10 @@ class ChatBody(Body):
     store: bool | None = None
     metadata: dict[str, str] | None = None
     service_tier: str | None = None
+    modalities: list[Literal["text"]] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    prompt_cache_retention: str | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
-from lc_ray.serve.http import HttpError
+from lc_ray.serve.http import HttpError, loads, shallow
 from lc_ray.serve.protocols._openai_body import ChatBody, Message, Named, Tool
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_CALLS = re.compile(rf"{_OPEN}\s*(.*?)\s*(?:{_CLOSE}|$)", re.DOTALL)
 _MISTRAL = "[TOOL_CALLS]"
 # For chat templates that do not know of tools; the form in which Hermes, Qwen and SmolLM2 were taught them.
 _TOLD = """You may call functions. Their signatures, as JSON:
@@ -36,7 +34,7 @@ def prompt(body: ChatBody, tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         raise HttpError(400, "no_chat_template", "this model's tokenizer has no chat template; use /v1/completions", "messages")
     template = str(tokenizer.get_chat_template())
-    tools = [tool.model_dump() for tool in offered(body)]
+    tools = [tool.model_dump(exclude={"function": {"strict"}}) for tool in offered(body)]
     knows = "tools" in template
     messages = [_message(message, knows) for message in body.messages]
     if tools and not knows:
@@ -67,7 +65,7 @@ def _message(message: Message, knows: bool) -> dict[str, Any]:
 def _object(text: str) -> Any:
     """Arguments as templates want them; as they are if they are no JSON."""
     try:
-        return json.loads(text)
+        return loads(text)
     except ValueError:
         return text
 
@@ -97,7 +95,7 @@ def schema(body: ChatBody) -> dict[str, Any] | None:
     """The JSON schema that the answer must fit, if there is one.
 
     Raises:
-        HttpError: 400, a schema is announced and missing.
+        HttpError: 400, a schema is announced and missing, or a tool that is asked for is.
     """
     if forced(body):
         return _call_schema(offered(body))
@@ -111,27 +109,31 @@ def schema(body: ChatBody) -> dict[str, Any] | None:
     return form.json_schema.schema_
 
 
+def lenient(body: ChatBody) -> bool:
+    """Whether the schema may have parts that can't be kept to: those of tools may, unless they are strict."""
+    return forced(body) and not any(tool.function.strict for tool in offered(body))
+
+
 def _call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
-    """Of one call. Definitions move to the top, where references look for them. A tool has no arguments but those that it names."""
-    definitions: dict[str, Any] = {}
-    kinds = []
+    """Of one call. Each tool's schema is a definition, in which its references look. A tool has no arguments but those that it names."""
+    definitions, kinds = {}, []
     for number, tool in enumerate(tools):
-        parameters = _moved(tool.function.parameters, f"{number}_")
-        for key in ("$defs", "definitions"):
-            definitions |= {f"{number}_{name}": part for name, part in parameters.pop(key, {}).items()}
+        parameters = {"type": "object"} | _moved(tool.function.parameters, f"#/$defs/{number}")
         if "properties" in parameters:
             parameters = {"additionalProperties": False} | parameters
-        fields = {"name": {"const": tool.function.name}, "arguments": parameters}
+        definitions[str(number)] = parameters
+        fields = {"name": {"const": tool.function.name}, "arguments": {"$ref": f"#/$defs/{number}"}}
         kinds.append({"type": "object", "properties": fields, "required": ["name", "arguments"], "additionalProperties": False})
     return {"$defs": definitions, "anyOf": kinds} if len(kinds) > 1 else {"$defs": definitions, **kinds[0]}
 
 
-def _moved(part: Any, prefix: str) -> Any:
+def _moved(part: Any, to: str) -> Any:
+    """A part of a schema that becomes a definition."""
     if isinstance(part, list):
-        return [_moved(one, prefix) for one in part]
+        return [_moved(one, to) for one in part]
     if not isinstance(part, dict):
         return part
-    return {k: re.sub(r"^#/(\$defs|definitions)/", f"#/$defs/{prefix}", v) if k == "$ref" else _moved(v, prefix) for k, v in part.items()}
+    return {k: to + v[1:] if k == "$ref" and isinstance(v, str) and v.startswith("#") else _moved(v, to) for k, v in part.items()}
 
 
 def certain(text: str) -> int:
@@ -146,27 +148,39 @@ def certain(text: str) -> int:
 
 def calls(text: str, names: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
     """What an answer says beside its calls, and those, in OpenAI's form; what can't be read as a call of a known tool stays text."""
-    stripped = text.strip()
-    if _OPEN in text:
-        written, rest = [match[1] for match in _CALLS.finditer(text)], _CALLS.sub("", text).strip()
-    elif stripped.startswith((_MISTRAL, "{", "[")):
-        written, rest = [stripped.removeprefix(_MISTRAL)], ""
-    else:
-        return text, []
-    found: list[dict[str, Any]] = []
-    for one in written:
-        content = _object(one)
-        for call in content if isinstance(content, list) else [content]:
-            made = _call(call, names)
-            if made is None:
-                return text, []
-            found.append(made)
-    return rest, found
+    rest, written = _read(text)
+    found = [_call(call, names) for one in written for call in (one if isinstance(one, list) else [one])]
+    made = [call for call in found if call is not None]
+    return (rest, made) if made and len(made) == len(found) else (text, [])
+
+
+def _read(text: str) -> tuple[str, list[Any]]:
+    """What is beside the calls, which end where their JSON does, and that."""
+    rest, at, found = "", 0, list[Any]()
+    if _OPEN not in text:
+        return "", [_object(text.strip().removeprefix(_MISTRAL))]
+    while (place := text.find(_OPEN, at)) >= 0:
+        rest += text[at:place]
+        try:
+            call, end = json.JSONDecoder().raw_decode(text, _behind(text, place + len(_OPEN)))
+        except (ValueError, RecursionError):
+            return "", [None]
+        found.append(call if shallow(call) else None)
+        at = _behind(text, end)
+        at += len(_CLOSE) * text.startswith(_CLOSE, at)
+    return (rest + text[at:]).rstrip(), found  # a stream has sent its beginning
+
+
+def _behind(text: str, at: int) -> int:
+    """Where white space ends."""
+    return len(text) - len(text[at:].lstrip())
 
 
 def _call(call: Any, names: Sequence[str]) -> dict[str, Any] | None:
     if not isinstance(call, dict) or call.get("name") not in names:
         return None
     arguments = call.get("arguments", call.get("parameters", {}))
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    if not isinstance(_object(arguments) if isinstance(arguments, str) else arguments, dict):
+        return None
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments)
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": {"name": call["name"], "arguments": written}}

@@ -26,7 +26,7 @@ from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.endpoint import Endpoint, Models
 from lc_ray.serve.fields import parse
 from lc_ray.serve.generation import Ask, Generator, Piece
-from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, read_object
+from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, late, overloaded, read_object
 from lc_ray.serve.openapi import JSON, TEXT, Operation, Schema
 from lc_ray.serve.protocols import _openai_tools as tools
 from lc_ray.serve.protocols._openai_answer import Answers, Chat, Completion
@@ -59,7 +59,9 @@ def routes(models: Models) -> list[Route]:
         generator = _language(endpoint)
         ask = await asyncio.to_thread(_chat_ask, body, generator)
         names = [tool.function.name for tool in tools.offered(body)]
-        return await _answer(request, body, endpoint, [ask], Chat(endpoint.name, endpoint.version, generator.tokenizer, names, tools.forced(body)))
+        most = 1 if body.parallel_tool_calls is False else None
+        answers = Chat(endpoint.name, endpoint.version, generator.tokenizer, names, tools.forced(body), most)
+        return await _answer(request, body, endpoint, [ask], answers)
 
     async def completions(request: Request) -> Response:
         body = parse(CompletionBody, await read_object(request, models.spec.max_body))
@@ -74,6 +76,8 @@ def routes(models: Models) -> list[Route]:
 def describe(models: Models) -> list[Operation]:
     """The operations, if any of the models is a language model."""
     names = [name for name in models.names() if models.main(name).generator]
+    if not names:
+        return []
     found = []
     for path, kind, said in (("/v1/chat/completions", ChatBody, "What a model says next"), ("/v1/completions", CompletionBody, "How a text goes on")):
         body: Schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -83,7 +87,7 @@ def describe(models: Models) -> list[Operation]:
         about: dict[str, Schema] = {"id": TEXT, "object": TEXT, "created": {"type": "integer"}, "model": TEXT, "system_fingerprint": TEXT}
         whole = openapi.fields(**about, choices=openapi.array(choice), usage={"type": "object"})
         found.append(Operation("post", path, said, {JSON: whole, "text/event-stream": TEXT}, {JSON: body}, errors=(404,), schemas=schemas))
-    return found if names else []
+    return found
 
 
 def _language(endpoint: Endpoint) -> Generator:
@@ -98,11 +102,11 @@ def _chat_ask(body: ChatBody, generator: Generator) -> Ask:
     ids = _tokens(tools.prompt(body, generator.tokenizer), generator, special=False)
     schema = tools.schema(body)
     try:
-        matcher = None if schema is None else generator.grammars.matcher(schema)
+        matcher = None if schema is None else generator.grammars.matcher(schema, tools.lenient(body))
     except DataError as problem:
         raise HttpError(400, "invalid_schema", problem.what, "tools" if tools.forced(body) else "response_format") from None
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _ask(body, generator, ids, body.max_completion_tokens or body.max_tokens, "messages", logprobs, matcher)
+    return _ask(body, generator, ids, body.max_completion_tokens or body.max_tokens, "messages", logprobs, matcher=matcher)
 
 
 def _completion_asks(body: CompletionBody, generator: Generator) -> list[Ask]:
@@ -111,7 +115,7 @@ def _completion_asks(body: CompletionBody, generator: Generator) -> list[Ask]:
     if not prompts or len(prompts) > _MOST_PROMPTS:
         raise HttpError(400, "invalid_value", f"a request has 1 to {_MOST_PROMPTS} prompts, not {len(prompts)}", "prompt")
     coded = [_tokens(one, generator, special=True) if isinstance(one, str) else _known(one, generator) for one in prompts]
-    return [_ask(body, generator, ids, body.max_tokens, "prompt", body.logprobs, None) for ids in coded]
+    return [_ask(body, generator, ids, body.max_tokens, "prompt", body.logprobs, continues=True) for ids in coded]
 
 
 def _tokens(text: str, generator: Generator, special: bool) -> list[int]:
@@ -126,8 +130,8 @@ def _known(ids: list[int], generator: Generator) -> list[int]:
     return ids
 
 
-def _ask(body: Body, generator: Generator, ids: list[int], tokens: int | None, where: str, logprobs: int | None, matcher: Any) -> Ask:
-    """What the generator is asked for.
+def _ask(body: Body, generator: Generator, ids: list[int], tokens: int | None, where: str, logprobs: int | None, **how: Any) -> Ask:
+    """What the generator is asked for; `how` is of `Ask`.
 
     Raises:
         HttpError: 400, nothing to go on with, a longer sequence than the model reads, or more answers than run at a time.
@@ -145,7 +149,7 @@ def _ask(body: Body, generator: Generator, ids: list[int], tokens: int | None, w
     if room < (tokens or 1):
         raise HttpError(400, "invalid_value", f"{body.n} answers are more than the {held} tokens that are held at a time (serve.batch.tokens)", "n")
     longest = tokens or min(generator.task.max_new_tokens, most - len(ids), room)
-    return Ask(ids, longest, body.sampling(generator.vocabulary), body.n, body.stops(), logprobs, matcher)
+    return Ask(ids, longest, body.sampling(generator.vocabulary), body.n, body.stops(), logprobs, **how)
 
 
 async def _answer(request: Request, body: Body, endpoint: Endpoint, asks: list[Ask], answers: Answers) -> Response:
@@ -169,10 +173,11 @@ async def _pieces(generator: Generator, asks: list[Ask], deadline: float) -> Asy
             async for piece in running:
                 yield piece
     except QueueFull:
-        message = f"{generator.spec.queue} requests wait already; try again later"
-        raise HttpError(503, "overloaded", message, headers={"retry-after": "1"}) from None
+        raise overloaded(generator.spec.queue) from None
     except TimeoutError:
-        raise HttpError(504, "timeout", f"not answered within {generator.spec.timeout:g} s") from None
+        raise late(generator.spec.timeout) from None
+    except DataError as problem:
+        raise HttpError(400, "invalid_schema", problem.what, "response_format") from None
 
 
 async def _whole(pieces: AsyncIterator[Piece], answers: Answers) -> dict[str, Any]:
@@ -185,13 +190,14 @@ async def _events(
     first: Piece, pieces: AsyncGenerator[Piece, None], answers: Answers, body: Body, endpoint: Endpoint
 ) -> AsyncGenerator[str, None]:
     """Server-sent events. An error ends them, as the status is sent already. They hold the endpoint, which may be replaced meanwhile."""
+    usage = {"usage": None} if body.usage else {}
     async with aclosing(pieces):
         try:
             for chunk in answers.chunks(first):
-                yield _event(chunk)
+                yield _event(chunk | usage)
             async for piece in pieces:
                 for chunk in answers.chunks(piece):
-                    yield _event(chunk)
+                    yield _event(chunk | usage)
         except HttpError as problem:
             yield _event(error(problem.content))
             return
@@ -205,7 +211,7 @@ def _log(body: Body, answers: Answers, endpoint: Endpoint) -> None:
     """Tell the request's record what was asked and answered, if there is a prediction log: its fields are redacted as columns are."""
     if endpoint.spec.log:
         choices = {"choices": answers.whole()["choices"]}
-        record.current().predicted = record.Predicted([body.model_dump(mode="json", exclude_unset=True)], [choices], [], ())
+        record.current().predicted = record.Predicted([body.model_dump(mode="json", by_alias=True, exclude_unset=True)], [choices], [], ())
 
 
 def _event(content: dict[str, Any]) -> str:
