@@ -83,7 +83,8 @@ class ServeSpec(Section):
     queue: int = Field(512, ge=1, description="requests that may wait; more are answered 503")
     max_body: Bytes = Field("10MiB", description="largest request body")  # type: ignore[assignment]
     max_instances: int = Field(256, ge=1, description="most rows in one request")
-    timeout: Seconds = Field(30.0, description="longest time a request may take")
+    max_media: int = Field(200_000_000, ge=1, description="most pixels and samples that pictures and sounds of one request have together")
+    timeout: Seconds = Field(30.0, gt=0, description="longest time a request may take")
     urls: UrlsSpec = UrlsSpec()
     rate: RateSpec | None = None
     access_log: str | None = Field(None, description="file to which each request adds a line of JSON; - is the replica's standard error")
@@ -94,4 +95,6 @@ class ServeSpec(Section):
     def _plain(self) -> ServeSpec:
         if self.tls and self.grpc_port:
             raise ValueError("Ray Serve has no TLS for gRPC: leave out grpc_port or tls, or put a proxy with TLS in front")
+        if self.grpc_port == self.port:
+            raise ValueError("grpc_port and port are the same: HTTP and gRPC need a port each")
         return self

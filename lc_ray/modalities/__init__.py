@@ -14,7 +14,7 @@ A modality file defines two classes:
         .show(parts)                  one row's prepared parts → what a request may carry, as JSON
         .measure(parts)               one row's prepared parts → numbers and categories by which rows are compared with those of training
         .save(folder)                 what is needed to do the same when serving
-        .MEDIA                        "image" or "audio", if a value is the bytes of a file
+        .MEDIA                        "image" or "audio", if a value is the bytes of a file, of whose size `decode` tells `_media.spend` first
         .example                      a value that may stand for any, to warm up with
     Encoder                           for tensors
         Encoder.pretrained(spec, source)  /  Encoder.rebuild(config)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from lc_ray.storage import system_of
 _LARGEST = 256 * 2**20  # bytes
 _START = 120  # characters that tell base64 from a name: no path is as long without a dot
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+=*\s*")
+_left: ContextVar[list[int] | None] = ContextVar("left", default=None)
 
 
 def schema(media: str) -> dict[str, Any]:
@@ -25,8 +29,36 @@ def schema(media: str) -> dict[str, Any]:
     Args:
         media: "image" or "audio".
     """
-    told = "base64, with or without a data URI's beginning, or a URL of a host that the endpoint allows"
-    return {"type": "string", "minLength": 1, "contentEncoding": "base64", "contentMediaType": f"{media}/*", "description": told}
+    told = 'base64, with or without a data URI\'s beginning, alone or as {"b64": ...}, or a URL of a host that the endpoint allows'
+    text = {"type": "string", "minLength": 1, "contentEncoding": "base64", "contentMediaType": f"{media}/*"}
+    wrapped = {"properties": {"b64": text}, "required": ["b64"]}
+    return {**text, "type": ["string", "object"], **wrapped, "description": told}
+
+
+@contextmanager
+def limited(left: list[int]) -> Iterator[None]:
+    """Within it no more is decoded than is left.
+
+    Args:
+        left: pixels and samples, in a list of one number, which becomes less with each file, and negative with the first that is too large.
+    """
+    token = _left.set(left)
+    try:
+        yield
+    finally:
+        _left.reset(token)
+
+
+def spend(values: int) -> None:
+    """Take the pixels or samples of a file, before it is decoded, from those that are left.
+
+    Raises:
+        DataError: there are not as many.
+    """
+    if (left := _left.get()) is not None:
+        left[0] -= values
+        if left[0] < 0:
+            raise DataError("larger than what is left to the request")
 
 
 def missing(value: Any) -> bool:
@@ -39,7 +71,7 @@ def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
 
     Args:
         value: bytes; a dict of Hugging Face datasets, `{"bytes": ..., "path": ...}`; a path or URI (s3://, gs://, hdfs://, file://); or
-            base64, with or without `data:...;base64,` before it.
+            base64, with or without `data:...;base64,` before it, or as TensorFlow Serving and Vertex AI have it, `{"b64": ...}`.
         folder: in which relative paths are looked for. None opens no file at all.
         path: what a name becomes, with the name in place of {}.
 
@@ -48,6 +80,8 @@ def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
     """
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
         value = value.get("bytes") or value.get("path")
+    if isinstance(value, dict) and isinstance(value.get("b64"), str):
+        value = _decoded(value["b64"])
     if missing(value):
         raise DataError("null")
     if isinstance(value, bytes) and folder is not None and (_is_name(value) or _is_encoded(value)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -25,6 +26,7 @@ from lc_ray.spec import InputSpec
 
 _LONGEST = 3600  # seconds; a longer file is a mistake rather than a clip
 _RATES = (1_000, 384_000)  # Hz
+_STEPS = 640  # most that rates are resampled by, as from 11,025 to 16,000 Hz: filters of odd rates' own ratios would take gigabytes
 _TOLERANCE = 0.05  # seconds
 _LOUDEST = 16.0  # where 1 is full scale; more is another scale, or noise
 _SHORTEST = 0.025  # seconds: one frame of every feature extractor; shorter clips are padded
@@ -209,6 +211,7 @@ def samples_of(data: bytes, rate: int, seconds: float) -> NDArray[np.float32]:
             if file.frames > _LONGEST * file.samplerate:
                 raise DataError(f"audio of {file.frames / file.samplerate / 3600:.1f} hours")
             expected = min(file.frames, round(seconds * file.samplerate) + 1)
+            _media.spend(expected * file.channels)
             samples = file.read(expected, dtype="float32", always_2d=True).mean(1)  # (samples,)
             if _cut_off(data) or len(samples) < expected:
                 raise DataError("the file ends before its header says")
@@ -222,7 +225,8 @@ def samples_of(data: bytes, rate: int, seconds: float) -> NDArray[np.float32]:
     if (peak := float(np.abs(samples).max())) > _LOUDEST:
         raise DataError(f"samples of up to {peak:.3g}, where full scale is 1")
     if given != rate:
-        samples = torchaudio.functional.resample(torch.from_numpy(samples), given, rate).numpy()
+        ratio = Fraction(given, rate).limit_denominator(_STEPS)
+        samples = torchaudio.functional.resample(torch.from_numpy(samples), ratio.numerator, ratio.denominator).numpy()
     return cast("NDArray[np.float32]", samples)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,7 +56,8 @@ class Modality(text.Modality):
             raise ModelError("the tokenizer has no chat template", str(source), fix)
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
-        """A cell as messages {"role", "content"}, or ShareGPT's {"from", "value"}: a list, its JSON, or a text, which is what the user says.
+        """A cell as messages {"role", "content"}, or ShareGPT's {"from", "value"}: a list, its JSON, or any other text, which is what the
+        user says.
 
         Raises:
             DataError: something else, an unknown role, a message without text, or a conversation that the template refuses.
@@ -63,11 +65,7 @@ class Modality(text.Modality):
         if isinstance(value, np.ndarray):
             value = value.tolist()
         if not isinstance(value, list):
-            value = super().decode(value, errors)
-            try:
-                value = json.loads(value) if value.lstrip().startswith("[") else [{"role": "user", "content": value}]
-            except (ValueError, RecursionError):
-                raise DataError("the conversation is not valid JSON") from None
+            value = _listed(super().decode(value, errors))
         if not value or len(value) > _MESSAGES:
             raise DataError(f"a conversation has 1 to {_MESSAGES} messages, not {len(value)}")
         messages = [self._message(number, message, errors) for number, message in enumerate(value)]
@@ -80,8 +78,8 @@ class Modality(text.Modality):
         return messages
 
     def _message(self, number: int, message: Any, errors: str) -> dict[str, str]:
-        if isinstance(message, dict) and message.get("role") is None and "from" in message:
-            message = {"role": _SHARED.get(message["from"], message["from"]), "content": message.get("value")}
+        if isinstance(message, dict) and message.get("role") is None and isinstance(speaker := message.get("from"), str):
+            message = {"role": _SHARED.get(speaker, speaker), "content": message.get("value")}
         if not isinstance(message, dict) or message.get("role") not in _ROLES:
             raise DataError(f'message {number} is not {{"role": one of {", ".join(_ROLES)}, "content": ...}}')
         try:
@@ -124,6 +122,15 @@ class Modality(text.Modality):
         for row, mask in enumerate(columns["mask"]):
             tensors["attention_mask"][row, : len(mask)] = torch.tensor(mask)
         return tensors
+
+
+def _listed(text: str) -> list[Any]:
+    """Messages that JSON says, or the one of what the user says, which may well begin with a bracket."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text) if text.lstrip().startswith("[") else None
+        if isinstance(found, list) and all(isinstance(message, dict) for message in found):
+            return found
+    return [{"role": "user", "content": text}]
 
 
 class Encoder(text.Encoder):

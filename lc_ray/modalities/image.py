@@ -27,6 +27,8 @@ from lc_ray.spec import InputSpec
 from lc_ray.storage import storage_path
 
 _LEAST, _MOST = 2, 50_000_000  # pixels along a side, pixels in all
+# Pillow knows others, of which EPS is a program that it would run.
+_FORMATS = ("PNG", "JPEG", "JPEG2000", "AVIF", "GIF", "BMP", "WEBP", "TIFF", "ICO", "PPM", "TGA")
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for an image that is stored turned by 90 degrees
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _GREY = [0.299, 0.587, 0.114]  # luma of ITU-R BT.601
@@ -66,10 +68,11 @@ class Modality:
         """As `decode` gives it, and the width and height that the image had, upright."""
         data = _media.fetch(value, folder, self.spec.path)
         try:
-            with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 width, height = image.size
                 if min(width, height) < _LEAST or width * height > _MOST:
                     raise DataError(f"image of {width} × {height} pixels" if min(width, height) < _LEAST else "image of more than 50 megapixels")
+                _media.spend(width * height)
                 image.draft("RGB", (self.spec.size * 2, self.spec.size * 2))  # JPEG: decoded at a fraction of its size where that is enough
                 image.load()  # some formats tell of their orientation after the pixels
                 orientation = image.getexif().get(_ORIENTATION, 1)

@@ -33,7 +33,7 @@ def spec(environment: Mapping[str, str]) -> ServeSpec:
         ServeError: the port is none.
     """
     port = environment.get("AIP_HTTP_PORT") or environment.get("SAGEMAKER_BIND_TO_PORT") or "8080"
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+    if not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 2**16):
         raise ServeError(f"no port: {port}", "AIP_HTTP_PORT, SAGEMAKER_BIND_TO_PORT")
     cores = len(os.sched_getaffinity(0))
     return ServeSpec(host="0.0.0.0", port=int(port), max_body=_LARGEST, replicas=ReplicasSpec(cpu=cores))

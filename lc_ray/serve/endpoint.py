@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import random
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -15,14 +17,15 @@ from prometheus_client import Metric
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
-from lc_ray import family
+from lc_ray import artifact, family
 from lc_ray.errors import DataError
+from lc_ray.modalities import _media
 from lc_ray.predictor import Predictor, Rows
 from lc_ray.serve import language, metrics, record
 from lc_ray.serve.batching import Batcher, QueueFull
 from lc_ray.serve.drift import Window
 from lc_ray.serve.generation import Generator, suits
-from lc_ray.serve.http import HttpError, application
+from lc_ray.serve.http import HttpError, application, overloaded
 from lc_ray.serve.observe import Observe, Observers
 from lc_ray.serve.resident import Resident
 from lc_ray.serve.urls import Fetcher
@@ -30,6 +33,7 @@ from lc_ray.serve.vllm import generator_of
 from lc_ray.spec import ServeSpec
 
 Everywhere = Callable[..., Awaitable[dict[str, Any]]]
+_decoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "decoder")  # of all models: while it is decoded, a picture may take hundreds of MB
 
 
 class Endpoint:
@@ -41,6 +45,7 @@ class Endpoint:
         resident: decides with others whether the model stays in memory; it does if not given.
 
     Attributes:
+        created: when the artifact was, in seconds since 1970.
         sample: an answer, whose fields all answers have.
         media: "image" or "audio" of the columns whose values are files.
     """
@@ -48,10 +53,11 @@ class Endpoint:
     def __init__(self, predictor: Predictor, spec: ServeSpec, resident: Resident | None = None) -> None:
         self.predictor, self.spec = predictor, spec
         self.name, self.version = predictor.artifact.manifest.name, predictor.artifact.digest
+        self.created = (predictor.artifact.path / artifact.MANIFEST).stat().st_mtime
         example = {column: modality.example for column, modality in predictor.columns.items()}
         talks = suits(predictor)
         if resident and not talks:
-            predictor.used = resident.used
+            predictor.used, predictor.room = resident.used, resident.room
         # A language model's answer is as many runs as it has tokens, in which it gets warm enough.
         for rows in (1,) if talks else (1, spec.batch.max, spec.batch.max):
             self.sample = predictor.predict([example] * rows, spec.batch.max)[0]
@@ -86,7 +92,8 @@ class Endpoint:
             parameters: of the request, which language models take; see `language.Parameters`.
 
         Raises:
-            HttpError: 400 for an instance or parameter that can't be used, 413 for too many instances, 503 when too many requests wait.
+            HttpError: 400 for an instance or parameter that can't be used, 413 for too many instances or too much in their files, 503 when
+                too many requests wait.
         """
         if not isinstance(instances, list):
             raise HttpError(400, "malformed_request", f"expected a list, got {type(instances).__name__}", "instances")
@@ -96,17 +103,20 @@ class Endpoint:
         if parameters and isinstance(worker, Batcher):
             raise HttpError(400, "unknown_parameter", "this model takes no parameters", "parameters")
         seen = record.current()
-        seen.rows, began = len(instances), time.monotonic()
+        seen.rows, began, left = len(instances), time.monotonic(), [self.spec.max_media]
         try:
             rows = await self._fetched(instances)
-            # A large picture takes a while, in which others are to be answered.
-            clean = await asyncio.to_thread(self._decoded, rows) if self.media else self._decoded(rows)
+            clean = await self._clean(rows, left)
             seen.spans.append(("prepare", began, time.monotonic()))
             answers = await (worker.run(clean) if isinstance(worker, Batcher) else language.answers(worker, clean, parameters, self.drift.add))
         except QueueFull:
-            raise HttpError(503, "overloaded", f"{self.spec.queue} requests wait already; try again later", headers={"retry-after": "1"}) from None
+            raise overloaded(self.spec.queue) from None
         except DataError as error:
-            raise HttpError(400, "invalid_instance", error.what, f"instances.{error.where}".rstrip(".")) from None
+            where = f"instances.{error.where}".rstrip(".")
+            if left[0] < 0:
+                told = f"pictures and sounds of a request may have {self.spec.max_media} pixels and samples together"
+                raise HttpError(413, "media_too_large", told, where) from None
+            raise HttpError(400, "invalid_instance", error.what, where) from None
         if self.spec.log:
             seen.predicted = record.Predicted(rows, answers, list(self.predictor.columns), self.media)
         return answers
@@ -115,27 +125,37 @@ class Endpoint:
         """Instances with bytes in place of URLs.
 
         Raises:
-            DataError: a file can't be had; `where` is its instance's number and column.
+            DataError: a file can't be had; `where` is its instance's number and column, or "" where all of them took too long.
         """
         if not self.media:
             return instances
         columns = list(self.predictor.columns)
-        rows = instances if len(columns) > 1 else [row if isinstance(row, dict) else {columns[0]: row} for row in instances]
+        # Base64 alone may be an object, too.
+        rows = instances if len(columns) > 1 else [row if isinstance(row, dict) and row.keys() != {"b64"} else {columns[0]: row} for row in instances]
         return await self.urls.fetch(rows, list(self.media))
 
-    def _decoded(self, instances: list[Any]) -> list[dict[str, Any]]:
-        """Instances as clean values by column.
+    async def _clean(self, instances: list[Any], left: list[int]) -> list[dict[str, Any]]:
+        """Instances as clean values by column. Files are decoded beside the event loop, a row at a time, so that requests take turns, and one
+        that nobody waits for any more stops at its next row.
+
+        Args:
+            instances: of one request.
+            left: pixels and samples that it may have, see `_media.limited`.
 
         Raises:
             DataError: one can't be used; `where` is its number and column.
         """
-        rows = []
-        for number, row in enumerate(instances):
-            try:
-                rows.append(self.predictor.decode(row))
-            except DataError as error:
-                raise DataError(error.what, f"{number}.{error.where}".rstrip(".")) from None
-        return rows
+        if not self.media:
+            return [self._decoded(number, row, left) for number, row in enumerate(instances)]
+        loop = asyncio.get_running_loop()
+        return [await loop.run_in_executor(_decoders, self._decoded, number, row, left) for number, row in enumerate(instances)]
+
+    def _decoded(self, number: int, row: Any, left: list[int]) -> dict[str, Any]:
+        try:
+            with _media.limited(left):
+                return self.predictor.decode(row)
+        except DataError as error:
+            raise DataError(error.what, f"{number}.{error.where}".rstrip(".")) from None
 
 
 def _seen(name: str, version: str, drift: Window, rows: Rows, answers: list[dict[str, Any]]) -> None:

@@ -9,38 +9,53 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from lc_ray.serve.endpoint import Endpoint
 from lc_ray.serve.http import HttpError, Request, read_body, read_object
 
 _CHARSETS = ("utf-8", "us-ascii", "iso-8859-1")  # Python knows others that take hours for a large body
+_FIELDS = 1000  # that any form may have
 
 
-async def read_request(request: Request, max_body: int) -> dict[str, Any]:
+async def read_request(request: Request, max_body: int, endpoint: Endpoint) -> dict[str, Any]:
     """A request's body: a JSON object, or a form as `{"instances": [...]}`.
 
     Raises:
-        HttpError: 413, it is larger than `max_body` bytes; 400, it is neither.
+        HttpError: 413, it is larger than `max_body` bytes; 415, its charset is not known; 400, it is neither.
     """
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return {"instances": await read_form(request, max_body)}
+        return {"instances": await read_form(request, max_body, endpoint)}
     return await read_object(request, max_body)
 
 
-async def read_form(request: Request, max_body: int) -> list[dict[str, Any]]:
+def charset(content_type: str) -> str:
+    """The charset that a content type names, or UTF-8.
+
+    Raises:
+        HttpError: 415, it is not known.
+    """
+    _, options = parse_options_header(content_type)
+    found = options.get(b"charset", b"utf-8").decode("latin-1").lower()
+    if found not in _CHARSETS:
+        raise HttpError(415, "unsupported_charset", f"the charset of a body is one of {', '.join(_CHARSETS)}", "content-type")
+    return found
+
+
+async def read_form(request: Request, max_body: int, endpoint: Endpoint) -> list[dict[str, Any]]:
     """The instances of a multipart form: bytes of files and texts by column. A column's second field belongs to the second instance.
 
     Raises:
-        HttpError: 413, it is larger than `max_body` bytes; 400, it is not a form, or columns have not equally many fields.
+        HttpError: 413, it is larger than `max_body` bytes; 415, its charset is not known; 400, it is not a form, has more fields than all
+            instances and columns need, or not equally many for each column.
     """
-    _, options = parse_options_header(request.headers["content-type"])
-    if options.get(b"charset", b"utf-8").decode("latin-1").lower() not in _CHARSETS:
-        raise HttpError(400, "malformed_form", f"the charset of a form is one of {', '.join(_CHARSETS)}")
+    charset(request.headers["content-type"])
     body = await read_body(request, max_body)
+    most = max(_FIELDS, endpoint.spec.max_instances * len(endpoint.predictor.columns))
 
     async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
     try:
-        form = await MultiPartParser(request.headers, whole(), max_part_size=max_body).parse()
+        form = await MultiPartParser(request.headers, whole(), max_files=most, max_fields=most, max_part_size=max_body).parse()
     except MultiPartException as error:
         raise HttpError(400, "malformed_form", error.message) from None
     columns: dict[str, list[Any]] = {}

@@ -139,7 +139,7 @@ def _path(asked: Any) -> str:
     """Of a model."""
     name = asked.DESCRIPTOR.fields[0].name  # name or model_name
     model, version = getattr(asked, name), getattr(asked, name.replace("name", "version"))
-    if "/" in model + version:
+    if "/" in model + version or {model, version} & {".", ".."}:  # which are no part of a path
         raise Refused(StatusCode.NOT_FOUND, f"no model '{model}' is served here")
     return f"/v2/models/{quote(model)}" + (f"/versions/{quote(version)}" if version else "")
 
@@ -160,7 +160,7 @@ def _request(asked: Any) -> tuple[dict[str, Any], bytes]:
     inputs, parts = [], []
     for number, tensor in enumerate(asked.inputs):
         about = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
-        values = list(getattr(tensor.contents, _CONTENTS.get(tensor.datatype, "bytes_contents")))
+        values = list(getattr(tensor.contents, _CONTENTS[tensor.datatype])) if tensor.datatype in _CONTENTS else []
         if raw or tensor.datatype == "BYTES":
             parts.append(raw[number] if raw else _tensors.packed(_tensors.Tensor(tensor.name, "BYTES", (len(values),), values)))
             about["parameters"] = {"binary_data_size": len(parts[-1])}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,9 @@ from lc_ray.serve import auth, record
 from lc_ray.serve.rate import Rate
 from lc_ray.serving import ServeSpec
 
+_DEPTH = 100  # of JSON that is read: what is made of it is walked by recursion
+_WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's name for the formats of compressed bodies
+_PIECE = 4096  # bytes of such a body: where a member ends, zlib copies what it was given beyond it
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _log = logging.getLogger(__name__)
 
@@ -70,12 +75,35 @@ def parse_object(body: bytes) -> dict[str, Any]:
         HttpError: 400, it is not JSON or not an object.
     """
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        content = loads(body)
+    except ValueError as error:
         raise HttpError(400, "malformed_json", f"the body is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise HttpError(400, "malformed_request", f"expected a JSON object, got {type(content).__name__}")
     return content
+
+
+def loads(text: str | bytes) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError: it is not JSON, or nested more than 100 deep.
+    """
+    with contextlib.suppress(RecursionError):
+        content = json.loads(text)
+        if shallow(content):
+            return content
+    raise ValueError(f"it is nested more than {_DEPTH} deep")
+
+
+def shallow(content: Any) -> bool:
+    """Whether a part of JSON is nested at most 100 deep."""
+    level = [content]
+    for _ in range(_DEPTH + 1):
+        level = [part for one in level if isinstance(one, dict | list) for part in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return True
+    return False
 
 
 def instances_of(content: dict[str, Any]) -> tuple[Any, Any]:
@@ -89,6 +117,16 @@ def instances_of(content: dict[str, Any]) -> tuple[Any, Any]:
     return content["instances"], content.get("parameters")
 
 
+def overloaded(queue: int) -> HttpError:
+    """The answer where so many requests wait already."""
+    return HttpError(503, "overloaded", f"{queue} requests wait already; try again later", headers={"retry-after": "1"})
+
+
+def late(timeout: float) -> HttpError:
+    """The answer to a request that took longer than it may, in seconds."""
+    return HttpError(504, "timeout", f"not answered within {timeout:g} s")
+
+
 def need(alive: bool) -> None:
     """Raise HttpError 503 where a model can't run."""
     if not alive:
@@ -96,22 +134,65 @@ def need(alive: bool) -> None:
 
 
 async def read_body(request: Request, max_body: int) -> bytes:
-    """A request's body.
+    """A request's body, decompressed.
 
     Raises:
-        HttpError: 413, it is larger than `max_body` bytes.
+        HttpError: 413, it is larger than `max_body` bytes; 415, it is compressed otherwise than with gzip or deflate; 400, it is not.
     """
     too_large = HttpError(413, "body_too_large", f"a request may have {max_body} bytes", headers={"connection": "close"})
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > max_body:
         raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_body:
-            raise too_large
+    encoding = request.headers.get("content-encoding", "").strip().lower() or "identity"
+    if encoding not in ("identity", *_WINDOWS):
+        told = f"a body may come as {', '.join(_WINDOWS)} or as it is, not as '{encoding}'"
+        raise HttpError(415, "unsupported_encoding", told, "content-encoding")
+    inflated = _Inflated(_WINDOWS[encoding]) if encoding in _WINDOWS else None
+    body, received = bytearray(), 0
+    try:
+        async for chunk in request.stream():
+            received += len(chunk)
+            body += inflated.add(chunk, max_body + 1 - len(body)) if inflated else chunk
+            if max(received, len(body)) > max_body:
+                raise too_large
+        if inflated and not inflated.whole:
+            raise zlib.error("it is cut off")
+    except zlib.error as error:
+        raise HttpError(400, "malformed_body", f"the body is not {encoding}: {error}", "content-encoding") from None
     record.current().received = len(body)
     return bytes(body)
+
+
+class _Inflated:
+    """A body that is decompressed as it comes, in one or more members.
+
+    Args:
+        window: zlib's name for its format.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._window, self._member = window, zlib.decompressobj(window)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it may end here."""
+        return self._member.eof
+
+    def add(self, data: bytes, most: int) -> bytes:
+        """What more of it says, or the first `most` bytes of that.
+
+        Raises:
+            zlib.error: it is not in its format.
+        """
+        made = bytearray()
+        for start in range(0, len(data), _PIECE):
+            rest = data[start : start + _PIECE]
+            while rest and len(made) < most:
+                if self._member.eof:
+                    self._member = zlib.decompressobj(self._window)
+                made += self._member.decompress(rest, most - len(made))
+                rest = self._member.unused_data
+        return bytes(made)
 
 
 def application(
@@ -196,7 +277,7 @@ class Guard:
         except HttpError as error:
             found = error
         except TimeoutError:
-            found = HttpError(504, "timeout", f"not answered within {self.timeout:g} s")
+            found = late(self.timeout)
         except ClientDisconnect:
             return
         except Exception:
@@ -226,8 +307,12 @@ __all__ = [
     "Route",
     "application",
     "instances_of",
+    "late",
+    "loads",
     "need",
+    "overloaded",
     "parse_object",
     "read_body",
     "read_object",
+    "shallow",
 ]

@@ -32,7 +32,7 @@ _MEANS = {
     404: "no such model or version",
     406: "no answer of a type that is accepted",
     413: "larger than a request may be, or more instances than it may have",
-    415: "the model takes nothing of this type",
+    415: "the model takes nothing of this type, or the body is compressed in a way that is not known",
     429: "more requests than a key may make",
     500: "the endpoint failed",
     503: "too many requests wait, or a model can't run",
@@ -93,7 +93,7 @@ def _operation(told: Operation, tag: str, protocol: ModuleType, models: Models) 
     free = told.path in public(protocol, models)
     limited = models.spec.rate and not free and told.path not in getattr(protocol, "UNLIMITED", ())
     statuses = {*told.errors, 500, 504, *(() if free else (401,)), *((429,) if limited else ())}
-    statuses |= {400, 413, 503} if told.takes else set()
+    statuses |= {400, 413, 415, 503} if told.takes else set()
     error = named(f"{tag}.Error" if hasattr(protocol, "ERROR") else "Error")
     answers = {"200": {"description": "the answer", "content": _content(told.answers)}}
     made: dict[str, Any] = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio.functional
 from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
@@ -71,6 +72,8 @@ def pitch(samples):
         {"channels": 2},
         {"rate": 8000},
         {"rate": 44100},
+        {"rate": 44101},
+        {"rate": 16007},
     ],
 )
 def test_a_tone_keeps_its_pitch_and_length(speech, options):
@@ -78,6 +81,16 @@ def test_a_tone_keeps_its_pitch_and_length(speech, options):
     assert pitch(found) == pytest.approx(440, abs=4)
     assert len(found) / 2 / RATE == pytest.approx(0.5, abs=0.01)
     assert np.abs(np.frombuffer(found, "<i2")).max() / 32767 == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("rate", [8001, 16_007, 44_101, 383_999])
+def test_odd_rates_need_no_large_filter(speech, rate, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torchaudio.functional, "resample", lambda samples, *rates: asked.append(rates) or samples)
+    modality(speech, "raw").decode(tone(rate=rate))
+    ((given, wanted),) = asked
+    assert given * wanted < 1e7, "numbers in the filter"
+    assert given / wanted == pytest.approx(rate / RATE, rel=1e-3)
 
 
 def test_long_clips_are_cut_and_short_ones_padded(speech):

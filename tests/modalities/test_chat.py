@@ -44,8 +44,9 @@ def test_cells_as_conversations(chat, value):
     assert chat.decode(value) == TALK
 
 
-def test_a_text_is_what_the_user_says(chat):
-    assert chat.decode("good day") == TALK[:1]
+@pytest.mark.parametrize("text", ["good day", "[urgent] my flight is late", "[1, 2, 3] sum these", "[1, 2]", '["a", {}]', "[{", "[" * 50_000])
+def test_a_text_is_what_the_user_says(chat, text):
+    assert chat.decode(text) == [{"role": "user", "content": text}]
 
 
 @pytest.mark.parametrize(
@@ -54,11 +55,12 @@ def test_a_text_is_what_the_user_says(chat):
         (None, "null"),
         ([], "1 to 256 messages, not 0"),
         (TALK * 129, "not 258"),
-        ("[{", "not valid JSON"),
-        ("[" * 50_000, "not valid JSON"),
+        ("[]", "1 to 256 messages, not 0"),
         (["hi"], "message 0 is not"),
         ([TALK[0], {"from": "tool", "value": "x"}], "message 1 is not"),
         ([{"role": "robot", "content": "x"}], "role"),
+        ([{"from": [], "value": "x"}], "message 0 is not"),
+        ('[{"from": {}}]', "message 0 is not"),
         ([TALK[0], {"role": "assistant", "content": None}], "message 1: null"),
         ([TALK[0], {"role": "assistant", "content": " "}], "message 1: empty"),
         (TALK[1:], "begins with the assistant"),

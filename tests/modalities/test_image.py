@@ -37,7 +37,10 @@ def pixels(data):
 
 @pytest.mark.parametrize(
     ("mode", "form"),
-    [("RGB", "PNG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("P", "GIF"), ("RGBA", "PNG"), ("RGB", "WEBP"), ("P", "PNG"), ("RGB", "BMP")],
+    [
+        *(("RGB", "PNG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("P", "GIF"), ("RGBA", "PNG"), ("RGB", "WEBP"), ("P", "PNG"), ("RGB", "BMP")),
+        *(("RGB", "TIFF"), ("RGB", "ICO"), ("RGB", "PPM"), ("RGB", "TGA"), ("RGB", "MPO")),
+    ],
 )
 def test_a_colour_survives_every_format(mode, form):
     assert np.abs(pixels(picture(mode, form=form)).astype(int) - [200, 30, 60]).max() < 12
@@ -90,6 +93,8 @@ def claimed(width, height):
         (claimed(10_000, 10_000), "more than 50 megapixels"),
         (claimed(100_000, 100_000), "more than 50 megapixels"),
         (b"\x00\x01hello", "not an image of a known format"),
+        (picture(form="EPS"), "not an image of a known format"),
+        (picture(form="PDF"), "not an image of a known format"),
         (None, "null"),
         (float("nan"), "null"),
         (b"", "empty"),
@@ -104,6 +109,7 @@ def test_bad_pictures_are_told_apart(data, reason):
 def test_a_request_may_carry_base64_but_never_opens_a_file(tmp_path):
     (tmp_path / "a.png").write_bytes(picture())
     plain = base64.b64encode(picture()).decode()
+    assert IMAGE.decode({"b64": plain}) == IMAGE.decode({"b64": plain}, folder=tmp_path) == IMAGE.decode(picture())
     assert IMAGE.decode(plain) == IMAGE.decode("data:image/png;base64," + plain) == IMAGE.decode(picture())
     assert IMAGE.decode("a.png", folder=tmp_path) == IMAGE.decode({"bytes": None, "path": "a.png"}, folder=tmp_path) == IMAGE.decode(picture())
     with pytest.raises(DataError, match="not base64"):

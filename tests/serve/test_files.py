@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import socket
+import ssl
 import time
 from ipaddress import ip_address
 
@@ -36,8 +37,16 @@ def test_base64_and_form_are_the_same_to_the_model(app, fused, png, wav):
     row = {"text": "good flight", "photo": base64.b64encode(png).decode(), "sound": base64.b64encode(wav).decode(), "price": 3}
     expected = fused.predict([row])[0]["probabilities"]
     assert predictions(ask(app, "POST", PREDICT, json={"instances": [row]}))[0] == pytest.approx(expected, abs=1e-5)
+    wrapped = row | {name: {"b64": row[name]} for name in ("photo", "sound")}
+    assert predictions(ask(app, "POST", PREDICT, json={"instances": [wrapped]}))[0] == pytest.approx(expected, abs=1e-5)
     files, fields = {"photo": ("cat.png", png), "sound": ("x.wav", wav)}, {"text": "good flight", "price": "3"}
     assert predictions(ask(app, "POST", PREDICT, files=files, data=fields))[0] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("photo", [{"b64": "?"}, {"b64": ""}, {"b64": 5}, {"b64": None}, {"b46": ""}])
+def test_base64_that_is_none(app, photo):
+    response = ask(app, "POST", PREDICT, json={"instances": [{"text": "good", "photo": photo}]})
+    assert (response.status_code, response.json()["error"]["where"]) == (400, "instances.0.photo")
 
 
 def test_form_of_several_instances_keeps_their_order(app, fused, png):
@@ -46,6 +55,19 @@ def test_form_of_several_instances_keeps_their_order(app, fused, png):
     expected = [fused.predict([row])[0]["probabilities"] for row in ({"text": texts[0], "photo": png}, {"text": texts[1], "photo": None})]
     for got, wanted in zip(predictions(ask(app, "POST", PREDICT, files=files)), expected, strict=True):
         assert got == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_form_of_as_many_instances_as_a_request_may_have(app, endpoint, fused):
+    def form(rows):
+        return [(name, (None, "1")) for name in fused.columns for _ in range(rows)]
+
+    assert ask(app, "POST", PREDICT, files=form(256)).json()["error"]["where"] == "instances.0.photo", "all were read"
+    assert "Maximum number of fields is 1024" in ask(app, "POST", PREDICT, files=form(257)).json()["error"]["message"]
+    texts = [("text", ("a.txt", b"good"))] * 256
+    lacking = [(name, (f"{name}.bin", b"")) for name in ("photo", "sound", "price") for _ in range(256)]
+    assert len(predictions(ask(app, "POST", PREDICT, files=texts + lacking))) == 256
+    small = asgi(Models([endpoint(fused, max_instances=2)], endpoint(fused, max_instances=2).spec), {auth.digest(KEY): "test"})
+    assert ask(small, "POST", PREDICT, files=form(3)).json()["error"]["code"] == "too_many_instances"
 
 
 def test_forms_that_are_none(app, png):
@@ -109,7 +131,7 @@ def test_entries_that_allow_more_than_they_seem_to_are_refused(entry):
     "address",
     [
         *("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1"),
-        *("::1", "::", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"),
+        *("::1", "::", "fe80::1%eth0", "fc00::1", "fec0::1", "ff02::1", "::ffff:127.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"),
     ],
 )
 def test_addresses_that_are_not_public(address):
@@ -154,18 +176,19 @@ def test_files_are_fetched(host, png, loopback_counts_as_public):
 
 
 @pytest.mark.parametrize(
-    ("path", "message", "spec"),
+    ("path", "message", "where", "spec"),
     [
-        ("/moved", "redirects", {}),
-        ("/none", "404", {}),
-        ("/large", "more than 4096 bytes", {"max": "4KiB"}),
-        ("/slow", "longer than 0.3 s", {"timeout": "300ms"}),
+        ("/moved", "redirects", "1.photo", {}),
+        ("/none", "404", "1.photo", {}),
+        ("/large", "more than 4096 bytes", "1.photo", {"max": "4KiB"}),
+        ("/slow", "longer than 0.3 s", "", {"timeout": "300ms"}),
     ],
 )
-def test_files_that_cant_be_had(host, path, message, spec, loopback_counts_as_public):
+def test_files_that_cant_be_had(host, path, message, where, spec, loopback_counts_as_public):
     start = time.monotonic()
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
         fetch(host, "/cat.png", path, **spec)
+    assert caught.value.where == where
     assert time.monotonic() - start < 1.4 or not spec
 
 
@@ -193,3 +216,30 @@ def test_a_name_is_resolved_once_and_that_address_called(host, png, monkeypatch,
     fetcher = Fetcher(UrlsSpec(allow=[f"http://images.example.com:{port}/"]))
     assert asyncio.run(fetcher.fetch([{"photo": f"http://images.example.com:{port}/cat.png"}], ["photo"])) == [{"photo": png}]
     assert asked == ["images.example.com"]
+
+
+@pytest.fixture
+def fetch_https(png, tls, monkeypatch, loopback_counts_as_public):
+    """fetch_https(name, trust) → what is fetched from a host whose certificate is for images.example.com, under this name."""
+
+    async def resolve(self, name, port, **options):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", resolve)
+    routes = [Route("/cat.png", lambda request: Response(png))]
+    with served(Starlette(routes=routes), ssl_certfile=tls["certificate"], ssl_keyfile=tls["key"]) as place:
+
+        def fetch(name, trust):
+            host = f"https://{name}:{place.rpartition(':')[2]}/"
+            fetcher = Fetcher(UrlsSpec(allow=[host]), trust)
+            return asyncio.run(fetcher.fetch([{"photo": f"{host}cat.png"}], ["photo"]))
+
+        yield fetch
+
+
+def test_a_host_must_prove_its_name(fetch_https, tls, png):
+    trust = ssl.create_default_context(cafile=tls["certificate"])
+    assert fetch_https("images.example.com", trust) == [{"photo": png}]
+    for name, trusted in (("other.example.com", trust), ("images.example.com", None)):
+        with pytest.raises(DataError, match="can't be reached"):
+            fetch_https(name, trusted)

@@ -171,6 +171,9 @@ def test_mistakes(client, place, models):
     assert "tiny, fused" in refused(lambda: infer(client, model_name="large"), "NOT_FOUND")
     assert "no version" in refused(lambda: infer(client, model_version="0"), "NOT_FOUND")
     assert "no model 'tiny/ready'" in refused(lambda: client.get_model_metadata("tiny/ready", headers=HEADERS), "NOT_FOUND")
+    assert "no model 'tiny'" in refused(lambda: client.get_model_metadata("tiny", "..", HEADERS), "NOT_FOUND")
+    refused(lambda: client.is_model_ready("tiny", "..", HEADERS), "NOT_FOUND")
+    refused(lambda: client.get_model_metadata("..", headers=HEADERS), "NOT_FOUND")
     for name in ("?#", "é %2F", "..", "x" * 70_000):
         refused(lambda name=name: infer(client, model_name=name), "NOT_FOUND")
     assert "inputs.text.1: " in refused(lambda: infer(client, ["good", ""]), "INVALID_ARGUMENT")

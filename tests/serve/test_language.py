@@ -82,6 +82,13 @@ def test_parameters_that_are_refused(app, parameters, where, message):
     assert ask(app, "POST", NATIVE, json={"instances": CHATS, "parameters": [1]}).json()["error"]["where"] == "parameters"
 
 
+def test_parameters_of_the_open_inference_protocol(app):
+    own = {"timeout": 1000, "priority": 1, "sequence_id": 5, "sequence_start": True, "sequence_end": True, "binary_data_output": False}
+    assert texts(open_inference(app, **own)) == texts(native(app))
+    assert native(app, priority=1).status_code == 400
+    assert open_inference(app, best=1).json()["error"] == "parameters.best: this field is not known here"
+
+
 def test_bad_rows_are_named(app):
     assert native(app, [CHATS[0], []]).json()["error"]["where"] == "instances.1.chat"
 

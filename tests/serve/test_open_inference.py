@@ -74,6 +74,13 @@ def test_triton_is_told_what_the_predictor_says(client, predictor, binary, colum
     assert json.loads(result.get_output("probabilities")["parameters"]["labels"]) == LABELS
 
 
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_triton_may_compress(client, predictor, algorithm, binary):
+    inputs = [tensor("text", TEXTS, "BYTES", binary)]
+    close(client.infer("tiny", inputs, headers=dict(HEADERS), request_compression_algorithm=algorithm), predictor.predict(TEXTS))
+
+
 def test_triton_gets_all_outputs_unless_it_asks(client, predictor):
     inputs = [tensor("text", TEXTS, "BYTES")]
     close(client.infer("tiny", inputs, headers=dict(HEADERS)), predictor.predict(TEXTS))
@@ -100,7 +107,7 @@ def test_triton_shows_the_error(client):
         client.infer("tiny", [tensor("text", TEXTS, "BYTES")])
 
 
-DEEP = functools.reduce(lambda inner, _: [inner], range(500), "good")
+DEEP = functools.reduce(lambda inner, _: [inner], range(90), "good")
 
 
 def text(**changes):
@@ -129,6 +136,9 @@ def text(**changes):
         ({"inputs": [text(parameters={"binary_data_size": "10"})]}, "inputs.text"),
         ({"inputs": [text(parameters=[])], "outputs": [{"name": "lable"}]}, "outputs"),
         ({"inputs": [text()], "outputs": 5}, "outputs"),
+        ({"inputs": [text()], "outputs": {}}, "outputs"),
+        ({"inputs": [text()], "outputs": 0}, "outputs"),
+        ({"inputs": [text(), text()]}, "inputs.text"),
         ({"inputs": [text()], "outputs": [{"name": "answer"}] * 2}, "outputs"),
         ({"inputs": [text(data=["good"] * 1000 + [DEEP])]}, "inputs.text"),
     ],
@@ -137,6 +147,22 @@ def test_malformed_requests_are_named(app, content, where):
     response = ask(app, "POST", INFER, json=content)
     assert response.status_code == 400, response.text
     assert response.json()["where"] == where
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value"), [("INT32", 1.5), ("INT32", 1.0), ("UINT8", 999), ("UINT8", -1), ("INT64", 2**63), ("INT8", 10**400), ("FP32", "1")]
+)
+def test_numbers_that_are_not_of_their_type(app, datatype, value):
+    price = {"name": "price", "datatype": datatype, "shape": [1], "data": [value]}
+    response = ask(app, "POST", "/v2/models/fused/infer", json={"inputs": [price]})
+    assert (response.status_code, response.json()["where"]) == (400, "inputs.price")
+    assert datatype in response.json()["error"]
+
+
+@pytest.mark.parametrize(("datatype", "value"), [("INT8", -128), ("UINT64", 2**64 - 1), ("FP32", 3), ("FP64", 1.5)])
+def test_numbers_of_their_type(app, datatype, value):
+    price = {"name": "price", "datatype": datatype, "shape": [1], "data": [value]}
+    assert ask(app, "POST", "/v2/models/fused/infer", json={"inputs": [price]}).status_code == 200
 
 
 @pytest.mark.parametrize("shape", [[1000], [10**300] * 8])

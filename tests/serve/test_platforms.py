@@ -41,6 +41,8 @@ def same(response, expected):
         (b'{"instances": ["good day", {"text": "so late, \\u00e9"}]}', "application/json; charset=utf-8"),
         ('good day\n"so late, é"\n'.encode(), "text/csv"),
         ('\ufefftext\r\ngood day\r\n"so late, é"\r\n'.encode(), "text/csv"),
+        ('good day\n"so late, é"\n\n\r\n'.encode(), "text/csv; charset=UTF-8"),
+        ('good day\n"so late, é"\n'.encode("iso-8859-1"), 'text/csv; charset="iso-8859-1"'),
     ],
 )
 def test_rows_in_any_type_are_the_same(text, predictor, body, kind):
@@ -49,6 +51,7 @@ def test_rows_in_any_type_are_the_same(text, predictor, body, kind):
 
 def test_a_body_is_the_one_instance(text, fusion, predictor, fused, png, wav):
     same(invoke(text, "so late, é".encode(), "text/plain"), predictor.predict(["so late, é"]))
+    same(invoke(text, "so late, é".encode("iso-8859-1"), "text/plain; charset=ISO-8859-1"), predictor.predict(["so late, é"]))
     same(invoke(fusion, png, "image/png"), fused.predict([{"photo": png}]))
     same(invoke(fusion, wav, "audio/wav"), fused.predict([{"sound": wav}]))
     same(invoke(fusion, b"price,text\n3.5,good day\n", "text/csv"), fused.predict([{"price": 3.5, "text": "good day"}]))
@@ -63,6 +66,8 @@ def test_a_body_is_the_one_instance(text, fusion, predictor, fused, png, wav):
         (b"x", "application/x-npy", 415),
         (b"\xff\xfe", "text/plain", 400),
         (b"\xff\xfe", "text/csv", 400),
+        (b"x", "text/plain; charset=punycode", 415),
+        (b"x", "text/csv; charset=utf-7", 415),
         (b'"a', "text/csv", 400),
         (b"a,b\n", "text/csv", 400),
         (b"{}", "application/json", 400),
@@ -72,6 +77,24 @@ def test_a_body_is_the_one_instance(text, fusion, predictor, fused, png, wav):
 )
 def test_bodies_that_are_refused(text, body, kind, status):
     assert invoke(text, body, kind).status_code == status
+
+
+def test_a_chat_is_a_text_too(tiny_language, endpoint):
+    app = asgi(Models([endpoint(tiny_language)], endpoint(tiny_language).spec), {auth.digest(KEY): "test"})
+    expected = tiny_language.predict(["Hello"])
+    for body, kind in ((b"Hello", "text/plain"), (b"Hello\n", "text/csv")):
+        assert invoke(app, body, kind).json()["predictions"] == expected
+
+
+@pytest.mark.parametrize(("body", "line"), [(b"good\nbad\n\nx\n", 3), (b"\ntext\ngood\n", 1), (b'text\n"so\n\nlate"\n\r\n\r\nx', 5)])
+def test_a_blank_line_of_csv_is_no_row(text, body, line):
+    response = invoke(text, body, "text/csv")
+    assert (response.status_code, response.json()["error"]["message"]) == (400, f"line {line} is blank")
+
+
+def test_a_cell_of_csv_may_be_as_large_as_a_body(fusion, fused, png):
+    row = b"photo,text\n" + base64.b64encode(png) + b"," + b"good " * 40_000
+    same(invoke(fusion, row, "text/csv"), fused.predict([{"photo": png, "text": "good " * 40_000}]))
 
 
 def test_only_json_is_answered(text):

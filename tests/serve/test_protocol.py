@@ -1,7 +1,9 @@
 """The endpoint without a cluster: its ASGI application called in this process."""
 
 import asyncio
+import gzip
 import json
+import zlib
 
 import httpx
 import pytest
@@ -101,8 +103,11 @@ def test_bad_instances_are_named(call, instances, where, message):
     assert message in found["message"]
 
 
+DEEP = b'{"instances": ' + b"[" * 100 + b"]" * 100 + b"}"
+
+
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff\xfe", b"[1]", b"[" * 100_000, b"null", b'{"instance": []}', b'{"instances": [], "parameters": {"k": 1}}']
+    "body", [b"", b"{", b"\xff\xfe", b"[1]", b"[" * 100_000, DEEP, b"null", b'{"instance": []}', b'{"instances": [], "parameters": {"k": 1}}']
 )
 def test_malformed_requests(call, body):
     error(call("POST", PREDICT, content=body), 400)
@@ -129,6 +134,53 @@ def test_body_limit(call):
     error(call("POST", PREDICT, limits, json={"instances": ["x" * 2000]}), 413)
     error(call("POST", PREDICT, limits, content=endless()), 413)
     assert call("POST", PREDICT, limits, json={"instances": ["x" * 500]}).status_code == 200
+
+
+GOOD = b'{"instances": ["good flight"]}'
+EMPTY = gzip.compress(b"")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(GOOD)),
+        ("GZip", b"".join(gzip.compress(GOOD[i : i + 5]) for i in range(0, len(GOOD), 5)) + EMPTY),
+        ("deflate", zlib.compress(GOOD)),
+        ("identity", GOOD),
+    ],
+)
+def test_compressed_bodies(call, encoding, body):
+    async def bytewise():
+        for byte in body:
+            yield bytes([byte])
+
+    expected = call("POST", PREDICT, content=GOOD).json()["predictions"]
+    for content in (body, bytewise()):
+        response = call("POST", PREDICT, content=content, headers={"content-encoding": encoding})
+        assert response.status_code == 200, response.text
+        assert response.json()["predictions"][0]["label"] == expected[0]["label"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status", "code"),
+    [
+        ("gzip", GOOD, 400, "malformed_body"),
+        ("gzip", zlib.compress(GOOD), 400, "malformed_body"),
+        ("gzip", gzip.compress(GOOD)[:-1], 400, "malformed_body"),
+        ("gzip", gzip.compress(GOOD) + b"more", 400, "malformed_body"),
+        ("gzip", b"", 400, "malformed_body"),
+        ("gzip", gzip.compress(b"{"), 400, "malformed_json"),
+        ("gzip", gzip.compress(GOOD + b" " * 2000), 413, "body_too_large"),
+        ("gzip", gzip.compress(GOOD) + gzip.compress(b" " * 1000), 413, "body_too_large"),
+        ("gzip", EMPTY * 100, 413, "body_too_large"),
+        ("br", GOOD, 415, "unsupported_encoding"),
+        ("gzip, gzip", gzip.compress(gzip.compress(GOOD)), 415, "unsupported_encoding"),
+    ],
+)
+def test_compressed_bodies_that_are_refused(call, encoding, body, status, code):
+    found = error(call("POST", PREDICT, {"max_body": "1KiB"}, content=body, headers={"content-encoding": encoding}), status)
+    assert found["code"] == code
+    assert status == 413 or code == "malformed_json" or found["where"] == "content-encoding"
 
 
 def test_instances_limit(call):

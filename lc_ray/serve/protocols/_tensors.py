@@ -64,13 +64,16 @@ def read(given: Any, most: int, binary: bytes) -> list[Tensor]:
     """
     if not isinstance(given, list) or not given:
         raise malformed("expected a list of tensors")
-    found, start = [], 0
+    found: dict[str, Tensor] = {}
+    start = 0
     for one in given:
         tensor, start = _tensor(one, most, binary, start)
-        found.append(tensor)
+        if tensor.name in found:
+            raise malformed("this input is there twice", f"inputs.{tensor.name}")
+        found[tensor.name] = tensor
     if start != len(binary):
         raise malformed(f"{len(binary)} bytes follow the JSON, the inputs have {start}")
-    return found
+    return list(found.values())
 
 
 def _tensor(one: Any, most: int, binary: bytes, start: int) -> tuple[Tensor, int]:
@@ -104,10 +107,13 @@ def _listed(data: Any, datatype: str, count: int, where: str) -> list[Any]:
         raise malformed("data is a list, or follows the JSON with binary_data_size", where)
     while len(data) <= max(count, 1) and any(isinstance(value, list) for value in data):  # more than that is refused anyway, however deep it is
         data = [inner for value in data for inner in (value if isinstance(value, list) else [value])]
-    wanted: tuple[type, ...] = (str,) if datatype == "BYTES" else (bool,) if datatype == "BOOL" else (int, float)
+    whole: Any = np.iinfo(_TYPES[datatype]) if "INT" in datatype else None
+    wanted: tuple[type, ...] = (str,) if datatype == "BYTES" else (bool,) if datatype == "BOOL" else (int,) if whole else (int, float)
     for value in data:
         if not isinstance(value, wanted) or (datatype != "BOOL" and isinstance(value, bool)):
             raise malformed(f"data of {datatype} holds {type(value).__name__}", where)
+        if whole and not whole.min <= value <= whole.max:
+            raise malformed(f"data of {datatype} is from {whole.min} to {whole.max}", where)
     values: list[Any] = data
     return values
 

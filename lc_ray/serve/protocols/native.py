@@ -7,7 +7,7 @@
     GET  /healthz, /readyz         200, without a key
 
 An instance is an object by column; with one column, its value alone will do. A picture or sound is base64, with or without a data URI's
-beginning, or a URL where `serve.urls` allows its host. A multipart form does too, with a field or file per column:
+beginning, alone or as {"b64": ...}, or a URL where `serve.urls` allows its host. A multipart form does too, with a field or file per column:
 
     curl -F photo=@cat.png -F question="how many?" .../v1/models/NAME:predict
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lc_ray import artifact
 from lc_ray.serve import openapi
 from lc_ray.serve.endpoint import Endpoint, Models
 from lc_ray.serve.forms import read_request
@@ -33,7 +32,7 @@ def routes(models: Models) -> list[Route]:
 
     async def predict(request: Request) -> Response:
         endpoint = models.choose(request.path_params["name"], request.path_params.get("version"))
-        answers = await endpoint.predict(*instances_of(await read_request(request, models.spec.max_body)))
+        answers = await endpoint.predict(*instances_of(await read_request(request, models.spec.max_body, endpoint)))
         return JSONResponse({"predictions": answers, "model": endpoint.name, "version": endpoint.version})
 
     async def every(request: Request) -> Response:
@@ -90,5 +89,4 @@ def describe(models: Models) -> list[Operation]:
 
 def _listed(endpoint: Endpoint) -> dict[str, Any]:
     """A model in OpenAI's form."""
-    created = (endpoint.predictor.artifact.path / artifact.MANIFEST).stat().st_mtime
-    return {"id": endpoint.name, "object": "model", "created": int(created), "owned_by": "lc_ray"}
+    return {"id": endpoint.name, "object": "model", "created": int(endpoint.created), "owned_by": "lc_ray"}

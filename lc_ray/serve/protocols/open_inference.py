@@ -29,6 +29,7 @@ PUBLIC = ("/v2/health/live", "/v2/health/ready")
 ERRORS = {"/v2": lambda content: _told(content["error"])}
 ERROR = openapi.fields("where", error=TEXT, code=TEXT, where=TEXT)
 LENGTH = "inference-header-content-length"
+_OWN = {"binary_data_output", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end"}  # parameters of the protocol, not of models
 _NUMBERS = {"tabular": "FP64", "seed": "INT64"}  # modalities whose cells are numbers; of all others they are BYTES
 
 
@@ -170,7 +171,7 @@ def outputs(answers: list[dict[str, Any]], sample: dict[str, Any]) -> list[Tenso
 def _told(error: dict[str, str]) -> dict[str, Any]:
     """An error as this protocol has it: a string, without which Triton's client can't show it; beside it what programs read."""
     where = f"{error['where']}: " if error.get("where") else ""
-    return {"error": where + error["message"], **{name: value for name, value in error.items() if name != "message"}}
+    return {"error": where + error["message"].removeprefix(where), **{name: value for name, value in error.items() if name != "message"}}
 
 
 def _chosen(models: Models, request: Request) -> Endpoint:
@@ -186,7 +187,7 @@ def _split(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
     """A request's JSON, and the bytes after it."""
     if length is None:
         return parse_object(body), b""
-    if not (length.isascii() and length.isdigit() and int(length) <= len(body)):
+    if not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= len(body)):
         raise malformed(f"Inference-Header-Content-Length {length} is more than the body has", "")
     return parse_object(body[: int(length)]), body[int(length) :]
 
@@ -202,17 +203,17 @@ def _renamed(error: HttpError) -> HttpError:
 def _parameters(content: dict[str, Any]) -> Any:
     """A request's parameters for the model, without the protocol's own."""
     given = content.get("parameters")
-    return {name: value for name, value in given.items() if name != "binary_data_output"} if isinstance(given, dict) else given
+    return {name: value for name, value in given.items() if name not in _OWN} if isinstance(given, dict) else given
 
 
 def _response(endpoint: Endpoint, content: dict[str, Any], made: list[Tensor]) -> Response:
     """The outputs that are asked for, as JSON or as bytes after it."""
     by_name = {tensor.name: tensor for tensor in made}
-    asked = content.get("outputs") or [{"name": name} for name in by_name]
-    if not isinstance(asked, list):
+    asked = content.get("outputs")
+    if not isinstance(asked, list | None):
         raise malformed("expected a list", "outputs")
     told, binary = [], b""
-    for one in asked:
+    for one in asked or [{"name": name} for name in by_name]:
         tensor = by_name.pop(str(one.get("name")), None) if isinstance(one, dict) else None
         if tensor is None:
             raise malformed(f"no such output, or one that is asked for twice; there are {', '.join(t.name for t in made)}", "outputs")

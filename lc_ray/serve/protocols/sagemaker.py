@@ -16,7 +16,7 @@ from typing import Any
 
 from lc_ray.serve import openapi
 from lc_ray.serve.endpoint import Endpoint, Models
-from lc_ray.serve.forms import read_request
+from lc_ray.serve.forms import charset, read_request
 from lc_ray.serve.http import HttpError, JSONResponse, Request, Response, Route, instances_of, need, read_body
 from lc_ray.serve.openapi import FORM, JSON, TEXT, Operation
 
@@ -24,6 +24,8 @@ PUBLIC = ("/ping",)
 _TARGET = "X-Amzn-SageMaker-Target-Model"
 _LARGEST = 6 * 2**20
 _ANSWERED = ("*/*", "application/*", "application/json")
+_TEXTS = ("text", "words", "chat")  # modalities of which a text is a value
+csv.field_size_limit(2**31 - 1)  # the body has a limit
 
 
 def routes(models: Models) -> list[Route]:
@@ -67,15 +69,18 @@ async def _asked(request: Request, endpoint: Endpoint, most: int) -> tuple[Any, 
     """The body's rows, and parameters if it has any.
 
     Raises:
-        HttpError: 413, it is larger than `most` bytes; 415, the model takes nothing of its type; 400, it is not what its type says.
+        HttpError: 413, it is larger than `most` bytes; 415, the model takes nothing of its type or charset; 400, it is not what its type says.
     """
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    told = request.headers.get("content-type", "application/json")
+    kind = told.partition(";")[0].strip().lower()
     if kind in ("application/json", "multipart/form-data", ""):
-        return instances_of(await read_request(request, most))
+        return instances_of(await read_request(request, most, endpoint))
     body = await read_body(request, most)
+    if kind.startswith("text/") and charset(told) == "iso-8859-1":
+        body = body.decode("iso-8859-1").encode()
     if kind == "text/csv":
         return _rows(body, list(endpoint.predictor.columns)), None
-    wanted, texts = kind.partition("/")[0], [c for c, modality in endpoint.predictor.columns.items() if modality.spec.modality in ("text", "words")]
+    wanted, texts = kind.partition("/")[0], [c for c, modality in endpoint.predictor.columns.items() if modality.spec.modality in _TEXTS]
     columns = texts if kind == "text/plain" else [column for column, medium in endpoint.media.items() if medium == wanted]
     if len(columns) != 1:
         raise HttpError(415, "unsupported_type", f"{kind} needs a model with one column of it; this one has {len(columns)}", "content-type")
@@ -83,8 +88,17 @@ async def _asked(request: Request, endpoint: Endpoint, most: int) -> tuple[Any, 
 
 
 def _rows(body: bytes, columns: list[str]) -> list[dict[str, Any]]:
+    table: list[list[str]] = []
+    blank = 0  # the first blank line, after which there may be none but such
     try:
-        table = [row for row in csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True) if row]
+        reader = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
+        for row in reader:
+            if not row:
+                blank = blank or reader.line_num
+            elif blank:
+                raise HttpError(400, "malformed_csv", f"line {blank} is blank")
+            else:
+                table.append(row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise HttpError(400, "malformed_csv", f"the body is not CSV in UTF-8: {error}") from None
     if table and set(table[0]) <= set(columns):
