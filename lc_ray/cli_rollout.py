@@ -83,13 +83,20 @@ def endpoints(as_json: AsJson = False) -> None:
 
 def _change(port: int | None, wanted: Callable[[State, Kept], State]) -> None:
     """Have an endpoint serve the state that is wanted in place of its state now, and show it."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # its Ray asks for one, which Ray sends only if it is told so before it is imported
+    if not _elsewhere(port):
+        # Its Ray asks for one, which Ray sends only if it is told so before it is imported; a cluster may have none.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     from lc_ray.serve import update
 
     with _connected(port), update.changing() as (state, kept, put):
         changed = wanted(state, kept)
         put(changed)
     _show([changed])
+
+
+def _elsewhere(port: int | None) -> bool:
+    """Whether the endpoint is that of the cluster of RAY_ADDRESS, and none of this machine."""
+    return port is None and bool(os.environ.get("RAY_ADDRESS"))
 
 
 @contextmanager
@@ -103,14 +110,15 @@ def _connected(port: int | None) -> Iterator[None]:
     from lc_ray.serve import rollout as states
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    if port is None and os.environ.get("RAY_ADDRESS"):
+    if _elsewhere(port):
         with runtime.session():
             yield
         return
     state = states.read(states.find(port))
     try:
+        runtime.reach(state.address)
         ray.init(state.address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError:
+    except OSError:
         raise ServeError("it does not run any more", state.url, "start it again: lc-ray serve ARTIFACT") from None
     try:
         yield

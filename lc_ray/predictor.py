@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class Predictor:
         threads: CPU threads per prediction; all cores if not given.
 
     Attributes:
-        used: called whenever the engine, which is in memory by then, is about to run; it may unload others.
+        used: called with this and the engine whenever that, which is in memory by then, is about to run; it may unload others.
+        room: entered while an engine that was let go is loaded again; it may wait until others are gone.
     """
 
     def __init__(self, found: Artifact, threads: int | None = None) -> None:
@@ -39,15 +41,19 @@ class Predictor:
         self.task = task_of(found.manifest).bind(self.columns)
         self._open = functools.partial(family.load("quantize", found.manifest.engine).load, found, threads or os.cpu_count() or 1)
         self._engine: Any = self._open()
-        self.used: Callable[[Predictor], None] | None = None
+        self.used: Callable[[Predictor, Any], None] | None = None
+        self.room: Callable[[Predictor], AbstractContextManager[None]] = lambda _: nullcontext()
 
     @property
     def engine(self) -> Any:
         """What runs the model, loaded again if it was let go."""
         if (engine := self._engine) is None:
-            engine = self._engine = self._open()
-        if self.used:
-            self.used(self)
+            with self.room(self):
+                engine = self._engine = self._open()
+                if self.used:
+                    self.used(self, engine)
+        elif self.used:
+            self.used(self, engine)
         return engine
 
     @property

@@ -5,16 +5,20 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 
 import psutil
 import pytest
 import yaml
 
 import lc_ray
-from lc_ray import cli, family, spec
+from lc_ray import cli, cli_rollout, family, spec
+from lc_ray.errors import ServeError
+from lc_ray.serve import rollout
 
 
 @pytest.fixture
@@ -155,6 +159,8 @@ def test_pictures_and_sounds_of_answers_are_shown_in_brief_or_written(lc, tiny_a
         (["good", "--url", "http://127.0.0.1:9"], "can't be reached"),
         (["good", "--artifact", "nothing"], "no manifest.json"),
         (["{oops", "--artifact", "nothing"], "not JSON"),
+        (["good", "--url", "http://host:port"], "not a URL"),
+        (["good", "--url", "http://127.0.0.1:9", "--key", "ü"], "the API key has characters"),
     ],
 )
 def test_predict_mistakes(lc, arguments, message, tmp_path, monkeypatch):
@@ -163,6 +169,79 @@ def test_predict_mistakes(lc, arguments, message, tmp_path, monkeypatch):
     assert code == 1
     assert message in err
     assert "Traceback" not in err
+
+
+def test_an_argument_of_other_bytes_than_utf8_is_explained(lc, monkeypatch):
+    monkeypatch.setattr(lc_ray.Client, "_send", lambda self, request, *place: "tiny")
+    code, _, err = lc("predict", "--url", "http://127.0.0.1:9", "--key", "k", os.fsdecode(b"caf\xe9"))
+    assert code == 1
+    assert "can't be sent" in err
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """kept(port, text): this machine has an endpoint of that state, of which nothing runs unless there is an address."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "")  # so that what the command sets is undone
+    monkeypatch.delenv("RAY_AUTH_MODE")
+
+    def kept(port, text=None, address="127.0.0.1:9"):
+        folder = rollout.root() / f"{port}-x"
+        folder.mkdir(parents=True)
+        state = {"address": address, "url": "http://there", "models": {"tiny": [{"path": "/tiny", "digest": "d1"}]}}
+        (folder / "state.json").write_text(json.dumps(state) if text is None else text)
+
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [("much", "much"), ("0%", "more than 0 and at most 100%"), ("101%", "--weight"), ("nan", "--weight"), ("-1", "--weight")],
+)
+def test_a_weight_that_is_none(lc, kept, tiny_artifact, weight, message):
+    code, _, err = lc("rollout", tiny_artifact, "--weight", weight)
+    assert code == 1
+    assert message in err
+
+
+@pytest.mark.parametrize("command", ["rollout", "rollback"])
+def test_an_endpoint_that_was_killed_is_told_at_once(lc, kept, tiny_artifact, command):
+    kept(8123)
+    start = time.monotonic()
+    code, _, err = lc(command, tiny_artifact if command == "rollout" else "tiny")
+    assert code == 1
+    assert "no endpoint that one machine serves alone runs here" in err
+    assert time.monotonic() - start < 20
+
+
+def test_endpoints_are_shown_but_those_that_can_not_be_read(lc, kept):
+    assert "no endpoint runs here" in lc("endpoints")[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for port, text in ((8122, '{"addr": "of an older field"}'), (8123, None), (8124, "")):
+            kept(port, text, f"127.0.0.1:{server.getsockname()[1]}")
+        code, out, _ = lc("endpoints", "--json")
+    assert code == 0
+    assert json.loads(out) == [{"url": "http://there", "models": {"tiny": {"d1": 1.0}}}]
+
+
+@pytest.mark.parametrize(
+    ("address", "arguments", "mode"),
+    [(None, (), "token"), ("there:6379", (), None), ("there:6379", ("--port", "8123"), "token")],
+)
+def test_only_endpoints_of_this_machine_are_told_a_token_unasked(lc, kept, monkeypatch, address, arguments, mode):
+    from lc_ray.serve import update
+
+    @contextmanager
+    def changing():
+        raise ServeError(f"mode {os.environ.get('RAY_AUTH_MODE')}")
+        yield
+
+    monkeypatch.setattr(cli_rollout, "_connected", lambda port: nullcontext())
+    monkeypatch.setattr(update, "changing", changing)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert f"mode {mode}" in lc("rollback", "tiny", *arguments)[2]
 
 
 def test_evaluate(lc, tiny_artifact, tiny_rows):

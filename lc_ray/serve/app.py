@@ -8,10 +8,13 @@ import importlib.util
 import logging
 import os
 import socket
+import ssl
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
@@ -28,6 +31,7 @@ from lc_ray.serve.grpc import Operations
 from lc_ray.serve.protocols import _messages
 from lc_ray.serve.resident import Resident
 from lc_ray.serve.rollout import Served, State
+from lc_ray.serving import TlsSpec
 from lc_ray.spec import ServeSpec
 
 NAME = "lc_ray"
@@ -207,14 +211,13 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
 
     Raises:
         ArtifactError: no artifact there.
-        ServeError: the port is in use, the cluster serves already, a TLS file is not there, no model has a column that is to be left out of the
-            log, or the replica can't start.
+        ServeError: see `check`; no model has a column that is to be left out of the log, or the replica can't start.
     """
     models = rollout.served(paths)
     _redacted(paths, spec)
     port = check(spec)
-    url = f"{'https' if spec.tls else 'http'}://{'127.0.0.1' if spec.host in ('0.0.0.0', '::') else spec.host}:{port}"
-    certificate = {"ssl_certfile": _file(spec.tls.certificate), "ssl_keyfile": _file(spec.tls.key)} if spec.tls else {}
+    url = f"{'https' if spec.tls else 'http'}://{'127.0.0.1' if spec.host == '0.0.0.0' else spec.host}:{port}"
+    certificate = {"ssl_certfile": str(Path(spec.tls.certificate).resolve()), "ssl_keyfile": str(Path(spec.tls.key).resolve())} if spec.tls else {}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needs = {"CPU": spec.replicas.max * spec.replicas.cpu, "GPU": spec.replicas.max * spec.replicas.gpu}
@@ -240,7 +243,9 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
 def stop() -> None:
     """Answer what was accepted, then close the endpoint, if there is one; and Serve, if it has no other application."""
     with contextlib.suppress(RayServeException):
-        serve.delete(NAME)
+        serve.delete(NAME, _blocking=False)
+    while NAME in serve.status().applications:  # at most `serve.timeout`, after which Serve ends its replicas
+        time.sleep(0.1)
     if not serve.status().applications:
         serve.shutdown()
     rollout.end(address())
@@ -250,8 +255,12 @@ def check(spec: ServeSpec) -> int:
     """The port to serve at.
 
     Raises:
-        ServeError: it is in use, or the connected cluster serves already.
+        ServeError: it is in use, the connected cluster serves already, or TLS can't be had with these files.
     """
+    if ":" in spec.host:
+        raise ServeError("Ray Serve's proxies have no addresses of IPv6", spec.host, "give serve.host one of IPv4; 0.0.0.0 is all")
+    if spec.tls:
+        _certified(spec.tls)
     port = _listens(spec.host, spec.port, "choose another serve.port; 0 takes any that is free")
     if spec.grpc_port:
         _listens(spec.host, spec.grpc_port, "choose another serve.grpc_port")
@@ -298,10 +307,13 @@ def _redacted(paths: Sequence[str | Path], spec: ServeSpec) -> None:
                 raise ServeError(f"serve.log.redact: no column '{name}'; there are: {', '.join(sorted(columns))}")
 
 
-def _file(path: str) -> str:
-    if not Path(path).is_file():
-        raise ServeError("no such file", path, "give PEM files as serve.tls.certificate and serve.tls.key")
-    return str(Path(path).resolve())
+def _certified(tls: TlsSpec) -> None:
+    """See that files are a certificate and its key: Serve would tell nobody, and not listen."""
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(tls.certificate, tls.key, password="")
+    except (OSError, ValueError) as error:
+        fix = "give PEM files as serve.tls.certificate and serve.tls.key, the key without a password"
+        raise ServeError(f"no certificate and its key: {error}", f"{tls.certificate}, {tls.key}", fix) from None
 
 
 def _side_ports() -> dict[str, str]:
@@ -319,9 +331,29 @@ def _side_ports() -> dict[str, str]:
 
 def _listens(host: str, port: int, fix: str) -> int:
     try:
-        return _free(host, port)
+        try:
+            return _free(host, port)
+        except OSError:
+            if not freed(port):
+                raise
+            return _free(host, port)
     except OSError as error:
         raise ServeError(f"can't listen: {error.strerror}", f"{host}:{port}", fix) from None
+
+
+def freed(port: int) -> bool:
+    """End Serve's HAProxy at a port if its Ray is gone, since when it has nobody to ask; whether there was one."""
+    commands = {one: one.info["cmdline"] or () for one in psutil.process_iter(["name", "cmdline"])}
+    for one, command in commands.items():
+        nodes = [Path(part).parent.name for part in command if "/haproxy-serve/" in part]  # a folder for each node has the configuration
+        if one.info["name"] != "haproxy" or not nodes or any("raylet" in of[0] and nodes[0] in " ".join(of) for of in commands.values() if of):
+            continue
+        with contextlib.suppress(psutil.Error):
+            if port in {at.laddr.port for at in one.net_connections("tcp") if at.status == psutil.CONN_LISTEN}:
+                one.kill()
+                one.wait(10)
+                return True
+    return False
 
 
 def _free(host: str, port: int) -> int:
@@ -329,7 +361,7 @@ def _free(host: str, port: int) -> int:
 
     Serve sets SO_REUSEPORT, with which two servers share a port unnoticed. This socket does not set it, so it is refused.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.socket(socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))
         return int(probe.getsockname()[1])

@@ -29,14 +29,22 @@ def find() -> str | None:
     """The key of `LC_RAY_API_KEY`, else of the key file, else None.
 
     Raises:
-        ServeError: the key file can't be read.
+        ServeError: the key file can't be read, or no header can carry the key.
     """
     try:
-        return os.environ.get(VARIABLE) or key_file().read_text("utf-8").strip() or None
+        key = os.environ.get(VARIABLE, "").strip() or key_file().read_text("utf-8").strip() or None
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise ServeError(f"the API key can't be read: {error}", str(key_file()), f"correct the file, or set {VARIABLE}") from None
+    if key and not sendable(key):
+        raise ServeError("the API key has other characters than a header can carry", place(), "use printable ASCII")
+    return key
+
+
+def sendable(key: str) -> bool:
+    """Whether a header can carry a key as it is: printable ASCII."""
+    return key.isascii() and key.isprintable()
 
 
 def ensure() -> str:
@@ -66,7 +74,7 @@ def ensure() -> str:
 
 def place() -> str:
     """Where the key in use comes from, for people."""
-    return f"${VARIABLE}" if os.environ.get(VARIABLE) else str(key_file())
+    return f"${VARIABLE}" if os.environ.get(VARIABLE, "").strip() else str(key_file())
 
 
 def digest(key: str) -> str:
@@ -92,6 +100,8 @@ def read(path: str | Path) -> dict[str, str]:
             continue
         if not (name and colon and key):
             raise ServeError("not NAME:KEY", f"{path}, line {number}", fix)
+        if not sendable(key):
+            raise ServeError(f"the key of '{name}' has other characters than a header can carry", f"{path}, line {number}", "use printable ASCII")
         if name in found or key in found.values():
             raise ServeError(f"the name or key of '{name}' is there twice", f"{path}, line {number}", "give each its own")
         found[name] = key

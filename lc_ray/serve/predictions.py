@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Predictions:
         except OSError as error:
             raise ServeError(f"no folder for the prediction log: {error.strerror}", spec.path, "give another serve.log.path") from None
 
-    def write(self, predicted: list[tuple[Record, Predicted]]) -> None:
+    def write(self, predicted: Iterable[tuple[Record, Predicted]]) -> None:
         """Add the rows of requests."""
         for seen, what in predicted:
             lines = b"".join(self._line(seen, what, row, answer) for row, answer in zip(what.rows, what.answers, strict=True))
@@ -66,7 +67,8 @@ class Predictions:
 
     def _line(self, seen: Record, what: Predicted, row: Any, answer: dict[str, Any]) -> bytes:
         cells = row if isinstance(row, dict) else {what.columns[0]: row}
-        told = {c: _kept(v) if c in what.media else v for c, v in cells.items() if c not in self.redact}
+        known = what.columns or cells  # other fields change no answer, and could not be redacted
+        told = {c: _kept(v) if c in what.media else v for c, v in cells.items() if c in known and c not in self.redact}
         answer = {name: _kept(v) if isinstance(v, str) and v.startswith("data:") else v for name, v in answer.items()}
         about = {"time": datetime.fromtimestamp(seen.time, UTC).isoformat(timespec="milliseconds"), "id": seen.id}
         whole = {**about, "model": seen.model, "version": seen.version, "row": told, "answer": answer}

@@ -18,7 +18,7 @@ class Predicted:
     Args:
         rows: as they came, but with bytes in place of URLs.
         answers: as many.
-        columns: of the model.
+        columns: of the model; none where a row is a whole request.
         media: those of them that are pictures or sounds.
     """
 

@@ -1,9 +1,10 @@
 """Which versions of which models an endpoint serves, and each one's share of the requests.
 
-    STATE/endpoints/PORT/state.json           what is served, and what was before
-    STATE/endpoints/PORT/models/DIGEST/       the artifacts, by links to their files: a later run over the same folder takes nothing away
+    STATE/endpoints/HOST/PORT-NUMBER/state.json        what is served, and what was before
+    STATE/endpoints/HOST/PORT-NUMBER/models/DIGEST/    copies of the artifacts: whatever becomes of theirs changes nothing of what is served
 
-STATE is `~/.local/state/lc_ray`, below XDG_STATE_HOME if that is set. Replicas read the file when they start, also in place of one that died.
+STATE is `~/.local/state/lc_ray`, below XDG_STATE_HOME if that is set; machines may share it. Replicas read the file when
+they start, also in place of one that died.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
@@ -93,7 +96,11 @@ def version(path: str | Path, weight: float = 1.0) -> tuple[str, Version]:
 
 
 def rolled(state: State, name: str, new: Version) -> State:
-    """The state in which a version has its weight, and the others share the rest as they did; at 1 they are gone."""
+    """The state in which a version has its weight, and the others share the rest as they did; at 1 they are gone.
+
+    Raises:
+        ServeError: there is no other to have the rest.
+    """
     known = state.models.get(name, ())
     others = [v for v in known if v.digest != new.digest]
     held = sum(v.weight for v in others)
@@ -111,8 +118,7 @@ def rolled_back(state: State, name: str) -> State:
     Raises:
         ServeError: no such model, or it was never changed.
     """
-    if name not in state.models:
-        raise ServeError(f"no model '{name}' is served", fix=f"served: {', '.join(state.models)}")
+    _find(state, name)
     *earlier, last = state.before.get(name, ()) or ((),)
     if not last:
         raise ServeError(f"nothing was served as '{name}' before", fix="roll out an artifact: lc-ray rollout ARTIFACT")
@@ -125,10 +131,14 @@ def without(state: State, name: str) -> State:
     Raises:
         ServeError: no such model.
     """
-    if name not in state.models:
-        raise ServeError(f"no model '{name}' is served", fix=f"served: {', '.join(state.models)}")
+    _find(state, name)
     models, before = ({one: what for one, what in known.items() if one != name} for known in (state.models, state.before))
     return state.model_copy(update={"models": models, "before": before})
+
+
+def _find(state: State, name: str) -> None:
+    if name not in state.models:
+        raise ServeError(f"no model '{name}' is served", fix=f"served: {', '.join(state.models)}")
 
 
 def _changed(state: State, name: str, versions: Versions, before: tuple[Versions, ...]) -> State:
@@ -137,34 +147,28 @@ def _changed(state: State, name: str, versions: Versions, before: tuple[Versions
 
 def root() -> Path:
     """The folder with a folder for each endpoint of this machine's user."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lc_ray" / "endpoints"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lc_ray" / "endpoints" / socket.gethostname()
 
 
 def begin(port: int, address: str, url: str, models: Served) -> Path:
-    """The folder of a new endpoint's state, in which its artifacts are kept.
+    """The folder of a new endpoint's state, in which its artifacts are kept. Those of endpoints that were killed are removed.
 
     Raises:
         ArtifactError: an artifact was altered.
         ServeError: nothing can be written there.
     """
-    folder = root() / str(port)
-    shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
-    try:
-        kept = {name: tuple(keep(folder, v.path, v.weight)[1] for v in versions) for name, versions in models.items()}
-        write(folder, State(address=address, url=url, models=kept))
-    except OSError as error:
-        fix = "set XDG_STATE_HOME to a folder that can be written"
-        raise ServeError(f"the endpoint's state can't be kept: {error.strerror or error}", str(folder), fix) from None
+    for left, state in _states():
+        if state.address == address or not _runs(state):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = root() / f"{port}-{uuid.uuid4().hex[:8]}"
+    kept = {name: tuple(keep(folder, v.path, v.weight)[1] for v in versions) for name, versions in models.items()}
+    write(folder, State(address=address, url=url, models=kept))
     return folder
 
 
 def of(address: str) -> Path | None:
     """The folder of the endpoint of a Ray."""
-    for folder in _folders():
-        with contextlib.suppress(ServeError):
-            if read(folder).address == address:
-                return folder
-    return None
+    return next((folder for folder, state in _states() if state.address == address), None)
 
 
 def end(address: str) -> None:
@@ -188,12 +192,20 @@ def read(folder: str | Path) -> State:
 
 
 def write(folder: str | Path, state: State) -> None:
-    """Keep an endpoint's state, whole or not at all."""
+    """Keep an endpoint's state, whole or not at all.
+
+    Raises:
+        ServeError: nothing can be written there.
+    """
     folder = Path(folder)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = folder / f".{uuid.uuid4().hex}"
-    fresh.write_text(state.model_dump_json(indent=1), "utf-8")
-    os.replace(fresh, folder / _FILE)
+    with _writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            fresh.write_text(state.model_dump_json(indent=1), "utf-8")
+            os.replace(fresh, folder / _FILE)
+        finally:
+            fresh.unlink(missing_ok=True)
     _sweep(folder, state)
 
 
@@ -202,14 +214,19 @@ def keep(folder: str | Path, path: str | Path, weight: float = 1.0) -> tuple[str
 
     Raises:
         ArtifactError: no artifact there, or an altered one.
+        ServeError: nothing can be written there.
     """
     found = artifact.read(path)
     place = Path(folder).resolve() / "models" / found.digest
-    if not artifact.exists(place):
-        partial = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
-        shutil.copytree(found.path, partial, copy_function=_link)
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(partial, place)
+    partial = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with _writing(folder):
+            if not artifact.exists(place):
+                shutil.copytree(found.path, partial, copy_function=shutil.copyfile)
+                shutil.rmtree(place, ignore_errors=True)
+                os.replace(partial, place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # a disk that is full would stay so
     return found.manifest.name, Version(path=str(place), digest=found.digest, weight=weight)
 
 
@@ -219,19 +236,19 @@ def find(port: int | None = None) -> Path:
     Raises:
         ServeError: there is none, or several of which none is named.
     """
-    running = _folders()
-    chosen = [folder for folder in running if port is None or folder.name == str(port)]
+    ports = {folder: urlsplit(state.url).port for folder, state in _running()}
+    chosen = [folder for folder, at in ports.items() if port in (None, at)]
     if len(chosen) == 1:
         return chosen[0]
     if chosen:
-        raise ServeError("several endpoints run here", fix=f"give --port: {', '.join(folder.name for folder in running)}")
+        raise ServeError("several endpoints run here", fix=f"give --port: {', '.join(map(str, ports.values()))}")
     where = f"port {port}" if port is not None else ""
     raise ServeError("no endpoint that one machine serves alone runs here", where, "start one: lc-ray serve ARTIFACT")
 
 
 def running() -> list[State]:
-    """The endpoints of this machine's user, those that were killed among them."""
-    return [read(folder) for folder in _folders()]
+    """The endpoints of this machine's user."""
+    return [state for _, state in _running()]
 
 
 @contextlib.contextmanager
@@ -246,12 +263,39 @@ def _folders() -> list[Path]:
     return sorted(file.parent for file in root().glob(f"*/{_FILE}"))
 
 
-def _link(source: str, target: str) -> str:
+def _states() -> Iterator[tuple[Path, State]]:
+    """Of those whose state can be read."""
+    for folder in _folders():
+        with contextlib.suppress(ServeError):
+            yield folder, read(folder)
+
+
+def _running() -> list[tuple[Path, State]]:
+    """Of those that were not killed."""
+    return [(folder, state) for folder, state in _states() if _runs(state)]
+
+
+@contextlib.contextmanager
+def _writing(folder: str | Path) -> Iterator[None]:
+    """What can't be written below an endpoint's folder, as an error of ours."""
     try:
-        os.link(source, target)
-    except OSError:  # of another file system, or one without links
-        shutil.copy2(source, target)
-    return target
+        yield
+    except OSError as error:
+        told = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror or error  # which lists all that failed
+        fix = "make room there, or set XDG_STATE_HOME to a folder that can be written before the endpoint starts"
+        raise ServeError(f"the endpoint's state can't be kept: {told}", str(folder), fix) from None
+
+
+def _runs(state: State) -> bool:
+    """Whether an endpoint's Ray does."""
+    host, _, port = state.address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 5).close()
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _sweep(folder: Path, state: State) -> None:

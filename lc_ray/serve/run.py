@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import sys
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
@@ -19,7 +21,7 @@ from rich.markup import escape
 from lc_ray import artifact
 from lc_ray.artifact import Artifact
 from lc_ray.errors import ServeError
-from lc_ray.serve import access, app, auth
+from lc_ray.serve import access, app, auth, rollout
 from lc_ray.spec import ServeSpec
 
 
@@ -61,12 +63,40 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
     finally:
         for number in previous:
             signal.signal(number, _leave)
-        if ray.is_initialized():
-            app.stop()
-            ray.shutdown()
-        stack.close()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        try:
+            if ray.is_initialized():
+                with _unless_ray_ends(app.address(), port):
+                    app.stop()
+                ray.shutdown()
+        finally:
+            stack.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _unless_ray_ends(address: str, port: int) -> Iterator[None]:
+    """Leave at once where Ray's own processes end meanwhile, as when SIGTERM is sent to all of them: else Ray ends this process after a minute."""
+    done = threading.Event()
+    host, _, gcs = address.rpartition(":")
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            try:
+                socket.create_connection((host, int(gcs)), 5).close()
+            except OSError:
+                rollout.end(address)
+                for _ in range(20):  # the rest of Ray ends within seconds, HAProxy does not
+                    if app.freed(port) or done.wait(0.5):
+                        break
+                print("Ray was ended, too: send SIGTERM to this process alone (of systemd: KillMode=mixed)", file=sys.stderr, flush=True)
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = None, grpc_port: int | None = None) -> str:

@@ -69,9 +69,12 @@ def replace(folder: Path, state: State) -> None:
     Where none runs, those to come will.
 
     Raises:
-        ServeError: a replica can't load an artifact; what was served goes on.
+        ServeError: a replica can't load an artifact; what was served goes on. Or the endpoint is starting or ending.
     """
-    handle = serve.get_app_handle(NAME)
+    try:
+        handle = serve.get_app_handle(NAME)
+    except RayServeException:
+        raise ServeError("the endpoint is starting or ending", state.url, "try again once it runs") from None
     try:
         handle.broadcast("load", state.models).results()
     except DeploymentUnavailableError:

@@ -44,7 +44,7 @@ class Fetcher:
         """Instances with bytes in place of the URLs in these columns.
 
         Raises:
-            DataError: a file that may not or can't be had; `where` is its instance's number and column.
+            DataError: a file that may not or can't be had; `where` is its instance's number and column, or "" where all together took too long.
         """
         found = [dict(row) if isinstance(row, dict) else row for row in rows]
         wanted = [(i, column) for i, row in enumerate(found) if isinstance(row, dict) for column in columns if is_url(row.get(column))]
@@ -135,6 +135,8 @@ def public(address: str) -> bool:
             return public(str(inner))
         if ip in _EMBEDS_IPV4:
             return public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        if ip.is_site_local:  # which is deprecated, and still private
+            return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 

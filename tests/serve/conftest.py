@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,17 @@ def wav() -> bytes:
     file = io.BytesIO()
     soundfile.write(file, 0.5 * np.sin(np.arange(8000) / 6), 16_000, format="WAV")
     return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A certificate of this machine and of images.example.com, signed by itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    files = {"certificate": str(folder / "cert.pem"), "key": str(folder / "key.pem")}
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -addext"
+    names = "subjectAltName=IP:127.0.0.1,DNS:images.example.com"
+    subprocess.run([*make.split(), names, "-keyout", files["key"], "-out", files["certificate"]], check=True, capture_output=True)
+    return files
 
 
 @pytest.fixture(scope="session")

@@ -91,6 +91,22 @@ def test_files_that_are_none(tmp_path, text, message):
     assert "hidden" not in str(caught.value)
 
 
+def test_a_key_of_the_environment_may_end_in_a_new_line(home, monkeypatch):
+    monkeypatch.setenv(auth.VARIABLE, " one\n")
+    assert auth.find() == "one"
+    monkeypatch.setenv(auth.VARIABLE, "\n")
+    assert auth.find() is None
+
+
+def test_keys_that_no_header_can_carry(home, monkeypatch, tmp_path):
+    monkeypatch.setenv(auth.VARIABLE, "schlüssel")
+    with pytest.raises(ServeError, match="printable ASCII"):
+        auth.find()
+    (tmp_path / "keys").write_text("anna:schlüssel", "utf-8")
+    with pytest.raises(ServeError, match="line 1"):
+        auth.read(tmp_path / "keys")
+
+
 def test_no_file_of_keys(tmp_path):
     with pytest.raises(ServeError, match="can't be read"):
         auth.read(tmp_path / "keys")

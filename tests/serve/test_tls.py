@@ -13,19 +13,20 @@ from lc_ray.spec import ServeSpec
 KEY = "a key for tests"
 
 
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory):
-    """A certificate of this machine, signed by itself."""
-    folder = tmp_path_factory.mktemp("tls")
-    files = {"certificate": str(folder / "cert.pem"), "key": str(folder / "key.pem")}
-    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    subprocess.run([*make.split(), "-keyout", files["key"], "-out", files["certificate"]], check=True, capture_output=True)
-    return files
-
-
 def test_a_missing_file_is_found_before_anything_starts(tiny_artifact, tls):
     with pytest.raises(ServeError, match=r"nothing\.pem"):
         app.start([tiny_artifact], ServeSpec(port=0, tls=tls | {"key": "nothing.pem"}), {"test": KEY})
+
+
+def test_files_that_are_no_certificate_and_its_key(tiny_artifact, tls, tmp_path):
+    (tmp_path / "garbage.pem").write_text("garbage")
+    other = {"certificate": tls["certificate"], "key": str(tmp_path / "other.pem")}
+    subprocess.run(["openssl", "genrsa", "-out", other["key"]], check=True, capture_output=True)
+    locked = other | {"key": str(tmp_path / "locked.pem")}
+    subprocess.run(["openssl", "rsa", "-aes128", "-passout", "pass:x", "-in", other["key"], "-out", locked["key"]], check=True, capture_output=True)
+    for files in (dict.fromkeys(tls, str(tmp_path / "garbage.pem")), other, locked):
+        with pytest.raises(ServeError, match="no certificate and its key"):
+            app.start([tiny_artifact], ServeSpec(port=0, tls=files), {"test": KEY})
 
 
 @pytest.mark.cluster
