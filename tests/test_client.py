@@ -1,6 +1,9 @@
 import asyncio
 import json
+import socket
 import threading
+import time
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -23,7 +26,7 @@ def server():
                 self.close_connection = True
                 self.connection.close()
                 return
-            status, headers, content = (200, {}, {"models": ["tiny"]}) if self.path == "/v1/models" else served.answers.pop(0)
+            status, headers, content = (200, {}, served.models) if self.path == "/v1/models" else served.answers.pop(0)
             body = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             for name, value in {**headers, "content-length": str(len(body))}.items():
@@ -37,7 +40,7 @@ def server():
             pass
 
     served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.answers, served.seen = [], []
+    served.answers, served.seen, served.models = [], [], {"models": ["tiny"]}
     served.url = f"http://127.0.0.1:{served.server_port}"
     threading.Thread(target=served.serve_forever, daemon=True).start()
     yield served
@@ -48,8 +51,32 @@ def server():
 @pytest.fixture
 def naps(monkeypatch):
     slept = []
+
+    async def nap(seconds):
+        slept.append(seconds)
+
     monkeypatch.setattr(client.time, "sleep", slept.append)
+    monkeypatch.setattr(client.asyncio, "sleep", nap)
     return slept
+
+
+@pytest.fixture(params=[Client, AsyncClient])
+def predict(request):
+    """predict(url, rows, ...of the client) → what either client answers."""
+
+    def predict(url, rows=("good",), **options):
+        options = {"key": "k"} | options
+        if request.param is Client:
+            with Client(url, **options) as endpoint:
+                return endpoint.predict(list(rows))
+
+        async def main():
+            async with AsyncClient(url, **options) as endpoint:
+                return await endpoint.predict(list(rows))
+
+        return asyncio.run(main())
+
+    return predict
 
 
 GOOD = (200, {}, {"predictions": [{"label": "positive"}]})
@@ -72,17 +99,36 @@ def test_key_comes_from_the_environment(server, monkeypatch):
     assert server.seen[-1][1] == "Bearer from env"
 
 
-def test_overload_is_tried_again_after_what_it_asks_for(server, naps):
-    server.answers = [(503, {"retry-after": "3"}, {}), (429, {}, {}), (503, {"retry-after": "3600"}, {}), GOOD]
-    with Client(server.url, key="k") as endpoint:
-        assert endpoint.predict(["good"]) == [{"label": "positive"}]
-    assert [asked <= nap <= 1.25 * asked for asked, nap in zip((3, 0.2, 10), naps, strict=True)] == [True] * 3
+def test_overload_is_tried_again_after_what_it_asks_for(server, naps, predict):
+    date = formatdate(time.time() + 8, usegmt=True)
+    server.answers = [(503, {"retry-after": "3"}, {}), (429, {}, {}), (503, {"retry-after": date}, {}), (503, {"retry-after": "soon"}, {}), GOOD]
+    assert predict(server.url) == [{"label": "positive"}]
+    assert [asked - 2 <= nap <= 1.25 * asked for asked, nap in zip((3, 0.2, 8, 0.8), naps, strict=True)] == [True] * 4
+    assert naps[0] >= 3
 
 
-def test_overload_ends(server, naps):
+def test_who_asks_for_a_long_wait_is_not_asked_again(server, naps, predict):
+    server.answers = [(429, {"retry-after": "60"}, {"error": {"code": "rate_limited", "message": "10 requests in 60 s"}})]
+    with pytest.raises(ServeError, match="429: 10 requests in 60 s"):
+        predict(server.url)
+    assert naps == []
+
+
+def test_an_endpoint_that_is_starting_is_asked_again(server, naps, predict):
+    server.answers = [(404, {"content-type": "text/plain"}, b"Path '/v1/models/tiny:predict' not found."), GOOD]
+    assert predict(server.url) == [{"label": "positive"}]
+    assert len(naps) == 1
+
+
+def test_no_answer_in_time(predict):
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ServeError, match=r"no answer within 0\.2 s"):
+        predict(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.2)
+
+
+def test_overload_ends(server, naps, predict):
     server.answers = [(503, {"retry-after": "1"}, {"error": {"code": "overloaded", "message": "queue is full"}})] * 9
-    with Client(server.url, key="k") as endpoint, pytest.raises(ServeError, match="queue is full"):
-        endpoint.predict(["good"])
+    with pytest.raises(ServeError, match="queue is full"):
+        predict(server.url)
     assert len(naps) == 4
     assert len(set(naps)) > 1
 
@@ -101,23 +147,70 @@ def test_errors_of_others(server, content):
         endpoint.predict(["good"])
 
 
-def test_a_replica_that_dies_over_a_request_is_asked_again(server, naps):
+def test_a_replica_that_dies_over_a_request_is_asked_again(server, naps, predict):
     server.answers = [(502, {}, b"<html>Bad Gateway</html>"), None, (500, {"content-type": "text/plain"}, b"Internal Server Error"), GOOD]
-    with Client(server.url, key="k") as endpoint:
-        assert endpoint.predict(["good"]) == [{"label": "positive"}]
+    assert predict(server.url) == [{"label": "positive"}]
     assert len(naps) == 3
 
 
-def test_an_error_that_the_endpoint_explains_is_not_asked_for_again(server, naps):
+def test_replicas_that_die_over_a_request_again_and_again_end_it(server, naps, predict):
+    server.answers = [None] * 9
+    with pytest.raises(ServeError, match=r"can't be reached: .*disconnected"):
+        predict(server.url)
+    assert len(naps) == 4
+    assert len(server.answers) == 4
+
+
+def test_an_error_that_the_endpoint_explains_is_not_asked_for_again(server, naps, predict):
     server.answers = [(500, {"content-type": "application/json"}, {"error": {"code": "internal", "message": "the endpoint failed"}})]
-    with Client(server.url, key="k") as endpoint, pytest.raises(ServeError, match="500: the endpoint failed"):
-        endpoint.predict(["good"])
+    with pytest.raises(ServeError, match="500: the endpoint failed"):
+        predict(server.url)
     assert naps == []
 
 
 def test_nobody_there():
     with Client("http://127.0.0.1:9", key="k") as endpoint, pytest.raises(ServeError, match="can't be reached"):
         endpoint.predict(["good"])
+
+
+@pytest.mark.parametrize("url", ["http://host:port", "http://127.0.0.1:80\n", "http://a..b"])
+def test_a_url_that_is_none(predict, url):
+    with pytest.raises(ServeError, match=r"not a URL|can't be reached") as caught:
+        predict(url)
+    assert caught.value.where == url
+
+
+@pytest.mark.parametrize("key", ["ü", "two\nlines"])
+def test_a_key_that_no_request_can_carry_is_not_told(predict, key):
+    with pytest.raises(ServeError, match="the API key has characters") as caught:
+        predict("http://127.0.0.1:9", key=key)
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize(("cell", "told"), [(b"png", "bytes"), (float("nan"), "float values"), ("\udcff", "surrogates"), ([], "Circular")])
+def test_instances_that_no_json_can_be_made_of(server, predict, cell, told):
+    if isinstance(cell, list):
+        cell.append(cell)
+    with pytest.raises(ServeError, match=rf"can't be sent: .*{told}"):
+        predict(server.url, [cell])
+    assert [path for path, _, _ in server.seen] == ["/v1/models"]
+
+
+@pytest.mark.parametrize("content", [b"<html>Welcome</html>", b"\xff", b"[]", b"{}", b"null", b'{"models": []}', b'{"models": null}'])
+def test_answers_of_what_is_no_endpoint(server, predict, content):
+    server.models = content
+    with pytest.raises(ServeError, match="none of an endpoint's") as caught:
+        predict(server.url)
+    assert caught.value.where == server.url
+    server.models, server.answers = {"models": ["tiny"]}, [(200, {}, content)]
+    with pytest.raises(ServeError, match="none of an endpoint's"):
+        predict(server.url)
+
+
+def test_an_answer_that_can_not_be_unpacked(server, predict):
+    server.answers = [(200, {"content-encoding": "gzip"}, b"no gzip")]
+    with pytest.raises(ServeError, match=r"can't be reached: .*decompressing"):
+        predict(server.url)
 
 
 def test_a_model_can_be_named(server):
