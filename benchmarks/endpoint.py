@@ -48,6 +48,7 @@ PEERS = {
 }
 CONNECTIONS = (1, 8, 32, 128)
 HERE = Path(__file__).parent
+_TRIES = 240  # in which a peer is up, one every half second
 
 
 class Told(NamedTuple):
@@ -146,19 +147,10 @@ def peer(python: str, file: str, environment: dict[str, str], seconds: float) ->
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(started, env=os.environ | environment | {"PORT": str(port)}, stdout=log, stderr=log, start_new_session=True)
         try:
-            url, body = f"http://127.0.0.1:{port}", {"instances": [TEXTS[0]]}
-            for _ in range(240):
-                with contextlib.suppress(httpx.HTTPError):
-                    if httpx.post(f"{url}/predict", json=body, timeout=30).is_success:
-                        break
-                if process.poll() is not None:
-                    break
-                time.sleep(0.5)
-            else:
-                process.terminate()
-            if process.poll() is not None:
+            url = f"http://127.0.0.1:{port}"
+            if not _answers(url, process):
                 log.seek(0)
-                raise RuntimeError(log.read().decode(errors="replace")[-2000:])
+                raise RuntimeError(f"{file} does not answer: {log.read().decode(errors='replace')[-2000:]}")
             first = psutil.Process(process.pid)
             processes = [first, *first.children(recursive=True)]
             yield Party(lambda connections: attack(url, "/predict", "none", connections, seconds), processes)
@@ -169,6 +161,18 @@ def peer(python: str, file: str, environment: dict[str, str], seconds: float) ->
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+    """Whether a server answers before it ends, and before it was asked often enough."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.post(f"{url}/predict", json={"instances": [TEXTS[0]]}, timeout=30).is_success:
+                return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.5)
+    return False
 
 
 def dense(python: str, folder: Path) -> dict[str, str]:

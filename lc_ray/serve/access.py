@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
@@ -35,7 +35,7 @@ class Log:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def write(self, records: list[Record]) -> None:
+    def write(self, records: Iterable[Record]) -> None:
         """Add a line for each request. Each is written at once, so that no other replica's comes between."""
         # Standard error by its number, since Serve has sys.stderr write to its own log.
         descriptor = 2 if self.path == STDERR else os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import length_hint
 from typing import Generic, TypeVar
 
 from lc_ray.serve import metrics
@@ -21,11 +22,12 @@ class Background(Generic[T]):
 
     Args:
         name: of the thread, and of what is dropped.
-        work: called with all that came since it was called last, in order.
+        work: called with all that came since it was called last, in order. Where it raises, the one that it took last is lost, and it is called again
+            with those that it did not take yet; where it took none, all are lost.
         most: how much may wait.
     """
 
-    def __init__(self, name: str, work: Callable[[list[T]], None], most: int = _MOST) -> None:
+    def __init__(self, name: str, work: Callable[[Iterable[T]], None], most: int = _MOST) -> None:
         self.name, self.work, self.most = name, work, most
         self._items: deque[tuple[T, int]] = deque()
         self._held, self._lock = 0, threading.Lock()
@@ -56,15 +58,21 @@ class Background(Generic[T]):
 
     def _drain(self) -> None:
         with self._lock:
-            items, self._held = [item for item, _ in self._items], 0
+            items, self._held = iter([item for item, _ in self._items]), 0
             self._items.clear()
-        if not items:
+        if not length_hint(items):
             return
-        try:
-            self.work(items)
-            self._failing = False
-        except Exception as error:  # a full disk, say: requests are answered all the same
-            metrics.dropped(self.name, len(items))
-            if not self._failing:
-                _log.warning("%s: %d lost: %s", self.name, len(items), error)
-            self._failing = True
+        lost, why = 0, ""
+        while left := length_hint(items):
+            try:
+                self.work(items)
+            except Exception as error:  # a full disk, say: requests are answered all the same
+                lost += 1 if length_hint(items) < left else left
+                why = why or str(error)
+            if length_hint(items) == left:
+                break
+        if lost:
+            metrics.dropped(self.name, lost)
+        if lost and not self._failing:
+            _log.warning("%s: %d lost: %s", self.name, lost, why)
+        self._failing = bool(lost)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from lc_ray.serve.record import Record
@@ -65,7 +65,7 @@ class Spans:
         self.trace, self.provider, self.propagator = trace, provider, TraceContextTextMapPropagator()
         self.tracer = provider.get_tracer("lc_ray")
 
-    def write(self, records: list[Record]) -> None:
+    def write(self, records: Iterable[Record]) -> None:
         """Make the spans of requests: inside the caller's span, if `traceparent` names one."""
         for seen in records:
             parent = self.propagator.extract({"traceparent": seen.trace}) if seen.trace else None

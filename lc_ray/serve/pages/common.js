@@ -36,6 +36,13 @@ class Refused extends Error {
   }
 }
 
+const BROKE_OFF = "the answer broke off";
+
+/** For a promise's catch: what the network did, for people; but a request that was given up is none of that. */
+const failed = (message) => (error) => {
+  throw error.name === "AbortError" ? error : new Refused(0, message);
+};
+
 /** The response to a request; paths are below the folder of the page, wherever a proxy put it. */
 async function ask(path, body, signal) {
   const headers = new Headers();
@@ -46,9 +53,7 @@ async function ask(path, body, signal) {
   }
   if (body) headers.set("content-type", "application/json");
   const options = { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal };
-  const response = await fetch(path.slice(1), options).catch((error) => {
-    throw error.name === "AbortError" ? error : new Refused(0, "the endpoint can't be reached");
-  });
+  const response = await fetch(path.slice(1), options).catch(failed("the endpoint can't be reached"));
   if (!response.ok) throw await Refused.of(response);
   return response;
 }
@@ -56,7 +61,7 @@ async function ask(path, body, signal) {
 /** Shows what `open` makes of the endpoint's description, once there is a key for it. */
 async function begin(open) {
   try {
-    const description = await (await ask("/openapi.json")).json();
+    const description = await (await ask("/openapi.json")).json().catch(failed(BROKE_OFF));
     forget.hidden = !sessionStorage.getItem(KEY);
     open(description);
   } catch (error) {

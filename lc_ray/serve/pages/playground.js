@@ -71,16 +71,17 @@ function panes({ name, columns, optional, answer }, speaks) {
     try {
       if (speaks) await complete(name, given[fields[0].column] ?? "", show, start);
       else {
-        const content = await (await ask(`/v1/models/${name}:predict`, { instances: [given] })).json();
+        const content = await (await ask(`/v1/models/${name}:predict`, { instances: [given] })).json().catch(failed(BROKE_OFF));
         const time = performance.now() - start;
         show(...told(content.predictions[0], answer, given), meta(content.model, time, content.version), raw(content));
       }
     } catch (error) {
       refuse(error);
+    } finally {
+      send.disabled = false;
+      out.classList.remove("waiting");
+      out.ariaBusy = "false";
     }
-    send.disabled = false;
-    out.classList.remove("waiting");
-    out.ariaBusy = "false";
   }
 
   function refuse(error) {
@@ -136,9 +137,10 @@ async function complete(name, prompt, show, start) {
 async function stream(path, body, take, signal) {
   const response = await ask(path, { ...body, stream: true }, signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const read = () => reader.read().catch(failed(BROKE_OFF));
   let rest = "";
   let version;
-  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+  for (let part = await read(); !part.done; part = await read()) {
     const events = (rest + part.value).split("\n\n");
     rest = events.pop();
     for (const event of events) {
@@ -150,7 +152,7 @@ async function stream(path, body, take, signal) {
       content.choices.forEach(take);
     }
   }
-  throw new Refused(0, "the answer broke off");
+  throw new Refused(0, BROKE_OFF);
 }
 
 function chat(name) {
@@ -199,13 +201,14 @@ function chat(name) {
       time.replaceChildren(`${name} · `, el("span", { className: "mono" }, version), ` · first words after ${Math.round(first)} ms, all after ${all} ms`);
     } catch (error) {
       if (error.name !== "AbortError") said.replaceWith(problem(error));
+    } finally {
+      if (running === own) running = null;
+      send.textContent = "Send";
+      if (said.isConnected) {
+        messages.push({ role: "assistant", content: said.textContent });
+        said.textContent ||= "(nothing)";
+      } else input.value ||= messages.pop()?.content ?? "";
     }
-    if (running === own) running = null;
-    send.textContent = "Send";
-    if (said.isConnected) {
-      messages.push({ role: "assistant", content: said.textContent });
-      said.textContent ||= "(nothing)";
-    } else input.value ||= messages.pop()?.content ?? "";
   }
 
   const form = el("form", { className: "chat", onsubmit: submit },
