@@ -49,7 +49,7 @@ class Predictor:
         """What runs the model, loaded again if it was let go."""
         if (engine := self._engine) is None:
             with self.room(self):
-                engine = self._engine = self._open()
+                engine = self._engine = self._engine or self._open()
                 if self.used:
                     self.used(self, engine)
         elif self.used:

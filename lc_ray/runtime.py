@@ -54,7 +54,7 @@ def session(cpus: int | None = None) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):
         try:
-            reach(address)
+            _reach(address)
             with _handlers_of_a_jvm():
                 ray.init(address, **quiet)
         except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
@@ -93,12 +93,8 @@ def _handlers_of_a_jvm() -> Iterator[None]:
         libc.sigaction(number, handler, None)
 
 
-def reach(address: str) -> None:
-    """Refuse at once an address where nobody listens; Ray would try for minutes.
-
-    Raises:
-        OSError: nobody does.
-    """
+def _reach(address: str) -> None:
+    """Raise OSError at once where nobody listens; Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "://" not in address:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -212,6 +213,7 @@ class Batcher:
         return came
 
     def _fail(self, job: _Job, error: Exception) -> None:
+        traceback.clear_frames(error.__traceback__)  # which hold the engine for as long as the error is held, and that may be to go
         job.future.get_loop().call_soon_threadsafe(_deliver_error, job, error)
 
 

@@ -99,11 +99,12 @@ def loads(text: str | bytes) -> Any:
 def shallow(content: Any) -> bool:
     """Whether a part of JSON is nested at most 100 deep."""
     level = [content]
-    for _ in range(_DEPTH + 1):
-        level = [part for one in level if isinstance(one, dict | list) for part in (one.values() if isinstance(one, dict) else one)]
+    for _ in range(_DEPTH):
+        level = [one for one in level if isinstance(one, dict | list)]
         if not level:
             return True
-    return False
+        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+    return not any(isinstance(one, dict | list) for one in level)
 
 
 def instances_of(content: dict[str, Any]) -> tuple[Any, Any]:

@@ -40,7 +40,7 @@ class Record:
         key: name of the API key.
         error: kind of the error that it was answered with.
         trace: its `traceparent` header.
-        received, sent: bytes of its body and of its answer's.
+        received, sent: bytes of its body, decompressed, and of its answer's.
         spans: what it spent time on: stage, and when that began and ended on the monotonic clock.
         first_token: seconds until the first token.
         predicted: what the prediction log is to have, if there is one.

@@ -1,7 +1,7 @@
 """Which versions of which models an endpoint serves, and each one's share of the requests.
 
-    STATE/endpoints/HOST/PORT-NUMBER/state.json        what is served, and what was before
-    STATE/endpoints/HOST/PORT-NUMBER/models/DIGEST/    copies of the artifacts: whatever becomes of theirs changes nothing of what is served
+    STATE/endpoints/MACHINE/PORT-NUMBER/state.json     what is served, and what was before
+    STATE/endpoints/MACHINE/PORT-NUMBER/models/DIGEST/ copies of the artifacts: whatever becomes of theirs changes nothing of what is served
 
 STATE is `~/.local/state/lc_ray`, below XDG_STATE_HOME if that is set; machines may share it. Replicas read the file when
 they start, also in place of one that died.
@@ -147,7 +147,26 @@ def _changed(state: State, name: str, versions: Versions, before: tuple[Versions
 
 def root() -> Path:
     """The folder with a folder for each endpoint of this machine's user."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lc_ray" / "endpoints" / socket.gethostname()
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lc_ray" / "endpoints" / _machine()
+
+
+def _machine() -> str:
+    """This one's name among those that share a home."""
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()}-{Path('/etc/machine-id').read_text('ascii')[:8]}"
+    return socket.gethostname()
+
+
+def runs(address: str) -> bool:
+    """Whether there may be a Ray at an address: nobody refuses to listen there."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), 5).close()
+    except (ConnectionRefusedError, ValueError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def begin(port: int, address: str, url: str, models: Served) -> Path:
@@ -158,9 +177,10 @@ def begin(port: int, address: str, url: str, models: Served) -> Path:
         ServeError: nothing can be written there.
     """
     for left, state in _states():
-        if state.address == address or not _runs(state):
+        if state.address == address or not runs(state.address):
             shutil.rmtree(left, ignore_errors=True)
     folder = root() / f"{port}-{uuid.uuid4().hex[:8]}"
+    write(folder, State(address=address, url=url, models={}))  # by which what is kept is found if this is interrupted
     kept = {name: tuple(keep(folder, v.path, v.weight)[1] for v in versions) for name, versions in models.items()}
     write(folder, State(address=address, url=url, models=kept))
     return folder
@@ -222,7 +242,7 @@ def keep(folder: str | Path, path: str | Path, weight: float = 1.0) -> tuple[str
     try:
         with _writing(folder):
             if not artifact.exists(place):
-                shutil.copytree(found.path, partial, copy_function=shutil.copyfile)
+                shutil.copytree(found.path, partial, copy_function=shutil.copy2)
                 shutil.rmtree(place, ignore_errors=True)
                 os.replace(partial, place)
     finally:
@@ -272,7 +292,7 @@ def _states() -> Iterator[tuple[Path, State]]:
 
 def _running() -> list[tuple[Path, State]]:
     """Of those that were not killed."""
-    return [(folder, state) for folder, state in _states() if _runs(state)]
+    return [(folder, state) for folder, state in _states() if runs(state.address)]
 
 
 @contextlib.contextmanager
@@ -284,18 +304,6 @@ def _writing(folder: str | Path) -> Iterator[None]:
         told = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror or error  # which lists all that failed
         fix = "make room there, or set XDG_STATE_HOME to a folder that can be written before the endpoint starts"
         raise ServeError(f"the endpoint's state can't be kept: {told}", str(folder), fix) from None
-
-
-def _runs(state: State) -> bool:
-    """Whether an endpoint's Ray does."""
-    host, _, port = state.address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), 5).close()
-    except TimeoutError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def _sweep(folder: Path, state: State) -> None:

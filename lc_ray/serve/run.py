@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -54,7 +53,8 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
                 signal.signal(number, _interrupt)
             if (wanted := spec.replicas.max * spec.replicas.gpu) > (there := ray.cluster_resources().get("GPU", 0)):
                 raise ServeError(f"{wanted:g} GPUs are wanted, and there are {there:g}", "serve.replicas.gpu", "ask for fewer, or leave it out")
-            url = app.start([one.path for one in found], spec, keys)
+            with _unless_ray_ends(app.address(), port):
+                url = app.start([one.path for one in found], spec, keys)
         said = f"serving at {url}" if keyless else _welcome(url, found, key_file, spec.grpc_port)
         console.print(said, highlight=False, soft_wrap=True)
         threading.Event().wait()
@@ -76,21 +76,21 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
 
 @contextmanager
 def _unless_ray_ends(address: str, port: int) -> Iterator[None]:
-    """Leave at once where Ray's own processes end meanwhile, as when SIGTERM is sent to all of them: else Ray ends this process after a minute."""
+    """Leave where Ray's own processes end meanwhile, as when SIGTERM is sent to all of them: else Ray ends this process after a minute."""
     done = threading.Event()
-    host, _, gcs = address.rpartition(":")
 
     def watch() -> None:
-        while not done.wait(0.5):
-            try:
-                socket.create_connection((host, int(gcs)), 5).close()
-            except OSError:
-                rollout.end(address)
-                for _ in range(20):  # the rest of Ray ends within seconds, HAProxy does not
-                    if app.freed(port) or done.wait(0.5):
-                        break
-                print("Ray was ended, too: send SIGTERM to this process alone (of systemd: KillMode=mixed)", file=sys.stderr, flush=True)
-                os._exit(1)
+        while rollout.runs(address):
+            if done.wait(0.5):
+                return
+        rollout.end(address)
+        for _ in range(20):  # the rest of Ray ends within seconds, HAProxy does not
+            if app.freed(port):
+                break
+            if done.wait(0.5):
+                return
+        print("Ray has ended: send SIGTERM to this process alone (of systemd: KillMode=mixed)", file=sys.stderr, flush=True)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -103,10 +103,11 @@ def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = 
     named = ", ".join(f"[bold]{one.manifest.name}[/bold] ({one.digest})" for one in found)
     name, columns = found[0].manifest.name, [i["column"] for i in found[0].manifest.inputs]
     body = json.dumps({"instances": ["..." if len(columns) == 1 else dict.fromkeys(columns, "...")]})
-    key = "KEY" if key_file else f"${auth.VARIABLE}" if os.environ.get(auth.VARIABLE) else f"$(cat {auth.key_file()})"
+    place = auth.place()
+    key = "KEY" if key_file else place if place.startswith("$") else f"$(cat {place})"
     curl = f"curl {url}/v1/models/{name}:predict -H \"Authorization: Bearer {key}\" -d '{body}'"
     also = f" and, over gRPC, at [bold]{urlsplit(url).hostname}:{grpc_port}[/bold]" if grpc_port else ""
-    return f"serving {named} at [bold]{url}[/bold]{also}\nAPI key: {key_file or auth.place()}\n\n  {escape(curl)}\n"
+    return f"serving {named} at [bold]{url}[/bold]{also}\nAPI key: {key_file or place}\n\n  {escape(curl)}\n"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

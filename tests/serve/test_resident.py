@@ -105,6 +105,30 @@ def test_no_more_engines_are_in_memory_than_stay(predictors):
     assert max(most) == 1
 
 
+def test_an_engine_that_failed_goes_like_any_other(predictors):
+    class Broken:
+        def __call__(self, batch):
+            raise RuntimeError("broken")
+
+    resident, spec, broken = Resident(1), ServeSpec(), Broken()
+    endpoints = [Endpoint(predictor, spec, resident) for predictor in predictors[:2]]
+    predictors[0]._engine = broken
+    gone = weakref.ref(broken)
+    del broken
+
+    async def main():
+        with pytest.raises(RuntimeError, match="broken") as caught:
+            await endpoints[0].predict(["good"])
+        begin = time.monotonic()
+        assert await endpoints[1].predict(["good"])
+        assert gone() is None, caught
+        assert time.monotonic() - begin < 20
+
+    asyncio.run(main())
+    for endpoint in endpoints:
+        endpoint.close()
+
+
 def test_a_model_that_is_served_no_more_is_not_held(tiny_artifact):
     resident, predictor = Resident(1), lc_ray.load(tiny_artifact, threads=1)
     resident.used(predictor, predictor.engine)

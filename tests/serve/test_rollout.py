@@ -183,6 +183,34 @@ def test_endpoints_that_were_killed_are_not_there_and_make_room(home, addresses,
     assert rollout.of(addresses[0]) == rollout.find() == again
 
 
+def test_a_start_that_failed_leaves_nothing(home, addresses, tiny_artifact, tmp_path):
+    (tmp_path / "altered").mkdir()
+    shutil.copytree(tiny_artifact, tmp_path / "altered", dirs_exist_ok=True)
+    (tmp_path / "altered" / artifact.WEIGHTS).write_bytes(b"other")
+    with pytest.raises(ArtifactError):
+        rollout.begin(8123, addresses[0], "http://a:8123", rollout.served([tiny_artifact, tmp_path / "altered"]))
+    rollout.end(addresses[0])
+    assert not list(rollout.root().iterdir())
+
+
+@pytest.mark.parametrize(("error", "runs"), [(ConnectionRefusedError(), False), (TimeoutError(), True), (OSError(errno.EHOSTUNREACH, ""), True)])
+def test_only_what_is_refused_does_not_run(monkeypatch, error, runs):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert rollout.runs("there:6379") is runs
+    assert not rollout.runs("there")
+
+
+def test_an_address_of_ipv6_is_asked(monkeypatch, addresses):
+    asked = []
+    connect = socket.create_connection
+    monkeypatch.setattr(socket, "create_connection", lambda place, timeout: asked.append(place) or connect(("127.0.0.1", place[1]), timeout))
+    assert rollout.runs(f"[::1]:{addresses[0].rpartition(':')[2]}")
+    assert asked[0][0] == "::1"
+
+
 def test_an_endpoint_that_was_killed_is_not_shown(home, tiny_artifact):
     with socket.create_server(("127.0.0.1", 0)) as gone:
         rollout.begin(8123, f"127.0.0.1:{gone.getsockname()[1]}", "http://a:8123", rollout.served([tiny_artifact]))

@@ -109,6 +109,11 @@ def schema(body: ChatBody) -> dict[str, Any] | None:
     return form.json_schema.schema_
 
 
+def place(body: ChatBody) -> str:
+    """Of the schema in the request."""
+    return "tools" if forced(body) else "response_format"
+
+
 def lenient(body: ChatBody) -> bool:
     """Whether the schema may have parts that can't be kept to: those of tools may, unless they are strict."""
     return forced(body) and not any(tool.function.strict for tool in offered(body))
@@ -128,12 +133,15 @@ def _call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
 
 
 def _moved(part: Any, to: str) -> Any:
-    """A part of a schema that becomes a definition."""
+    """A part of a schema that becomes a definition, in which references are looked for from the top."""
     if isinstance(part, list):
         return [_moved(one, to) for one in part]
     if not isinstance(part, dict):
         return part
-    return {k: to + v[1:] if k == "$ref" and isinstance(v, str) and v.startswith("#") else _moved(v, to) for k, v in part.items()}
+    moved = {k: _moved(v, to) for k, v in part.items() if k != "$id" or not isinstance(v, str)}
+    if isinstance(here := part.get("$ref"), str) and (here == "#" or here.startswith("#/")):
+        moved["$ref"] = to + here[1:]
+    return moved
 
 
 def certain(text: str) -> int:
@@ -167,7 +175,10 @@ def _read(text: str) -> tuple[str, list[Any]]:
             return "", [None]
         found.append(call if shallow(call) else None)
         at = _behind(text, end)
-        at += len(_CLOSE) * text.startswith(_CLOSE, at)
+        closed = text.startswith(_CLOSE, at) or _CLOSE.startswith(text[at:])  # the end may be cut off
+        if not closed and not text.startswith(_OPEN, at):
+            return "", [None]
+        at += len(_CLOSE) * closed
     return (rest + text[at:]).rstrip(), found  # a stream has sent its beginning
 
 
@@ -180,7 +191,11 @@ def _call(call: Any, names: Sequence[str]) -> dict[str, Any] | None:
     if not isinstance(call, dict) or call.get("name") not in names:
         return None
     arguments = call.get("arguments", call.get("parameters", {}))
-    if not isinstance(_object(arguments) if isinstance(arguments, str) else arguments, dict):
+    try:
+        content = loads(arguments) if isinstance(arguments, str) else arguments
+        written = json.dumps(content, allow_nan=False)
+    except ValueError:
         return None
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    if not isinstance(content, dict):
+        return None
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": {"name": call["name"], "arguments": written}}

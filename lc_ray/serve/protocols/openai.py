@@ -104,7 +104,7 @@ def _chat_ask(body: ChatBody, generator: Generator) -> Ask:
     try:
         matcher = None if schema is None else generator.grammars.matcher(schema, tools.lenient(body))
     except DataError as problem:
-        raise HttpError(400, "invalid_schema", problem.what, "tools" if tools.forced(body) else "response_format") from None
+        raise HttpError(400, "invalid_schema", problem.what, tools.place(body)) from None
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _ask(body, generator, ids, body.max_completion_tokens or body.max_tokens, "messages", logprobs, matcher=matcher)
 
@@ -157,7 +157,7 @@ async def _answer(request: Request, body: Body, endpoint: Endpoint, asks: list[A
     generator = _language(endpoint)
     deadline = time.monotonic() + generator.spec.timeout * _SHARE
     answers.begin(f"{answers.PREFIX}-{uuid.uuid4().hex}", int(time.time()), asks)
-    pieces = _pieces(generator, asks, deadline)
+    pieces = _pieces(generator, asks, deadline, tools.place(body) if isinstance(body, ChatBody) else "")
     if not body.stream:
         whole = await _connected(request, _whole(pieces, answers))
         _log(body, answers, endpoint)
@@ -166,8 +166,8 @@ async def _answer(request: Request, body: Body, endpoint: Endpoint, asks: list[A
     return _Stream(_events(first, pieces, answers, body, endpoint), media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
 
-async def _pieces(generator: Generator, asks: list[Ask], deadline: float) -> AsyncGenerator[Piece, None]:
-    """Pieces of the answers to all prompts."""
+async def _pieces(generator: Generator, asks: list[Ask], deadline: float, where: str) -> AsyncGenerator[Piece, None]:
+    """Pieces of the answers to all prompts; `where` is the place of a schema that they must fit."""
     try:
         async with aclosing(generator.run(asks, deadline)) as running:
             async for piece in running:
@@ -177,7 +177,7 @@ async def _pieces(generator: Generator, asks: list[Ask], deadline: float) -> Asy
     except TimeoutError:
         raise late(generator.spec.timeout) from None
     except DataError as problem:
-        raise HttpError(400, "invalid_schema", problem.what, "response_format") from None
+        raise HttpError(400, "invalid_schema", problem.what, where) from None
 
 
 async def _whole(pieces: AsyncIterator[Piece], answers: Answers) -> dict[str, Any]:
