@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import socket
@@ -49,11 +50,15 @@ def test_a_haproxy_whose_ray_was_killed_gives_its_port_back(tmp_path):
     start = '"$0" -db -f "$1" & echo $! >"$2"'
     subprocess.run(["sh", "-c", start, haproxy, file, tmp_path / "pid"], check=True)
     process = psutil.Process(int((tmp_path / "pid").read_text()))
-    start = time.monotonic()
-    while not any(at.laddr.port == port for at in process.net_connections()):
-        assert time.monotonic() - start < 20
-        time.sleep(0.05)
-    assert app.check(ServeSpec(port=port)) == port
+    try:
+        start = time.monotonic()
+        while not any(at.laddr.port == port for at in process.net_connections()):
+            assert time.monotonic() - start < 20
+            time.sleep(0.05)
+        assert app.check(ServeSpec(port=port)) == port
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):  # which is as it should be
+            process.kill()
 
 
 @pytest.mark.cluster
