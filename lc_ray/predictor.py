@@ -41,7 +41,7 @@ class Predictor:
         self.task = task_of(found.manifest).bind(self.columns)
         self._open = functools.partial(family.load("quantize", found.manifest.engine).load, found, threads or os.cpu_count() or 1)
         self._engine: Any = self._open()
-        self.used: Callable[[Predictor, Any], None] | None = None
+        self.used: Callable[[Predictor, Any], None] = lambda *_: None
         self.room: Callable[[Predictor], AbstractContextManager[None]] = lambda _: nullcontext()
 
     @property
@@ -50,9 +50,8 @@ class Predictor:
         if (engine := self._engine) is None:
             with self.room(self):
                 engine = self._engine = self._engine or self._open()
-                if self.used:
-                    self.used(self, engine)
-        elif self.used:
+                self.used(self, engine)
+        else:
             self.used(self, engine)
         return engine
 

@@ -32,7 +32,7 @@ def find() -> str | None:
         ServeError: the key file can't be read, or no header can carry the key.
     """
     try:
-        key = os.environ.get(VARIABLE, "").strip() or key_file().read_text("utf-8").strip() or None
+        key = _told() or key_file().read_text("utf-8").strip() or None
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -40,6 +40,11 @@ def find() -> str | None:
     if key and not sendable(key):
         raise ServeError("the API key has other characters than a header can carry", place(), "use printable ASCII")
     return key
+
+
+def _told() -> str:
+    """The key of the environment, where it may well end in a new line."""
+    return os.environ.get(VARIABLE, "").strip()
 
 
 def sendable(key: str) -> bool:
@@ -74,7 +79,7 @@ def ensure() -> str:
 
 def place() -> str:
     """Where the key in use comes from, for people."""
-    return f"${VARIABLE}" if os.environ.get(VARIABLE, "").strip() else str(key_file())
+    return f"${VARIABLE}" if _told() else str(key_file())
 
 
 def digest(key: str) -> str:

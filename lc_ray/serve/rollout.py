@@ -242,7 +242,7 @@ def keep(folder: str | Path, path: str | Path, weight: float = 1.0) -> tuple[str
     try:
         with _writing(folder):
             if not artifact.exists(place):
-                shutil.copytree(found.path, partial, copy_function=shutil.copy2)
+                shutil.copytree(found.path, partial)
                 shutil.rmtree(place, ignore_errors=True)
                 os.replace(partial, place)
     finally:
@@ -279,15 +279,11 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _folders() -> list[Path]:
-    return sorted(file.parent for file in root().glob(f"*/{_FILE}"))
-
-
 def _states() -> Iterator[tuple[Path, State]]:
     """Of those whose state can be read."""
-    for folder in _folders():
+    for file in sorted(root().glob(f"*/{_FILE}")):
         with contextlib.suppress(ServeError):
-            yield folder, read(folder)
+            yield file.parent, read(file.parent)
 
 
 def _running() -> list[tuple[Path, State]]:

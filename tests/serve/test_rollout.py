@@ -184,8 +184,7 @@ def test_endpoints_that_were_killed_are_not_there_and_make_room(home, addresses,
 
 
 def test_a_start_that_failed_leaves_nothing(home, addresses, tiny_artifact, tmp_path):
-    (tmp_path / "altered").mkdir()
-    shutil.copytree(tiny_artifact, tmp_path / "altered", dirs_exist_ok=True)
+    shutil.copytree(tiny_artifact, tmp_path / "altered")
     (tmp_path / "altered" / artifact.WEIGHTS).write_bytes(b"other")
     with pytest.raises(ArtifactError):
         rollout.begin(8123, addresses[0], "http://a:8123", rollout.served([tiny_artifact, tmp_path / "altered"]))

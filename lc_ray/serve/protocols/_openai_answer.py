@@ -133,8 +133,7 @@ class Chat(Answers):
 
     def choice(self, number: int, choice: _Choice) -> dict[str, Any]:
         """See `Answers`."""
-        text, called = tools.calls(choice.text, self.names) if self.names else (choice.text, [])
-        called = called[: self.most]
+        text, called = self._read(choice.text) if self.names else (choice.text, [])
         message = {"role": "assistant", "content": text.lstrip() or None if called else text} | ({"tool_calls": called} if called else {})
         finish = "tool_calls" if called else choice.finish
         return {"index": number, "message": message, "logprobs": self._logprobs(choice.tokens), "finish_reason": finish}
@@ -148,17 +147,22 @@ class Chat(Answers):
         if self.names and piece.finish is None:
             text = "" if self.forced else text[: tools.certain(text)]
         elif self.names:
-            rest, called = tools.calls(text, self.names)
+            rest, called = self._read(text)
             text = text[: choice.given] if called and not rest else rest if called else text
         logprobs = self._logprobs(piece.tokens)
         if len(text) > choice.given or (logprobs and piece.tokens):
             found.append(self._part(piece.number, {"content": text[choice.given :]}, logprobs))
             choice.given = max(choice.given, len(text))
-        for index, call in enumerate(called[: self.most]):
+        for index, call in enumerate(called):
             found.append(self._part(piece.number, {"tool_calls": [{"index": index, **call}]}))
         if piece.finish:
             found.append(self._part(piece.number, {}, finish="tool_calls" if called else piece.finish))
         return found
+
+    def _read(self, text: str) -> tuple[str, list[dict[str, Any]]]:
+        """What a whole answer says, and the calls of it that are told."""
+        rest, called = tools.calls(text, self.names)
+        return rest, called[: self.most]
 
     @staticmethod
     def _part(number: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
