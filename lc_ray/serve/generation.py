@@ -69,12 +69,13 @@ class Job:
 
     Attributes:
         arrived, begun: when it came, and when the first of its prompts was begun, on the monotonic clock; `begun` is 0 before.
+        cached: tokens of its prompts that need not be read, since requests before began with them.
     """
 
     def __init__(self, asks: Sequence[Ask]) -> None:
         first = accumulate((ask.n for ask in asks), initial=0)
         self.prompts = [Prompt(self, ask, number) for ask, number in zip(asks, first, strict=False)]
-        self.cancelled = False
+        self.cancelled, self.cached = False, 0
         self.arrived, self.begun = time.monotonic(), 0.0
         self.loop = asyncio.get_running_loop()
         self.pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
@@ -208,6 +209,7 @@ class Generator(ABC):
                 yield piece
         finally:
             self.drop(job)
+            seen.tokens_cached += job.cached
             now = time.monotonic()
             begun = job.begun or now
             seen.spans += [("queue", job.arrived, begun), ("infer", begun, now)]

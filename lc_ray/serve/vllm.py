@@ -230,6 +230,7 @@ class VllmGenerator(Generator):
                     if not begun:
                         begun = True
                         self._running += 1
+                        prompt.job.cached += 0 if number else output.num_cached_tokens or 0
                         prompt.job.begun = prompt.job.begun or output.metrics.scheduled_ts
                     (new,) = output.outputs
                     for place, one in enumerate(new.token_ids):

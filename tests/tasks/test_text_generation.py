@@ -302,6 +302,16 @@ def test_pruned_and_int8_still_complete(trained, tmp_path):
     decoder.leave(1)
     whole.leave(1)
     torch.testing.assert_close(decoder.step([88, 89, 90]), whole.step([88, 89, 90]), atol=1e-3, rtol=1e-3)
+    decoder.keep(100)
+    long = [70 + i % 9 for i in range(80)]
+    again = [[*long, 91, 92], [*long[:70], 93]]
+    decoder.read([first := decoder.begin(long)])
+    decoder.join(first)
+    decoder.leave(3)
+    prompts = [decoder.begin(ids) for ids in again]
+    assert [decoder.known(prompt) for prompt in prompts] == [80, 70]
+    for prompt, ids in zip(prompts, again, strict=True):
+        torch.testing.assert_close(decoder.read([prompt])[0], whole.read([ids])[0], atol=1e-3, rtol=1e-3)
     right = [task.metrics(p.scores(prepared(columns, UNSEEN)), [])["token_accuracy"] for p in (Predictor(pruned, 1), int8)]
     assert right[1] > right[0] - 0.1
     answers, expected = ([a["text"] for a in p.predict([prompt for prompt, _ in UNSEEN])] for p in (int8, Predictor(pruned, 1)))
