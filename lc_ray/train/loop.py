@@ -51,7 +51,7 @@ def train_segment(config: dict[str, Any]) -> None:
         progress = worker.resume(engine)
     worker.tell(post, "model")
     history: list[dict[str, float]] = progress["history"]
-    before = worker.communication()
+    before = worker.communicated
     batches = worker.batches(start=progress["step"])
     for step in range(progress["step"], segment.until):
         rate = learning_rate(worker.spec.train.learning_rate, step, segment.phase, worker.spec.train.warmup)
@@ -76,6 +76,7 @@ def train_segment(config: dict[str, Any]) -> None:
         if every and (step + 1) % every == 0 and step + 1 < segment.until:
             with clock("checkpoint"):
                 checkpoint.save(engine, {"step": step + 1, "history": history}, {"step": step + 1})
+    clock.move(worker.communicated - before, "compute", "communication")
     with clock("evaluate"):
         metrics = worker.evaluate(model)
     with clock("checkpoint"):
@@ -85,7 +86,6 @@ def train_segment(config: dict[str, Any]) -> None:
         progress = {"step": segment.until, "history": history}
         if segment.keeps_optimizer:
             checkpoint.save(engine, progress, metrics)
-    clock.move(worker.communication() - before, "compute", "communication")
     if worker.rank == 0:
         worker.write_record(metrics, history, clock.total())
     ray.train.report(metrics)
@@ -100,7 +100,7 @@ class Worker:
 
     def __init__(self, segment: Segment) -> None:
         context = ray.train.get_context()
-        self.clock = Clock()
+        self.clock, self.communicated = Clock(), 0.0  # seconds in DeepSpeed's collective operations, waiting for other workers included
         self.segment, self.spec = segment, segment.spec
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
@@ -181,6 +181,7 @@ class Worker:
         engine, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, config=settings)
         # Alone and without ZeRO, gradients would be copied to and fro; ZeRO's optimizer is handed them by nothing else.
         engine.enable_backward_allreduce = self.world > 1 or engine.zero_optimization_stage() > 0
+        deepspeed.comm.comm.comms_logger.append = self._communicated
         return engine
 
     def _groups(self) -> dict[float, list[Any]]:
@@ -279,11 +280,10 @@ class Worker:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.model.dtype == "bf16")
 
-    def communication(self) -> float:
-        """Seconds spent in DeepSpeed's collective operations so far, waiting for other workers included."""
-        by_op = deepspeed.comm.comm.comms_logger.comms_dict  # {operation: {bytes: [count, [milliseconds]]}}
-        # DeepSpeed's timer is never reset: each entry is the operation's running total.
-        return float(sum(max(max(entry[1]) for entry in sizes.values()) for sizes in by_op.values())) / 1000
+    def _communicated(self, operation: str, name: str, milliseconds: float, size: int) -> None:
+        """Called by DeepSpeed after each collective operation. By itself it keeps them all, and sums up all that came before at each."""
+        deepspeed.comm.comm.timers(name).reset()
+        self.communicated += milliseconds / 1000
 
     def write_artifact(self, weights: dict[str, Tensor], metrics: dict[str, float]) -> None:
         """The model as it is now."""

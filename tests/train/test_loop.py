@@ -3,6 +3,7 @@
 import shutil
 from types import SimpleNamespace
 
+import deepspeed
 import pytest
 import ray.train
 import torch
@@ -26,8 +27,6 @@ JOB = {
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """A process group of one."""
-    import deepspeed
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCAL_RANK", "0")
         dist.init_process_group("gloo", init_method=f"file://{tmp_path_factory.mktemp('group') / 'file'}", rank=0, world_size=1)
@@ -42,7 +41,7 @@ def worker(store, number=0, parent=None, removed=0.0, **values):
     self = object.__new__(loop.Worker)
     self.segment = Segment(job, StoragePath("/prepared/key"), StoragePath(str(store)), number, 100, parent, None, 0, removed)
     self.spec, self.inputs, self.task, self.kept = self.segment.spec, self.segment.spec.inputs(), Task(["a", "b"]), {}
-    self.rank, self.world, self.device = 0, 1, torch.device("cpu")
+    self.rank, self.world, self.device, self.communicated = 0, 1, torch.device("cpu"), 0.0
     torch.manual_seed(0)
     self.model = load.pretrained(self.spec.model, self.inputs, self.task)
     return self
@@ -76,6 +75,20 @@ def test_gradients_are_computed_in_bf16_and_reduced_in_fp32(alone, tmp_path):
     step(self, engine, take=False)
     total = safe_get_full_grad(self.model.head.weight)  # of two gradients, each in bf16
     assert not torch.equal(total, total.bfloat16().float())
+
+
+def test_timing_of_communication_keeps_nothing_of_each_operation(alone, tmp_path):
+    comm = deepspeed.comm.comm
+    self = worker(tmp_path)
+    engine = self.initialize()
+    comm.comms_logger.reset_data()
+    seconds = [self.communicated]
+    for _ in range(3):
+        step(self, engine)
+        seconds.append(self.communicated)
+    assert 0 == seconds[0] < seconds[1] < seconds[2] < seconds[3]
+    assert not comm.comms_logger.has_data()
+    assert not any(timer.event_timers for timer in comm.timers.get_timers().values())
 
 
 def test_an_heir_has_its_own_decay_and_clipping(alone, tmp_path, monkeypatch):
