@@ -67,8 +67,7 @@ def train_segment(config: dict[str, Any]) -> None:
                 engine.step()  # which changes weights with the last of them
             losses.append(loss.detach())
         value = float(torch.stack(losses).mean())
-        if not np.isfinite(value):
-            raise TrainError(f"the loss became {value} at step {step}", segment.key, "lower train.learning_rate, or set model.dtype: fp32")
+        worker.require_finite({"loss": value}, step)
         if step % max(1, segment.total // 200) == 0 or step + 1 == segment.until:
             history.append({"step": step, "loss": value, "learning_rate": rate})
             worker.tell(post, "step", step=step + 1, loss=value)
@@ -79,6 +78,7 @@ def train_segment(config: dict[str, Any]) -> None:
     clock.move(worker.communicated - before, "compute", "communication")
     with clock("evaluate"):
         metrics = worker.evaluate(model)
+    worker.require_finite(metrics, segment.until - 1)  # the last step may have broken the weights: no loss has told of it
     with clock("checkpoint"):
         weights = checkpoint.whole_weights(engine)
         if worker.rank == 0:
@@ -259,6 +259,13 @@ class Worker:
         dist.all_gather_object(gathered, (scores, encoded))
         metrics = self.task.metrics(*([x for part in gathered for x in part[i]] for i in (0, 1)))
         return {name: float(value) for name, value in metrics.items()}
+
+    def require_finite(self, values: dict[str, float], step: int) -> None:
+        """Raise TrainError where one of the values is infinite or no number."""
+        for name, value in values.items():
+            if not np.isfinite(value):
+                fix = "lower train.learning_rate, or set model.dtype: fp32"
+                raise TrainError(f"the {name.replace('_', ' ')} became {value} at step {step}", self.segment.key, fix)
 
     def _run(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
         with torch.no_grad(), self._autocast():

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from lc_ray import spec
 from lc_ray.artifact import Manifest
+from lc_ray.errors import TrainError
 from lc_ray.models import load
 from lc_ray.storage import StoragePath
 from lc_ray.tasks.classification import Task
@@ -75,6 +76,13 @@ def test_gradients_are_computed_in_bf16_and_reduced_in_fp32(alone, tmp_path):
     step(self, engine, take=False)
     total = safe_get_full_grad(self.model.head.weight)  # of two gradients, each in bf16
     assert not torch.equal(total, total.bfloat16().float())
+
+
+def test_a_metric_that_is_no_number_fails_the_segment(tmp_path):
+    self = worker(tmp_path)
+    self.require_finite({"accuracy": 0.5, "log_loss": 1e30}, 7)
+    with pytest.raises(TrainError, match="the log loss became nan at step 7"):
+        self.require_finite({"accuracy": 0.5, "log_loss": float("nan")}, 7)
 
 
 def test_timing_of_communication_keeps_nothing_of_each_operation(alone, tmp_path):
