@@ -35,7 +35,7 @@ from lc_ray.spec import JobSpec
 from lc_ray.storage import StoragePath, storage_path
 from lc_ray.train import plan
 from lc_ray.train.segment import Segment, SegmentResult
-from lc_ray.tune import lineage, population
+from lc_ray.tune import lineage, population, space
 
 RECORD = "record.json"
 _SEGMENTS = "segments"
@@ -72,6 +72,7 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
         AcceptError: the finished model did not pass the gate; everything is kept, nothing is promoted.
     """
     job = job if isinstance(job, JobSpec) else specs.parse(job) if isinstance(job, dict) else specs.read(job)
+    space.require(job)
     folder, kept = job.folder, storage_path(job.storage) / job.name
     name = specs.digest(job.model_dump(mode="json", exclude={"storage", "serve"}), lc_ray.__version__, stamps(job))
     if done := _finished(folder, kept, name):
