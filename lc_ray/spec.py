@@ -204,7 +204,7 @@ class SearchSpec(Section):
     kind: Literal["pbt"] = Field("pbt", description="population-based training")
     population: int = Field(4, ge=2)
     genes: dict[str, dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]] = Field(
-        description="field of train or prune, or model.dropout → how it is drawn: {log_uniform: [low, high]}, {uniform: [low, high]} or {choice: [a, b]}"
+        description="field of train or prune, or model.dropout → its range: {log_uniform: [low, high]}, {uniform: [low, high]} or {choice: [a, b]}"
     )
     quantile: float = Field(0.25, gt=0, le=0.5, description="part of the population replaced by copies of the best after each segment, at least one")
     objective: str | None = Field(None, description="validation metric to maximise; the task's own if not given")
