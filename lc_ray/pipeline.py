@@ -37,7 +37,7 @@ from lc_ray.serve import app, update
 from lc_ray.spec import JobSpec
 from lc_ray.storage import StoragePath, storage_path
 from lc_ray.train import plan
-from lc_ray.train.segment import Segment, SegmentResult
+from lc_ray.train.segment import SegmentResult
 from lc_ray.tune import lineage, population, space
 
 RECORD = "record.json"
@@ -179,10 +179,8 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
 
 def _search(job: JobSpec, data: Prepared, kept: StoragePath, slots: int, display: Display) -> list[SegmentResult]:
     events = progress.board()
-    store, rows = kept / _SEGMENTS, data.count("train")
-    steps = Segment(job.model_dump(mode="json"), data.path, store, 0, rows).total
-    with display.following(events, steps):
-        return population.search(job, data.path, rows, store, slots, _objective(job, data), progress.Post(events))
+    with display.following(events):
+        return population.search(job, data.path, data.count("train"), kept / _SEGMENTS, slots, _objective(job, data), progress.Post(events))
 
 
 def _objective(job: JobSpec, data: Prepared) -> str:

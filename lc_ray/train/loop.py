@@ -133,9 +133,9 @@ class Worker:
         return self.segment.store / key / "model"
 
     def tell(self, post: Post, event: str, **fields: Any) -> None:
-        """Post an event of this segment, once for all workers."""
+        """Post an event of this segment, once for all workers, with the steps of its member's whole training."""
         if self.rank == 0:
-            post({"event": event, "segment": self.segment.key, "member": self.segment.member, **fields})
+            post({"event": event, "segment": self.segment.key, "member": self.segment.member, "steps": self.segment.total, **fields})
 
     def teacher(self) -> nn.Module | None:
         """The unpruned parent, while recovering by distillation."""
