@@ -257,7 +257,7 @@ class JobSpec(Section):
     """One job: data and a pretrained model in, a small and fast model out."""
 
     name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     storage: str = Field("runs", description="folder that all nodes mount, or a bucket (s3://, gs://, hdfs://); the run is kept in storage/name")
     model: ModelSpec
     data: DataSpec
