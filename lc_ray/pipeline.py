@@ -113,7 +113,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ClusterError("another run of this name is at work", str(folder), "wait until it has ended, or give this one another `name`") from None
+            raise ClusterError("another run of this name is at work", str(folder), "wait until it has ended, or give another `name`") from None
         except OSError:  # a file system without locks
             pass
         yield

@@ -66,5 +66,5 @@ def test_two_runs_of_one_name_do_not_meet(tiny_job, tmp_path):
 
 def test_storage_that_can_not_be_written_is_told(tiny_job, tmp_path):
     (tmp_path / "file").write_text("in the way", "utf-8")
-    with pytest.raises(ClusterError, match="storage can't be used: .*file"):
+    with pytest.raises(ClusterError, match=r"storage can't be used: .*file"):
         pipeline.run({**tiny_job, "storage": str(tmp_path / "file")})

@@ -52,7 +52,8 @@ def run_segment(segment: Segment, post: Post) -> SegmentResult:
         cause, where = unwrap(error), f"segment {segment.key}"
         if isinstance(cause, LcRayError):
             raise cause from None
-        if any(isinstance(one, ray.exceptions.RayActorError) for one in getattr(error, "worker_failures", {}).values()):
+        failures = [getattr(one, "health_check_failure", one) for one in getattr(error, "worker_failures", {}).values()]
+        if any(isinstance(one, ray.exceptions.RayActorError) for one in failures):  # others have then lost their connection to it
             fix = "if its memory ran out: give train.accumulate, a smaller train.batch_size or fewer workers"
             raise TrainError("a worker died, as it does when its machine runs out of memory", where, fix) from error
         with contextlib.suppress(OSError):  # it may have failed for want of room

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import ray.train
 from ray.exceptions import RayActorError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 from test_segment import segment
 
@@ -38,7 +39,7 @@ def test_what_would_fail_again_is_not_tried_again():
 
 
 def test_a_worker_that_died_is_told_without_rays_paragraph(fails):
-    error = fails(RayActorError())
+    error = fails(WorkerHealthCheckFailedError("a health check failed", RayActorError()))
     assert error.what == "a worker died, as it does when its machine runs out of memory"
     assert "train.accumulate" in error.fix
 
