@@ -18,6 +18,7 @@ from lc_ray.errors import DataError
 from lc_ray.models import batches, load
 from lc_ray.spec import UNREAD, JobSpec
 from lc_ray.train import plan
+from lc_ray.tune import space
 from lc_ray.units import size_text
 
 _ROWS, _LOOKED_AT = 5, 256
@@ -32,8 +33,10 @@ def check(job: JobSpec) -> dict[str, Any]:
         `memory`: bytes per worker by ZeRO stage; `slots`: members that can train at a time; `missing`: what stands in the way.
 
     Raises:
+        SpecError: a gene of the search can't have its values.
         DataError, ModelError: the data or the base model is not there.
     """
+    space.require(job)
     inputs = job.inputs()
     names, target_column = [i.column for i in inputs if i.modality not in UNREAD], [job.data.target] if job.data.target else []
     task = family.load("tasks", job.task.kind).Task

@@ -203,8 +203,8 @@ class SearchSpec(Section):
 
     kind: Literal["pbt"] = Field("pbt", description="population-based training")
     population: int = Field(4, ge=2)
-    genes: dict[str, dict[str, tuple[Any, ...]]] = Field(
-        description="field of this job → how it is drawn: {log_uniform: [low, high]}, {uniform: [low, high]} or {choice: [a, b, c]}"
+    genes: dict[str, dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]] = Field(
+        description="field of train or prune, or model.dropout → its range: {log_uniform: [low, high]}, {uniform: [low, high]} or {choice: [a, b]}"
     )
     quantile: float = Field(0.25, gt=0, le=0.5, description="part of the population replaced by copies of the best after each segment, at least one")
     objective: str | None = Field(None, description="validation metric to maximise; the task's own if not given")
@@ -227,7 +227,7 @@ class SearchSpec(Section):
             how, values = next(iter(draw.items()))
             if how != "choice":
                 low, high = (fraction(v) for v in values) if len(values) == 2 else (1.0, 0.0)
-                if low >= high or (how == "log_uniform" and low <= 0):
+                if not low < high < float("inf") or (how == "log_uniform" and low <= 0):
                     raise ValueError(f"{path}: {how} needs [low, high] with low < high" + (" and low > 0" if how == "log_uniform" else ""))
         return genes
 
@@ -257,7 +257,7 @@ class JobSpec(Section):
     """One job: data and a pretrained model in, a small and fast model out."""
 
     name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     storage: str = Field("runs", description="folder that all nodes mount, or a bucket (s3://, gs://, hdfs://); the run is kept in storage/name")
     model: ModelSpec
     data: DataSpec

@@ -45,6 +45,7 @@ def test_sections_are_frozen():
     ("values", "message"),
     [
         ({"trian": {}}, r"trian: unknown field \(did you mean 'train'\?\)"),
+        ({"seed": -1}, r"seed: Input should be greater than or equal to 0"),
         ({"train.epoch": 3}, r"train\.epoch: unknown field \(did you mean 'epochs'\?\)"),
         ({"train.workers.cuont": 3}, r"train\.workers\.cuont: unknown field \(did you mean 'count'\?\)"),
         ({"data.inputs": [{"colum": "text"}]}, r"data\.inputs\.0\.colum: unknown field \(did you mean 'column'\?\)"),

@@ -8,12 +8,35 @@ from typing import Any
 
 import numpy as np
 
+from lc_ray.errors import SpecError
 from lc_ray.spec import JobSpec, SearchSpec
 from lc_ray.units import fraction
 
 Genes = dict[str, Any]
 _FACTOR = 1.2  # by which an inherited number is multiplied or divided (Jaderberg et al. 2017)
 _RESAMPLE = 0.25  # probability that an inherited gene is drawn anew
+_GENES = ("train.", "prune.", "model.dropout", "model.dtype", "model.fusion.drop")  # fields that members, and an heir and its donor, may differ in
+_SHARED = ("train.segments", "train.workers", "train.zero", "prune.kind")
+
+
+def require(job: JobSpec) -> None:
+    """Check that each gene can have its values, before anything starts.
+
+    Raises:
+        SpecError: a field that is the same for all members, or a value that it can't have.
+    """
+    plain = job.model_copy(update={"search": None})
+    for path, how in (job.search.genes if job.search else {}).items():
+        where = f"search.genes: {path}"
+        if not path.startswith(_GENES) or path.startswith(_SHARED):
+            raise SpecError("is the same for all members", where, "search fields of train or prune, model.dropout or model.fusion.drop")
+        if "choice" not in how and isinstance(plain.get(path), int):
+            raise SpecError("is a whole number", where, "give {choice: [...]}")
+        for value in how.get("choice") or (_at(how, 0.0), _at(how, 1.0)):
+            try:
+                express(plain, {path: value})
+            except SpecError as error:
+                raise SpecError(f"{value} can't be: {error.what}", where) from None
 
 
 def draw(search: SearchSpec, member: int, seed: int) -> Genes:
