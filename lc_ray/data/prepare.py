@@ -152,6 +152,20 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
     return open_prepared(folder), False
 
 
+def task_kind(job: JobSpec) -> Any:
+    """The class of the job's task.
+
+    Raises:
+        SpecError: there is none, or it needs a label, which the job's rows lack.
+    """
+    kind = family.load("tasks", job.task.kind).Task
+    if job.data.stratify and (job.data.target is None or kind.TYPE in (pa.binary(), pa.float64())):
+        raise SpecError(f"data.stratify: rows of the task '{job.task.kind}' have no labels")
+    if kind.LABELLED and job.data.target is None:
+        raise SpecError(f"data.target: the task '{job.task.kind}' needs a column with the label")
+    return kind
+
+
 def _try(job: JobSpec, folder: StoragePath, name: str) -> None:
     """Prepare the data; what is of no use to another try, and as large as the data, is removed however it ends."""
     made, first = folder / name, False
@@ -172,12 +186,8 @@ def _cells(side: str) -> str:
 
 
 def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
-    kind = family.load("tasks", job.task.kind).Task  # an unknown one is found before any work is done
+    kind = task_kind(job)  # what is wrong with it is found before any work is done
     options, columns = kind.options(job.task), cells.columns(tuple(job.inputs()))
-    if job.data.stratify and (job.data.target is None or kind.TYPE in (pa.binary(), pa.float64())):
-        raise SpecError(f"data.stratify: rows of the task '{job.task.kind}' have no labels")
-    if kind.LABELLED and job.data.target is None:
-        raise SpecError(f"data.target: the task '{job.task.kind}' needs a column with the label")
     train, validation, reasons = _sides(job, folder)
     for name, side in (("training", train), ("validation", validation)):
         if not side.index.num_rows:
