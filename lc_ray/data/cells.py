@@ -179,7 +179,13 @@ def _places(batch: dict[str, Any], job: JobSpec, size: int) -> Iterator[pa.Table
 
 def _raw_order(row: dict[str, Any], job: JobSpec) -> int:
     cells = [value for name, value in row.items() if name != "_row" or "_error" in row]  # lines that are broken alike are not alike
-    return order(job.seed, cells, None, row.get(job.data.split) if job.data.split else None)
+    return order(job.seed, cells, None, _group(row, job))
+
+
+def _group(row: dict[str, Any], job: JobSpec) -> Any:
+    """With whose rows a row stays; None where its cell says nothing: such rows are not alike."""
+    value = row.get(job.data.split) if job.data.split else None
+    return None if batches.absent(value) else value
 
 
 def _write(batch: dict[str, Any], job: JobSpec, folder: StoragePath, blob: tuple[StoragePath, str], size: int, last: int) -> Iterator[pa.Table]:
@@ -229,8 +235,7 @@ def _check(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, r
         column = job.data.target or ""
         target = kind.read(row[column], file.folder, reader) if column else None
         kind.check(target, values)
-        group = row[job.data.split] if job.data.split else None
-        return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, group)}
+        return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, _group(row, job))}
     except DataError as error:
         column = column or error.where
         return out | {"_column": column, "_reason": error.what, "_value": repr(_short(row.get(column)))[:200]}
