@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lc_ray import spec
+from lc_ray.data import read
 from lc_ray.data.cells import order
 from lc_ray.data.prepare import prepare
 from lc_ray.errors import DataError
@@ -131,6 +132,15 @@ def test_bad_rows_are_set_aside_with_their_reason(job, tmp_path):
         prepare(job(file, **{"data.reject.limit": "1%"}))
     kept = error.value.fix.split("kept in ")[1].split(";")[0]
     assert len(pd.read_parquet(kept)) == 5
+
+
+def test_many_files_are_read_by_tasks_alone(job, tmp_path, monkeypatch):
+    (tmp_path / "rows").mkdir()
+    for number in range(9):
+        (tmp_path / "rows" / f"{number}.csv").write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in ROWS[number::9]), "utf-8")
+    monkeypatch.setattr(read.Reader, "_whole", None)  # of this process
+    found, _ = prepare(job(tmp_path / "rows"))
+    assert found.count("train") + found.count("validation") == len(ROWS)
 
 
 def test_csv_that_is_not_utf8(job, tmp_path):
