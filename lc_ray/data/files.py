@@ -98,6 +98,8 @@ def files(source: str) -> list[File]:
         every = list(_inside(system, path)) if found.type == pyarrow.fs.FileType.Directory else [found]
     except OSError as error:
         raise DataError(f"can't be reached: {str(error).splitlines()[0]}", source) from None
+    except UnicodeDecodeError as error:
+        raise DataError("a file's name is not valid UTF-8", error.object.decode("utf-8", "replace"), "rename it") from None
     if found.type == pyarrow.fs.FileType.NotFound:
         raise DataError("no such file or folder", source, "give the path from the folder you run in, or an absolute one")
     _one_split(source, every, len(path.rstrip("/")) + 1)

@@ -181,6 +181,14 @@ def test_nothing_to_read(tmp_path, name, message):
         files(str(tmp_path / name))
 
 
+def test_a_name_that_is_not_utf8(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb"):
+        pass
+    with pytest.raises(DataError, match=r"caf.\.png: a file's name is not valid UTF-8"):
+        files(str(tmp_path))
+
+
 def test_a_column_may_begin_late(tmp_path):
     rows = [{"text": "a"}] * 200 + [{"text": "b", "label": "late"}]
     lines = [json.dumps(row) for row in rows]
