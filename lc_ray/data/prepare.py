@@ -42,6 +42,7 @@ _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26
 _BLOBS, _RECORD = "blobs", "data.json"
 _FORMAT = 2  # of what is kept
 _STALE = 86400  # seconds after which a try that was not finished is one that was killed
+_TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
 _TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
 
 
@@ -280,27 +281,28 @@ def _keep(rejects: dict[str, pa.Table], folder: StoragePath) -> None:
 
 
 def _write(side: _Side, job: JobSpec, folder: StoragePath) -> list[dict[str, Any]]:
-    """Parts in order. A task prepares a share of the rows and writes it in as many parts as make enough of them for all workers."""
+    """Parts in order. A task prepares a share of the rows and writes it in parts that are small, and enough for all workers."""
     index, rows = side.index, side.index.num_rows
     sample = cells.gather(index.slice(0, _SAMPLE), side.cells)  # a fair one, since the order is drawn by hash
-    tasks = max(-(-rows // _ROWS_PER_PART), -(-rows * sample.nbytes // (sample.num_rows * _BYTES_PER_PART)))
+    tasks = max(min(-(-rows // _ROWS_PER_PART), _TASKS), -(-rows * sample.nbytes // (sample.num_rows * _BYTES_PER_PART)))
     shares = [index.slice(share[0], len(share)) for share in np.array_split(np.arange(rows), min(tasks, rows))]
-    write = functools.partial(_write_parts, parts=-(-_LEAST_PARTS // tasks), job=job, cell_folder=side.cells, folder=folder)
+    parts = max(-(-_LEAST_PARTS // tasks), -(-rows // (tasks * _ROWS_PER_PART)))
+    write = functools.partial(_write_parts, parts=parts, job=job, cell_folder=side.cells, folder=folder)
     written = cells.spread(ray.data.from_arrow(shares), write, batch_size=None, batch_format="pyarrow").take_all()
     return sorted(({"file": w["file"], "rows": int(w["rows"])} for w in written), key=lambda w: w["file"])
 
 
 def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: StoragePath, folder: StoragePath) -> dict[str, Any]:
-    """A part after the other, in the same memory."""
+    """A part after the other, in the same memory; only their cells are gathered at once."""
     memory.keep_freed()
+    table = cells.gather(index, cell_folder)
     shares = np.array_split(np.arange(index.num_rows), min(parts, index.num_rows))
-    names = [_write_part(index.slice(rows[0], len(rows)), job, cell_folder, folder) for rows in shares]
+    names = [_write_part(table.slice(rows[0], len(rows)), job, folder) for rows in shares]
     return {"file": np.array(names), "rows": np.array([len(rows) for rows in shares])}
 
 
-def _write_part(index: pa.Table, job: JobSpec, cell_folder: StoragePath, folder: StoragePath) -> str:
+def _write_part(table: pa.Table, job: JobSpec, folder: StoragePath) -> str:
     _, columns = cells.parted(cells.columns(tuple(job.inputs())))
-    table = cells.gather(index, cell_folder)
     if columns:
         prepared = batches.prepare({name: table[name].to_pylist() for name in columns}, columns)
         if "_size" in table.column_names:
@@ -308,7 +310,7 @@ def _write_part(index: pa.Table, job: JobSpec, cell_folder: StoragePath, folder:
         table = table.drop_columns([name for name in (*columns, "_size") if name in table.column_names])
         for name, values in prepared.items():
             table = table.append_column(name, pa.array(values))
-    name = f"part-{index['_order'][0].as_py():019d}-{index['_row'][0].as_py():09d}.parquet"
+    name = f"part-{table['_order'][0].as_py():019d}-{table['_row'][0].as_py():09d}.parquet"
     with (folder / name).create() as file:
         pq.write_table(table, file, _ROWS_PER_GROUP, write_statistics=False)
     return name

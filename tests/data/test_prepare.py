@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lc_ray import spec
+from lc_ray.data import prepare as prepares
 from lc_ray.data import read
 from lc_ray.data.cells import order
 from lc_ray.data.prepare import prepare
@@ -52,6 +53,15 @@ def test_rows_are_split_tokenised_and_kept_once(job):
     rows = first.rows("train")
     assert all(len(ids) == size <= 8 for ids, size in zip(rows["text.input_ids"], rows["_size"], strict=True))
     assert len(first.parts("train")) >= 16  # enough for 16 workers
+
+
+def test_many_parts_are_written_by_few_tasks(job, monkeypatch):
+    first, _ = prepare(job(ROWS))
+    for name, value in {"_ROWS_PER_PART": 2, "_LEAST_PARTS": 1, "_TASKS": 3}.items():
+        monkeypatch.setattr(prepares, name, value)
+    again, _ = prepare(job(ROWS, storage=f"{job(ROWS).storage}/other"))
+    assert again.rows("train") == first.rows("train")
+    assert {part["rows"] for part in again.record["train"]} <= {1, 2}
 
 
 def test_rows_keep_their_side_when_others_are_added(job, tmp_path):
