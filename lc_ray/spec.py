@@ -104,7 +104,7 @@ class DataSpec(Section):
             raise ValueError(f"target: '{self.target}' is an input too")
         if self.split and self.stratify:
             raise ValueError("stratify: can't hold out the same fraction of every label and keep the rows of a split column together")
-        if len({module_name(c) for c in columns}) < len(columns):
+        if len({re.sub(r"\W", "_", c) for c in columns}) < len(columns):
             raise ValueError(f"inputs: columns must differ in letters, digits or _ (got {', '.join(columns)})")
         return self
 
@@ -336,8 +336,11 @@ def minimised(metric: str) -> bool:
 
 
 def module_name(column: str) -> str:
-    """A column's name as a PyTorch module, and a tensor's prefix, may be named."""
-    return re.sub(r"\W", "_", column)
+    """A column's name as a PyTorch module, and a tensor's prefix, may be named: not as what every module has, such as `type`."""
+    from torch import nn  # which reading a job does not need
+
+    name = re.sub(r"\W", "_", column)
+    return f"{name}_" if hasattr(nn.ModuleDict, name) or name == "training" else name
 
 
 def override(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -347,12 +350,9 @@ def override(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         *parents, last = path.split(".")
         node: Any = tree
         for part in parents:
-            if isinstance(node, list):
-                node = node[int(part)]
-                continue
-            if not isinstance(node.get(part), dict | list):
+            if isinstance(node, dict) and not isinstance(node.get(part), dict | list):
                 node[part] = {}
-            node = node[part]
+            node = node[int(part) if isinstance(node, list) else part]
         node[int(last) if isinstance(node, list) else last] = value
     return tree
 

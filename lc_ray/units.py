@@ -54,10 +54,11 @@ def count(value: Any) -> int:
 
 
 def share(value: Any) -> int | float:
-    """A count ("1000 rows", 1000) or a fraction ("20%", 0.2) of rows."""
-    if (isinstance(value, str) and "row" in value) or (isinstance(value, int) and not isinstance(value, bool) and value > 1):
+    """A count ("1000 rows", 1000, "1000") or a fraction ("20%", 0.2) of rows."""
+    if isinstance(value, str) and "row" in value:
         return count(value)
-    return fraction(value)
+    number = fraction(value)
+    return number if number <= 1 or "%" in str(value) else count(value)
 
 
 def _schema(*examples: Any) -> WithJsonSchema:

@@ -19,6 +19,7 @@ from lc_ray import units
         (units.count, "1_000", 1000),
         (units.share, "1000 rows", 1000),
         (units.share, 1000, 1000),
+        (units.share, "1000", 1000),
         (units.share, "10%", 0.1),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -30,6 +31,7 @@ _STEPS = 640  # most that rates are resampled by, as from 11,025 to 16,000 Hz: f
 _TOLERANCE = 0.05  # seconds
 _LOUDEST = 16.0  # where 1 is full scale; more is another scale, or noise
 _SHORTEST = 0.025  # seconds: one frame of every feature extractor; shorter clips are padded
+_COUNTED = re.compile(rb"\xff[\xe2-\xfb]..(?:.{9}|.{17}|.{32})(?:Xing|Info)", re.DOTALL)  # an MP3's first frame, if it tells of how many there are
 
 
 class Modality:
@@ -213,7 +215,8 @@ def samples_of(data: bytes, rate: int, seconds: float) -> NDArray[np.float32]:
             expected = min(file.frames, round(seconds * file.samplerate) + 1)
             _media.spend(expected * file.channels)
             samples = file.read(expected, dtype="float32", always_2d=True).mean(1)  # (samples,)
-            if _cut_off(data) or len(samples) < expected:
+            counted = file.format != "MP3" or _COUNTED.search(data)  # else libsndfile guesses, by the file's size
+            if _cut_off(data) or (counted and len(samples) < expected):
                 raise DataError("the file ends before its header says")
             given = file.samplerate
     except soundfile.LibsndfileError as error:

@@ -85,7 +85,7 @@ class Modality:
             raise DataError("not an image of a known format") from None
         except Image.DecompressionBombError:
             raise DataError("image of more than 50 megapixels") from None
-        except (OSError, SyntaxError, ValueError, MemoryError, EOFError) as error:
+        except (OSError, SyntaxError, ValueError, MemoryError, EOFError, RuntimeError) as error:  # the last of AVIF
             raise DataError(f"damaged image: {str(error).split(' (')[0]}") from None
 
     def prepare(self, values: list[bytes | None]) -> dict[str, list[Any]]:

@@ -89,6 +89,7 @@ def claimed(width, height):
     ("data", "reason"),
     [
         (picture(form="JPEG", size=(400, 400), quality=95)[:700], "damaged image"),
+        (picture(form="AVIF").replace(b"av01", b"av0x"), "damaged image"),
         (picture(size=(1, 1)), "image of 1 × 1 pixels"),
         (claimed(10_000, 10_000), "more than 50 megapixels"),
         (claimed(100_000, 100_000), "more than 50 megapixels"),

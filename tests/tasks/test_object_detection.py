@@ -321,6 +321,8 @@ BOX = {"label": "a", "box": [1, 2, 3, 4]}
         np.array([BOX], object),
         [{"label": "a", "bbox": [1, 2, 2, 2]}],
         [{"label": "a", "box": None, "bbox": [1, 2, 2, 2]}],
+        str([BOX]),
+        {"bbox": [[1, 2, 2, 2]], "category": ["a"], "id": [7]},
     ],
 )
 def test_cells_as_boxes(value):
@@ -330,7 +332,7 @@ def test_cells_as_boxes(value):
 
 
 def test_a_picture_without_objects_is_legal():
-    assert Task.clean([]) == Task.clean("[]") == []
+    assert Task.clean([]) == Task.clean("[]") == Task.clean({"bbox": [], "category": []}) == []
 
 
 @pytest.mark.parametrize(
@@ -338,7 +340,8 @@ def test_a_picture_without_objects_is_legal():
     [
         (None, "missing"),
         (float("nan"), "missing"),
-        ("no", "not valid JSON"),
+        ("no", "not a list"),
+        ("[no", "not valid JSON"),
         ({"label": "a"}, "not a list"),
         ([{"label": "a"}], "an object is"),
         ([[1, 2, 3, 4]], "an object is"),
