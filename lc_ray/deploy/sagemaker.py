@@ -77,8 +77,9 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
     tags = [{"Key": TAG, "Value": artifact.digest}]
     # SageMaker lets nobody through to the container whose request is not signed.
     container = {"Image": settings.image, "ModelDataUrl": f"s3://{settings.bucket}/{key}", "Environment": {KEYLESS: "1"}}
-    # It serves what it is given, and has no business with anybody else.
-    model = {"ModelName": name, "ExecutionRoleArn": settings.role, "PrimaryContainer": container, "EnableNetworkIsolation": True, "Tags": tags}
+    # It serves what it is given, and has no business with anybody else; but serverless endpoints can't be cut off.
+    isolated = settings.mode != "serverless"
+    model = {"ModelName": name, "ExecutionRoleArn": settings.role, "PrimaryContainer": container, "EnableNetworkIsolation": isolated, "Tags": tags}
     config: dict[str, Any] = {"EndpointConfigName": name, "ProductionVariants": [_variant(name, settings)], "Tags": tags}
     if settings.mode == "asynchronous":
         answers = f"s3://{settings.bucket}/{_PREFIX}/{name}/answers"

@@ -170,14 +170,17 @@ def test_a_refused_first_deployment_leaves_nothing(aws, tiny_artifact):
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind", "key"),
+    ("settings", "kind", "key", "isolated"),
     [
-        ({"mode": "serverless", "memory": 2048, "concurrency": 7}, "ServerlessConfig", {"MemorySizeInMB": 2048, "MaxConcurrency": 7}),
-        ({"instance": "ml.p3.2xlarge", "least": 2, "most": 2}, "InstanceType", "ml.p3.2xlarge"),
+        ({"mode": "serverless", "memory": 2048, "concurrency": 7}, "ServerlessConfig", {"MemorySizeInMB": 2048, "MaxConcurrency": 7}, False),
+        ({"instance": "ml.p3.2xlarge", "least": 2, "most": 2}, "InstanceType", "ml.p3.2xlarge", True),
     ],
 )
-def test_what_it_runs_on(aws, tiny_artifact, settings, kind, key):
-    DeployModel(tiny_artifact, "sagemaker", **aws | settings).deploy()
+def test_what_it_runs_on(aws, tiny_artifact, settings, kind, key, isolated):
+    deploy_model = DeployModel(tiny_artifact, "sagemaker", **aws | settings)
+    (model,) = (call.arguments for call in deploy_model.plan() if call.name == "sagemaker.create_model")
+    assert model["EnableNetworkIsolation"] is isolated
+    deploy_model.deploy()
     about = boto3.client("sagemaker").describe_endpoint_config(EndpointConfigName=left()["configs"][0])
     assert about["ProductionVariants"][0][kind] == key
 
