@@ -169,6 +169,21 @@ def test_a_refused_first_deployment_leaves_nothing(aws, tiny_artifact):
     assert not any(left().values())
 
 
+def test_why_a_first_deployment_failed_is_told(aws, tiny_artifact, monkeypatch):
+    create = SageMakerResponse.create_endpoint
+
+    def fails(self):
+        answer = create(self)
+        endpoint = sagemaker_backends[self.current_account][self.region].endpoints["tiny"]
+        endpoint.endpoint_status, endpoint.failure_reason = "Failed", "the image is not in the registry"
+        return answer
+
+    monkeypatch.setattr(SageMakerResponse, "create_endpoint", fails)
+    with pytest.raises(DeployError, match="tiny: the image is not in the registry"):
+        DeployModel(tiny_artifact, "sagemaker", **aws).deploy()
+    assert not any(left().values())
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "key", "isolated"),
     [
