@@ -22,10 +22,12 @@ from lc_ray.deploy import _aws, _platform
 from lc_ray.deploy._platform import TAG, Call, Machines
 from lc_ray.errors import DeployError
 from lc_ray.serve.auth import KEYLESS
+from lc_ray.spec import digest
 from lc_ray.units import Seconds
 
 _ROLE, _BUCKET = r"^(arn:aws[\w-]*:iam::\d{12}:role/[\w+=,.@/-]+)?$", r"^([a-z0-9][a-z0-9.-]{2,62})?$"
 _VARIANT, _PREFIX = "main", "lc_ray"
+_LONGEST = 46  # characters of 63, beside which a version's 16 are
 _SCALED = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 _POLL = 15  # seconds between two looks at an endpoint, which takes minutes
 _SETTLED = (None, "Failed", "InService")  # statuses of an endpoint that nothing is done with; None is that of no endpoint
@@ -115,7 +117,10 @@ def _names(artifact: Artifact, settings: Settings) -> tuple[str, str]:
 
 
 def _stem(endpoint: str) -> str:
-    return f"{endpoint[:46].rstrip('-')}-"
+    """How the names of an endpoint's versions begin, and no other's: what is cut off of a long name is in a digest."""
+    if len(endpoint) > _LONGEST:
+        endpoint = f"{endpoint[: _LONGEST - 9].rstrip('-')}-{digest(endpoint)[:8]}"
+    return f"{endpoint}-"
 
 
 def _variant(name: str, settings: Settings) -> dict[str, Any]:

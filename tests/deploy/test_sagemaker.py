@@ -148,6 +148,18 @@ def test_a_version_that_takes_too_long_is_left_to_sagemaker_and_finished_later(a
     assert {kind: len(what) for kind, what in left().items()} == {"endpoints": 1, "configs": 1, "models": 1, "files": 1, "scaled": 1}
 
 
+def test_endpoints_whose_long_names_begin_alike_are_apart(aws, tiny_artifact):
+    name = "customer-support-ticket-routing-in-production-eu-"
+    for region in ("west-1", "west-2"):
+        DeployModel(tiny_artifact, "sagemaker", **aws, endpoint=name + region).deploy()
+    both = left()
+    assert {len(both[kind]) for kind in ("endpoints", "configs", "models", "files")} == {2}
+    assert max(map(len, both["configs"])) <= 63
+    sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings(**aws, endpoint=name + "west-1"))
+    sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings(**aws, endpoint=name + "west-2"))
+    assert not any(left().values())
+
+
 def test_an_endpoint_that_others_have_made_is_left_alone(aws, tiny_artifact):
     client = boto3.client("sagemaker")
     client.create_model(ModelName="theirs", ExecutionRoleArn=aws["role"], PrimaryContainer={"Image": aws["image"]})
