@@ -95,7 +95,7 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
         Call(
             "sagemaker.create_endpoint",
             {"EndpointName": endpoint, "EndpointConfigName": name, "Tags": tags},
-            "update_endpoint, without tags, where it exists",
+            "update_endpoint, without tags, where it exists; of autoscaled instances there stay as many",
         ),
         Call("sagemaker.get_waiter('endpoint_in_service').wait", wait),
         *_scaling(endpoint, settings),
@@ -232,8 +232,11 @@ class Deployment:
                 for call in calls(artifact, self._settings):
                     if call.name == "sagemaker.create_endpoint" and exists:
                         again = _aws.unscaled(scaling, _resource(self.name))
-                    if not call.name.startswith("application-autoscaling."):
-                        self._make(call, artifact, exists)
+                        # As many instances as the load has brought: the least would be too few for it.
+                        kept = {"RetainAllVariantProperties": True} if again and _scaling(self.name, self._settings) else {}
+                        client.update_endpoint(EndpointName=self.name, EndpointConfigName=version, **kept)
+                    elif not call.name.startswith("application-autoscaling."):
+                        self._make(call, artifact)
                 _aws.check(client, self.name, version)
         except DeployError as error:
             with _aws.explained(self.name):
@@ -248,8 +251,8 @@ class Deployment:
                     getattr(scaling, method)(**arguments)
             raise
 
-    def _make(self, call: Call, artifact: Artifact, exists: bool) -> None:
-        """Make a call of the plan, in the form that it takes where the endpoint exists."""
+    def _make(self, call: Call, artifact: Artifact) -> None:
+        """Make a call of the plan."""
         service, _, method = call.name.partition(".")
         client, arguments = self._client(service), call.arguments
         if method == "upload_file":
@@ -257,8 +260,6 @@ class Deployment:
                 file = Path(folder) / arguments["Filename"]
                 _platform.tarball(artifact, file)
                 client.upload_file(**(arguments | {"Filename": str(file)}))
-        elif method == "create_endpoint" and exists:
-            client.update_endpoint(**{name: value for name, value in arguments.items() if name != "Tags"})
         elif method.startswith("get_waiter"):
             client.get_waiter("endpoint_in_service").wait(**arguments)
         elif method == "create_bucket":
@@ -305,6 +306,6 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
         handle._roll_out(artifact, before is not None)
     with _aws.explained(handle.name):
         for call in _scaling(handle.name, settings):
-            handle._make(call, artifact, True)
+            handle._make(call, artifact)
         handle._remove_but(version)
     return handle

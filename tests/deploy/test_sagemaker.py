@@ -106,6 +106,10 @@ def test_a_new_version_takes_the_place_of_the_old(aws, tiny_artifact, update_end
     assert (after["scaled"][0]["MinCapacity"], after["scaled"][0]["MaxCapacity"]) == (1, 3)
     (policy,) = boto3.client("application-autoscaling").describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
     assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 50
+    DeployModel(tiny_artifact, "sagemaker", **aws, most=4, load=50).deploy()
+    assert update_endpoint["given"].get("RetainAllVariantProperties"), "not the least, whatever the load"
+    DeployModel(tiny_artifact, "sagemaker", **aws, least=2, most=2).deploy()
+    assert "RetainAllVariantProperties" not in update_endpoint["given"], "as many as are asked for"
     sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings(**aws))
     assert not any(left().values())
 
