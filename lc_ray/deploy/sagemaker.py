@@ -189,11 +189,10 @@ class Deployment:
         """
         with _aws.explained(self.name):
             client = self._client("sagemaker")
-            if _aws.owned(client, self.name) is None:
-                return
-            _aws.unscaled(self._client("application-autoscaling"), _resource(self.name))
-            client.delete_endpoint(EndpointName=self.name)
-            client.get_waiter("endpoint_deleted").wait(EndpointName=self.name)
+            if _aws.owned(client, self.name):
+                _aws.unscaled(self._client("application-autoscaling"), _resource(self.name))
+                client.delete_endpoint(EndpointName=self.name)
+                client.get_waiter("endpoint_deleted").wait(EndpointName=self.name)
             self._remove_but(None)
 
     def _client(self, service: str) -> Any:
@@ -201,23 +200,23 @@ class Deployment:
 
     def _remove_but(self, version: str | None) -> None:
         """Delete what all versions are made of but one."""
-        pages = self._client("sagemaker").get_paginator("list_endpoint_configs").paginate(NameContains=_stem(self.name))
-        names = [one["EndpointConfigName"] for page in pages for one in page["EndpointConfigs"]]
+        pages = self._client("sagemaker").get_paginator("list_models").paginate(NameContains=_stem(self.name))
+        names = [one["ModelName"] for page in pages for one in page["Models"]]
         for name in names:
             if name != version and re.fullmatch(re.escape(_stem(self.name)) + "[0-9a-f]{16}", name):  # what others have made has other names
                 self._remove(name)
 
     def _remove(self, name: str) -> None:
-        """Delete what one version is made of, as far as it is there."""
+        """Delete what one version is made of, as far as it is there; last the model, by which the rest is found."""
         sagemaker, s3 = self._client("sagemaker"), self._client("s3")
-        with _aws.unless("Could not find"):
-            sagemaker.delete_endpoint_config(EndpointConfigName=name)
-        with _aws.unless("Could not find"):
-            sagemaker.delete_model(ModelName=name)
         with _aws.unless("NoSuchBucket"):
             for page in s3.get_paginator("list_objects_v2").paginate(Bucket=self._settings.bucket, Prefix=f"{_PREFIX}/{name}/"):
                 for one in page.get("Contents", []):
                     s3.delete_object(Bucket=self._settings.bucket, Key=one["Key"])
+        with _aws.unless("Could not find"):
+            sagemaker.delete_endpoint_config(EndpointConfigName=name)
+        with _aws.unless("Could not find"):
+            sagemaker.delete_model(ModelName=name)
 
     def _roll_out(self, artifact: Artifact, exists: bool) -> None:
         """Make the calls of the plan but for autoscaling, which is ended while an endpoint changes.

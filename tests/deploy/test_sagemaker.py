@@ -200,6 +200,21 @@ def test_why_a_first_deployment_failed_is_told(aws, tiny_artifact, monkeypatch):
     assert not any(left().values())
 
 
+@pytest.mark.parametrize("method", ["create_endpoint_config", "create_endpoint"])
+def test_what_a_deployment_that_was_cut_off_has_left_is_deleted(aws, tiny_artifact, monkeypatch, method):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    deploy_model = DeployModel(tiny_artifact, "sagemaker", **aws)
+    with monkeypatch.context() as patch:
+        patch.setattr(sagemaker._aws.client("sagemaker", None), method, interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            deploy_model.deploy()
+    assert left()["models"]
+    sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings(**aws))
+    assert not any(left().values())
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "key", "isolated"),
     [
