@@ -61,8 +61,9 @@ def print_run(record: dict[str, Any], folder: Path) -> None:
         over = f" ({asked['milliseconds']:.1f} ms over HTTP)" if asked["milliseconds"] else ""
         say("answered", f"{short(asked['answer'])}{over}")
     say("report", near(folder / "report.html"))
-    say("artifact", near(folder / "model"))
-    say("serve it", f"lc-ray serve {near(folder / 'model')}")
+    if record["artifact"]:
+        say("artifact", near(folder / "model"))
+        say("serve it", f"lc-ray serve {near(folder / 'model')}")
 
 
 def say(name: str, value: Any) -> None:
