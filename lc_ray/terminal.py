@@ -46,7 +46,7 @@ def values(items: list[str] | None) -> dict[str, Any]:
             raise SpecError(f"--set needs PATH=VALUE, got '{item}'")
         try:
             found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # the latter for dates that are none
             raise SpecError(f"not YAML: {getattr(error, 'problem', error)}", f"--set {item}", "put a text between quotes: NAME='\"...\"'") from None
     return found
 
