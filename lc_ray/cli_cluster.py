@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from lc_ray.errors import AcceptError
 from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, say
 from lc_ray.units import size_text
 
@@ -126,14 +128,19 @@ def fetch(
 ) -> None:
     """Fetch a finished job's model and report."""
     from lc_ray.cluster import submit as sending
+    from lc_ray.progress import Display
 
     there = _jobs(name, address)
     found = there.get(job)
     target = (folder or Path("runs") / Path(found.name).name).resolve()  # the cluster's word for it leads nowhere else
-    record = sending.bring(there, found, target, found.status == "SUCCEEDED")
-    if quiet:
+    accepted = found.status == "SUCCEEDED"
+    if not (found.active or accepted):
+        with contextlib.suppress(AcceptError):  # others have left no record: what lies in the run's folder is of an earlier job
+            sending.judge(*sending.tell(there, job, Display(None, "quiet"), wait=False))
+    record = sending.bring(there, found, target, accepted)
+    if quiet and accepted:
         print(target / "model")
-    else:
+    elif not quiet:
         print_run(record, target)
 
 

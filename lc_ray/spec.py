@@ -344,17 +344,33 @@ def module_name(column: str) -> str:
 
 
 def override(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a nested dict with dotted paths set; list items are numbers: `data.inputs.0.max_length`."""
-    tree = json.loads(json.dumps(tree))
+    """A copy of a nested dict with dotted paths set; list items are numbers: `data.inputs.0.max_length`.
+
+    Raises:
+        SpecError: a list has no such item.
+    """
+    tree = json.loads(json.dumps(tree, default=str))  # YAML has dates, too
     for path, value in values.items():
         *parents, last = path.split(".")
         node: Any = tree
         for part in parents:
-            if isinstance(node, dict) and not isinstance(node.get(part), dict | list):
-                node[part] = {}
-            node = node[int(part) if isinstance(node, list) else part]
-        node[int(last) if isinstance(node, list) else last] = value
+            key = _key(node, part, path)
+            if isinstance(node, dict):
+                node.setdefault(key, {})
+            if not isinstance(node[key], dict | list):
+                node[key] = {}
+            node = node[key]
+        node[_key(node, last, path)] = value
     return tree
+
+
+def _key(node: Any, part: str, path: str) -> Any:
+    """Key of a dict, or place in a list, that a part of a dotted path names."""
+    if isinstance(node, dict):
+        return part
+    if not part.isdecimal() or int(part) >= len(node):
+        raise SpecError(f"no item '{part}' in a list of {len(node)}; the first is 0", path, "replace the list as a whole to have more items")
+    return int(part)
 
 
 def parse(tree: Any, where: str = "job") -> JobSpec:
@@ -377,7 +393,7 @@ def read(path: str | Path, values: dict[str, Any] | None = None) -> JobSpec:
         tree = yaml.safe_load(Path(path).read_text("utf-8"))
     except OSError as error:
         raise SpecError(f"can't read the job file: {error.strerror}", str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter for other text than UTF-8, and dates that are none
         raise SpecError(f"not valid YAML: {error}", str(path)) from None
     return parse(override(tree, values) if values and isinstance(tree, dict) else tree, str(path))
 

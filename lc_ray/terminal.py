@@ -46,7 +46,7 @@ def values(items: list[str] | None) -> dict[str, Any]:
             raise SpecError(f"--set needs PATH=VALUE, got '{item}'")
         try:
             found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # the latter for dates that are none
             raise SpecError(f"not YAML: {getattr(error, 'problem', error)}", f"--set {item}", "put a text between quotes: NAME='\"...\"'") from None
     return found
 
@@ -61,8 +61,9 @@ def print_run(record: dict[str, Any], folder: Path) -> None:
         over = f" ({asked['milliseconds']:.1f} ms over HTTP)" if asked["milliseconds"] else ""
         say("answered", f"{short(asked['answer'])}{over}")
     say("report", near(folder / "report.html"))
-    say("artifact", near(folder / "model"))
-    say("serve it", f"lc-ray serve {near(folder / 'model')}")
+    if record["artifact"]:
+        say("artifact", near(folder / "model"))
+        say("serve it", f"lc-ray serve {near(folder / 'model')}")
 
 
 def say(name: str, value: Any) -> None:

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, nullcontext
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
 import yaml
 
 import lc_ray
-from lc_ray import cli, cli_rollout, family, spec
+from lc_ray import cli, cli_cluster, cli_rollout, family, spec
+from lc_ray.cluster import submit
+from lc_ray.cluster.jobs import Job
 from lc_ray.errors import ServeError
 from lc_ray.serve import rollout
 
@@ -242,6 +245,20 @@ def test_only_endpoints_of_this_machine_are_told_a_token_unasked(lc, kept, monke
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     assert f"mode {mode}" in lc("rollback", "tiny", *arguments)[2]
+
+
+@pytest.mark.parametrize(("kind", "code"), [("DataError", 1), ("AcceptError", 0)])
+def test_of_a_job_that_failed_no_earlier_jobs_result_is_fetched(lc, monkeypatch, tmp_path, kind, code):
+    job = Job("tiny-2", "tiny", "key", "FAILED", "", 1.0, 2.0, "node")
+    there, brought = MagicMock(), MagicMock(return_value={})
+    there.get.return_value = job
+    there.said.return_value = json.dumps({"event": "error", "kind": kind, "what": "no rows", "where": "", "fix": ""})
+    monkeypatch.setattr(cli_cluster, "_jobs", lambda name, address: there)
+    monkeypatch.setattr(submit, "bring", brought)
+    ended, out, err = lc("jobs", "fetch", "tiny-2", "-q", "-o", tmp_path)
+    assert (ended, out) == (code, "")
+    assert ("no rows" in err) == bool(code)
+    assert [call.args[3] for call in brought.call_args_list] == ([] if code else [False]), "the refused one's report alone"
 
 
 def test_evaluate(lc, tiny_artifact, tiny_rows):
