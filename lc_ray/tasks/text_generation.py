@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -211,6 +211,7 @@ class Model(_language.Model):
     """A causal language model. See `_language.Model`."""
 
     AUTO = AutoModelForCausalLM
+    OPTIONS: ClassVar[dict[str, Any]] = {"attn_implementation": "sdpa"}  # which takes masks of any shape as they are
 
     def __init__(self, model: nn.Module, column: str) -> None:
         super().__init__(model, column)
