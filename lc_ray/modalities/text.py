@@ -60,6 +60,11 @@ class Modality:
             raise DataError(f"longer than {self.spec.max_length} tokens")
         return text
 
+    @property
+    def end(self) -> list[int]:
+        """Tokens that end a text: the tokenizer's, if it has one."""
+        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+
     def keep_whole(self) -> None:
         """From now on refuse longer texts: what belongs to them can't be cut with them."""
         self.cut = False
