@@ -114,8 +114,11 @@ class Predictor:
         """Answers for instances, for example `[{"label": "positive", "probabilities": {...}}]`.
 
         Raises:
-            DataError: an instance can't be used; names which.
+            DataError: an instance can't be used; names which. Or it is one instance, or a table.
         """
+        if not isinstance(rows, list | tuple):
+            fix = "one instance is a list of one; of a DataFrame give .to_dict('records')"
+            raise DataError(f"expected a list of instances, not {type(rows).__name__}", fix=fix)
         if not rows:
             return []
         clean = []

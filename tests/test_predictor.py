@@ -1,5 +1,6 @@
 """Rows as users give them to a model of several columns."""
 
+import pandas as pd
 import pytest
 import torch
 from artifacts import save
@@ -35,3 +36,10 @@ def test_other_keys_beside_a_whole_row_are_left_alone(model):
     for cell in ("3", None):
         row = {"text": "good", "cell": cell}
         assert model.predict([row | {"label": "yes"}]) == model.predict([row])
+
+
+@pytest.mark.parametrize("one", ["good", {"text": "good", "cell": "3"}, pd.DataFrame({"text": ["good", "bad"]}), None])
+def test_one_instance_or_a_table_is_no_list(model, one):
+    with pytest.raises(DataError, match="expected a list of instances, not"):
+        model.predict(one)
+    assert model.predict([]) == []

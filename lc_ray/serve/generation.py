@@ -103,7 +103,7 @@ class Answer:
         prompt: that it answers.
         number: of the answer among those to the prompt.
         tokenizer: of the model.
-        end: the token that ends a text.
+        end: tokens that end an answer.
     """
 
     def __init__(self, prompt: Prompt, number: int, tokenizer: Any, end: list[int]) -> None:

@@ -1,6 +1,7 @@
 import copy
 import functools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -237,6 +238,25 @@ def test_conversations_teach_what_the_assistant_says(bases, tmp_path):
     asked = [{"prompt": messages[:-1]} for messages, _ in rows]
     assert [a["text"] for a in predictor.predict(asked)] == list(SOUNDS.values())
     assert predictor.predict([{"prompt": messages} for messages, _ in rows]) == predictor.predict(asked), "the answer that is there is not read"
+
+
+def test_an_answer_ends_with_its_turn(bases, tmp_path):
+    """Many templates end a turn with another token than that which ends a text."""
+    torch.manual_seed(0)
+    shutil.copytree(bases["llama"], tmp_path / "base")
+    turns = tokenizer()
+    turns.add_special_tokens({"additional_special_tokens": ["<user>", "<assistant>", "<turn>"]})
+    turns.chat_template = TEMPLATE.replace("<end>", "<turn>")
+    turns.save_pretrained(tmp_path / "base")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(len(turns))
+    model.save_pretrained(tmp_path / "base")
+    inputs, columns, task = setting(tmp_path / "base", "chat", labelled=False, max_length=64, max_new_tokens=12)
+    assert task.tokenizer.convert_ids_to_tokens(task.end) == ["<end>", "<turn>"]
+    rows = [([{"role": "user", "content": pet}, {"role": "assistant", "content": sound}], None) for pet, sound in SOUNDS.items()]
+    model = train(load.pretrained(ModelSpec(), inputs, task), task, columns, rows, 100)
+    predictor = Predictor(artifact(tmp_path / "chat", model, inputs, columns, task), 1)
+    assert [a["text"] for a in predictor.predict(list(SOUNDS))] == list(SOUNDS.values())
 
 
 def test_nothing_to_learn_is_an_error(bases):
