@@ -284,7 +284,7 @@ def _trunk(model: nn.Module, name: str) -> nn.Module:
 
 def _headless(model: nn.Module) -> nn.Module:
     if getattr(model, "pooler", None) is not None:
-        setattr(model, "pooler", None)  # noqa: B010 an unused layer would break the gradient's all-reduce
+        setattr(model, "pooler", nn.Identity())  # noqa: B010 an unused layer would break the gradient's all-reduce, and some models call theirs unasked
     return model
 
 

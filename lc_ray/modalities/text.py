@@ -126,7 +126,7 @@ class Encoder(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         if getattr(model, "pooler", None) is not None:
-            setattr(model, "pooler", None)  # noqa: B010 positions are pooled by their mask, whatever the encoder; an unused layer would break the gradient's all-reduce
+            setattr(model, "pooler", nn.Identity())  # noqa: B010 positions are pooled by their mask, whatever the encoder; an unused layer would break the gradient's all-reduce
         self.model = model
         # No decoder goes on from here: keys and values that it kept would cost memory, and neither pruning nor int8 can follow them.
         self.options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}

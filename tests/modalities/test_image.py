@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 from torchvision.transforms import v2
-from transformers import ConvNextConfig, ConvNextModel, ViTConfig, ViTModel
+from transformers import ConvNextConfig, ConvNextModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 import lc_ray
 from lc_ray.errors import DataError, ModelError
@@ -181,14 +181,16 @@ def test_torchvision_models_by_name(name):
     check(Encoder.pretrained(InputSpec(column="image", weights="random"), name), 64)
 
 
-@pytest.mark.parametrize("kind", ["vit", "convnext"])
+@pytest.mark.parametrize("kind", ["vit", "convnext", "resnet"])
 def test_hugging_face_models_from_a_folder(kind, tmp_path):
     torch.manual_seed(0)
     if kind == "vit":
         shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": SIDE, "patch_size": 8}
         ViTModel(ViTConfig(**shape), add_pooling_layer=False).save_pretrained(tmp_path)
-    else:
+    elif kind == "convnext":
         ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)).save_pretrained(tmp_path)
+    else:
+        ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1])).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}')
     found = Encoder.pretrained(InputSpec(column="image"), str(tmp_path))
     assert found.mean.flatten().tolist() == [0.5] * 3
