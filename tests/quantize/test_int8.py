@@ -177,6 +177,17 @@ def test_a_decoder_that_classifies(tmp_path, rows):
     assert difference(answers, reference) < 0.15
 
 
+def test_a_model_that_can_not_be_converted(tmp_path, rows):
+    class Odd(torch.nn.Module):
+        def forward(self, batch):
+            return torch.histc(batch["text.input_ids"].float(), 3)[None]
+
+    batch = collate({k: v[:2] for k, v in rows.items()}, models.modalities(INPUTS))
+    with pytest.raises(ModelError, match=r"can't be made int8: .*\n.*leave out `quantize`") as raised:
+        int8.build(Odd().eval(), [batch], tmp_path / "engine")
+    assert "\n" not in raised.value.what
+
+
 def test_no_calibration_rows_is_an_error(tmp_path):
     with pytest.raises(ModelError, match="calibration"):
         int8.build(bert(), [], tmp_path / "engine")
