@@ -29,6 +29,7 @@ from lc_ray.spec import InputSpec, JobSpec, digest, parse
 from lc_ray.storage import names_in, storage_path
 
 _BITS = {8: "int8"}
+_RATE, _SPREAD = 1.2e-4, 4  # middle of the learning rates that members begin with, and what the outermost differ from it by, as a factor
 
 
 class Model:
@@ -219,7 +220,8 @@ class AutoHyperparameterOptimizer:
         dataset: labelled rows, if the model has none bound.
         validation: held-out rows, likewise.
         population: members; 1 trains without a search.
-        **train: fields of the job's train section, for example `batch_size=16`, `workers={"count": 2}`.
+        **train: fields of the job's train section, for example `batch_size=16`, `workers={"count": 2}`. A search begins around a given
+            `learning_rate`.
     """
 
     def __init__(
@@ -243,9 +245,11 @@ class AutoHyperparameterOptimizer:
         if self.validation is not None:
             given = isinstance(self.validation, str | int | float)  # "10%", 200, 0.1 or a path: what the job file takes
             data["validation"] = self.validation if given else source_of(self.validation, self.model.storage, media)
-        if self.population > 1:
-            job["search"] = {"population": self.population, "genes": {"train.learning_rate": {"log_uniform": [3e-5, 5e-4]}}}
         job |= {"data": data, "train": {"epochs": self.epochs, "segments": 2, "checkpoint_every": 500, **self.train_fields}}
+        if self.population > 1:
+            rate = parse(job).train.learning_rate if "learning_rate" in self.train_fields else _RATE
+            genes = {"train.learning_rate": {"log_uniform": [rate / _SPREAD, rate * _SPREAD]}}
+            job["search"] = {"population": self.population, "genes": genes}
         name = parse({**job, "name": "plan"})
         return name.model_copy(update={"name": f"model-{hashlib.sha256(name.model_dump_json().encode()).hexdigest()[:10]}"})
 
