@@ -67,15 +67,24 @@ class Model:
         }
         self.dataset, self.validation = dataset, validation
         self.result: RunResult | None = None
+        self._loaded: Predictor | None = None
+
+    def __repr__(self) -> str:
+        columns = [f"{i['column']}: {i.get('base', i['modality'])}" for i in self.job["data"]["inputs"]]
+        planned = [f"{section}: {self.job[section]}" for section in ("prune", "quantize") if section in self.job]
+        return f"{type(self).__name__}({', '.join([*columns, *planned, 'trained' if self.result else 'not trained yet'])})"
 
     @property
     def predictor(self) -> Predictor:
-        """The trained model.
+        """The trained model, which is loaded once.
 
         Raises:
             ModelError: it was not trained yet.
         """
-        return load(self.artifact.path)
+        found = self.artifact
+        if self._loaded is None or self._loaded.artifact.digest != found.digest:
+            self._loaded = load(found.path)
+        return self._loaded
 
     @property
     def artifact(self) -> Artifact:
@@ -88,8 +97,8 @@ class Model:
             raise ModelError("this model was not trained yet", fix="AutoHyperparameterOptimizer(model).train() first")
         return self.result.artifact
 
-    def predict(self, rows: list[Any]) -> list[dict[str, Any]]:
-        """Answers for values or rows, from the trained model."""
+    def predict(self, rows: Any) -> list[dict[str, Any]]:
+        """Answers for a list or DataFrame of values or rows, from the trained model."""
         return self.predictor.predict(rows)
 
 
