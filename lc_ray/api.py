@@ -177,9 +177,14 @@ class MultimodalModel(Model):
         models: such as `[LangChain(...), ImageModel(...)]`; their data and targets are not looked at.
         fusion: concat, gated or attention.
         **options: of `Model`.
+
+    Raises:
+        SpecError: one of them is to be pruned or quantized, which is planned for the whole.
     """
 
     def __init__(self, models: list[Model], fusion: str = "concat", **options: Any) -> None:
+        if any({"prune", "quantize"} & set(model.job) for model in models):
+            raise SpecError("parts are not pruned or quantized alone", fix="PruneModel(MultimodalModel([...])), likewise QuantizeModel")
         super().__init__([i for model in models for i in model.job["data"]["inputs"]], fusion={"kind": fusion, "drop": 0.1}, **options)
 
 
@@ -210,14 +215,21 @@ def QuantizeModel(model: Model, quantization_bits: int = 8) -> Model:
         SpecError: another number of bits; the message lists those known.
     """
     if quantization_bits not in _BITS:
-        raise SpecError(f"quantization_bits={quantization_bits} is not known", fix=f"known: {', '.join(map(str, _BITS))}")
+        raise SpecError(f"quantization_bits={quantization_bits!r} is not known", fix=f"known: {', '.join(map(str, _BITS))}")
     return _extended(model, "quantize", {"kind": _BITS[quantization_bits]})
 
 
 def _extended(model: Model, section: str, fields: dict[str, Any]) -> Model:
-    planned = copy.copy(model)
+    planned = copy.copy(_planned(model))
     planned.job, planned.result = {**model.job, section: fields}, None
     return planned
+
+
+def _planned(model: Any) -> Model:
+    """What was given, if it is a plan."""
+    if not isinstance(model, Model):
+        raise ModelError(f"not a plan but {type(model).__name__}", fix="give LangChain(model), ImageModel(name) or the like")
+    return model
 
 
 class AutoHyperparameterOptimizer:
@@ -236,7 +248,7 @@ class AutoHyperparameterOptimizer:
     def __init__(
         self, model: Model, epochs: float = 3, dataset: Any = None, validation: Any = None, population: int = 3, **train: Any
     ) -> None:
-        self.model, self.epochs, self.population, self.train_fields = model, epochs, population, train
+        self.model, self.epochs, self.population, self.train_fields = _planned(model), epochs, population, train
         self.dataset = dataset if dataset is not None else model.dataset
         self.validation = validation if validation is not None else model.validation
 
