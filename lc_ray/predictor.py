@@ -110,15 +110,19 @@ class Predictor:
                 found[i] = output
         return found
 
-    def predict(self, rows: list[Any], batch_size: int = 32) -> list[dict[str, Any]]:
+    def predict(self, rows: Any, batch_size: int = 32) -> list[dict[str, Any]]:
         """Answers for instances, for example `[{"label": "positive", "probabilities": {...}}]`.
 
+        Args:
+            rows: a list, array, Series or DataFrame.
+            batch_size: rows that run together.
+
         Raises:
-            DataError: an instance can't be used; names which. Or it is one instance, or a table.
+            DataError: one instance instead of several, or one that can't be used; names which.
         """
-        if not isinstance(rows, list | tuple):
-            fix = "one instance is a list of one; of a DataFrame give .to_dict('records')"
-            raise DataError(f"expected a list of instances, not {type(rows).__name__}", fix=fix)
+        if isinstance(rows, str | bytes | dict):
+            raise DataError(f"expected a list of instances, got {type(rows).__name__}", fix="predict([...])")
+        rows = rows.to_dict("records") if hasattr(rows, "columns") else list(rows)
         if not rows:
             return []
         clean = []

@@ -183,7 +183,7 @@ class PruneSpec(Section):
     """Structured pruning between segments."""
 
     kind: str = Field("structured", description="a file in lc_ray/prune")
-    parameters: Fraction = Field(0.5, description="fraction of the prunable layers' parameters to remove")
+    parameters: Fraction = Field(0.5, description="fraction of the prunable layers' parameters to remove; of each layer an eighth stays")
     start: Fraction = Field(0.5, gt=0, lt=1, description="part of training after which pruning starts")
     end: Fraction | None = Field(None, description="part of training at which all is removed; the start if not given")
     calibration: Count = Field(256, description="training rows from which importance is estimated, over all workers")

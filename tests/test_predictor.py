@@ -32,14 +32,19 @@ def test_a_misspelt_column_is_not_ignored(model):
         model.predict([{"texts": "good", "cell": "3"}])
 
 
+def test_rows_come_as_programs_have_them(model):
+    rows = [{"text": "good", "cell": "3"}, {"text": "bad", "cell": "4"}]
+    frame = pd.DataFrame(rows)
+    answers = model.predict(rows)
+    for given in (frame, tuple(rows), frame.apply(dict, axis=1), iter(rows)):
+        assert model.predict(given) == answers
+    assert model.predict(frame[:0]) == []
+    for alone in ("good", b"good", rows[0]):
+        with pytest.raises(DataError, match=r"expected a list of instances, got .*\n.*predict\(\[...\]\)"):
+            model.predict(alone)
+
+
 def test_other_keys_beside_a_whole_row_are_left_alone(model):
     for cell in ("3", None):
         row = {"text": "good", "cell": cell}
         assert model.predict([row | {"label": "yes"}]) == model.predict([row])
-
-
-@pytest.mark.parametrize("one", ["good", {"text": "good", "cell": "3"}, pd.DataFrame({"text": ["good", "bad"]}), None])
-def test_one_instance_or_a_table_is_no_list(model, one):
-    with pytest.raises(DataError, match="expected a list of instances, not"):
-        model.predict(one)
-    assert model.predict([]) == []

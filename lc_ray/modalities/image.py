@@ -300,7 +300,7 @@ def _trunk(model: nn.Module, name: str) -> nn.Module:
 def _headless(model: nn.Module) -> nn.Module:
     pooler = getattr(model, "pooler", None)
     if pooler is not None and any(True for _ in pooler.parameters()):
-        setattr(model, "pooler", None)  # noqa: B010 an unused layer would break the gradient's all-reduce
+        setattr(model, "pooler", nn.Identity())  # noqa: B010 an unused layer would break the gradient's all-reduce, and some models call theirs unasked
     return model
 
 

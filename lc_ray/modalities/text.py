@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -133,8 +134,10 @@ class Encoder(nn.Module):
         if hasattr(model, "encoder") and hasattr(model, "decoder"):
             model = cast(nn.Module, model.encoder)
         if getattr(model, "pooler", None) is not None:
-            setattr(model, "pooler", None)  # noqa: B010 positions are pooled by their mask, whatever the encoder; an unused layer would break the gradient's all-reduce
+            setattr(model, "pooler", nn.Identity())  # noqa: B010 positions are pooled by their mask, whatever the encoder; an unused layer would break the gradient's all-reduce
         self.model = model
+        # No decoder goes on from here: keys and values that it kept would cost memory, and neither pruning nor int8 can follow them.
+        self.options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     @classmethod
     def pretrained(cls, spec: InputSpec, source: str) -> Self:
@@ -171,5 +174,5 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Returns hidden (batch, positions, width) and mask (batch, positions)."""
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **self.options).last_hidden_state
         return hidden, attention_mask

@@ -164,7 +164,8 @@ class Worker:
         dist.all_reduce(scores)
         pruner.scores = scores.cpu()
         removed = pruner.remove((self.segment.pruned - gone) / (1 - gone))
-        self.kept = {name: units | {"before": self.kept.get(name, units)["before"]} for name, units in removed.items()}
+        # What has one unit left is found no more, and stays on record.
+        self.kept |= {name: units | {"before": self.kept.get(name, units)["before"]} for name, units in removed.items()}
         load.freeze(self.model, self.spec.model.freeze, self.inputs)
         self.tell(post, "pruned", kept=self.kept)
 

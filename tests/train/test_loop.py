@@ -144,12 +144,14 @@ def test_pruning_removes_what_is_missing_of_what_the_parent_lost(alone, tmp_path
 
         def remove(self, fraction):
             removed.append(fraction)
-            return {}
+            return {"wide": {"before": 6, "after": 2, "size": 1}}
 
     self = worker(tmp_path, 2, "donor", 0.3, **{"prune": {"parameters": 0.6, "start": 0.3, "calibration": 4}})
     monkeypatch.setattr(loop.family, "load", lambda group, kind: SimpleNamespace(Pruner=Pruner))
     assert self.segment.prunes
     inputs = {"x.number": torch.ones(4), "x.category": torch.zeros(4, dtype=torch.long)}
     monkeypatch.setattr(self, "batches", lambda start: iter([(inputs, torch.zeros(4, dtype=torch.long))] * 2))
+    self.kept = {"wide": {"before": 8, "after": 6, "size": 1}, "narrow": {"before": 4, "after": 1, "size": 8}}
     self.prune(lambda event: None)
     assert removed == pytest.approx([0.3 / 0.7])
+    assert self.kept == {"wide": {"before": 8, "after": 2, "size": 1}, "narrow": {"before": 4, "after": 1, "size": 8}}
