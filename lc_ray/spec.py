@@ -131,7 +131,7 @@ class WorkersSpec(Section):
     count: int = Field(1, ge=1)
     cpu: float = Field(1.0, gt=0, description="CPUs each; also its threads")
     gpu: float = Field(0.0, ge=0, description="GPUs each")
-    max_failures: int = Field(2, ge=0, description="restarts of a segment, each from its last checkpoint, before it fails")
+    max_failures: int = Field(2, ge=0, description="restarts of a segment, each from its last checkpoint; none where it would fail again")
 
 
 class ZeroSpec(Section):

@@ -32,7 +32,7 @@ def require(job: JobSpec) -> None:
             raise SpecError("is the same for all members", where, "search fields of train or prune, model.dropout or model.fusion.drop")
         if "choice" not in how and isinstance(plain.get(path), int):
             raise SpecError("is a whole number", where, "give {choice: [...]}")
-        for value in how.get("choice") or (_at(how, 0.0), _at(how, 1.0)):
+        for value in how.get("choice") or map(fraction, *how.values()):
             try:
                 express(plain, {path: value})
             except SpecError as error:

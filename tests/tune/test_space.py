@@ -77,6 +77,6 @@ def test_genes_that_can_not_be_are_told_before_anything_starts(path, how, said):
 
 
 def test_genes_that_can_be():
-    genes = {**SEARCH.genes, "prune.end": {"uniform": [0.5, 0.9]}, "train.weight_decay": {"uniform": [0, 0.1]}, "model.dropout": {"uniform": [0, 1]}}
+    genes = {**SEARCH.genes, "prune.end": {"uniform": [0.5, 0.9]}, "model.dropout": {"uniform": [0, "95%"]}}
     data = {"train": "t", "inputs": [{"column": "x"}], "target": "y"}
     require(spec.parse({"model": {"base": "b"}, "data": data, "train": {"segments": 2}, "prune": {}, "search": {"genes": genes}}))
