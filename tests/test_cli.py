@@ -272,9 +272,18 @@ def test_evaluate(lc, tiny_artifact, tiny_rows):
 
 
 def test_report_needs_a_run(lc, tmp_path):
-    code, _, err = lc("report", tmp_path)
-    assert code == 1
-    assert "record.json" in err
+    for text in (None, '{"name": '):
+        if text:
+            (tmp_path / "record.json").write_text(text, "utf-8")
+        code, _, err = lc("report", tmp_path)
+        assert code == 1
+        assert "record.json" in err
+
+
+def test_a_file_that_can_not_be_written_is_told(lc, tmp_path):
+    code, out, err = lc("init", "-o", tmp_path / "nothing" / "job.yaml")
+    assert (code, out) == (1, "")
+    assert f"{tmp_path / 'nothing' / 'job.yaml'}: No such file or directory" in err
 
 
 def test_unknown_commands_and_options_are_explained(lc):
