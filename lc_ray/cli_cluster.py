@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from lc_ray.errors import AcceptError
-from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, say
+from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, list_out, out, print_run, read_job, say
 from lc_ray.units import size_text
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def list_jobs(name: Name = None, address: Address = None, as_json: AsJson = Fals
     for job in found:
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started)) if job.started else ""
         table.add_row(job.id, job.status, began, f"{(job.ended or time.time()) - job.started:.0f} s" if job.started else "")
-    out.print(table)
+    list_out(table)
 
 
 @jobs.command()

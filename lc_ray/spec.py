@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from lc_ray.errors import SpecError
 from lc_ray.section import Section as Section
 from lc_ray.section import nearest, problems
+from lc_ray.section import override as override
 from lc_ray.serving import ServeSpec as ServeSpec
 from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 
@@ -341,36 +342,6 @@ def module_name(column: str) -> str:
 
     name = re.sub(r"\W", "_", column)
     return f"{name}_" if hasattr(nn.ModuleDict, name) or name == "training" else name
-
-
-def override(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a nested dict with dotted paths set; list items are numbers: `data.inputs.0.max_length`.
-
-    Raises:
-        SpecError: a list has no such item.
-    """
-    tree = json.loads(json.dumps(tree, default=str))  # YAML has dates, too
-    for path, value in values.items():
-        *parents, last = path.split(".")
-        node: Any = tree
-        for part in parents:
-            key = _key(node, part, path)
-            if isinstance(node, dict):
-                node.setdefault(key, {})
-            if not isinstance(node[key], dict | list):
-                node[key] = {}
-            node = node[key]
-        node[_key(node, last, path)] = value
-    return tree
-
-
-def _key(node: Any, part: str, path: str) -> Any:
-    """Key of a dict, or place in a list, that a part of a dotted path names."""
-    if isinstance(node, dict):
-        return part
-    if not part.isdecimal() or int(part) >= len(node):
-        raise SpecError(f"no item '{part}' in a list of {len(node)}; the first is 0", path, "replace the list as a whole to have more items")
-    return int(part)
 
 
 def parse(tree: Any, where: str = "job") -> JobSpec:

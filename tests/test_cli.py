@@ -228,6 +228,17 @@ def test_endpoints_are_shown_but_those_that_can_not_be_read(lc, kept):
     assert json.loads(out) == [{"url": "http://there", "models": {"tiny": {"d1": 1.0}}}]
 
 
+def test_names_are_shown_whole_in_a_narrow_terminal(lc, kept, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    id, there = "customer-support-ticket-routing-production-c6424c76", MagicMock()
+    there.all.return_value = [Job(id, "tiny", "key", "SUCCEEDED", "", 1.0, 2.0, "node")]
+    monkeypatch.setattr(cli_cluster, "_jobs", lambda name, address: there)
+    assert id in lc("jobs", "list")[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        kept(8123, None, f"127.0.0.1:{server.getsockname()[1]}")
+        assert "http://there" in lc("endpoints")[1]
+
+
 @pytest.mark.parametrize(
     ("address", "arguments", "mode"),
     [(None, (), "token"), ("there:6379", (), None), ("there:6379", ("--port", "8123"), "token")],
@@ -272,9 +283,18 @@ def test_evaluate(lc, tiny_artifact, tiny_rows):
 
 
 def test_report_needs_a_run(lc, tmp_path):
-    code, _, err = lc("report", tmp_path)
-    assert code == 1
-    assert "record.json" in err
+    for text in (None, '{"name": '):
+        if text:
+            (tmp_path / "record.json").write_text(text, "utf-8")
+        code, _, err = lc("report", tmp_path)
+        assert code == 1
+        assert "record.json" in err
+
+
+def test_a_file_that_can_not_be_written_is_told(lc, tmp_path):
+    code, out, err = lc("init", "-o", tmp_path / "nothing" / "job.yaml")
+    assert (code, out) == (1, "")
+    assert f"{tmp_path / 'nothing' / 'job.yaml'}: No such file or directory" in err
 
 
 def test_unknown_commands_and_options_are_explained(lc):
