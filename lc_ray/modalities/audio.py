@@ -103,9 +103,8 @@ class Modality:
             rows = [np.zeros(shape, np.float16) if row is None else np.frombuffer(row, np.float16).reshape(shape) for row in columns["mel"]]
             return {"input_features": torch.from_numpy(np.stack(rows).astype(np.float32))}
         clips = [_normal(_waveform(row)) if row else np.zeros(round(_SHORTEST * self.rate), np.float32) for row in columns["samples"]]
-        values = np.zeros((len(clips), max(len(c) for c in clips)), np.float32)
-        for i, clip in enumerate(clips):
-            values[i, : len(clip)] = clip
+        # Short clips begin anew at their end: silence would be part of the statistics by which wav2vec2's first layer normalises.
+        values = np.stack([np.resize(clip, max(len(c) for c in clips)) for clip in clips])
         return {"input_values": torch.from_numpy(values), "lengths": torch.tensor([len(c) for c in clips])}
 
     def _shape(self, numbers: int | None) -> tuple[int, int]:

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from lc_ray import artifact, family
 from lc_ray.artifact import Manifest
@@ -11,7 +11,7 @@ from lc_ray.errors import ModelError
 from lc_ray.models import load
 from lc_ray.models.batches import collate, prepare
 from lc_ray.models.fusion import FusionModel
-from lc_ray.models.shapes import difference
+from lc_ray.models.shapes import apply, difference
 from lc_ray.prune.structured import Pruner, contribution, select
 from lc_ray.spec import FusionSpec, InputSpec, ModelSpec
 from lc_ray.tasks.classification import Task
@@ -237,6 +237,28 @@ def test_a_pruned_artifact_answers_alike(model, batch, tiny_base, tmp_path):
     again = load.open_model(artifact.read(tmp_path / "p"))
     with torch.no_grad():
         torch.testing.assert_close(again(batch), model(batch), rtol=0, atol=0)
+
+
+def test_an_encoder_of_raw_sound_is_pruned_and_rebuilt(tmp_path):
+    """Its positions come of a grouped convolution over what all layers add to."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "num_conv_pos_embedding_groups": 4}
+    Wav2Vec2Model(Wav2Vec2Config(**shape, conv_dim=(16,) * 7, num_conv_pos_embeddings=16)).save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    task = Task(["a", "b"])
+    model = load.pretrained(ModelSpec(), [InputSpec(column="sound", modality="audio", base=str(tmp_path), seconds=1)], task).eval()
+    sounds = {"sound.input_values": torch.randn(2, 8000), "sound.lengths": torch.tensor([8000, 5000])}
+    whole = load.parameters(model)
+    pruner = Pruner(model, sounds, model.keep)
+    task.loss(model(sounds), torch.tensor([0, 1])).backward()
+    pruner.observe()
+    pruner.remove(0.5)
+    assert load.parameters(model) < 0.8 * whole
+    again = FusionModel.rebuild(model.config, task)
+    again = apply(again, *difference(model, again)).eval()
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(again(sounds), model(sounds))
 
 
 def test_nothing_to_prune():
