@@ -42,6 +42,7 @@ from lc_ray.tune import lineage, population, space
 
 RECORD = "record.json"
 _SEGMENTS = "segments"
+_WAIT = "wait until it has ended, or give another `name`; the lock of a machine that went down may last some minutes on a network's file system"
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -93,7 +94,7 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
     except Exception as error:
         if (ours := unwrap(error)) is not error:
             raise ours from None
-        if isinstance(error, OSError) and (kept.remote or error.errno in _UNWRITABLE):
+        if isinstance(error, OSError) and (kept.remote or (error.errno in _UNWRITABLE and str(job.storage) in str(error.filename or job.storage))):
             raise _unreachable(kept, error) from error
         raise
     if record["accept"] and not record["accept"]["passed"]:
@@ -103,7 +104,7 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other runs of this name away from the folder: they would train in each other's segments.
+    """Keep other runs of this name on machines that share the folder away: they would train in each other's segments.
 
     Raises:
         ClusterError: there is one.
@@ -113,7 +114,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ClusterError("another run of this name is at work", str(folder), "wait until it has ended, or give another `name`") from None
+            raise ClusterError("another run of this name is at work", str(folder), _WAIT) from None
         except OSError:  # a file system without locks
             pass
         yield
@@ -276,7 +277,10 @@ def _finished(folder: Path, kept: StoragePath, name: str) -> RunResult | None:
     try:
         if not (kept / RECORD).exists():
             return None
-        record = json.loads(text := (kept / RECORD).read_text())
+        try:
+            record = json.loads(text := (kept / RECORD).read_text())
+        except ValueError:  # a run was cut off as it wrote it
+            return None
         if record["key"] != name or (record["accept"] and not record["accept"]["passed"]):
             return None
         here, model = folder / RECORD, folder / "model"

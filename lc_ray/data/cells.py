@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -64,8 +65,9 @@ def check(job: JobSpec, source: str, folder: StoragePath, blob: tuple[StoragePat
         read.Reader(file, job.data.columns).require(wanted(job))
     media = pa.binary() == family.load("tasks", job.task.kind).Task.TYPE or any(parted(columns(tuple(job.inputs())))[0])
     most, size = int(ray.cluster_resources().get("CPU", 1)), _SMALL if media else read.CHUNK
-    most = -(-(most if media else min(most, _READERS)) // len(found))  # of each file: of many, none need be read to know how often it can be shared
-    shares = {f: read.Reader(f, job.data.columns).shards(wanted(job), most, size) for f in found}
+    sizes = {f: 1 + sum(each for _, each, _ in f.stamp()) for f in found}
+    whole = sum(sizes.values()) / (most if media else min(most, _READERS))  # of a task; no smaller file is read to know how often it can be shared
+    shares = {f: read.Reader(f, job.data.columns).shards(wanted(job), math.ceil(sizes[f] / whole), size) for f in found}
     work = [
         {"file": str(f), "source": i, "shard": n, "shards": count} for i, (f, count) in enumerate(shares.items()) for n in range(count)
     ]

@@ -24,7 +24,7 @@ IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".t
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".m4a", ".aac", ".wma", ".webm"}
 _SPLITS_FILE = "dataset_dict.json"
 _ABOUT = {"dataset_info.json", "state.json", _SPLITS_FILE}  # what a saved Hugging Face dataset says of itself
-_SPLITS = {"train", "training", "valid", "val", "validation", "dev", "test", "eval"}
+_SPLITS = dict.fromkeys(("valid", "val", "validation", "dev", "eval"), "validation") | {"train": "train", "training": "train", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,10 @@ def _one_split(source: str, every: list[Any], prefix: int) -> None:
     if any(f.base_name == _SPLITS_FILE for f in every):
         names = {f.path.split("/")[-2] for f in every if f.path.endswith(".arrow")}
     elif rows := [re.split("[^a-z]+", f.path[prefix:].lower()) for f in every if _has_rows(f)]:
-        names = {told[0] for words in rows if (told := [word for word in words if word in _SPLITS])}
-    elif not {name.lower() for name in names} <= _SPLITS or min(map(len, labelled), default=0) < 3:
+        names = {_SPLITS[told[0]] for words in rows if (told := [word for word in words if word in _SPLITS])}
+        if "train" not in names:  # test and dev alone may be anything
+            return
+    elif not {name.lower() for name in names} <= _SPLITS.keys() or min(map(len, labelled), default=0) < 3:
         return
     if len(names) > 1:
         raise DataError(f"holds several splits: {', '.join(sorted(names))}", source, "give a folder of one each to data.train and data.validation")

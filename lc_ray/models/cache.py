@@ -22,9 +22,10 @@ _GROWTH = 256  # positions
 
 @dataclass(eq=False, slots=True)
 class Prompt:
-    """A prompt, how many of its tokens are read, and the row of a cache that has their keys and values."""
+    """A prompt, whose it is, how many of its tokens are read, and the row of a cache that has their keys and values."""
 
     ids: list[int]
+    owner: str = ""
     cache: Any = field(default_factory=DynamicCache)
     done: int = 0
     row: int = 0
@@ -41,16 +42,16 @@ class Cached:
 
     def __init__(self, model: Any, threads: int, device: torch.device) -> None:
         self.model, self.threads, self.device, self.rows = model, threads, device, Rows()
-        self._ids: list[list[int]] = []  # tokens of each row
+        self._running: list[tuple[str, list[int]]] = []  # of each row, whose it is, and its tokens
         self._ended = Prefixes()
 
     def keep(self, tokens: int) -> None:
         """See `Decoder`."""
         self._ended.limit(tokens)
 
-    def begin(self, ids: list[int]) -> Prompt:
+    def begin(self, ids: list[int], owner: str = "") -> Prompt:
         """See `Decoder`."""
-        return Prompt(ids, *self._ended.find(ids))
+        return Prompt(ids, owner, *self._ended.find(owner, ids))
 
     def known(self, prompt: Prompt) -> int:
         """See `Decoder`."""
@@ -75,23 +76,23 @@ class Cached:
     def join(self, prompt: Prompt) -> None:
         """See `Decoder`."""
         self.rows.join(prompt.cache, prompt.row, prompt.done)
-        self._ids.append(list(prompt.ids))
+        self._running.append((prompt.owner, list(prompt.ids)))
 
     def step(self, tokens: list[int]) -> Tensor:
         """See `Decoder`."""
         positions = self.rows.advance()
         alike = len(set(self.rows.lengths)) == 1  # then all rows see all positions, and attention is quicker without a mask
         seen = None if alike else (torch.arange(max(self.rows.lengths)) <= positions)[:, None, None].to(self.device)
-        for ids, token in zip(self._ids, tokens, strict=True):
+        for (_, ids), token in zip(self._running, tokens, strict=True):
             ids.append(token)
         return self._extend(torch.tensor(tokens)[:, None], positions, self.rows, seen)
 
     def leave(self, row: int) -> None:
         """See `Decoder`."""
-        ids, self._ids[row] = self._ids[row], self._ids[-1]
-        self._ids.pop()
+        (owner, ids), self._running[row] = self._running[row], self._running[-1]
+        self._running.pop()
         if self._ended.wants(len(ids)):
-            self._ended.add(ids, self.rows.row(row))
+            self._ended.add(owner, ids, self.rows.row(row))
         self.rows.leave(row)
 
     def _extend(self, ids: Tensor, positions: Tensor, cache: Any, seen: Tensor | None = None, last: Tensor | None = None) -> Tensor:

@@ -69,13 +69,14 @@ class Job:
 
     Attributes:
         arrived, begun: when it came, and when the first of its prompts was begun, on the monotonic clock; `begun` is 0 before.
+        key: name of the API key.
         cached: tokens of its prompts that need not be read, since requests before began with them.
     """
 
     def __init__(self, asks: Sequence[Ask]) -> None:
         first = accumulate((ask.n for ask in asks), initial=0)
         self.prompts = [Prompt(self, ask, number) for ask, number in zip(asks, first, strict=False)]
-        self.cancelled, self.cached = False, 0
+        self.cancelled, self.cached, self.key = False, 0, record.current().key
         self.arrived, self.begun = time.monotonic(), 0.0
         self.loop = asyncio.get_running_loop()
         self.pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()

@@ -37,7 +37,7 @@ class OwnGenerator(Generator):
     """Runs requests on one thread, with the model's decoder.
 
     Prompts are read in parts, short ones together, so that running answers never wait for more than one part. What a prompt shares with a
-    request before, as a conversation does with its turn before, is not read again.
+    request before of the same key, as a conversation does with its turn before, is not read again.
 
     Args:
         predictor, spec: see `Generator`.
@@ -142,7 +142,7 @@ class OwnGenerator(Generator):
             return
         for prompt in self._reading:
             if prompt.state is None:
-                prompt.state = self._decoder.begin(prompt.ask.ids)
+                prompt.state = self._decoder.begin(prompt.ask.ids, prompt.job.key)
                 prompt.job.cached += self._decoder.known(prompt.state)
         read = list(zip(self._reading, self._decoder.read([prompt.state for prompt in self._reading]), strict=True))
         fresh = [(self._begun(prompt, number), logits) for prompt, logits in read if logits is not None for number in range(prompt.ask.n)]

@@ -14,8 +14,8 @@ class Decoder(Protocol):
     def keep(self, tokens: int) -> None:
         """Keep sequences that ended, of so many tokens together, for prompts that begin as they do. Without this, none are kept."""
 
-    def begin(self, ids: list[int]) -> Any:
-        """A prompt, yet to be read."""
+    def begin(self, ids: list[int], owner: str = "") -> Any:
+        """A prompt, yet to be read; only sequences of the same owner's help it."""
 
     def known(self, prompt: Any) -> int:
         """Tokens of a prompt that need not be read: before any are, those that it shares with a sequence that was kept."""
@@ -47,7 +47,7 @@ class Whole:
     def keep(self, tokens: int) -> None:
         """See `Decoder`. Nothing that could be kept would help."""
 
-    def begin(self, ids: list[int]) -> list[int]:
+    def begin(self, ids: list[int], owner: str = "") -> list[int]:
         """See `Decoder`."""
         return ids
 

@@ -11,7 +11,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from lc_ray.errors import LcRayError, ModelError, SpecError, TrainError, unwrap
+from lc_ray.errors import DataError, LcRayError, ModelError, SpecError, TrainError, unwrap
 from lc_ray.train.segment import RESULT, TRAIN, Post, Segment, SegmentResult, finished
 
 _FAILED = "failed.txt"
@@ -56,9 +56,11 @@ def run_segment(segment: Segment, post: Post) -> SegmentResult:
         if any(isinstance(one, ray.exceptions.RayActorError) for one in failures):  # others have then lost their connection to it
             fix = "if its memory ran out: give train.accumulate, a smaller train.batch_size or fewer workers"
             raise TrainError("a worker died, as it does when its machine runs out of memory", where, fix) from error
+        fix = ""
         with contextlib.suppress(OSError):  # it may have failed for want of room
             (segment.folder / _FAILED).write_text(str(error))
-        raise TrainError(f"training failed: {_last_line(error)}", where, f"all of it is in {segment.folder / _FAILED}") from error
+            fix = f"all of it is in {segment.folder / _FAILED}"
+        raise TrainError(f"training failed: {_last_line(error)}", where, fix) from error
     written = finished(segment.folder, RESULT)
     assert written is not None, "rank 0 writes the result before the run ends"
     checkpoint = Path(result.checkpoint.path).name if segment.keeps_optimizer and result.checkpoint else None
@@ -74,7 +76,7 @@ class _Hopeless(ray.train.UserCallback):  # type: ignore[misc]
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train with what workers have raised."""
         for error in worker_exceptions.values():
-            if isinstance(ours := unwrap(error), SpecError | ModelError | TrainError):
+            if isinstance(ours := unwrap(error), DataError | SpecError | ModelError | TrainError):
                 raise ray.train.ControllerError(ours)
 
 

@@ -166,6 +166,10 @@ def test_splits_side_by_side_are_not_taken_for_labels_or_mixed(tmp_path):
     for source in ("pets", "saved", "csv", "hub"):
         with pytest.raises(DataError, match=r"holds several splits: (Test|test), train"):
             files(str(tmp_path / source))
+    for path in ("other/dev/log.jsonl", "other/test/log.jsonl", "other/prod/log.jsonl", "parts/train-1.csv", "parts/training-2.csv"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    assert [len(files(str(tmp_path / source))) for source in ("other", "parts")] == [3, 2]
     (tmp_path / "sst" / "latest_values.tsv").write_text("")
     assert len(files(str(tmp_path / "sst"))) == 2
     (found,) = files(str(tmp_path / "pets" / "train"))

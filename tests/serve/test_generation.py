@@ -112,8 +112,8 @@ def test_what_was_read_before_is_not_read_again(tiny_language, plain, make, whol
     generator, ids = make(whole), coded(tiny_language, "Hello there, who are you? " * 4)
     begun, read = [], []
 
-    async def turn(ids):
-        begun.append(record.Record())
+    async def turn(ids, key=""):
+        begun.append(record.Record(key=key))
         record.begin(begun[-1])
         return [token.id for token in (await collect(generator, Ask(ids, 9, Sampling(temperature=0, bias={1: -100}))))[1][0]]
 
@@ -133,6 +133,8 @@ def test_what_was_read_before_is_not_read_again(tiny_language, plain, make, whol
     assert [seen.tokens_cached for seen in begun] == ([0] * 5 if whole else cached)
     if extend:
         assert sum(read) == sum(map(len, turns)) - sum(cached) + 5 * 8
+    asyncio.run(turn(ids, key="another"))
+    assert begun[-1].tokens_cached == 0, "nobody learns what others have asked"
 
 
 def test_what_is_kept_has_a_size():
@@ -145,18 +147,19 @@ def test_what_is_kept_has_a_size():
     assert kept.wants(250)
     assert not kept.wants(251)
     for ids in (one, two):
-        kept.add(ids, held(100))
-    assert kept.find([*one[:70], 9])[1] == 70
-    kept.add(other, held(100))
-    assert [kept.find([*ids, 9])[1] for ids in (one, two, other)] == [100, 0, 100], "the last used stay"
-    kept.add([*one, 8], held(101))
-    assert kept.find([*one, 8, 9])[1] == 101
-    assert kept.find([*other, 9])[1] == 100, "and what begins another is in it"
-    cache, shared = kept.find(one)
+        kept.add("me", ids, held(100))
+    assert kept.find("me", [*one[:70], 9])[1] == 70
+    assert kept.find("others", [*one[:70], 9])[1] == 0
+    kept.add("me", other, held(100))
+    assert [kept.find("me", [*ids, 9])[1] for ids in (one, two, other)] == [100, 0, 100], "the last used stay"
+    kept.add("me", [*one, 8], held(101))
+    assert kept.find("me", [*one, 8, 9])[1] == 101
+    assert kept.find("me", [*other, 9])[1] == 100, "and what begins another is in it"
+    cache, shared = kept.find("me", one)
     assert (shared, cache.layers[0].keys.shape, float(cache.layers[0].values[0, 0, -1, 0])) == (99, (1, 2, 99, 4), -101.0)
-    assert kept.find(one[: LEAST - 1])[1] == 0
+    assert kept.find("me", one[: LEAST - 1])[1] == 0
     kept.limit(120)
-    assert [kept.find([*ids, 9])[1] for ids in (one, other)] == [100, 0]
+    assert [kept.find("me", [*ids, 9])[1] for ids in (one, other)] == [100, 0]
 
 
 def test_running_answers_take_the_room_of_those_that_ended(tiny_language, make):

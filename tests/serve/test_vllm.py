@@ -212,7 +212,7 @@ def test_a_grammar_is_handed_on_and_ends_an_answer(tiny_language, said):
 
 
 def test_a_record_has_what_it_has_with_ours(said):
-    generator, seen = said([60] * 20), record.Record()
+    generator, seen = said([60] * 20), record.Record(key="phone")
 
     async def main():
         record.begin(seen)
@@ -220,6 +220,7 @@ def test_a_record_has_what_it_has_with_ours(said):
 
     asyncio.run(main())
     assert (seen.tokens_in, seen.tokens_cached, seen.tokens_out) == (3, 2, 20)
+    assert {prompt["cache_salt"] for prompt, _ in generator._engine.asked} == {"phone"}
     (queue, arrived, scheduled), (infer, begun, ended) = seen.spans
     assert (queue, infer) == ("queue", "infer")
     assert arrived <= scheduled == begun < ended

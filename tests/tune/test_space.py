@@ -80,3 +80,8 @@ def test_genes_that_can_be():
     genes = {**SEARCH.genes, "prune.end": {"uniform": [0.5, 0.9]}, "model.dropout": {"uniform": [0, "95%"]}}
     data = {"train": "t", "inputs": [{"column": "x"}], "target": "y"}
     require(spec.parse({"model": {"base": "b"}, "data": data, "train": {"segments": 2}, "prune": {}, "search": {"genes": genes}}))
+    for together in (
+        {"prune.start": {"choice": [0.2, 0.3]}, "prune.end": {"uniform": [0.35, 0.45]}},
+        {"train.batch_size": {"choice": [12, 24]}, "train.accumulate": {"choice": [1, 3]}},
+    ):
+        require(spec.parse({"model": {"base": "b"}, "data": data, "train": {"segments": 2}, "prune": {}, "search": {"genes": together}}))
