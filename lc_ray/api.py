@@ -183,7 +183,7 @@ class MultimodalModel(Model):
     """
 
     def __init__(self, models: list[Model], fusion: str = "concat", **options: Any) -> None:
-        if any({"prune", "quantize"} & set(model.job) for model in models):
+        if any({"prune", "quantize"} & set(_planned(model).job) for model in models):
             raise SpecError("parts are not pruned or quantized alone", fix="PruneModel(MultimodalModel([...])), likewise QuantizeModel")
         super().__init__([i for model in models for i in model.job["data"]["inputs"]], fusion={"kind": fusion, "drop": 0.1}, **options)
 

@@ -114,15 +114,19 @@ class Predictor:
         """Answers for instances, for example `[{"label": "positive", "probabilities": {...}}]`.
 
         Args:
-            rows: a list, array, Series or DataFrame.
+            rows: a list or another iterable; an array or table of NumPy, pandas or Arrow.
             batch_size: rows that run together.
 
         Raises:
             DataError: one instance instead of several, or one that can't be used; names which.
         """
-        if isinstance(rows, str | bytes | dict):
+        if hasattr(rows, "to_pylist"):
+            rows = rows.to_pylist()
+        elif hasattr(rows, "iterrows"):
+            rows = rows.to_dict("records")
+        if isinstance(rows, str | bytes | dict) or not hasattr(rows, "__iter__"):
             raise DataError(f"expected a list of instances, got {type(rows).__name__}", fix="predict([...])")
-        rows = rows.to_dict("records") if hasattr(rows, "columns") else list(rows)
+        rows = list(rows)
         if not rows:
             return []
         clean = []

@@ -105,8 +105,9 @@ class DataSpec(Section):
             raise ValueError(f"target: '{self.target}' is an input too")
         if self.split and self.stratify:
             raise ValueError("stratify: can't hold out the same fraction of every label and keep the rows of a split column together")
-        if len({re.sub(r"\W", "_", c).rstrip("_") for c in columns}) < len(columns):  # see `module_name`
-            raise ValueError(f"inputs: columns must differ in letters, digits or _ between them (got {', '.join(columns)})")
+        alike = len({re.sub(r"\W", "_", c).rstrip("_") for c in columns}) < len(columns)
+        if alike and len({module_name(c) for c in columns}) < len(columns):
+            raise ValueError(f"inputs: columns must differ in letters, digits or _ (got {', '.join(columns)})")
         return self
 
     @field_validator("validation", mode="before")

@@ -63,6 +63,7 @@ def test_sections_are_frozen():
         ({"serve.replicas": {"min": 3, "max": 2}}, "min"),
         ({"data.target": "text"}, "is an input too"),
         ({"data.inputs": [{"column": "a b"}, {"column": "a.b"}]}, "columns must differ"),
+        ({"data.inputs": [{"column": "type"}, {"column": "type_"}]}, "columns must differ"),
         ({"data.inputs": []}, r"data\.inputs"),
         ({"accept": {"max_drop": "3 apples"}}, "3 points"),
         ({"evaluate.rows": "0 rows"}, r"evaluate\.rows: .*greater than or equal to 1"),

@@ -104,7 +104,8 @@ class Modality:
             return {"input_features": torch.from_numpy(np.stack(rows).astype(np.float32))}
         clips = [_normal(_waveform(row)) if row else np.zeros(round(_SHORTEST * self.rate), np.float32) for row in columns["samples"]]
         # Short clips begin anew at their end: silence would be part of the statistics by which wav2vec2's first layer normalises.
-        values = np.stack([np.resize(clip, max(len(c) for c in clips)) for clip in clips])
+        longest = max(map(len, clips))
+        values = np.stack([np.resize(clip, longest) for clip in clips])
         return {"input_values": torch.from_numpy(values), "lengths": torch.tensor([len(c) for c in clips])}
 
     def _shape(self, numbers: int | None) -> tuple[int, int]:

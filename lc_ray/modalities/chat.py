@@ -21,6 +21,7 @@ from lc_ray.spec import InputSpec
 _ROLES = ("system", "user", "assistant")
 _SHARED = {"human": "user", "gpt": "assistant"}  # roles of ShareGPT
 _MESSAGES = 256
+_WORD = "Ycleped"  # that no template writes by itself
 SAID = 2  # in the mask, where the assistant speaks
 
 
@@ -60,8 +61,8 @@ class Modality(text.Modality):
     def end(self) -> list[int]:  # type: ignore[override]
         """Tokens that end an answer: the tokenizer's, if it has one, and that with which the template ends a turn."""
         with contextlib.suppress(TemplateError):
-            whole = self._written([*self.example, {"role": "assistant", "content": "ok"}])
-            after, known = self.tokenizer(whole.rpartition("ok")[2], add_special_tokens=False)["input_ids"], self.tokenizer.added_tokens_decoder
+            whole = self._written([*self.example, {"role": "assistant", "content": _WORD}])
+            after, known = self.tokenizer(whole.rpartition(_WORD)[2], add_special_tokens=False)["input_ids"], self.tokenizer.added_tokens_decoder
             return list(dict.fromkeys([*super().end, *[token for token in after if token in known and known[token].special][:1]]))
         return super().end
 

@@ -154,7 +154,10 @@ class Encoder(nn.Module):
             return cls(_trunk(whole, source), {"torchvision": source, **_IMAGENET})._measured(spec.size, source)
         with _hub.loading("vision model", source):
             found = _hub.model(AutoModel, AutoConfig.from_pretrained(source), source, weights)
-        found = getattr(found, "vision_model", found)  # of CLIP and others, which read texts beside
+            if hasattr(found, "vision_model"):  # of CLIP and others, which read texts beside
+                found = found.vision_model
+                with torch.device("meta"):
+                    AutoModel.from_config(found.config)  # as `rebuild` does; not every such part can stand alone
         if hasattr(found.config, "mask_ratio"):
             found.config.mask_ratio = 0.0  # a masked autoencoder would hide most of every image
         return cls(_headless(found), {"transformers": found.config.to_dict(), **statistics(Path(source))})._measured(spec.size, source)
@@ -176,8 +179,9 @@ class Encoder(nn.Module):
         try:
             with torch.no_grad():
                 hidden, _ = self.eval()(torch.zeros(1, 3, side, side))
-        except (RuntimeError, ValueError) as error:
-            raise ModelError(f"images of {side} × {side} pixels do not fit the model: {error}", source, "set data.inputs.size") from None
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            fix = "set data.inputs.size, or use a model that takes pictures alone"
+            raise ModelError(f"images of {side} × {side} pixels do not fit the model: {error}", source, fix) from None
         self.config["width"] = hidden.shape[-1]
         return self.train()
 
@@ -298,9 +302,10 @@ def _trunk(model: nn.Module, name: str) -> nn.Module:
 
 
 def _headless(model: nn.Module) -> nn.Module:
-    pooler = getattr(model, "pooler", None)
-    if pooler is not None and any(True for _ in pooler.parameters()):
-        setattr(model, "pooler", nn.Identity())  # noqa: B010 an unused layer would break the gradient's all-reduce, and some models call theirs unasked
+    for name in ("pooler", "head"):  # the latter of SigLIP
+        part = getattr(model, name, None)
+        if part is not None and any(True for _ in part.parameters()):
+            setattr(model, name, nn.Identity())  # an unused layer would break the gradient's all-reduce, and some models call theirs unasked
     return model
 
 

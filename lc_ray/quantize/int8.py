@@ -78,7 +78,7 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
                     advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)),
                 )
         except (RuntimeError, OpConversionFailure) as error:
-            told = str(error).strip().splitlines()[-1].removeprefix("-- ")
+            told = (str(error).strip() or type(error).__name__).splitlines()[-1].removeprefix("-- ")
             raise ModelError(f"this model can't be made int8: {told}", fix="leave out `quantize`") from error
         openvino.save_model(quantized, folder / _FILE.format(number), compress_to_fp16=False)
     return {

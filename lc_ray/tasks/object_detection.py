@@ -60,8 +60,8 @@ class Task(_task.Task):
             DataError: missing, something else, inside out, or more than 1000 boxes.
         """
         value = _text.listed(value)
-        if isinstance(value, dict) and all(isinstance(cells, list) for cells in value.values()):  # as Hugging Face datasets may keep a list of them
-            value = [dict(zip(value, cells, strict=False)) for cells in zip(*value.values(), strict=False)]
+        if isinstance(value, dict) and value:  # as Hugging Face datasets may keep a list of them
+            value = _rows(value)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise DataError("boxes missing: a picture without objects has an empty list")
         if not isinstance(value, list):
@@ -220,6 +220,13 @@ class Model:
     def rebuild(cls, config: dict[str, Any], task: Task) -> Any:
         """With weights yet to be loaded, from `config`."""
         return (_rcnn.Model if "torchvision" in config else _detr.Model).rebuild(config, task)
+
+
+def _rows(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    cells = [_text.listed(cell) for cell in columns.values()]
+    if not all(isinstance(cell, list) for cell in cells) or len({len(cell) for cell in cells}) > 1:
+        raise DataError("not a list of boxes, nor lists of their labels and corners that are of one length")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
 def _clean(item: Any) -> dict[str, Any]:

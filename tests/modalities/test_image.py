@@ -15,6 +15,7 @@ from torchvision.models import resnet18
 from torchvision.transforms import v2
 from transformers import (
     AutoModel,
+    BlipConfig,
     CLIPConfig,
     ConvNextConfig,
     EfficientNetConfig,
@@ -226,6 +227,12 @@ def test_a_masked_autoencoder_sees_all(tmp_path):
     with torch.no_grad():
         assert encoder(batch)[0].shape[1] == 1 + (SIDE // 8) ** 2
         torch.testing.assert_close(again(batch)[0].mean(1), encoder(batch)[0].mean(1))
+
+
+def test_a_part_of_a_model_that_can_not_stand_alone_is_told(tmp_path):
+    AutoModel.from_config(BlipConfig(vision_config=VIT, text_config=TEXT)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no vision model can be loaded"):
+        Encoder.pretrained(InputSpec(column="image", size=SIDE), str(tmp_path))
 
 
 def test_a_size_that_does_not_fit_is_told(tmp_path):

@@ -323,6 +323,7 @@ BOX = {"label": "a", "box": [1, 2, 3, 4]}
         [{"label": "a", "box": None, "bbox": [1, 2, 2, 2]}],
         str([BOX]),
         {"bbox": [[1, 2, 2, 2]], "category": ["a"], "id": [7]},
+        {"bbox": np.array([[1, 2, 2, 2]]), "category": np.array(["a"])},
     ],
 )
 def test_cells_as_boxes(value):
@@ -343,6 +344,8 @@ def test_a_picture_without_objects_is_legal():
         ("no", "not a list"),
         ("[no", "not valid JSON"),
         ({"label": "a"}, "not a list"),
+        ({}, "not a list"),
+        ({"bbox": [[1, 2, 2, 2], [5, 6, 2, 2]], "category": ["a"]}, "of one length"),
         ([{"label": "a"}], "an object is"),
         ([[1, 2, 3, 4]], "an object is"),
         ([BOX | {"box": [1, 2, 3]}], "not 4 numbers"),
