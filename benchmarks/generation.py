@@ -3,8 +3,11 @@
     python benchmarks/generation.py FOLDER    a causal model of Hugging Face with a chat template, for example SmolLM2-135M-Instruct
 
 All answers are greedy and have as many tokens; rounds are interleaved, and the median is printed. `--cpu` counts seconds of CPU time on one
-thread, for machines that others use at the same time: the endpoint's include those of its clients, which are in the same process.
+thread, for machines that others use at the same time: the endpoint's include those of its clients, which are in the same process. `--chat`
+times the first token of each turn of a conversation instead, which is sent whole each time, as clients do.
 """
+
+from __future__ import annotations
 
 import argparse
 import asyncio
@@ -14,10 +17,13 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import openai
 import torch
 import uvicorn
+from openai.types import CompletionUsage
+from openai.types.chat import ChatCompletionMessageParam
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lc_ray.artifact import Manifest
@@ -91,6 +97,40 @@ async def ours(url: str, questions: list[str], tokens: int, end: int) -> float:
         return CLOCK() - start
 
 
+async def first(client: openai.AsyncOpenAI, messages: list[ChatCompletionMessageParam]) -> tuple[float, ChatCompletionMessageParam, CompletionUsage]:
+    """Seconds until an answer's first token, the answer, and its tokens."""
+    start, text, took, usage = CLOCK(), "", 0.0, None
+    async for chunk in await client.chat.completions.create(
+        model="chat", messages=messages, temperature=0, max_tokens=48, stream=True, stream_options={"include_usage": True}
+    ):
+        usage = chunk.usage
+        if chunk.choices and (piece := chunk.choices[0].delta.content):
+            took, text = took or CLOCK() - start, text + piece
+    assert usage is not None
+    return took, {"role": "assistant", "content": text}, usage
+
+
+async def converse(url: str, peer: Peer, rounds: int) -> None:
+    """Print how long the first token of each turn takes: of a conversation that goes on, of one that was never heard, and of transformers."""
+    seconds: dict[int, list[tuple[float, float, float]]] = {}
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", timeout=600) as client:
+        for turn in range(rounds + 1):
+            said: list[ChatCompletionMessageParam] = [{"role": "system", "content": f"Assistant {turn}, be brief and kind."}]
+            for question in QUESTIONS:
+                said.append({"role": "user", "content": question})
+                other: ChatCompletionMessageParam = {"role": "system", "content": f"{turn}.{len(said)}: assistant, be brief and kind."}
+                going_on, answer, usage = await first(client, said)
+                anew, _, unheard = await first(client, [other, *said[1:]])
+                assert unheard.prompt_tokens_details
+                assert not unheard.prompt_tokens_details.cached_tokens
+                if turn:  # the first is a warm-up
+                    seconds.setdefault(usage.prompt_tokens, []).append((going_on, anew, peer.first(said)))
+                said.append(answer)
+    for tokens, taken in sorted(seconds.items()):
+        going_on, anew, theirs = (1e3 * statistics.median(column) for column in zip(*taken, strict=True))
+        print(f"{tokens} tokens: going on {going_on:.0f} ms, read anew {anew:.0f} ms, transformers {theirs:.0f} ms", flush=True)
+
+
 class Peer:
     """transformers itself.
 
@@ -118,6 +158,14 @@ class Peer:
             self.model.generate(**inputs, do_sample=False, min_new_tokens=self.tokens, max_new_tokens=self.tokens)
         return CLOCK() - start
 
+    def first(self, messages: Any) -> float:
+        """Seconds until the first token of an answer."""
+        start = CLOCK()
+        inputs = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        with torch.inference_mode():
+            self.model.generate(**inputs, do_sample=False, max_new_tokens=1)
+        return CLOCK() - start
+
     def singly(self, questions: list[str]) -> float:
         """Seconds for one after another."""
         return sum(self.batch([question]) for question in questions)
@@ -140,6 +188,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--continuous", action="store_true", help="time transformers' continuous batching too")
     options.add_argument("--int8", action="store_true", help="the endpoint's model in int8; transformers' stays fp32")
+    options.add_argument("--chat", action="store_true", help="time the first token of each turn of a conversation instead")
     options.add_argument("--cpu", action="store_true", help="count CPU time, on one thread")
     chosen = options.parse_args()
     global CLOCK
@@ -152,6 +201,10 @@ def main() -> None:
             predictor = quantized(predictor, Path(folder), threads)
         server, url = serve(predictor)
         peer = Peer(chosen.base, predictor, chosen.tokens)
+        if chosen.chat:
+            asyncio.run(converse(url, peer, chosen.rounds))
+            server.should_exit = True
+            return
         end = predictor.task.end[0]
         ways = {"transformers, one by one": peer.singly, "transformers, padded batch": peer.batch}
         if chosen.continuous:

@@ -29,6 +29,7 @@ from lc_ray.spec import InputSpec, JobSpec, digest, parse
 from lc_ray.storage import names_in, storage_path
 
 _BITS = {8: "int8"}
+_RATE, _SPREAD = 1.2e-4, 4  # middle of the learning rates that members begin with, and what the outermost differ from it by, as a factor
 
 
 class Model:
@@ -66,15 +67,24 @@ class Model:
         }
         self.dataset, self.validation = dataset, validation
         self.result: RunResult | None = None
+        self._loaded: Predictor | None = None
+
+    def __repr__(self) -> str:
+        columns = [f"{i['column']}: {i.get('base', i['modality'])}" for i in self.job["data"]["inputs"]]
+        planned = [f"{section}: {self.job[section]}" for section in ("prune", "quantize") if section in self.job]
+        return f"{type(self).__name__}({', '.join([*columns, *planned, 'trained' if self.result else 'not trained yet'])})"
 
     @property
     def predictor(self) -> Predictor:
-        """The trained model.
+        """The trained model, which is loaded once.
 
         Raises:
             ModelError: it was not trained yet.
         """
-        return load(self.artifact.path)
+        found = self.artifact
+        if self._loaded is None or self._loaded.artifact.digest != found.digest:
+            self._loaded = load(found.path)
+        return self._loaded
 
     @property
     def artifact(self) -> Artifact:
@@ -87,8 +97,8 @@ class Model:
             raise ModelError("this model was not trained yet", fix="AutoHyperparameterOptimizer(model).train() first")
         return self.result.artifact
 
-    def predict(self, rows: list[Any]) -> list[dict[str, Any]]:
-        """Answers for values or rows, from the trained model."""
+    def predict(self, rows: Any) -> list[dict[str, Any]]:
+        """Answers for a list or DataFrame of values or rows, from the trained model."""
         return self.predictor.predict(rows)
 
 
@@ -167,9 +177,14 @@ class MultimodalModel(Model):
         models: such as `[LangChain(...), ImageModel(...)]`; their data and targets are not looked at.
         fusion: concat, gated or attention.
         **options: of `Model`.
+
+    Raises:
+        SpecError: one of them is to be pruned or quantized, which is planned for the whole.
     """
 
     def __init__(self, models: list[Model], fusion: str = "concat", **options: Any) -> None:
+        if any({"prune", "quantize"} & set(_planned(model).job) for model in models):
+            raise SpecError("parts are not pruned or quantized alone", fix="PruneModel(MultimodalModel([...])), likewise QuantizeModel")
         super().__init__([i for model in models for i in model.job["data"]["inputs"]], fusion={"kind": fusion, "drop": 0.1}, **options)
 
 
@@ -178,7 +193,7 @@ def PruneModel(model: Model, pruning_ratio: float = 0.5) -> Model:
 
     Args:
         model: the plan so far; it stays as it is.
-        pruning_ratio: fraction of those layers' parameters, in [0, 0.95]. The manifest gives units as well.
+        pruning_ratio: fraction of those layers' parameters, in [0, 0.95]; of each layer an eighth stays. The manifest gives units as well.
 
     Returns:
         The extended plan.
@@ -200,14 +215,21 @@ def QuantizeModel(model: Model, quantization_bits: int = 8) -> Model:
         SpecError: another number of bits; the message lists those known.
     """
     if quantization_bits not in _BITS:
-        raise SpecError(f"quantization_bits={quantization_bits} is not known", fix=f"known: {', '.join(map(str, _BITS))}")
+        raise SpecError(f"quantization_bits={quantization_bits!r} is not known", fix=f"known: {', '.join(map(str, _BITS))}")
     return _extended(model, "quantize", {"kind": _BITS[quantization_bits]})
 
 
 def _extended(model: Model, section: str, fields: dict[str, Any]) -> Model:
-    planned = copy.copy(model)
+    planned = copy.copy(_planned(model))
     planned.job, planned.result = {**model.job, section: fields}, None
     return planned
+
+
+def _planned(model: Any) -> Model:
+    """What was given, if it is a plan."""
+    if not isinstance(model, Model):
+        raise ModelError(f"not a plan but {type(model).__name__}", fix="give LangChain(model), ImageModel(name) or the like")
+    return model
 
 
 class AutoHyperparameterOptimizer:
@@ -219,13 +241,14 @@ class AutoHyperparameterOptimizer:
         dataset: labelled rows, if the model has none bound.
         validation: held-out rows, likewise.
         population: members; 1 trains without a search.
-        **train: fields of the job's train section, for example `batch_size=16`, `workers={"count": 2}`.
+        **train: fields of the job's train section, for example `batch_size=16`, `workers={"count": 2}`. A search begins around a given
+            `learning_rate`.
     """
 
     def __init__(
         self, model: Model, epochs: float = 3, dataset: Any = None, validation: Any = None, population: int = 3, **train: Any
     ) -> None:
-        self.model, self.epochs, self.population, self.train_fields = model, epochs, population, train
+        self.model, self.epochs, self.population, self.train_fields = _planned(model), epochs, population, train
         self.dataset = dataset if dataset is not None else model.dataset
         self.validation = validation if validation is not None else model.validation
 
@@ -243,9 +266,11 @@ class AutoHyperparameterOptimizer:
         if self.validation is not None:
             given = isinstance(self.validation, str | int | float)  # "10%", 200, 0.1 or a path: what the job file takes
             data["validation"] = self.validation if given else source_of(self.validation, self.model.storage, media)
-        if self.population > 1:
-            job["search"] = {"population": self.population, "genes": {"train.learning_rate": {"log_uniform": [3e-5, 5e-4]}}}
         job |= {"data": data, "train": {"epochs": self.epochs, "segments": 2, "checkpoint_every": 500, **self.train_fields}}
+        if self.population > 1:
+            rate = parse(job).train.learning_rate if "learning_rate" in self.train_fields else _RATE
+            genes = {"train.learning_rate": {"log_uniform": [rate / _SPREAD, rate * _SPREAD]}}
+            job["search"] = {"population": self.population, "genes": genes}
         name = parse({**job, "name": "plan"})
         return name.model_copy(update={"name": f"model-{hashlib.sha256(name.model_dump_json().encode()).hexdigest()[:10]}"})
 

@@ -27,6 +27,7 @@ from lc_ray.storage import cached, names_in, storage_path
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+FORMAT = 1  # of manifest.json; counts up where an older lc_ray could not read it
 
 
 class Feature(BaseModel):
@@ -62,7 +63,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: int = 1
+    format: int = FORMAT
     name: str
     task: dict[str, Any]
     inputs: list[dict[str, Any]]
@@ -157,7 +158,10 @@ def read(folder: str | Path, verify: bool = True) -> Artifact:
     uri = str(folder) if "://" in str(folder) else ""
     try:
         folder = cached(storage_path(uri)) if uri else Path(folder)
-        manifest = Manifest.model_validate(json.loads((folder / MANIFEST).read_text("utf-8")))
+        found = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if isinstance(found, dict) and isinstance(newer := found.get("format"), int) and newer > FORMAT:
+            raise ArtifactError(f"written by a newer lc_ray, in format {newer}; this one reads {FORMAT}", str(folder), "install a newer lc_ray")
+        manifest = Manifest.model_validate(found)
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError("not an artifact: it has no manifest.json", str(folder), "give the folder that `lc-ray run` printed") from None
     except ValidationError as error:

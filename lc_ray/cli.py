@@ -35,6 +35,8 @@ class _Explained(TyperGroup):
             raise SystemExit(130) from None
         except Exception as error:
             ours = unwrap(error)
+            if isinstance(ours, OSError) and ours.filename:  # a folder that is not there, or may not be written; a full disk
+                ours = LcRayError(ours.strerror or str(ours), str(ours.filename))
             if not isinstance(ours, LcRayError):
                 raise
             err.print(f"[red]error[/] {type(ours).__name__}: ", end="")
@@ -133,7 +135,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Ask an endpoint (--url) or an artifact (--artifact)."""
-    lines = [line.rstrip("\n") for line in sys.stdin] if inputs == ["-"] else inputs
+    lines = [line.rstrip("\n") for line in sys.stdin or ()] if inputs == ["-"] else inputs
     rows = [_row(line) for line in lines]
     if (url is None) == (artifact is None):
         raise SpecError("give either --url or --artifact")
@@ -181,7 +183,7 @@ def report(run_folder: Annotated[Path, typer.Argument(help="folder of a run: sto
 
     try:
         record = json.loads((run_folder / "record.json").read_text("utf-8"))
-    except OSError:
+    except (OSError, ValueError):  # the latter of a run that was cut off as it wrote it
         raise SpecError("no finished run here: it has no record.json", str(run_folder), "give the folder storage/name of a run") from None
     write_html(record, run_folder / "report.html")
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import asdict
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, say
+from lc_ray.errors import AcceptError
+from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, list_out, out, print_run, read_job, say
 from lc_ray.units import size_text
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def list_jobs(name: Name = None, address: Address = None, as_json: AsJson = Fals
     for job in found:
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started)) if job.started else ""
         table.add_row(job.id, job.status, began, f"{(job.ended or time.time()) - job.started:.0f} s" if job.started else "")
-    out.print(table)
+    list_out(table)
 
 
 @jobs.command()
@@ -126,14 +128,19 @@ def fetch(
 ) -> None:
     """Fetch a finished job's model and report."""
     from lc_ray.cluster import submit as sending
+    from lc_ray.progress import Display
 
     there = _jobs(name, address)
     found = there.get(job)
     target = (folder or Path("runs") / Path(found.name).name).resolve()  # the cluster's word for it leads nowhere else
-    record = sending.bring(there, found, target, found.status == "SUCCEEDED")
-    if quiet:
+    accepted = found.status == "SUCCEEDED"
+    if not (found.active or accepted):
+        with contextlib.suppress(AcceptError):  # others have left no record: what lies in the run's folder is of an earlier job
+            sending.judge(*sending.tell(there, job, Display(None, "quiet"), wait=False))
+    record = sending.bring(there, found, target, accepted)
+    if quiet and accepted:
         print(target / "model")
-    else:
+    elif not quiet:
         print_run(record, target)
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from lc_ray.errors import ServeError, SpecError
-from lc_ray.terminal import ArtifactPath, AsJson, out
+from lc_ray.terminal import ArtifactPath, AsJson, list_out, out
 
 if TYPE_CHECKING:
     from lc_ray.serve.rollout import State, Version
@@ -131,4 +131,7 @@ def _show(found: list[State]) -> None:
         for name, versions in state.models.items():
             for version in versions:
                 table.add_row(state.url, name, version.digest, f"{version.weight:.0%}")
-    out.print(table if table.row_count else "no endpoint runs here; start one: lc-ray serve ARTIFACT")
+    if table.row_count:
+        list_out(table)
+    else:
+        out.print("no endpoint runs here; start one: lc-ray serve ARTIFACT")

@@ -86,5 +86,5 @@ def _ours(error: BaseException) -> LcRayError | None:
     wrapped = getattr(error, "cause", None) or getattr(error, "_base_exc", None)
     if isinstance(error, LcRayError) and not isinstance(wrapped, BaseException):
         return error
-    inner = [wrapped or error.__cause__, *getattr(error, "worker_failures", {}).values()]
+    inner = [wrapped or error.__cause__, getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
     return next((ours for one in inner if isinstance(one, BaseException) and (ours := _ours(one))), None)

@@ -6,11 +6,14 @@ off goes on where it was, and a changed job repeats only what the change reaches
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +37,13 @@ from lc_ray.serve import app, update
 from lc_ray.spec import JobSpec
 from lc_ray.storage import StoragePath, storage_path
 from lc_ray.train import plan
-from lc_ray.train.segment import Segment, SegmentResult
-from lc_ray.tune import lineage, population
+from lc_ray.train.segment import SegmentResult
+from lc_ray.tune import lineage, population, space
 
 RECORD = "record.json"
 _SEGMENTS = "segments"
+_WAIT = "wait until it has ended, or give another `name`; the lock of a machine that went down may last some minutes on a network's file system"
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST)
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,15 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
         AcceptError: the finished model did not pass the gate; everything is kept, nothing is promoted.
     """
     job = job if isinstance(job, JobSpec) else specs.parse(job) if isinstance(job, dict) else specs.read(job)
+    space.require(job)
     folder, kept = job.folder, storage_path(job.storage) / job.name
     name = specs.digest(job.model_dump(mode="json", exclude={"storage", "serve"}), lc_ray.__version__, stamps(job))
     if done := _finished(folder, kept, name):
         return done
-    display = Display(folder, mode)
     try:
         with ExitStack() as stack:
+            stack.enter_context(_alone(folder))
+            stack.callback((display := Display(folder, mode)).close)
             with display.stage("start", "start: connect to Ray, or start a local one"):
                 stack.enter_context(runtime.session())
             record = _run(job, folder, kept, name, display)
@@ -87,14 +94,30 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
     except Exception as error:
         if (ours := unwrap(error)) is not error:
             raise ours from None
-        if kept.remote and isinstance(error, OSError):
+        if isinstance(error, OSError) and (kept.remote or (error.errno in _UNWRITABLE and str(job.storage) in str(error.filename or job.storage))):
             raise _unreachable(kept, error) from error
         raise
-    finally:
-        display.close()
     if record["accept"] and not record["accept"]["passed"]:
         raise AcceptError("the model is not promoted: " + "; ".join(record["accept"]["reasons"]), str(folder / "report.html"))
     return _result(folder, kept, record)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other runs of this name on machines that share the folder away: they would train in each other's segments.
+
+    Raises:
+        ClusterError: there is one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ClusterError("another run of this name is at work", str(folder), _WAIT) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Display) -> dict[str, Any]:
@@ -150,17 +173,15 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
         with display.stage("serve", "serve: one question over HTTP"):
             record["answer"] = _ask(job, shared, data)
     record |= {"stages": display.stages, "seconds": time.time() - start}
-    (folder / RECORD).write_text(json.dumps(record, indent=1), "utf-8")
     write_html(record, folder / "report.html")
+    (storage_path(folder) / RECORD).write_text(json.dumps(record, indent=1))  # last and at once: with it the run is finished
     return record
 
 
 def _search(job: JobSpec, data: Prepared, kept: StoragePath, slots: int, display: Display) -> list[SegmentResult]:
     events = progress.board()
-    store, rows = kept / _SEGMENTS, data.count("train")
-    steps = Segment(job.model_dump(mode="json"), data.path, store, 0, rows).total
-    with display.following(events, steps):
-        return population.search(job, data.path, rows, store, slots, _objective(job, data), progress.Post(events))
+    with display.following(events):
+        return population.search(job, data.path, data.count("train"), kept / _SEGMENTS, slots, _objective(job, data), progress.Post(events))
 
 
 def _objective(job: JobSpec, data: Prepared) -> str:
@@ -256,7 +277,10 @@ def _finished(folder: Path, kept: StoragePath, name: str) -> RunResult | None:
     try:
         if not (kept / RECORD).exists():
             return None
-        record = json.loads(text := (kept / RECORD).read_text())
+        try:
+            record = json.loads(text := (kept / RECORD).read_text())
+        except ValueError:  # a run was cut off as it wrote it
+            return None
         if record["key"] != name or (record["accept"] and not record["accept"]["passed"]):
             return None
         here, model = folder / RECORD, folder / "model"
@@ -274,7 +298,8 @@ def _finished(folder: Path, kept: StoragePath, name: str) -> RunResult | None:
 
 def _unreachable(kept: StoragePath, error: OSError) -> ClusterError:
     told = str(getattr(error, "cause", None) or error).splitlines()[0]
-    return ClusterError(f"storage can't be reached: {told}", str(kept), "correct `storage`, or the credentials for it; what was finished is kept")
+    fix = "the credentials for it" if kept.remote else "make room in it"
+    return ClusterError(f"storage can't be used: {told}", str(kept), f"correct `storage`, or {fix}; what was finished is kept")
 
 
 def _result(folder: Path, kept: StoragePath, record: dict[str, Any], reused: bool = False) -> RunResult:

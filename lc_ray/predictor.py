@@ -110,12 +110,23 @@ class Predictor:
                 found[i] = output
         return found
 
-    def predict(self, rows: list[Any], batch_size: int = 32) -> list[dict[str, Any]]:
+    def predict(self, rows: Any, batch_size: int = 32) -> list[dict[str, Any]]:
         """Answers for instances, for example `[{"label": "positive", "probabilities": {...}}]`.
 
+        Args:
+            rows: a list or another iterable; an array or table of NumPy, pandas or Arrow.
+            batch_size: rows that run together.
+
         Raises:
-            DataError: an instance can't be used; names which.
+            DataError: one instance instead of several, or one that can't be used; names which.
         """
+        if hasattr(rows, "to_pylist"):
+            rows = rows.to_pylist()
+        elif hasattr(rows, "iterrows"):
+            rows = rows.to_dict("records")
+        if isinstance(rows, str | bytes | dict) or not hasattr(rows, "__iter__"):
+            raise DataError(f"expected a list of instances, got {type(rows).__name__}", fix="predict([...])")
+        rows = list(rows)
         if not rows:
             return []
         clean = []

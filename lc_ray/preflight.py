@@ -11,13 +11,16 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from lc_ray import family, runtime
+from lc_ray import runtime
 from lc_ray.data import read
-from lc_ray.data.files import files
+from lc_ray.data.cells import wanted
+from lc_ray.data.files import File, files
+from lc_ray.data.prepare import task_kind
 from lc_ray.errors import DataError
 from lc_ray.models import batches, load
-from lc_ray.spec import UNREAD, JobSpec
+from lc_ray.spec import JobSpec
 from lc_ray.train import plan
+from lc_ray.tune import space
 from lc_ray.units import size_text
 
 _ROWS, _LOOKED_AT = 5, 256
@@ -32,26 +35,28 @@ def check(job: JobSpec) -> dict[str, Any]:
         `memory`: bytes per worker by ZeRO stage; `slots`: members that can train at a time; `missing`: what stands in the way.
 
     Raises:
+        SpecError: a gene of the search can't have its values.
         DataError, ModelError: the data or the base model is not there.
     """
+    space.require(job)
     inputs = job.inputs()
-    names, target_column = [i.column for i in inputs if i.modality not in UNREAD], [job.data.target] if job.data.target else []
-    task = family.load("tasks", job.task.kind).Task
+    names, target_column = wanted(job), [job.data.target] if job.data.target else []
+    task = task_kind(job)
     options = task.options(job.task)
     sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
     found = [file for source in sources for file in files(source)]
     for file in found:
-        read.Reader(file, job.data.columns).require([*names, *target_column])
+        read.Reader(file, job.data.columns).require(names)
     columns = load.modalities(inputs)
     reader = task.reader(options, columns)
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
-    for row in itertools.islice(next(read.Reader(found[0], job.data.columns).rows([*names, *target_column]), []), _LOOKED_AT):
+    for file, row in itertools.islice(_rows(job, names, _LOOKED_AT), _LOOKED_AT):
         try:
             if "_error" in row:
                 raise DataError(row["_error"])
-            clean = batches.decode(row, columns, job.data.encoding_errors, found[0].folder)
-            target = {name: task.read(row[name], found[0].folder, reader) for name in target_column}
+            clean = batches.decode(row, columns, job.data.encoding_errors, file.folder)
+            target = {name: task.read(row[name], file.folder, reader) for name in target_column}
             task.check(next(iter(target.values()), None), clean)
         except DataError as error:
             rejected.append({"row": row["_row"], "reason": error.what})
@@ -83,17 +88,29 @@ def check(job: JobSpec) -> dict[str, Any]:
         "stage": job.train.zero.stage,
         "slots": placement.slots,
         "cluster": {"cpu": resources.get("CPU", 0.0), "gpu": resources.get("GPU", 0.0), "memory": resources.get("memory", 0.0)},
-        "missing": [*placement.missing, *([shortage] if shortage else [])],
+        "missing": [
+            *placement.missing,
+            *([shortage] if shortage else []),
+            *([] if rows else [f"none of the first {len(rejected)} rows can be used"]),
+        ],
     }
+
+
+def _rows(job: JobSpec, names: list[str], size: int = read.CHUNK) -> Iterator[tuple[File, dict[str, Any]]]:
+    """Raw rows of the training files, with the file of each, read in chunks of `size`."""
+    for file in files(job.data.train):
+        for chunk in read.Reader(file, job.data.columns).rows(names, size=size):
+            yield from ((file, row) for row in chunk)
 
 
 def _targets(job: JobSpec, task: Any, reader: Any) -> Iterator[Any]:
     """Clean targets of the training files: of many rows, since a file may be sorted by them."""
-    wanted = [job.data.target] if job.data.target else []
-    chunks = ((file, chunk) for file in files(job.data.train) for chunk in read.Reader(file, job.data.columns).rows(wanted))
-    for file, row in itertools.islice(((file, row) for file, chunk in chunks for row in chunk), _TARGETS):
+    if job.data.target is None:
+        yield None
+        return
+    for file, row in itertools.islice(_rows(job, [job.data.target]), _TARGETS):
         with contextlib.suppress(DataError, KeyError):
-            yield task.read(row[job.data.target], file.folder, reader) if job.data.target else None
+            yield task.read(row[job.data.target], file.folder, reader)
 
 
 def _extent(model: Any) -> tuple[int, int]:

@@ -84,13 +84,13 @@ class Display:
         self.show({"event": "stage_end", **record, "title": f"{name}: {state}", "time": time.time()})
 
     @contextmanager
-    def following(self, board: Any, steps: int) -> Iterator[None]:
-        """Show a board's events while the block runs; `steps` is what a member takes in all."""
+    def following(self, board: Any) -> Iterator[None]:
+        """Show a board's events while the block runs."""
         stop = threading.Event()
 
         def follow() -> None:
             while not stop.wait(0.25):
-                self._drain(board, steps)
+                self._drain(board)
 
         thread = threading.Thread(target=follow, daemon=True)
         with self.bars():
@@ -101,7 +101,7 @@ class Display:
                 stop.set()
                 thread.join()
                 if ray.is_initialized():
-                    self._drain(board, steps)
+                    self._drain(board)
 
     @contextmanager
     def bars(self) -> Iterator[None]:
@@ -113,13 +113,13 @@ class Display:
         finally:
             self._bars.stop()
 
-    def _drain(self, board: Any, steps: int) -> None:
+    def _drain(self, board: Any) -> None:
         try:
             events = ray.get(board.take.remote())
         except ray.exceptions.RayError:
             return
         for event in events:
-            self.show(event | {"steps": steps})
+            self.show(event)
 
     def show(self, event: dict[str, Any]) -> None:
         """Show one event and keep it."""
@@ -161,8 +161,8 @@ class Display:
     def _advance(self, event: dict[str, Any], **changes: Any) -> None:
         name = f"  member {event['member']}"
         if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=event["steps"], note="")
-        self._bars.update(self._tasks[name], **changes)
+            self._tasks[name] = self._bars.add_task(name, note="")
+        self._bars.update(self._tasks[name], total=event["steps"], **changes)
 
     def close(self) -> None:
         """Close the log."""

@@ -33,6 +33,7 @@ ENVIRONMENT = {
 }
 _DECIDES, _STARTS = 15.0, 900.0  # seconds in which an autoscaler begins to start nodes, and in which they are there
 _SIGACTION = 1024  # bytes, more than any C library's struct has
+_started = False  # by this process, for itself
 _DATA_CPUS = 1  # beside the workers, so that Ray Data can read while all of them train
 
 
@@ -46,6 +47,7 @@ def session(cpus: int | None = None) -> Iterator[None]:
     Raises:
         ClusterError: no Ray is at `RAY_ADDRESS`.
     """
+    global _started
     if ray.is_initialized():
         yield
         return
@@ -66,6 +68,7 @@ def session(cpus: int | None = None) -> Iterator[None]:
         try:
             with _handlers_of_a_jvm():
                 ray.init("local", num_cpus=cpus or (os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
+            _started = True
         except Exception as error:  # Ray raises nothing narrower
             told = str(error).partition("\n")[0]
             raise ClusterError(f"no Ray can be started here: {told}", fix="is the machine very busy, or short of memory or disk?") from None
@@ -74,6 +77,7 @@ def session(cpus: int | None = None) -> Iterator[None]:
     try:
         yield
     finally:
+        _started = False
         ray.shutdown()
 
 
@@ -101,8 +105,8 @@ def _reach(address: str) -> None:
 
 
 def own() -> bool:
-    """Whether Ray is this process's own, and not a cluster's."""
-    return not os.environ.get("RAY_ADDRESS")
+    """Whether `session` has started the Ray that is connected, and has not found it."""
+    return _started
 
 
 def nodes() -> list[Resources]:

@@ -1,17 +1,50 @@
-"""What every section of a job file is, and what is wrong with one in words."""
+"""What every section of a job file is, how a field of one is replaced, and what is wrong with one in words."""
 
 from __future__ import annotations
 
 import difflib
+import json
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lc_ray.errors import SpecError
 
 
 class Section(BaseModel):
     """Base of all sections: frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def override(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a nested dict with dotted paths set; list items are numbers: `data.inputs.0.max_length`.
+
+    Raises:
+        SpecError: a list has no such item.
+    """
+    tree = json.loads(json.dumps(tree, default=str))  # YAML has dates, too
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        node: Any = tree
+        for part in parents:
+            key = _key(node, part, path)
+            if isinstance(node, dict):
+                node.setdefault(key, {})
+            if not isinstance(node[key], dict | list):
+                node[key] = {}
+            node = node[key]
+        node[_key(node, last, path)] = value
+    return tree
+
+
+def _key(node: Any, part: str, path: str) -> Any:
+    """Key of a dict, or place in a list, that a part of a dotted path names."""
+    if isinstance(node, dict):
+        return part
+    if not part.isdecimal() or int(part) >= len(node):
+        raise SpecError(f"no item '{part}' in a list of {len(node)}; the first is 0", path, "replace the list as a whole to have more items")
+    return int(part)
 
 
 def problems(error: ValidationError, section: type[BaseModel], prefix: str = "", root: str = "") -> str:

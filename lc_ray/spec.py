@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from lc_ray.errors import SpecError
 from lc_ray.section import Section as Section
 from lc_ray.section import nearest, problems
+from lc_ray.section import override as override
 from lc_ray.serving import ServeSpec as ServeSpec
 from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 
@@ -104,7 +105,8 @@ class DataSpec(Section):
             raise ValueError(f"target: '{self.target}' is an input too")
         if self.split and self.stratify:
             raise ValueError("stratify: can't hold out the same fraction of every label and keep the rows of a split column together")
-        if len({module_name(c) for c in columns}) < len(columns):
+        alike = len({re.sub(r"\W", "_", c).rstrip("_") for c in columns}) < len(columns)
+        if alike and len({module_name(c) for c in columns}) < len(columns):
             raise ValueError(f"inputs: columns must differ in letters, digits or _ (got {', '.join(columns)})")
         return self
 
@@ -131,7 +133,7 @@ class WorkersSpec(Section):
     count: int = Field(1, ge=1)
     cpu: float = Field(1.0, gt=0, description="CPUs each; also its threads")
     gpu: float = Field(0.0, ge=0, description="GPUs each")
-    max_failures: int = Field(2, ge=0, description="restarts of a segment, each from its last checkpoint, before it fails")
+    max_failures: int = Field(2, ge=0, description="restarts of a segment, each from its last checkpoint; none where it would fail again")
 
 
 class ZeroSpec(Section):
@@ -183,7 +185,7 @@ class PruneSpec(Section):
     """Structured pruning between segments."""
 
     kind: str = Field("structured", description="a file in lc_ray/prune")
-    parameters: Fraction = Field(0.5, description="fraction of the prunable layers' parameters to remove")
+    parameters: Fraction = Field(0.5, description="fraction of the prunable layers' parameters to remove; of each layer an eighth stays")
     start: Fraction = Field(0.5, gt=0, lt=1, description="part of training after which pruning starts")
     end: Fraction | None = Field(None, description="part of training at which all is removed; the start if not given")
     calibration: Count = Field(256, description="training rows from which importance is estimated, over all workers")
@@ -203,8 +205,8 @@ class SearchSpec(Section):
 
     kind: Literal["pbt"] = Field("pbt", description="population-based training")
     population: int = Field(4, ge=2)
-    genes: dict[str, dict[str, tuple[Any, ...]]] = Field(
-        description="field of this job → how it is drawn: {log_uniform: [low, high]}, {uniform: [low, high]} or {choice: [a, b, c]}"
+    genes: dict[str, dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]]] = Field(
+        description="field of train or prune, or model.dropout → its range: {log_uniform: [low, high]}, {uniform: [low, high]} or {choice: [a, b]}"
     )
     quantile: float = Field(0.25, gt=0, le=0.5, description="part of the population replaced by copies of the best after each segment, at least one")
     objective: str | None = Field(None, description="validation metric to maximise; the task's own if not given")
@@ -227,7 +229,7 @@ class SearchSpec(Section):
             how, values = next(iter(draw.items()))
             if how != "choice":
                 low, high = (fraction(v) for v in values) if len(values) == 2 else (1.0, 0.0)
-                if low >= high or (how == "log_uniform" and low <= 0):
+                if not low < high < float("inf") or (how == "log_uniform" and low <= 0):
                     raise ValueError(f"{path}: {how} needs [low, high] with low < high" + (" and low > 0" if how == "log_uniform" else ""))
         return genes
 
@@ -257,7 +259,7 @@ class JobSpec(Section):
     """One job: data and a pretrained model in, a small and fast model out."""
 
     name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     storage: str = Field("runs", description="folder that all nodes mount, or a bucket (s3://, gs://, hdfs://); the run is kept in storage/name")
     model: ModelSpec
     data: DataSpec
@@ -336,25 +338,11 @@ def minimised(metric: str) -> bool:
 
 
 def module_name(column: str) -> str:
-    """A column's name as a PyTorch module, and a tensor's prefix, may be named."""
-    return re.sub(r"\W", "_", column)
+    """A column's name as a PyTorch module, and a tensor's prefix, may be named: not as what every module has, such as `type`."""
+    from torch import nn  # which reading a job does not need
 
-
-def override(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a nested dict with dotted paths set; list items are numbers: `data.inputs.0.max_length`."""
-    tree = json.loads(json.dumps(tree))
-    for path, value in values.items():
-        *parents, last = path.split(".")
-        node: Any = tree
-        for part in parents:
-            if isinstance(node, list):
-                node = node[int(part)]
-                continue
-            if not isinstance(node.get(part), dict | list):
-                node[part] = {}
-            node = node[part]
-        node[int(last) if isinstance(node, list) else last] = value
-    return tree
+    name = re.sub(r"\W", "_", column)
+    return f"{name}_" if hasattr(nn.ModuleDict, name) or name == "training" else name
 
 
 def parse(tree: Any, where: str = "job") -> JobSpec:
@@ -377,7 +365,7 @@ def read(path: str | Path, values: dict[str, Any] | None = None) -> JobSpec:
         tree = yaml.safe_load(Path(path).read_text("utf-8"))
     except OSError as error:
         raise SpecError(f"can't read the job file: {error.strerror}", str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter for other text than UTF-8, and dates that are none
         raise SpecError(f"not valid YAML: {error}", str(path)) from None
     return parse(override(tree, values) if values and isinstance(tree, dict) else tree, str(path))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.table import Table
 
 from lc_ray.errors import SpecError
 from lc_ray.units import size_text
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 out, err = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
 
+_WIDEST = 10_000  # columns, more than a table has
 _ARTIFACT = "the folder that [bold]lc-ray run[/] printed, or one in a bucket (s3://, gs://)"
 ArtifactPath = Annotated[str, typer.Argument(help=f"an artifact: {_ARTIFACT}", show_default=False)]
 ArtifactPaths = Annotated[list[str], typer.Argument(help=f"artifacts: {_ARTIFACT}", show_default=False)]
@@ -46,7 +48,7 @@ def values(items: list[str] | None) -> dict[str, Any]:
             raise SpecError(f"--set needs PATH=VALUE, got '{item}'")
         try:
             found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # the latter for dates that are none
             raise SpecError(f"not YAML: {getattr(error, 'problem', error)}", f"--set {item}", "put a text between quotes: NAME='\"...\"'") from None
     return found
 
@@ -61,13 +63,19 @@ def print_run(record: dict[str, Any], folder: Path) -> None:
         over = f" ({asked['milliseconds']:.1f} ms over HTTP)" if asked["milliseconds"] else ""
         say("answered", f"{short(asked['answer'])}{over}")
     say("report", near(folder / "report.html"))
-    say("artifact", near(folder / "model"))
-    say("serve it", f"lc-ray serve {near(folder / 'model')}")
+    if record["artifact"]:
+        say("artifact", near(folder / "model"))
+        say("serve it", f"lc-ray serve {near(folder / 'model')}")
 
 
 def say(name: str, value: Any) -> None:
     """Print a name and what it is."""
     out.print(f"{name:<9}{value}", markup=False, soft_wrap=True)
+
+
+def list_out(table: Table) -> None:
+    """Print a table of names that are typed again: none is cut, however narrow the terminal is."""
+    Console(highlight=False, width=_WIDEST).print(table)
 
 
 def near(path: Path) -> Path:

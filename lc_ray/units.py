@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -15,12 +16,12 @@ _NUMBER = re.compile(r"\s*([-+]?[\d_]*\.?\d+(?:[eE][-+]?\d+)?)\s*([A-Za-z%]*)\s*
 def _parse(value: Any, units: dict[str, float], example: str) -> float:
     if isinstance(value, bool):
         raise ValueError(f"expected a quantity such as {example}, got {value!r}")
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
-    if match is None or match[2] not in units:
+    if match is None or match[2] not in units or not math.isfinite(number := float(match[1].replace("_", ""))):
         raise ValueError(f"expected a quantity such as {example}, got {value!r}")
-    number, unit = float(match[1].replace("_", "")), units[match[2]]
+    unit = units[match[2]]
     return number * unit if unit >= 1 else number / round(1 / unit)  # 70 × 0.01 is not 0.7, 70 / 100 is
 
 
@@ -54,10 +55,11 @@ def count(value: Any) -> int:
 
 
 def share(value: Any) -> int | float:
-    """A count ("1000 rows", 1000) or a fraction ("20%", 0.2) of rows."""
-    if (isinstance(value, str) and "row" in value) or (isinstance(value, int) and not isinstance(value, bool) and value > 1):
+    """A count ("1000 rows", 1000, "1000") or a fraction ("20%", 0.2) of rows."""
+    if isinstance(value, str) and "row" in value:
         return count(value)
-    return fraction(value)
+    number = fraction(value)
+    return number if number <= 1 or "%" in str(value) else count(value)
 
 
 def _schema(*examples: Any) -> WithJsonSchema:

@@ -120,8 +120,11 @@ def _pod(name, pod, version):
             yield "GPUs: not in limits"
         if not container["image"].endswith(f"-ray{version}"):
             yield "image: not of rayVersion"
-        if name != "submitter" and container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])[-1:] != ["ray stop"]:
+        stop = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [""])[-1]
+        if name != "submitter" and not stop.endswith("ray stop"):
             yield "preStop: no ray stop"
+        if any(port["name"] == "serve" for port in container.get("ports", [])) and not stop.startswith("sleep"):
+            yield "preStop: ends while the Service sends requests"
         mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
         volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
         if name != "submitter" and volumes.get(mounts.get("/dev/shm"), {}).get("emptyDir", {}).get("medium") != "Memory":

@@ -12,7 +12,18 @@ import ray.data
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lc_ray import AutoHyperparameterOptimizer, DeployModel, ImageModel, LangChain, PruneModel, QuantizeModel, evaluate_model
+from lc_ray import (
+    AutoHyperparameterOptimizer,
+    DeployModel,
+    ImageModel,
+    LangChain,
+    MultimodalModel,
+    PruneModel,
+    QuantizeModel,
+    RunResult,
+    artifact,
+    evaluate_model,
+)
 from lc_ray.data import read
 from lc_ray.data.files import files
 from lc_ray.errors import DataError, DeployError, ModelError, SpecError
@@ -130,6 +141,39 @@ def test_data_of_an_unknown_kind(tiny_base):
 def test_bits_that_are_not_known(tiny_base):
     with pytest.raises(SpecError, match="known: 8"):
         QuantizeModel(LangChain(str(tiny_base)), quantization_bits=3)
+
+
+def test_what_is_no_plan(tiny_base):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_base)
+    for given in (model, str(tiny_base)):
+        for call in (PruneModel, QuantizeModel, AutoHyperparameterOptimizer):
+            with pytest.raises(ModelError, match=r"not a plan but \w+\n.*LangChain\(model\)"):
+                call(given)
+
+
+def test_parts_are_not_pruned_alone(tiny_base):
+    with pytest.raises(SpecError, match=r"PruneModel\(MultimodalModel"):
+        MultimodalModel([PruneModel(LangChain(str(tiny_base))), LangChain(str(tiny_base), text="title")])
+
+
+def test_a_search_begins_around_the_rate_that_was_given(tiny_base, tiny_rows):
+    for given, middle in (({}, 1.2e-4), ({"learning_rate": "2e-3"}, 2e-3)):
+        job = AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=tiny_rows, **given).plan()
+        low, high = job.search.genes["train.learning_rate"]["log_uniform"]
+        assert (low * high) ** 0.5 == pytest.approx(middle)
+
+
+def test_a_plan_shows_what_it_is(tiny_base):
+    plan = QuantizeModel(PruneModel(LangChain("some/base"), "30%"))
+    assert repr(plan) == "LangChain(text: some/base, prune: {'parameters': '30%'}, quantize: {'kind': 'int8'}, not trained yet)"
+
+
+def test_a_trained_model_is_loaded_once_and_anew_when_trained_again(tiny_base, tiny_artifact, second_artifact):
+    plan = LangChain(str(tiny_base))
+    for path in (tiny_artifact, second_artifact):
+        plan.result = RunResult(artifact.read(path), {}, path, {})
+        assert plan.predictor is plan.predictor
+        assert plan.predictor.artifact.path == path
 
 
 def test_platforms_that_are_not_known(tiny_base):

@@ -72,6 +72,13 @@ def test_a_broken_manifest(tmp_path, text):
     assert "\n" not in raised.value.what
 
 
+def test_a_newer_format(written):
+    manifest = json.loads((written.path / MANIFEST).read_text("utf-8"))
+    (written.path / MANIFEST).write_text(json.dumps(manifest | {"format": 2, "new": 0}), "utf-8")
+    with pytest.raises(ArtifactError, match=r"newer lc_ray, in format 2; this one reads 1\n.*install"):
+        artifact.read(written.path)
+
+
 def test_no_artifact(tmp_path):
     with pytest.raises(ArtifactError, match=r"no manifest\.json"):
         artifact.read(tmp_path / "nothing")

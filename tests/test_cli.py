@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, nullcontext
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
 import yaml
 
 import lc_ray
-from lc_ray import cli, cli_rollout, family, spec
+from lc_ray import cli, cli_cluster, cli_rollout, family, spec
+from lc_ray.cluster import submit
+from lc_ray.cluster.jobs import Job
 from lc_ray.errors import ServeError
 from lc_ray.serve import rollout
 
@@ -225,6 +228,17 @@ def test_endpoints_are_shown_but_those_that_can_not_be_read(lc, kept):
     assert json.loads(out) == [{"url": "http://there", "models": {"tiny": {"d1": 1.0}}}]
 
 
+def test_names_are_shown_whole_in_a_narrow_terminal(lc, kept, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    id, there = "customer-support-ticket-routing-production-c6424c76", MagicMock()
+    there.all.return_value = [Job(id, "tiny", "key", "SUCCEEDED", "", 1.0, 2.0, "node")]
+    monkeypatch.setattr(cli_cluster, "_jobs", lambda name, address: there)
+    assert id in lc("jobs", "list")[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        kept(8123, None, f"127.0.0.1:{server.getsockname()[1]}")
+        assert "http://there" in lc("endpoints")[1]
+
+
 @pytest.mark.parametrize(
     ("address", "arguments", "mode"),
     [(None, (), "token"), ("there:6379", (), None), ("there:6379", ("--port", "8123"), "token")],
@@ -244,6 +258,20 @@ def test_only_endpoints_of_this_machine_are_told_a_token_unasked(lc, kept, monke
     assert f"mode {mode}" in lc("rollback", "tiny", *arguments)[2]
 
 
+@pytest.mark.parametrize(("kind", "code"), [("DataError", 1), ("AcceptError", 0)])
+def test_of_a_job_that_failed_no_earlier_jobs_result_is_fetched(lc, monkeypatch, tmp_path, kind, code):
+    job = Job("tiny-2", "tiny", "key", "FAILED", "", 1.0, 2.0, "node")
+    there, brought = MagicMock(), MagicMock(return_value={})
+    there.get.return_value = job
+    there.said.return_value = json.dumps({"event": "error", "kind": kind, "what": "no rows", "where": "", "fix": ""})
+    monkeypatch.setattr(cli_cluster, "_jobs", lambda name, address: there)
+    monkeypatch.setattr(submit, "bring", brought)
+    ended, out, err = lc("jobs", "fetch", "tiny-2", "-q", "-o", tmp_path)
+    assert (ended, out) == (code, "")
+    assert ("no rows" in err) == bool(code)
+    assert [call.args[3] for call in brought.call_args_list] == ([] if code else [False]), "the refused one's report alone"
+
+
 def test_evaluate(lc, tiny_artifact, tiny_rows):
     code, out, _ = lc("evaluate", tiny_artifact, tiny_rows, "--json")
     assert code == 0
@@ -255,9 +283,18 @@ def test_evaluate(lc, tiny_artifact, tiny_rows):
 
 
 def test_report_needs_a_run(lc, tmp_path):
-    code, _, err = lc("report", tmp_path)
-    assert code == 1
-    assert "record.json" in err
+    for text in (None, '{"name": '):
+        if text:
+            (tmp_path / "record.json").write_text(text, "utf-8")
+        code, _, err = lc("report", tmp_path)
+        assert code == 1
+        assert "record.json" in err
+
+
+def test_a_file_that_can_not_be_written_is_told(lc, tmp_path):
+    code, out, err = lc("init", "-o", tmp_path / "nothing" / "job.yaml")
+    assert (code, out) == (1, "")
+    assert f"{tmp_path / 'nothing' / 'job.yaml'}: No such file or directory" in err
 
 
 def test_unknown_commands_and_options_are_explained(lc):

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from lc_ray import errors
 from lc_ray.errors import DataError, LcRayError, unwrap
@@ -40,5 +40,6 @@ def test_unwrap_finds_ours_inside_the_wrappers():
     assert unwrap(ray_task_error) is ours
     workers = WorkerGroupError("training failed", {0: RuntimeError("elsewhere"), 1: UserExceptionWithTraceback(ours, "a traceback")})
     assert unwrap(workers) is ours
+    assert unwrap(ControllerError(ours)) is ours
     other = KeyError("x")
     assert unwrap(other) is other

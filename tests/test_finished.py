@@ -1,4 +1,4 @@
-"""What a second run over a first one takes for finished."""
+"""What a second run over a first one takes for finished, and where there can be none."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ import pytest
 
 from lc_ray import artifact, pipeline, spec
 from lc_ray.data.prepare import stamps
+from lc_ray.errors import ClusterError
 from lc_ray.storage import StoragePath
 
 
@@ -53,3 +54,17 @@ def test_files_that_were_changed_make_it_another_run(tiny_job, tiny_base, tiny_r
             out.write(more)
         assert stamps(job) not in seen
         seen.append(stamps(job))
+
+
+def test_two_runs_of_one_name_do_not_meet(tiny_job, tmp_path):
+    job = spec.parse({**tiny_job, "storage": str(tmp_path)})
+    with pipeline._alone(job.folder), pytest.raises(ClusterError, match="another run of this name"):
+        pipeline.run(job)
+    with pipeline._alone(job.folder):
+        pass  # once the first has ended
+
+
+def test_storage_that_can_not_be_written_is_told(tiny_job, tmp_path):
+    (tmp_path / "file").write_text("in the way", "utf-8")
+    with pytest.raises(ClusterError, match=r"storage can't be used: .*file"):
+        pipeline.run({**tiny_job, "storage": str(tmp_path / "file")})

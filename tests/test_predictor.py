@@ -1,5 +1,7 @@
 """Rows as users give them to a model of several columns."""
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from artifacts import save
@@ -29,6 +31,18 @@ def test_a_misspelt_column_is_not_ignored(model):
         model.predict([{"text": "good"}, {"text": "good", "cel": "3"}])
     with pytest.raises(DataError, match="missing column text; expected text, cell"):
         model.predict([{"texts": "good", "cell": "3"}])
+
+
+def test_rows_come_as_programs_have_them(model):
+    rows = [{"text": "good", "cell": "3"}, {"text": "bad", "cell": "4"}]
+    frame = pd.DataFrame(rows)
+    answers = model.predict(rows)
+    for given in (frame, tuple(rows), frame.apply(dict, axis=1), iter(rows), pa.Table.from_pylist(rows)):
+        assert model.predict(given) == answers
+    assert model.predict(frame[:0]) == []
+    for alone in ("good", b"good", rows[0], None):
+        with pytest.raises(DataError, match=r"expected a list of instances, got .*\n.*predict\(\[...\]\)"):
+            model.predict(alone)
 
 
 def test_other_keys_beside_a_whole_row_are_left_alone(model):

@@ -7,7 +7,7 @@ from PIL import Image
 from rich.console import Console
 
 from lc_ray import preflight, runtime, spec
-from lc_ray.errors import ClusterError, DataError, ModelError
+from lc_ray.errors import ClusterError, DataError, ModelError, SpecError
 
 pytestmark = pytest.mark.cluster
 
@@ -60,6 +60,21 @@ def test_pictures_are_shown_by_their_size(job, tmp_path):
     assert json.loads(json.dumps(found["rows"]))[0]["fed"] == {"image.pixels": "tensor of 3 × 8 × 8"}
 
 
+def test_rows_of_which_none_can_be_used_stand_in_the_way(job, tmp_path):
+    (tmp_path / "1.csv").write_text("text,label\n", "utf-8")
+    (tmp_path / "2.csv").write_text("text,label\n" + "a.png,x\nb.png,y\n" * 200, "utf-8")
+    pictures = [{"column": "text", "modality": "image", "base": "resnet18", "weights": "random", "size": 8}]
+    assert preflight.check(job(**{"data.train": str(tmp_path), "data.inputs": pictures}))["missing"] == ["none of the first 256 rows can be used"]
+    assert len(preflight.check(job(**{"data.train": str(tmp_path)}))["rows"]) == 5, "the first file is empty, the second is not"
+
+
+def test_labels_that_there_are_not(job):
+    with pytest.raises(SpecError, match=r"data\.target: the task 'classification' needs a column"):
+        preflight.check(job(**{"data.target": None}))
+    with pytest.raises(SpecError, match=r"data\.stratify: rows of the task 'regression' have no labels"):
+        preflight.check(job(**{"data.stratify": True, "task.kind": "regression"}))
+
+
 def test_a_file_sorted_by_label_is_read_to_the_last_one(job, tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("text,label\n" + "good,x\n" * 10_000 + "bad,y\n", "utf-8")
@@ -71,6 +86,8 @@ def test_files_and_columns_that_are_not_there(job):
         preflight.check(job(**{"data.train": "nothing.csv"}))
     with pytest.raises(DataError, match="no column 'stars'"):
         preflight.check(job(**{"data.target": "stars"}))
+    with pytest.raises(DataError, match="no column 'speaker'"):
+        preflight.check(job(**{"data.split": "speaker"}))
 
 
 def test_a_base_that_is_not_there(job):
@@ -83,3 +100,12 @@ def test_a_ray_that_is_not_there_is_told_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ClusterError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: no Ray can be reached"), runtime.session():
         pass
+
+
+def test_of_a_ray_that_was_there_before_all_is_for_the_workers(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(runtime, "_started", False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    with runtime.session():
+        assert [node.cpu for node in runtime.nodes()] == [2.0]

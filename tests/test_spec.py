@@ -1,4 +1,5 @@
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ def test_sections_are_frozen():
     ("values", "message"),
     [
         ({"trian": {}}, r"trian: unknown field \(did you mean 'train'\?\)"),
+        ({"seed": -1}, r"seed: Input should be greater than or equal to 0"),
         ({"train.epoch": 3}, r"train\.epoch: unknown field \(did you mean 'epochs'\?\)"),
         ({"train.workers.cuont": 3}, r"train\.workers\.cuont: unknown field \(did you mean 'count'\?\)"),
         ({"data.inputs": [{"colum": "text"}]}, r"data\.inputs\.0\.colum: unknown field \(did you mean 'column'\?\)"),
@@ -61,6 +63,7 @@ def test_sections_are_frozen():
         ({"serve.replicas": {"min": 3, "max": 2}}, "min"),
         ({"data.target": "text"}, "is an input too"),
         ({"data.inputs": [{"column": "a b"}, {"column": "a.b"}]}, "columns must differ"),
+        ({"data.inputs": [{"column": "type"}, {"column": "type_"}]}, "columns must differ"),
         ({"data.inputs": []}, r"data\.inputs"),
         ({"accept": {"max_drop": "3 apples"}}, "3 points"),
         ({"evaluate.rows": "0 rows"}, r"evaluate\.rows: .*greater than or equal to 1"),
@@ -109,6 +112,22 @@ def test_override_sets_paths_and_list_items_without_touching_its_argument():
     assert changed["data"]["inputs"][0] == {"column": "text", "max_length": 8}
     assert changed["train"] == {"workers": {"count": 2}}
     assert json.dumps(SMALL) == before
+
+
+@pytest.mark.parametrize("path", ["data.inputs.1.max_length", "data.inputs.1", "data.inputs.x.max_length", "data.inputs.-1"])
+def test_override_names_an_item_that_is_not_there(path):
+    with pytest.raises(SpecError, match=rf"{path}: no item '.*' in a list of 1"):
+        spec.override(SMALL, {path: 8})
+
+
+def test_override_sets_fields_of_an_item_and_beside_dates():
+    assert spec.override({"a": ["b"], "day": date(2026, 1, 2)}, {"a.0.c": 1}) == {"a": [{"c": 1}], "day": "2026-01-02"}
+
+
+def test_a_date_that_is_none_is_a_mistake_of_the_file(tmp_path):
+    (tmp_path / "job.yaml").write_text("name: 2026-13-01", "utf-8")
+    with pytest.raises(SpecError, match="not valid YAML: month must be in"):
+        spec.read(tmp_path / "job.yaml")
 
 
 def test_digest_depends_on_content_only():

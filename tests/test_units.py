@@ -19,6 +19,7 @@ from lc_ray import units
         (units.count, "1_000", 1000),
         (units.share, "1000 rows", 1000),
         (units.share, 1000, 1000),
+        (units.share, "1000", 1000),
         (units.share, "10%", 0.1),
     ],
 )
@@ -28,7 +29,10 @@ def test_quantities(parse, text, value):
 
 @pytest.mark.parametrize(
     ("parse", "text"),
-    [(units.fraction, "50 percent"), (units.seconds, "5 parsecs"), (units.size, True), (units.count, 1.5), (units.count, None), (units.points, "")],
+    [
+        *[(units.fraction, "50 percent"), (units.seconds, "5 parsecs"), (units.size, True), (units.count, 1.5), (units.count, None)],
+        *[(units.points, ""), (units.size, float("inf")), (units.count, "1e400"), (units.seconds, float("nan"))],
+    ],
 )
 def test_nonsense_names_an_example(parse, text):
     with pytest.raises(ValueError, match="expected"):

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from lc_ray.errors import ClusterError
 from lc_ray.section import Section, problems
-from lc_ray.serve.auth import key_file
+from lc_ray.serve.auth import key_file, sendable
 
 
 class Cluster(Section):
@@ -32,17 +32,23 @@ class Cluster(Section):
         """The cluster's token, if there is one.
 
         Raises:
-            ClusterError: the named file can't be read.
+            ClusterError: the named file can't be read, or no header can carry the token.
         """
         if self.token_file is None and (given := os.environ.get("RAY_AUTH_TOKEN")):
-            return given.strip()
+            return _sendable(given.strip(), "RAY_AUTH_TOKEN")
         file = Path(self.token_file or os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
         try:
-            return file.read_text("utf-8").strip() or None
+            return _sendable(file.read_text("utf-8").strip(), str(file))
         except (OSError, UnicodeDecodeError) as error:
             if self.token_file is None:
                 return None
             raise ClusterError(f"the token can't be read: {error}", str(file), "correct `token_file` of the cluster") from None
+
+
+def _sendable(token: str, where: str) -> str | None:
+    if not sendable(token):
+        raise ClusterError("the token has other characters than a header can carry", where, "a token is one line of printable ASCII")
+    return token or None
 
 
 def config() -> Path:

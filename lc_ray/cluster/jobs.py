@@ -255,8 +255,10 @@ def _ca(cluster: Cluster) -> str | None:
     if cluster.ca is None:
         return None
     file = Path(cluster.ca).expanduser()
-    if not file.is_file():
-        raise ClusterError("no such file", str(file), "correct `ca` of the cluster")
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:
+        raise ClusterError(f"no PEM file of certificates: {error}", str(file), "correct `ca` of the cluster") from None
     return str(file)
 
 

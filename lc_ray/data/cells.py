@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -61,11 +62,12 @@ def check(job: JobSpec, source: str, folder: StoragePath, blob: tuple[StoragePat
     """
     found = files(source)
     for file in found:
-        read.Reader(file, job.data.columns).require(_wanted(job))
+        read.Reader(file, job.data.columns).require(wanted(job))
     media = pa.binary() == family.load("tasks", job.task.kind).Task.TYPE or any(parted(columns(tuple(job.inputs())))[0])
     most, size = int(ray.cluster_resources().get("CPU", 1)), _SMALL if media else read.CHUNK
-    most = most if media else min(most, _READERS)
-    shares = {f: read.Reader(f, job.data.columns).shards(_wanted(job), most, size) for f in found}
+    sizes = {f: 1 + sum(each for _, each, _ in f.stamp()) for f in found}
+    whole = sum(sizes.values()) / (most if media else min(most, _READERS))  # of a task; no smaller file is read to know how often it can be shared
+    shares = {f: read.Reader(f, job.data.columns).shards(wanted(job), math.ceil(sizes[f] / whole), size) for f in found}
     work = [
         {"file": str(f), "source": i, "shard": n, "shards": count} for i, (f, count) in enumerate(shares.items()) for n in range(count)
     ]
@@ -159,7 +161,7 @@ def forget(folder: StoragePath) -> None:
         ray.get([task.options(scheduling_strategy=node).remote(_copies(folder), ignore_errors=True) for node in alive])
 
 
-def _wanted(job: JobSpec) -> list[str]:
+def wanted(job: JobSpec) -> list[str]:
     """Columns of the files that are read."""
     return [i.column for i in job.data.inputs if i.modality not in UNREAD] + [name for name in (job.data.target, job.data.split) if name]
 
@@ -168,7 +170,7 @@ def _read(batch: dict[str, Any], job: JobSpec, size: int) -> Iterator[tuple[dict
     """Chunks of raw rows of shares of files, with where they are kept and the file they are from."""
     for path, source, shard, shards, task in zip(*(batch[k].tolist() for k in ("file", "source", "shard", "shards", "task")), strict=True):
         file = File(path)
-        for number, chunk in enumerate(read.Reader(file, job.data.columns).rows(_wanted(job), shard, shards, size)):
+        for number, chunk in enumerate(read.Reader(file, job.data.columns).rows(wanted(job), shard, shards, size)):
             yield {"_file": path, "_source": source, "_task": task, "_chunk": number}, file, chunk
 
 
@@ -179,7 +181,13 @@ def _places(batch: dict[str, Any], job: JobSpec, size: int) -> Iterator[pa.Table
 
 def _raw_order(row: dict[str, Any], job: JobSpec) -> int:
     cells = [value for name, value in row.items() if name != "_row" or "_error" in row]  # lines that are broken alike are not alike
-    return order(job.seed, cells, None, row.get(job.data.split) if job.data.split else None)
+    return order(job.seed, cells, None, _group(row, job))
+
+
+def _group(row: dict[str, Any], job: JobSpec) -> Any:
+    """With whose rows a row stays; None where its cell says nothing: such rows are not alike."""
+    value = row.get(job.data.split) if job.data.split else None
+    return None if batches.absent(value) else value
 
 
 def _write(batch: dict[str, Any], job: JobSpec, folder: StoragePath, blob: tuple[StoragePath, str], size: int, last: int) -> Iterator[pa.Table]:
@@ -229,8 +237,7 @@ def _check(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, r
         column = job.data.target or ""
         target = kind.read(row[column], file.folder, reader) if column else None
         kind.check(target, values)
-        group = row[job.data.split] if job.data.split else None
-        return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, group)}
+        return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, _group(row, job))}
     except DataError as error:
         column = column or error.where
         return out | {"_column": column, "_reason": error.what, "_value": repr(_short(row.get(column)))[:200]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -23,7 +24,7 @@ IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".t
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".m4a", ".aac", ".wma", ".webm"}
 _SPLITS_FILE = "dataset_dict.json"
 _ABOUT = {"dataset_info.json", "state.json", _SPLITS_FILE}  # what a saved Hugging Face dataset says of itself
-_SPLITS = {"train", "training", "valid", "val", "validation", "dev", "test", "eval"}
+_SPLITS = dict.fromkeys(("valid", "val", "validation", "dev", "eval"), "validation") | {"train": "train", "training": "train", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,12 @@ def files(source: str) -> list[File]:
         every = list(_inside(system, path)) if found.type == pyarrow.fs.FileType.Directory else [found]
     except OSError as error:
         raise DataError(f"can't be reached: {str(error).splitlines()[0]}", source) from None
+    except UnicodeDecodeError as error:
+        raise DataError("a file's name is not valid UTF-8", error.object.decode("utf-8", "replace"), "rename it") from None
     if found.type == pyarrow.fs.FileType.NotFound:
         raise DataError("no such file or folder", source, "give the path from the folder you run in, or an absolute one")
     _one_split(source, every, len(path.rstrip("/")) + 1)
-    if rows := sorted(f.path for f in every if _ending(f.path) in KINDS and not _is_about(f.base_name)):
+    if rows := sorted(f.path for f in every if _has_rows(f)):
         root = source.rstrip("/")
         return [File(root + file[len(path.rstrip("/")) :]) for file in rows]
     if any(_is_labelled(f, len(path.rstrip("/")) + 1) for f in every):
@@ -121,18 +124,26 @@ def _ending(path: str) -> str:
     return f".{name.rpartition('.')[2]}" if "." in name else ""
 
 
-def _is_about(name: str) -> bool:
-    """Whether a file is about a saved Hugging Face dataset, or one that the library computed from it and left beside it."""
-    return name in _ABOUT or (name.startswith("cache-") and name.endswith(".arrow"))
+def _has_rows(file: Any) -> bool:
+    """Whether a file is of a known kind, neither about a saved Hugging Face dataset, nor one that the library computed from it and left beside it."""
+    name = file.base_name
+    return _ending(name) in KINDS and name not in _ABOUT and not (name.startswith("cache-") and name.endswith(".arrow"))
 
 
 def _one_split(source: str, every: list[Any], prefix: int) -> None:
-    """Raise DataError for a folder that holds training and validation rows side by side: it would be read as one, or they as labels."""
+    """Raise DataError for a folder that holds training and validation rows side by side: it would be read as one, or they as labels.
+
+    They are told by the first such word of their files' or folders' names, as in train.csv, sst2-test.csv or data/validation-00000-of-00001.parquet.
+    """
     labelled = [f.path[prefix:].split("/") for f in every if _is_labelled(f, prefix)]
     names = {parts[0] for parts in labelled}
     if any(f.base_name == _SPLITS_FILE for f in every):
         names = {f.path.split("/")[-2] for f in every if f.path.endswith(".arrow")}
-    elif not {name.lower() for name in names} <= _SPLITS or min(map(len, labelled), default=0) < 3:
+    elif rows := [re.split("[^a-z]+", f.path[prefix:].lower()) for f in every if _has_rows(f)]:
+        names = {_SPLITS[told[0]] for words in rows if (told := [word for word in words if word in _SPLITS])}
+        if "train" not in names:  # test and dev alone may be anything
+            return
+    elif not {name.lower() for name in names} <= _SPLITS.keys() or min(map(len, labelled), default=0) < 3:
         return
     if len(names) > 1:
         raise DataError(f"holds several splits: {', '.join(sorted(names))}", source, "give a folder of one each to data.train and data.validation")

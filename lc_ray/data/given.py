@@ -43,11 +43,17 @@ def source_of(data: Any, storage: str, media: set[str]) -> str:
     elif hasattr(data, "to_arrow_refs"):
         import ray
 
+        if media & set(data.columns() or ()):  # arrays among them become pictures
+            return source_of(data.take_all(), storage, media)
         table = pa.concat_tables(ray.get(data.to_arrow_refs()), promote_options="permissive")
     elif isinstance(data, dict) and data:  # a Hugging Face DatasetDict
         raise DataError(f"this is several: {', '.join(map(str, data))}", fix="give one of them, for example data['train']")
     elif hasattr(data, "with_format") and hasattr(data, "__len__"):
         table = data.with_format("arrow")[:].replace_schema_metadata(data.features.arrow_schema.metadata)  # which has the names of classes
+        for place, name in enumerate(table.column_names):
+            if name in media:
+                values = [_cell(value, True) for value in table[name].to_pylist()]
+                table = table.set_column(place, table.field(place), pa.array(values, table.field(place).type))
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
         return _kept(sink.getvalue() if table.num_rows else b"", ".parquet", storage)
@@ -78,6 +84,8 @@ def _cell(value: Any, media: bool) -> Any:
         return _encoded(value)
     if media and isinstance(value, str | Path) and "://" not in str(value) and not str(value).startswith("data:"):
         return str(Path(value).expanduser().resolve())
+    if media and isinstance(value, dict) and isinstance(value.get("path"), str):
+        return value | {"path": _cell(value["path"], media)}
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
     return str(value) if isinstance(value, Path) else value
@@ -98,9 +106,11 @@ def _json_lines(rows: list[Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """A cell that JSON has no form for: of NumPy and pandas, as Python's own, and what is missing as null; else its text."""
+    """A cell that JSON has no form for: of NumPy and pandas, as Python's own, what is missing as null, a set as a list; else its text."""
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 

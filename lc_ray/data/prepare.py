@@ -40,8 +40,9 @@ from lc_ray.storage import StoragePath, storage_path
 
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
 _BLOBS, _RECORD = "blobs", "data.json"
-_FORMAT = 2  # of what is kept
+_FORMAT = 3  # of what is kept
 _STALE = 86400  # seconds after which a try that was not finished is one that was killed
+_TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
 _TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
 
 
@@ -152,6 +153,20 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
     return open_prepared(folder), False
 
 
+def task_kind(job: JobSpec) -> Any:
+    """The class of the job's task.
+
+    Raises:
+        SpecError: there is none, or it needs a label, which the job's rows lack.
+    """
+    kind = family.load("tasks", job.task.kind).Task
+    if job.data.stratify and (job.data.target is None or kind.TYPE in (pa.binary(), pa.float64())):
+        raise SpecError(f"data.stratify: rows of the task '{job.task.kind}' have no labels")
+    if kind.LABELLED and job.data.target is None:
+        raise SpecError(f"data.target: the task '{job.task.kind}' needs a column with the label")
+    return kind
+
+
 def _try(job: JobSpec, folder: StoragePath, name: str) -> None:
     """Prepare the data; what is of no use to another try, and as large as the data, is removed however it ends."""
     made, first = folder / name, False
@@ -172,12 +187,8 @@ def _cells(side: str) -> str:
 
 
 def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
-    kind = family.load("tasks", job.task.kind).Task  # an unknown one is found before any work is done
+    kind = task_kind(job)  # what is wrong with it is found before any work is done
     options, columns = kind.options(job.task), cells.columns(tuple(job.inputs()))
-    if job.data.stratify and (job.data.target is None or kind.TYPE in (pa.binary(), pa.float64())):
-        raise SpecError(f"data.stratify: rows of the task '{job.task.kind}' have no labels")
-    if kind.LABELLED and job.data.target is None:
-        raise SpecError(f"data.target: the task '{job.task.kind}' needs a column with the label")
     train, validation, reasons = _sides(job, folder)
     for name, side in (("training", train), ("validation", validation)):
         if not side.index.num_rows:
@@ -270,27 +281,28 @@ def _keep(rejects: dict[str, pa.Table], folder: StoragePath) -> None:
 
 
 def _write(side: _Side, job: JobSpec, folder: StoragePath) -> list[dict[str, Any]]:
-    """Parts in order. A task prepares a share of the rows and writes it in as many parts as make enough of them for all workers."""
+    """Parts in order. A task prepares a share of the rows and writes it in parts that are small, and enough for all workers."""
     index, rows = side.index, side.index.num_rows
     sample = cells.gather(index.slice(0, _SAMPLE), side.cells)  # a fair one, since the order is drawn by hash
-    tasks = max(-(-rows // _ROWS_PER_PART), -(-rows * sample.nbytes // (sample.num_rows * _BYTES_PER_PART)))
+    tasks = max(min(-(-rows // _ROWS_PER_PART), _TASKS), -(-rows * sample.nbytes // (sample.num_rows * _BYTES_PER_PART)))
     shares = [index.slice(share[0], len(share)) for share in np.array_split(np.arange(rows), min(tasks, rows))]
-    write = functools.partial(_write_parts, parts=-(-_LEAST_PARTS // tasks), job=job, cell_folder=side.cells, folder=folder)
+    parts = max(-(-_LEAST_PARTS // tasks), -(-rows // (tasks * _ROWS_PER_PART)))
+    write = functools.partial(_write_parts, parts=parts, job=job, cell_folder=side.cells, folder=folder)
     written = cells.spread(ray.data.from_arrow(shares), write, batch_size=None, batch_format="pyarrow").take_all()
     return sorted(({"file": w["file"], "rows": int(w["rows"])} for w in written), key=lambda w: w["file"])
 
 
 def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: StoragePath, folder: StoragePath) -> dict[str, Any]:
-    """A part after the other, in the same memory."""
+    """A part after the other, in the same memory; only their cells are gathered at once."""
     memory.keep_freed()
+    table = cells.gather(index, cell_folder)
     shares = np.array_split(np.arange(index.num_rows), min(parts, index.num_rows))
-    names = [_write_part(index.slice(rows[0], len(rows)), job, cell_folder, folder) for rows in shares]
+    names = [_write_part(table.slice(rows[0], len(rows)), job, folder) for rows in shares]
     return {"file": np.array(names), "rows": np.array([len(rows) for rows in shares])}
 
 
-def _write_part(index: pa.Table, job: JobSpec, cell_folder: StoragePath, folder: StoragePath) -> str:
+def _write_part(table: pa.Table, job: JobSpec, folder: StoragePath) -> str:
     _, columns = cells.parted(cells.columns(tuple(job.inputs())))
-    table = cells.gather(index, cell_folder)
     if columns:
         prepared = batches.prepare({name: table[name].to_pylist() for name in columns}, columns)
         if "_size" in table.column_names:
@@ -298,7 +310,7 @@ def _write_part(index: pa.Table, job: JobSpec, cell_folder: StoragePath, folder:
         table = table.drop_columns([name for name in (*columns, "_size") if name in table.column_names])
         for name, values in prepared.items():
             table = table.append_column(name, pa.array(values))
-    name = f"part-{index['_order'][0].as_py():019d}-{index['_row'][0].as_py():09d}.parquet"
+    name = f"part-{table['_order'][0].as_py():019d}-{table['_row'][0].as_py():09d}.parquet"
     with (folder / name).create() as file:
         pq.write_table(table, file, _ROWS_PER_GROUP, write_statistics=False)
     return name

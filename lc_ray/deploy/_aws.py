@@ -68,7 +68,8 @@ def explained(where: str) -> Iterator[None]:
     except (errors.NoCredentialsError, errors.NoRegionError) as error:
         raise DeployError(str(error), where, "`aws configure`, or set AWS_PROFILE and --set region=...") from None
     except (errors.BotoCoreError, needed("boto3.exceptions", "sagemaker").Boto3Error) as error:
-        raise DeployError(str(error), where) from None
+        # A waiter's error has what it saw last, in which SageMaker says why an endpoint failed.
+        raise DeployError(getattr(error, "last_response", {}).get("FailureReason") or str(error), where) from None
 
 
 @contextmanager

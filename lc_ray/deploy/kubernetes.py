@@ -88,6 +88,8 @@ def manifest(artifact: Artifact, settings: Settings) -> dict[str, Any]:
     group |= {"replicas": pods, "minReplicas": pods, "maxReplicas": pods}
     size = {"cpu": str(settings.cpu), "memory": settings.memory} | ({"nvidia.com/gpu": str(settings.gpu)} if settings.gpu else {})
     group["template"]["spec"]["containers"][0]["resources"] = {"requests": size, "limits": size}
+    if settings.gpu:
+        group["template"]["spec"]["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]  # as k8s/overlays/gpu
     for template in (cluster["headGroupSpec"]["template"], group["template"]):
         # A change of the pods is what has KubeRay bring up a second cluster, which takes the place of the first once it answers.
         template["metadata"] = {"annotations": {_VERSION: artifact.digest}}

@@ -22,10 +22,12 @@ from lc_ray.deploy import _aws, _platform
 from lc_ray.deploy._platform import TAG, Call, Machines
 from lc_ray.errors import DeployError
 from lc_ray.serve.auth import KEYLESS
+from lc_ray.spec import digest
 from lc_ray.units import Seconds
 
 _ROLE, _BUCKET = r"^(arn:aws[\w-]*:iam::\d{12}:role/[\w+=,.@/-]+)?$", r"^([a-z0-9][a-z0-9.-]{2,62})?$"
 _VARIANT, _PREFIX = "main", "lc_ray"
+_LONGEST = 46  # characters of 63, beside which a version's 16 are
 _SCALED = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 _POLL = 15  # seconds between two looks at an endpoint, which takes minutes
 _SETTLED = (None, "Failed", "InService")  # statuses of an endpoint that nothing is done with; None is that of no endpoint
@@ -77,8 +79,9 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
     tags = [{"Key": TAG, "Value": artifact.digest}]
     # SageMaker lets nobody through to the container whose request is not signed.
     container = {"Image": settings.image, "ModelDataUrl": f"s3://{settings.bucket}/{key}", "Environment": {KEYLESS: "1"}}
-    # It serves what it is given, and has no business with anybody else.
-    model = {"ModelName": name, "ExecutionRoleArn": settings.role, "PrimaryContainer": container, "EnableNetworkIsolation": True, "Tags": tags}
+    # It serves what it is given, and has no business with anybody else; but serverless endpoints can't be cut off.
+    isolated = settings.mode != "serverless"
+    model = {"ModelName": name, "ExecutionRoleArn": settings.role, "PrimaryContainer": container, "EnableNetworkIsolation": isolated, "Tags": tags}
     config: dict[str, Any] = {"EndpointConfigName": name, "ProductionVariants": [_variant(name, settings)], "Tags": tags}
     if settings.mode == "asynchronous":
         answers = f"s3://{settings.bucket}/{_PREFIX}/{name}/answers"
@@ -92,7 +95,7 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
         Call(
             "sagemaker.create_endpoint",
             {"EndpointName": endpoint, "EndpointConfigName": name, "Tags": tags},
-            "update_endpoint, without tags, where it exists",
+            "update_endpoint, without tags, where it exists; of autoscaled instances there stay as many",
         ),
         Call("sagemaker.get_waiter('endpoint_in_service').wait", wait),
         *_scaling(endpoint, settings),
@@ -114,7 +117,10 @@ def _names(artifact: Artifact, settings: Settings) -> tuple[str, str]:
 
 
 def _stem(endpoint: str) -> str:
-    return f"{endpoint[:46].rstrip('-')}-"
+    """How the names of an endpoint's versions begin, and no other's: what is cut off of a long name is in a digest."""
+    if len(endpoint) > _LONGEST:
+        endpoint = f"{endpoint[: _LONGEST - 9].rstrip('-')}-{digest(endpoint)[:8]}"
+    return f"{endpoint}-"
 
 
 def _variant(name: str, settings: Settings) -> dict[str, Any]:
@@ -183,11 +189,10 @@ class Deployment:
         """
         with _aws.explained(self.name):
             client = self._client("sagemaker")
-            if _aws.owned(client, self.name) is None:
-                return
-            _aws.unscaled(self._client("application-autoscaling"), _resource(self.name))
-            client.delete_endpoint(EndpointName=self.name)
-            client.get_waiter("endpoint_deleted").wait(EndpointName=self.name)
+            if _aws.owned(client, self.name):
+                _aws.unscaled(self._client("application-autoscaling"), _resource(self.name))
+                client.delete_endpoint(EndpointName=self.name)
+                client.get_waiter("endpoint_deleted").wait(EndpointName=self.name)
             self._remove_but(None)
 
     def _client(self, service: str) -> Any:
@@ -195,23 +200,23 @@ class Deployment:
 
     def _remove_but(self, version: str | None) -> None:
         """Delete what all versions are made of but one."""
-        pages = self._client("sagemaker").get_paginator("list_endpoint_configs").paginate(NameContains=_stem(self.name))
-        names = [one["EndpointConfigName"] for page in pages for one in page["EndpointConfigs"]]
+        pages = self._client("sagemaker").get_paginator("list_models").paginate(NameContains=_stem(self.name))
+        names = [one["ModelName"] for page in pages for one in page["Models"]]
         for name in names:
             if name != version and re.fullmatch(re.escape(_stem(self.name)) + "[0-9a-f]{16}", name):  # what others have made has other names
                 self._remove(name)
 
     def _remove(self, name: str) -> None:
-        """Delete what one version is made of, as far as it is there."""
+        """Delete what one version is made of, as far as it is there; last the model, by which the rest is found."""
         sagemaker, s3 = self._client("sagemaker"), self._client("s3")
-        with _aws.unless("Could not find"):
-            sagemaker.delete_endpoint_config(EndpointConfigName=name)
-        with _aws.unless("Could not find"):
-            sagemaker.delete_model(ModelName=name)
         with _aws.unless("NoSuchBucket"):
             for page in s3.get_paginator("list_objects_v2").paginate(Bucket=self._settings.bucket, Prefix=f"{_PREFIX}/{name}/"):
                 for one in page.get("Contents", []):
                     s3.delete_object(Bucket=self._settings.bucket, Key=one["Key"])
+        with _aws.unless("Could not find"):
+            sagemaker.delete_endpoint_config(EndpointConfigName=name)
+        with _aws.unless("Could not find"):
+            sagemaker.delete_model(ModelName=name)
 
     def _roll_out(self, artifact: Artifact, exists: bool) -> None:
         """Make the calls of the plan but for autoscaling, which is ended while an endpoint changes.
@@ -226,8 +231,11 @@ class Deployment:
                 for call in calls(artifact, self._settings):
                     if call.name == "sagemaker.create_endpoint" and exists:
                         again = _aws.unscaled(scaling, _resource(self.name))
-                    if not call.name.startswith("application-autoscaling."):
-                        self._make(call, artifact, exists)
+                        # As many instances as the load has brought: the least would be too few for it.
+                        kept = {"RetainAllVariantProperties": True} if again and _scaling(self.name, self._settings) else {}
+                        client.update_endpoint(EndpointName=self.name, EndpointConfigName=version, **kept)
+                    elif not call.name.startswith("application-autoscaling."):
+                        self._make(call, artifact)
                 _aws.check(client, self.name, version)
         except DeployError as error:
             with _aws.explained(self.name):
@@ -242,8 +250,8 @@ class Deployment:
                     getattr(scaling, method)(**arguments)
             raise
 
-    def _make(self, call: Call, artifact: Artifact, exists: bool) -> None:
-        """Make a call of the plan, in the form that it takes where the endpoint exists."""
+    def _make(self, call: Call, artifact: Artifact) -> None:
+        """Make a call of the plan."""
         service, _, method = call.name.partition(".")
         client, arguments = self._client(service), call.arguments
         if method == "upload_file":
@@ -251,8 +259,6 @@ class Deployment:
                 file = Path(folder) / arguments["Filename"]
                 _platform.tarball(artifact, file)
                 client.upload_file(**(arguments | {"Filename": str(file)}))
-        elif method == "create_endpoint" and exists:
-            client.update_endpoint(**{name: value for name, value in arguments.items() if name != "Tags"})
         elif method.startswith("get_waiter"):
             client.get_waiter("endpoint_in_service").wait(**arguments)
         elif method == "create_bucket":
@@ -299,6 +305,6 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
         handle._roll_out(artifact, before is not None)
     with _aws.explained(handle.name):
         for call in _scaling(handle.name, settings):
-            handle._make(call, artifact, True)
+            handle._make(call, artifact)
         handle._remove_but(version)
     return handle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lc_ray.spec import AcceptSpec
@@ -22,7 +23,9 @@ def judge(accept: AcceptSpec, objective: str, base: dict[str, Any], final: dict[
     drop = base["metrics"][objective] - final["metrics"][objective]
     speedup = final["cost"]["throughput"] / base["cost"]["throughput"]
     reasons = []
-    if drop > accept.max_drop + 1e-9:
+    if math.isnan(drop):
+        reasons.append(f"{objective} is not a number")
+    elif drop > accept.max_drop + 1e-9:
         reasons.append(f"{objective} dropped by {100 * drop:.2f} points, more than accept.max_drop ({100 * accept.max_drop:.2f})")
     if speedup < accept.min_speedup:
         smaller = final["cost"]["bytes"] < base["cost"]["bytes"]

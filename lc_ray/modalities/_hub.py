@@ -21,8 +21,8 @@ def loading(what: str, source: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no {what} can be loaded: {str(error).splitlines()[0]}", source) from None
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"no {what} can be loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}", source) from None
 
 
 def model(kind: Any, config: Any, source: str, weights: str | None, /, **options: Any) -> Any:

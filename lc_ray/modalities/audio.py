@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -30,6 +31,7 @@ _STEPS = 640  # most that rates are resampled by, as from 11,025 to 16,000 Hz: f
 _TOLERANCE = 0.05  # seconds
 _LOUDEST = 16.0  # where 1 is full scale; more is another scale, or noise
 _SHORTEST = 0.025  # seconds: one frame of every feature extractor; shorter clips are padded
+_COUNTED = re.compile(rb"\xff[\xe2-\xfb]..(?:.{9}|.{17}|.{32})(?:Xing|Info)", re.DOTALL)  # an MP3's first frame, if it tells of how many there are
 
 
 class Modality:
@@ -101,9 +103,9 @@ class Modality:
             rows = [np.zeros(shape, np.float16) if row is None else np.frombuffer(row, np.float16).reshape(shape) for row in columns["mel"]]
             return {"input_features": torch.from_numpy(np.stack(rows).astype(np.float32))}
         clips = [_normal(_waveform(row)) if row else np.zeros(round(_SHORTEST * self.rate), np.float32) for row in columns["samples"]]
-        values = np.zeros((len(clips), max(len(c) for c in clips)), np.float32)
-        for i, clip in enumerate(clips):
-            values[i, : len(clip)] = clip
+        # Short clips begin anew at their end: silence would be part of the statistics by which wav2vec2's first layer normalises.
+        longest = max(map(len, clips))
+        values = np.stack([np.resize(clip, longest) for clip in clips])
         return {"input_values": torch.from_numpy(values), "lengths": torch.tensor([len(c) for c in clips])}
 
     def _shape(self, numbers: int | None) -> tuple[int, int]:
@@ -213,7 +215,8 @@ def samples_of(data: bytes, rate: int, seconds: float) -> NDArray[np.float32]:
             expected = min(file.frames, round(seconds * file.samplerate) + 1)
             _media.spend(expected * file.channels)
             samples = file.read(expected, dtype="float32", always_2d=True).mean(1)  # (samples,)
-            if _cut_off(data) or len(samples) < expected:
+            counted = file.format != "MP3" or _COUNTED.search(data)  # else libsndfile guesses, by the file's size
+            if _cut_off(data) or (counted and len(samples) < expected):
                 raise DataError("the file ends before its header says")
             given = file.samplerate
     except soundfile.LibsndfileError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from lc_ray.spec import InputSpec
 _ROLES = ("system", "user", "assistant")
 _SHARED = {"human": "user", "gpt": "assistant"}  # roles of ShareGPT
 _MESSAGES = 256
+_WORD = "Ycleped"  # that no template writes by itself
 SAID = 2  # in the mask, where the assistant speaks
 
 
@@ -54,6 +56,15 @@ class Modality(text.Modality):
         if not self.tokenizer.chat_template:
             fix = "use a model that was made to chat, or give a prompt and its completion: modality text, and data.target"
             raise ModelError("the tokenizer has no chat template", str(source), fix)
+
+    @functools.cached_property
+    def end(self) -> list[int]:  # type: ignore[override]
+        """Tokens that end an answer: the tokenizer's, if it has one, and that with which the template ends a turn."""
+        with contextlib.suppress(TemplateError):
+            whole = self._written([*self.example, {"role": "assistant", "content": _WORD}])
+            after, known = self.tokenizer(whole.rpartition(_WORD)[2], add_special_tokens=False)["input_ids"], self.tokenizer.added_tokens_decoder
+            return list(dict.fromkeys([*super().end, *[token for token in after if token in known and known[token].special][:1]]))
+        return super().end
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
         """A cell as messages {"role", "content"}, or ShareGPT's {"from", "value"}: a list, its JSON, or any other text, which is what the

@@ -85,7 +85,7 @@ class Modality:
             raise DataError("not an image of a known format") from None
         except Image.DecompressionBombError:
             raise DataError("image of more than 50 megapixels") from None
-        except (OSError, SyntaxError, ValueError, MemoryError, EOFError) as error:
+        except (OSError, SyntaxError, ValueError, MemoryError, EOFError, RuntimeError) as error:  # the last of AVIF
             raise DataError(f"damaged image: {str(error).split(' (')[0]}") from None
 
     def prepare(self, values: list[bytes | None]) -> dict[str, list[Any]]:
@@ -151,14 +151,16 @@ class Encoder(nn.Module):
             whole = torchvision.models.get_model(source, weights=None)
             if weights != "random":
                 fill(whole, source, weights)
-            model = _trunk(whole, source)
-            with torch.no_grad():
-                width = model.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
-            return cls(model.train(), {"torchvision": source, "width": width, **_IMAGENET})
+            return cls(_trunk(whole, source), {"torchvision": source, **_IMAGENET})._measured(spec.size, source)
         with _hub.loading("vision model", source):
-            config = AutoConfig.from_pretrained(source)
-            found = _hub.model(AutoModel, config, source, weights)
-        return cls(_headless(found), {"transformers": config.to_dict(), "width": _width(config), **statistics(Path(source))})
+            found = _hub.model(AutoModel, AutoConfig.from_pretrained(source), source, weights)
+            if hasattr(found, "vision_model"):  # of CLIP and others, which read texts beside
+                found = found.vision_model
+                with torch.device("meta"):
+                    AutoModel.from_config(found.config)  # as `rebuild` does; not every such part can stand alone
+        if hasattr(found.config, "mask_ratio"):
+            found.config.mask_ratio = 0.0  # a masked autoencoder would hide most of every image
+        return cls(_headless(found), {"transformers": found.config.to_dict(), **statistics(Path(source))})._measured(spec.size, source)
 
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
@@ -167,6 +169,21 @@ class Encoder(nn.Module):
             return cls(_trunk(torchvision.models.get_model(name, weights=None), name), config)
         kept = {k: v for k, v in config["transformers"].items() if k != "model_type"}
         return cls(_headless(AutoModel.from_config(AutoConfig.for_model(config["transformers"]["model_type"], **kept))), config)
+
+    def _measured(self, side: int, source: str) -> Self:
+        """With its width, which configurations name in many ways.
+
+        Raises:
+            ModelError: it takes no images of that size.
+        """
+        try:
+            with torch.no_grad():
+                hidden, _ = self.eval()(torch.zeros(1, 3, side, side))
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            fix = "set data.inputs.size, or use a model that takes pictures alone"
+            raise ModelError(f"images of {side} × {side} pixels do not fit the model: {error}", source, fix) from None
+        self.config["width"] = hidden.shape[-1]
+        return self.train()
 
     @property
     def width(self) -> int:
@@ -273,6 +290,8 @@ def _grey(levels: NDArray[np.float64], mode: str) -> NDArray[np.uint8]:
 
 def _trunk(model: nn.Module, name: str) -> nn.Module:
     """What comes before pooling and classifier."""
+    if hasattr(model, "permute"):  # Swin has its channels last
+        return nn.Sequential(*(cast(nn.Module, getattr(model, part)) for part in ("features", "norm", "permute")))
     if hasattr(model, "features"):
         return cast(nn.Module, model.features)
     if hasattr(model, "layer4"):
@@ -283,14 +302,11 @@ def _trunk(model: nn.Module, name: str) -> nn.Module:
 
 
 def _headless(model: nn.Module) -> nn.Module:
-    if getattr(model, "pooler", None) is not None:
-        setattr(model, "pooler", None)  # noqa: B010 an unused layer would break the gradient's all-reduce
+    for name in ("pooler", "head"):  # the latter of SigLIP
+        part = getattr(model, name, None)
+        if part is not None and any(True for _ in part.parameters()):
+            setattr(model, name, nn.Identity())  # an unused layer would break the gradient's all-reduce, and some models call theirs unasked
     return model
-
-
-def _width(config: Any) -> int:
-    sizes = getattr(config, "hidden_sizes", None)
-    return int(sizes[-1] if sizes else config.hidden_size)
 
 
 def statistics(folder: Path) -> dict[str, Any]:

@@ -51,12 +51,13 @@ class Modality:
             raise DataError(f"neither a number nor a text but {type(value).__name__}")
         if (number := _number(str(value))) is not None and not math.isfinite(number):
             raise DataError("not a finite number")
-        return str(value).strip()
+        text = str(value).strip()
+        return text.capitalize() if text.lower() in ("true", "false") else text  # a table writes true, and JSON's true is True
 
     def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
-        """The cell, its number (0 if it has none) and its category (0 if it is a number)."""
+        """The cell, its number (0 if it has none) and its category (0 if it is a number; a missing one is as one without a name)."""
         numbers = [_number(value) if value is not None else None for value in values]
-        categories = [0 if v is None or n is not None else 1 + zlib.crc32(v.encode()) % (_BUCKETS - 1) for v, n in zip(values, numbers, strict=True)]
+        categories = [0 if n is not None else 1 + zlib.crc32((v or "").encode()) % (_BUCKETS - 1) for v, n in zip(values, numbers, strict=True)]
         return {"cell": values, "number": [n or 0.0 for n in numbers], "category": categories}
 
     def sizes(self, columns: dict[str, list[Any]]) -> list[int]:
@@ -86,7 +87,7 @@ class Modality:
 
 
 class Standardise(nn.BatchNorm1d):
-    """Standardises by the statistics of all rows seen in training, in training too: batches may be few, or of one row."""
+    """Standardises by the statistics of all numbers seen in training, in training too: batches may be few, or of one row."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -97,12 +98,13 @@ class Standardise(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, 2) → (batch, 2)."""
-        if self.training:
-            self._see(x.detach().double())
         return F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
 
-    def _see(self, x: Tensor) -> None:
-        """Merge a batch's statistics with those so far (Chan et al. 1979), each batch weighing the same."""
+    def see(self, x: Tensor) -> None:
+        """Merge a batch's statistics with those so far (Chan et al. 1979), each batch weighing the same; x (numbers, 2) may be none."""
+        if not len(x):
+            return
+        x = x.detach().double()
         self.num_batches_tracked += 1
         part = 1 / self.num_batches_tracked.double()
         apart = x.mean(0) - self.running_mean
@@ -136,8 +138,10 @@ class Encoder(nn.Module):
 
     def forward(self, number: Tensor, category: Tensor) -> tuple[Tensor, Tensor]:
         """Returns hidden (batch, 1, width) and mask (batch, 1)."""
-        both = torch.stack([number, number.sign() * number.abs().log1p()], dim=-1)  # (batch, 2)
-        known = self.number(self.standardise(both).clamp(-_FARTHEST, _FARTHEST)).where((category == 0).unsqueeze(-1), self.category(category))
+        both, counts = torch.stack([number, number.sign() * number.abs().log1p()], dim=-1), category == 0  # (batch, 2), (batch,)
+        if self.training:
+            self.standardise.see(both[counts])
+        known = self.number(self.standardise(both).clamp(-_FARTHEST, _FARTHEST)).where(counts.unsqueeze(-1), self.category(category))
         hidden = self.out(torch.relu(known)).unsqueeze(1)
         return hidden, torch.ones(hidden.shape[:2], dtype=hidden.dtype, device=hidden.device)
 

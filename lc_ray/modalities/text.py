@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -60,6 +61,11 @@ class Modality:
             raise DataError(f"longer than {self.spec.max_length} tokens")
         return text
 
+    @property
+    def end(self) -> list[int]:
+        """Tokens that end a text: the tokenizer's, if it has one."""
+        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+
     def keep_whole(self) -> None:
         """From now on refuse longer texts: what belongs to them can't be cut with them."""
         self.cut = False
@@ -115,31 +121,38 @@ def need_positions(model: Any, tokens: int, source: str) -> None:
     """Raise ModelError where a model has no positions for so many tokens."""
     tables = [part for name, part in model.named_modules() if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None]
     before = max((table.padding_idx + 1 for table in tables), default=0)  # RoBERTa counts from behind the padding's number
-    if (known := getattr(model.config, "max_position_embeddings", None)) and known - before < tokens:
+    known = getattr(model.config, "max_position_embeddings", None) or 0
+    if 0 < known < tokens + before:  # XLNet says -1 of no limit
         raise ModelError(f"the model reads {known - before} tokens; this job may give it {tokens}", source, "lower data.inputs.max_length")
 
 
 class Encoder(nn.Module):
-    """A Hugging Face text model without its head."""
+    """A Hugging Face text model without its head; of an encoder with a decoder, such as T5, the encoder."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        if hasattr(model, "encoder") and hasattr(model, "decoder"):
+            model = cast(nn.Module, model.encoder)
         if getattr(model, "pooler", None) is not None:
-            setattr(model, "pooler", None)  # noqa: B010 positions are pooled by their mask, whatever the encoder; an unused layer would break the gradient's all-reduce
+            setattr(model, "pooler", nn.Identity())  # noqa: B010 positions are pooled by their mask, whatever the encoder; an unused layer would break the gradient's all-reduce
         self.model = model
+        # No decoder goes on from here: keys and values that it kept would cost memory, and neither pruning nor int8 can follow them.
+        self.options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     @classmethod
     def pretrained(cls, spec: InputSpec, source: str) -> Self:
         """With pretrained weights from a folder or hub id, or random ones of that shape.
 
         Raises:
-            ModelError: the source has no such model, only weights in pickle, or fewer positions than a batch may have.
+            ModelError: the source has no such model, only weights in pickle, or fewer positions than a batch may have; or it is no text model.
         """
         with _hub.loading("model", source):
             if spec.weights == "random":
                 model = AutoModel.from_config(AutoConfig.from_pretrained(source))
             else:
                 model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        if not hasattr(model.config, "hidden_size"):
+            raise ModelError(f"this model does not encode texts alone: {model.config.model_type}", source, "use a text model such as BERT")
         need_positions(model, padded(spec.max_length), source)
         return cls(model)
 
@@ -161,5 +174,5 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Returns hidden (batch, positions, width) and mask (batch, positions)."""
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **self.options).last_hidden_state
         return hidden, attention_mask

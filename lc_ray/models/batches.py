@@ -116,7 +116,7 @@ def decode(row: dict[str, Any], columns: dict[str, Any], errors: str = "strict",
     """
     clean: dict[str, Any] = {}
     for name, modality in columns.items():
-        if modality.spec.optional and _absent(row.get(name)):
+        if modality.spec.optional and absent(row.get(name)):
             clean[name] = None
             continue
         try:
@@ -128,5 +128,6 @@ def decode(row: dict[str, Any], columns: dict[str, Any], errors: str = "strict",
     return clean
 
 
-def _absent(value: Any) -> bool:
+def absent(value: Any) -> bool:
+    """Whether a cell is null, not a number, or blank."""
     return value is None or (isinstance(value, float) and value != value) or (isinstance(value, str | bytes) and not value.strip())

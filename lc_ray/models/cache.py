@@ -14,18 +14,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache
 
+from lc_ray.models.prefixes import Prefixes
+
 _PART = 256  # tokens of prompts that are read at once, while running sequences wait
 _GROWTH = 256  # positions
 
 
 @dataclass(eq=False, slots=True)
 class Prompt:
-    """A prompt, how many of its tokens are read, and the row of a cache that has their keys and values."""
+    """A prompt, whose it is, how many of its tokens are read, and the row of a cache that has their keys and values."""
 
     ids: list[int]
+    owner: str = ""
     cache: Any = field(default_factory=DynamicCache)
-    row: int = 0
     done: int = 0
+    row: int = 0
 
 
 class Cached:
@@ -39,10 +42,20 @@ class Cached:
 
     def __init__(self, model: Any, threads: int, device: torch.device) -> None:
         self.model, self.threads, self.device, self.rows = model, threads, device, Rows()
+        self._running: list[tuple[str, list[int]]] = []  # of each row, whose it is, and its tokens
+        self._ended = Prefixes()
 
-    def begin(self, ids: list[int]) -> Prompt:
+    def keep(self, tokens: int) -> None:
         """See `Decoder`."""
-        return Prompt(ids)
+        self._ended.limit(tokens)
+
+    def begin(self, ids: list[int], owner: str = "") -> Prompt:
+        """See `Decoder`."""
+        return Prompt(ids, owner, *self._ended.find(owner, ids))
+
+    def known(self, prompt: Prompt) -> int:
+        """See `Decoder`."""
+        return prompt.done
 
     def read(self, prompts: list[Prompt]) -> list[Tensor | None]:
         """See `Decoder`. Those that are short are padded on their right, which nothing before it sees, and read together."""
@@ -63,16 +76,23 @@ class Cached:
     def join(self, prompt: Prompt) -> None:
         """See `Decoder`."""
         self.rows.join(prompt.cache, prompt.row, prompt.done)
+        self._running.append((prompt.owner, list(prompt.ids)))
 
     def step(self, tokens: list[int]) -> Tensor:
         """See `Decoder`."""
         positions = self.rows.advance()
         alike = len(set(self.rows.lengths)) == 1  # then all rows see all positions, and attention is quicker without a mask
         seen = None if alike else (torch.arange(max(self.rows.lengths)) <= positions)[:, None, None].to(self.device)
+        for (_, ids), token in zip(self._running, tokens, strict=True):
+            ids.append(token)
         return self._extend(torch.tensor(tokens)[:, None], positions, self.rows, seen)
 
     def leave(self, row: int) -> None:
         """See `Decoder`."""
+        (owner, ids), self._running[row] = self._running[row], self._running[-1]
+        self._running.pop()
+        if self._ended.wants(len(ids)):
+            self._ended.add(owner, ids, self.rows.row(row))
         self.rows.leave(row)
 
     def _extend(self, ids: Tensor, positions: Tensor, cache: Any, seen: Tensor | None = None, last: Tensor | None = None) -> Tensor:
@@ -106,6 +126,11 @@ class Rows(Cache):  # type: ignore[misc]
             for room, tensor in zip(pair, given, strict=True):
                 room[row, :, :length] = tensor[other, :, :length]
         self.lengths.append(length)
+
+    def row(self, row: int) -> list[tuple[Tensor, Tensor]]:
+        """A copy of a row: keys and values of each layer, (1, heads, positions, width)."""
+        length = self.lengths[row]
+        return [(keys[row : row + 1, :, :length].clone(), values[row : row + 1, :, :length].clone()) for keys, values in self._layers]
 
     def leave(self, row: int) -> None:
         """Drop a row; the last one takes its place."""

@@ -134,15 +134,21 @@ def freeze(model: nn.Module, parts: tuple[str, ...], inputs: list[InputSpec]) ->
     """Stop training parameters whose name contains one of `parts`, and encoders whose rate is 0.
 
     Raises:
-        ModelError: a part that no parameter's name contains.
+        ModelError: a part that no parameter's name contains, a rate of what is no encoder, or nothing is left to train.
     """
     names = [n for n, _ in model.named_parameters()]
+    encoders = {i.column: f"encoders.{module_name(i.column)}." for i in inputs}
+    for i in inputs:
+        if i.rate != 1 and not any(n.startswith(encoders[i.column]) for n in names):
+            raise ModelError(f"data.inputs: '{i.column}' has no encoder of its own here, and no rate", fix="use train.learning_rate, model.freeze")
     for part in parts:
         if not any(part in n for n in names):
             raise ModelError(f"model.freeze: no parameter's name contains '{part}'", fix=f"for example {names[0]}")
-    parts = (*parts, *(f"encoders.{module_name(i.column)}." for i in inputs if i.rate == 0))
+    parts = (*parts, *(encoders[i.column] for i in inputs if i.rate == 0))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(part in name for part in parts))
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError("model.freeze and rates of 0 leave nothing to train")
     return model
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,11 +109,12 @@ class Pruner:
         keep: modules that are never touched, such as the head.
 
     Raises:
-        ModelError: nothing in the model can be pruned.
+        ModelError: nothing in the model can be pruned, or its layers can't be followed.
     """
 
     def __init__(self, model: nn.Module, example: dict[str, Tensor], keep: list[nn.Module]) -> None:
-        self.layers = _layers(model, example, keep)
+        self._run: Callable[[], Any] = lambda: getattr(model, "followed", model.forward)(example)
+        self.layers = _layers(model, self._run, keep)
         if not self.layers:
             raise ModelError("no layer of this model can be pruned", fix="leave out `prune`")
         self.scores = torch.zeros(sum(layer.units for layer in self.layers), dtype=torch.float64)
@@ -132,6 +133,9 @@ class Pruner:
 
         Returns:
             Per layer, units `before` and `after`, and their `size` in channels.
+
+        Raises:
+            ModelError: what is left does not fit together.
         """
         chosen = self._chosen(fraction * self.parameters)
         kept = {}
@@ -145,6 +149,11 @@ class Pruner:
                 _count_heads(layer.attention, layer.units - len(units), layer.size)
             for norm in layer.norms:
                 norm.num_groups = layer.units - len(units)
+        try:
+            with torch.no_grad():
+                self._run()
+        except RuntimeError as error:
+            raise ModelError(f"what pruning leaves of this model does not fit together: {error}", fix="leave out `prune`") from error
         return kept
 
     def _chosen(self, budget: float) -> list[Tensor]:
@@ -177,17 +186,19 @@ class Pruner:
         return sum(p.numel() * (1 - share) for p, share in zip(gone, kept, strict=True))
 
 
-def _layers(model: nn.Module, example: dict[str, Tensor], keep: list[nn.Module]) -> list[Layer]:
+def _layers(model: nn.Module, run: Callable[[], Any], keep: list[nn.Module]) -> list[Layer]:
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     training = model.training
     model.eval().requires_grad_(True)  # the graph is traced through gradients, frozen layers included
-    follow = getattr(model, "followed", model.forward)
-    graph = torch_pruning.DependencyGraph().build_dependency(
-        model, example, forward_fn=lambda _, batch: follow(batch), customized_pruners={Conv1D: _Transposed()}, verbose=False
-    )
     names = {module: name for name, module in model.named_modules()}
     ignored = [m for top in keep for m in top.modules()] + [m for m, name in names.items() if _tangled(_owner(name, names))]
-    groups = list(graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Linear, nn.Conv2d, nn.Conv1d, Conv1D]))
+    try:
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            model, None, forward_fn=lambda *_: run(), customized_pruners={Conv1D: _Transposed()}, verbose=False
+        )
+        groups = list(graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Linear, nn.Conv2d, nn.Conv1d, Conv1D]))
+    except Exception as error:  # DepGraph raises nothing narrower
+        raise ModelError(f"the layers of this model can't be followed: {error}", fix="leave out `prune`") from error
     layers = [layer for group in groups if (layer := _layer(group, names)) is not None]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained[name])
@@ -196,13 +207,16 @@ def _layers(model: nn.Module, example: dict[str, Tensor], keep: list[nn.Module])
 
 
 def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
-    """A group as a layer, or None if it reaches an embedding, which ties it to the residual stream of the whole model."""
+    """A group as a layer, or None if its units can't go without changing what the rest computes, or if DepGraph lost its way in it.
+
+    A group that reaches an embedding is the residual stream of the whole model.
+    """
     channels = len(group[0].idxs)
     parts, attention, size = [], None, 1
     norms = [m for dep, _ in group if isinstance(m := dep.target.module, nn.GroupNorm) and m.num_groups > 1]
     for dep, indices in group:
         module = dep.target.module
-        if isinstance(module, nn.Embedding | nn.Parameter):
+        if isinstance(module, nn.Embedding | nn.Parameter) or _inseparable(module):
             return None
         if not any(True for _ in module.parameters(recurse=False)):
             continue
@@ -211,6 +225,8 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
         inputs = "in_channels" in dep.handler.__name__ and module.weight.dim() > 1
         columns = 0 if isinstance(module, Conv1D) else 1
         along = [(module.weight, columns)] if inputs else [(module.weight, 1 - columns if module.weight.dim() > 1 else 0), (module.bias, 0)]
+        if any(max(indices) >= tensor.shape[dim] for tensor, dim in along if tensor is not None):
+            return None
         parts += [(tensor, dim, list(indices)) for tensor, dim in along if tensor is not None]
         owner = _owner(names[module], names)
         if not inputs and (width := getattr(owner, "attention_head_size", None) or getattr(owner, "head_dim", None)):
@@ -223,6 +239,13 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
     step = 1 if size > 1 or units < 4 * _MULTIPLE else _MULTIPLE
     root = names[attention] if attention is not None else names[group[0].dep.target.module]
     return Layer(root, group, parts, size, units, step, attention, norms) if units > 1 else None
+
+
+def _inseparable(module: nn.Module) -> bool:
+    """Whether channels can't go one by one without changing what the others do: of a normalisation over all, or a convolution in groups."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return 1 < module.groups < module.out_channels
+    return isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
 
 
 def _owner(name: str, names: dict[nn.Module, str]) -> nn.Module | None:

@@ -31,6 +31,7 @@ from lc_ray.models.fusion import FusionModel
 cast("dict[str, Any]", sys.modules)["openvino_telemetry"] = None
 
 import openvino  # noqa: E402
+from openvino.frontend import OpConversionFailure  # noqa: E402
 
 _SMOOTH = 0.8  # SmoothQuant's alpha: closest to fp32 of -1 (off), 0.5, 0.8 and 0.95 (NNCF's own) for a fine-tuned MiniLM
 _FILE = "model_{}.xml"  # by stage
@@ -51,7 +52,7 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
         What the manifest records as `quantization`.
 
     Raises:
-        ModelError: no calibration rows.
+        ModelError: no calibration rows, or a model that OpenVINO can't run.
     """
     stages = [list(batches)]
     if not stages[0]:
@@ -65,16 +66,20 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
     left = [rf".*encoders\.{name}\b.*" for name, encoder in getattr(model, "encoders", {}).items() if _exact(encoder)]
     for number, of_stage in enumerate(stages):
         calibration = [{name: tensor.numpy() for name, tensor in (batch | _past(model, batch)).items()} for batch in of_stage]
-        with _quiet():
-            quantized = nncf.quantize(
-                _convert(model, calibration[0]),
-                nncf.Dataset(calibration),
-                preset=nncf.QuantizationPreset.MIXED,
-                model_type=nncf.ModelType.TRANSFORMER,
-                subset_size=len(calibration),
-                ignored_scope=nncf.IgnoredScope(patterns=left, validate=False),
-                advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)),
-            )
+        try:
+            with _quiet():
+                quantized = nncf.quantize(
+                    _convert(model, calibration[0]),
+                    nncf.Dataset(calibration),
+                    preset=nncf.QuantizationPreset.MIXED,
+                    model_type=nncf.ModelType.TRANSFORMER,
+                    subset_size=len(calibration),
+                    ignored_scope=nncf.IgnoredScope(patterns=left, validate=False),
+                    advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)),
+                )
+        except (RuntimeError, OpConversionFailure) as error:
+            told = (str(error).strip() or type(error).__name__).splitlines()[-1].removeprefix("-- ")
+            raise ModelError(f"this model can't be made int8: {told}", fix="leave out `quantize`") from error
         openvino.save_model(quantized, folder / _FILE.format(number), compress_to_fp16=False)
     return {
         "scheme": "post-training, static",

@@ -4,8 +4,8 @@
      "route": "/v1/models/{name}:predict", "status": 200, "error": "", "model": ..., "version": ..., "rows": 1, "received": 40, "sent": 120,
      "milliseconds": {"prepare": 0.4, "queue": 0.1, "infer": 4.2, "total": 5.0}}
 
-Language models' lines have `tokens_in`, `tokens_out`, and `first_token` among the milliseconds. Names of keys are told, never keys; routes
-rather than paths, which may hold anything. Behind Serve's HAProxy `client` is what a proxy before it says in X-Forwarded-For.
+Language models' lines have `tokens_in`, `tokens_cached` of those, `tokens_out`, and `first_token` among the milliseconds. Names of keys are told,
+never keys; routes rather than paths, which may hold anything. Behind Serve's HAProxy `client` is what a proxy before it says in X-Forwarded-For.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Log:
 def line(seen: Record) -> dict[str, Any]:
     """What is logged of a request."""
     stages = seen.stages() | ({} if seen.first_token is None else {"first_token": seen.first_token})
-    tokens = {"tokens_in": seen.tokens_in, "tokens_out": seen.tokens_out} if seen.tokens_in else {}
+    tokens = {name: getattr(seen, name) for name in ("tokens_in", "tokens_cached", "tokens_out")} if seen.tokens_in else {}
     when = datetime.fromtimestamp(seen.time, UTC).isoformat(timespec="milliseconds")
     milliseconds = {stage: round(1000 * seconds, 3) for stage, seconds in stages.items()}
     return {"time": when, **{name: getattr(seen, name) for name in _FIELDS}, **tokens, "milliseconds": milliseconds}

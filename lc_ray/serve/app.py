@@ -222,14 +222,14 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needs = {"CPU": spec.replicas.max * spec.replicas.cpu, "GPU": spec.replicas.max * spec.replicas.gpu}
     alone = len(nodes) == 1 and all(nodes[0].get(name, 0.0) >= amount for name, amount in needs.items())  # else an autoscaler may bring more
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": spec.host, "port": port} | certificate,
-        grpc_options={"port": spec.grpc_port, "grpc_servicer_functions": [_REGISTER], "enable_reflection": False} if spec.grpc_port else None,
-        logging_config=LoggingConfig(**_QUIET),
-        controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports()}},
-    )
     try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": spec.host, "port": port} | certificate,
+            grpc_options={"port": spec.grpc_port, "grpc_servicer_functions": [_REGISTER], "enable_reflection": False} if spec.grpc_port else None,
+            logging_config=LoggingConfig(**_QUIET),
+            controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports()}},
+        )
         source = str(rollout.begin(port, address(), url, models)) if alone else State(address=address(), url=url, models=models)
         serve.run(application(source, spec, keys, environment(spec)), name=NAME, route_prefix="/")
     except BaseException as error:

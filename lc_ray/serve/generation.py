@@ -69,12 +69,14 @@ class Job:
 
     Attributes:
         arrived, begun: when it came, and when the first of its prompts was begun, on the monotonic clock; `begun` is 0 before.
+        key: name of the API key.
+        cached: tokens of its prompts that need not be read, since requests before began with them.
     """
 
     def __init__(self, asks: Sequence[Ask]) -> None:
         first = accumulate((ask.n for ask in asks), initial=0)
         self.prompts = [Prompt(self, ask, number) for ask, number in zip(asks, first, strict=False)]
-        self.cancelled = False
+        self.cancelled, self.cached, self.key = False, 0, record.current().key
         self.arrived, self.begun = time.monotonic(), 0.0
         self.loop = asyncio.get_running_loop()
         self.pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
@@ -102,7 +104,7 @@ class Answer:
         prompt: that it answers.
         number: of the answer among those to the prompt.
         tokenizer: of the model.
-        end: the token that ends a text.
+        end: tokens that end an answer.
     """
 
     def __init__(self, prompt: Prompt, number: int, tokenizer: Any, end: list[int]) -> None:
@@ -208,6 +210,7 @@ class Generator(ABC):
                 yield piece
         finally:
             self.drop(job)
+            seen.tokens_cached += job.cached
             now = time.monotonic()
             begun = job.begun or now
             seen.spans += [("queue", job.arrived, begun), ("infer", begun, now)]

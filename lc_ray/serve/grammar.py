@@ -27,7 +27,7 @@ class Grammars:
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        end: the token that ends a text.
+        end: tokens that end an answer.
     """
 
     def __init__(self, tokenizer: Any, end: list[int]) -> None:

@@ -25,7 +25,7 @@ ProcessCollector(registry=REGISTRY)
 _requests = Counter("lc_ray_requests", "Requests answered", ("route", *_MODEL, "status"), registry=REGISTRY)
 _seconds = Histogram("lc_ray_request_seconds", "Time of requests that models ran, by stage", (*_MODEL, "stage"), registry=REGISTRY, buckets=_SECONDS)
 _rows = Histogram("lc_ray_batch_rows", "Rows that ran together", _MODEL, registry=REGISTRY, buckets=_ROWS)
-_tokens = Counter("lc_ray_tokens", "Tokens of prompts and of answers", (*_MODEL, "kind"), registry=REGISTRY)
+_tokens = Counter("lc_ray_tokens", "Tokens of prompts, of these what was read before, and of answers", (*_MODEL, "kind"), registry=REGISTRY)
 _first = Histogram("lc_ray_first_token_seconds", "Time until an answer's first token", _MODEL, registry=REGISTRY, buckets=_SECONDS)
 _dropped = Counter("lc_ray_dropped", "What logs and traces lost because it came too fast or could not be written", ("log",), registry=REGISTRY)
 
@@ -44,6 +44,7 @@ def count(record: Record) -> None:
         _of(_seconds, model, version, stage).observe(seconds)
     if record.tokens_in:
         _of(_tokens, model, version, "prompt").inc(record.tokens_in)
+        _of(_tokens, model, version, "cached").inc(record.tokens_cached)
         _of(_tokens, model, version, "answer").inc(record.tokens_out)
     if record.first_token is not None:
         _of(_first, model, version).observe(record.first_token)

@@ -16,6 +16,8 @@ from lc_ray.spec import ServeSpec
 from lc_ray.tasks._decoder import Decoder
 from lc_ray.tasks._sampling import Sampler
 
+_KEPT = 4  # of the positions that answers may hold, one in so many is for those that ended
+
 
 class _Row(Answer):
     """A running answer of ours."""
@@ -34,7 +36,8 @@ class _Row(Answer):
 class OwnGenerator(Generator):
     """Runs requests on one thread, with the model's decoder.
 
-    Prompts are read in parts, short ones together, so that running answers never wait for more than one part.
+    Prompts are read in parts, short ones together, so that running answers never wait for more than one part. What a prompt shares with a
+    request before of the same key, as a conversation does with its turn before, is not read again.
 
     Args:
         predictor, spec: see `Generator`.
@@ -42,6 +45,7 @@ class OwnGenerator(Generator):
 
     def __init__(self, predictor: Predictor, spec: ServeSpec) -> None:
         super().__init__(predictor, spec)
+        self._room = max(self.positions, spec.batch.tokens)
         self._decoder: Decoder = self.task.decoder(predictor.engine)
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
@@ -115,15 +119,18 @@ class OwnGenerator(Generator):
                 prompt.job.begun = prompt.job.begun or time.monotonic()
                 if not prompt.job.prompts:
                     self._waiting.popleft()
+        self._decoder.keep(max(0, min(self._room // _KEPT, self._room - self._needed()[1])))
 
     def _fits(self, ask: Ask) -> bool:
-        """Whether there is room for a prompt's answers beside those that run or will, which are all as long in the cache as the longest."""
-        held = self._held()
-        if not held:
-            return True
-        rows = len(self._rows) + sum(prompt.ask.n for prompt in self._reading) + ask.n
-        longest = max(len(one.ids) + one.tokens for one in (ask, *(other.ask for other in held)))
-        return rows <= self.spec.batch.max and rows * longest <= max(self.positions, self.spec.batch.tokens)
+        """Whether there is room for a prompt's answers beside those that run or will."""
+        rows, positions = self._needed(ask)
+        return not self._held() or (rows <= self.spec.batch.max and positions <= self._room)
+
+    def _needed(self, *more: Ask) -> tuple[int, int]:
+        """Rows and positions of the answers that run or will, and of more; all are as long in the cache as the longest."""
+        rows = len(self._rows) + sum(ask.n for ask in (*(prompt.ask for prompt in self._reading), *more))
+        asks = (*(one.ask for one in self._held()), *more)
+        return rows, rows * max((len(ask.ids) + ask.tokens for ask in asks), default=0)
 
     def _held(self) -> list[_Row | Prompt]:
         """Answers that run, and prompts whose answers will."""
@@ -134,7 +141,9 @@ class OwnGenerator(Generator):
         if not self._reading:
             return
         for prompt in self._reading:
-            prompt.state = prompt.state or self._decoder.begin(prompt.ask.ids)
+            if prompt.state is None:
+                prompt.state = self._decoder.begin(prompt.ask.ids, prompt.job.key)
+                prompt.job.cached += self._decoder.known(prompt.state)
         read = list(zip(self._reading, self._decoder.read([prompt.state for prompt in self._reading]), strict=True))
         fresh = [(self._begun(prompt, number), logits) for prompt, logits in read if logits is not None for number in range(prompt.ask.n)]
         self._reading = [prompt for prompt, logits in read if logits is None]

@@ -42,6 +42,7 @@ class Record:
         trace: its `traceparent` header.
         received, sent: bytes of its body, decompressed, and of its answer's.
         spans: what it spent time on: stage, and when that began and ended on the monotonic clock.
+        tokens_in, tokens_cached, tokens_out: of prompts, of these what was read for requests before, and of answers.
         first_token: seconds until the first token.
         predicted: what the prediction log is to have, if there is one.
     """
@@ -62,6 +63,7 @@ class Record:
     received: int = 0
     sent: int = 0
     tokens_in: int = 0
+    tokens_cached: int = 0
     tokens_out: int = 0
     first_token: float | None = None
     predicted: Predicted | None = None

@@ -225,11 +225,14 @@ class VllmGenerator(Generator):
         how = SamplingParams(**parameters(ask, number, self.end), structured_outputs=grammar, output_kind=RequestOutputKind.DELTA)
         begun = False
         try:
-            async with aclosing(self._engine.generate({"type": "token", "prompt_token_ids": ask.ids}, how, uuid.uuid4().hex)) as outputs:
+            owner = {"cache_salt": prompt.job.key} if prompt.job.key else {}  # nobody learns what others have asked
+            given = {"type": "token", "prompt_token_ids": ask.ids} | owner
+            async with aclosing(self._engine.generate(given, how, uuid.uuid4().hex)) as outputs:
                 async for output in outputs:
                     if not begun:
                         begun = True
                         self._running += 1
+                        prompt.job.cached += 0 if number else output.num_cached_tokens or 0
                         prompt.job.begun = prompt.job.begun or output.metrics.scheduled_ts
                     (new,) = output.outputs
                     for place, one in enumerate(new.token_ids):

@@ -116,8 +116,8 @@ class Reading:
 
     def _nats(self, outputs: Tensor, targets: Tensor) -> Tensor:
         lengths = (targets != IGNORED).sum(1)
+        frames = (outputs[..., self.blank] < _SURE / 2).sum(1)  # without those of padding
         scores = F.log_softmax(outputs.float(), dim=-1).transpose(0, 1)  # (frames, batch, vocabulary)
-        frames = torch.full_like(lengths, len(scores))
         nats = F.ctc_loss(scores, targets.clamp(min=0), frames, lengths, self.blank, reduction="none", zero_infinity=True)
         return nats / lengths.clamp(min=1)
 

@@ -11,8 +11,14 @@ from torch import Tensor
 class Decoder(Protocol):
     """Running sequences, numbered from 0. One thread uses it."""
 
-    def begin(self, ids: list[int]) -> Any:
-        """A prompt, yet to be read."""
+    def keep(self, tokens: int) -> None:
+        """Keep sequences that ended, of so many tokens together, for prompts that begin as they do. Without this, none are kept."""
+
+    def begin(self, ids: list[int], owner: str = "") -> Any:
+        """A prompt, yet to be read; only sequences of the same owner's help it."""
+
+    def known(self, prompt: Any) -> int:
+        """Tokens of a prompt that need not be read: before any are, those that it shares with a sequence that was kept."""
 
     def read(self, prompts: list[Any]) -> list[Tensor | None]:
         """Read the next part of the first prompt, and maybe of others. Logits (vocabulary,) after the last token of each; None where more is left."""
@@ -38,9 +44,16 @@ class Whole:
         self.run = run
         self.rows: list[list[int]] = []
 
-    def begin(self, ids: list[int]) -> list[int]:
+    def keep(self, tokens: int) -> None:
+        """See `Decoder`. Nothing that could be kept would help."""
+
+    def begin(self, ids: list[int], owner: str = "") -> list[int]:
         """See `Decoder`."""
         return ids
+
+    def known(self, prompt: list[int]) -> int:
+        """See `Decoder`."""
+        return 0
 
     def read(self, prompts: list[list[int]]) -> list[Tensor | None]:
         """See `Decoder`."""

@@ -139,6 +139,7 @@ class Model(nn.Module):
 
     Attributes:
         AUTO: the class of transformers that loads it.
+        OPTIONS: what it is to be loaded with.
 
     Args:
         model: with a head over the vocabulary.
@@ -146,6 +147,7 @@ class Model(nn.Module):
     """
 
     AUTO: ClassVar[Any]
+    OPTIONS: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, model: nn.Module, column: str) -> None:
         super().__init__()
@@ -164,11 +166,10 @@ class Model(nn.Module):
         source = sources[inputs[0].column]
         with _hub.loading("language model", source):
             config = AutoConfig.from_pretrained(source)
-            random, options = inputs[0].weights == "random", {"attn_implementation": "sdpa"}
             model = (
-                cls.AUTO.from_config(config, **options)
-                if random
-                else cls.AUTO.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
+                cls.AUTO.from_config(config, **cls.OPTIONS)
+                if inputs[0].weights == "random"
+                else cls.AUTO.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **cls.OPTIONS)
             )
         text.need_positions(model, task.positions, source)
         return cls(model, module_name(inputs[0].column))
@@ -177,7 +178,7 @@ class Model(nn.Module):
     def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
         """With weights yet to be loaded, from `config`."""
         kept = {k: v for k, v in config["model"].items() if k != "model_type"}
-        model = cls.AUTO.from_config(AutoConfig.for_model(config["model"]["model_type"], **kept), attn_implementation="sdpa")
+        model = cls.AUTO.from_config(AutoConfig.for_model(config["model"]["model_type"], **kept), **cls.OPTIONS)
         return cls(model, config["column"])
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, WhisperForConditionalGeneration
 
-from lc_ray.errors import ModelError
+from lc_ray.errors import ModelError, SpecError
 from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks import _language
@@ -97,6 +97,9 @@ class Reading:
         modality: of modality `speech`.
         longest: of a transcript, in tokens, its end among them.
         language: of a multilingual model.
+
+    Raises:
+        SpecError: the model does not know the language.
     """
 
     MODEL: ClassVar[Any] = Model
@@ -104,7 +107,10 @@ class Reading:
     def __init__(self, column: str, modality: Any, longest: int, language: str | None) -> None:
         self.column, self.longest, self.tokenizer = column, longest, modality.tokenizer
         if language:
-            self.tokenizer.set_prefix_tokens(language=language, task="transcribe")
+            try:
+                self.tokenizer.set_prefix_tokens(language=language, task="transcribe")
+            except (ValueError, AttributeError) as error:
+                raise SpecError(f"task.language: {error}", "task 'speech_recognition'") from None
         known = self.tokenizer.get_vocab()
         plain = [known[token] for token in _PREFIX if token in known]  # of a tokenizer that is Whisper's in content but not in class
         self.prefix, self.end = list(getattr(self.tokenizer, "prefix_tokens", plain)), int(self.tokenizer.eos_token_id)

@@ -5,7 +5,6 @@ Which of the two it is shows in the base model's name: torchvision's models have
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from typing import Any, Self, cast
@@ -20,7 +19,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_iou
 
 from lc_ray.errors import DataError, SpecError
-from lc_ray.modalities import image
+from lc_ray.modalities import _text, image
 from lc_ray.spec import InputSpec, ModelSpec, Section, module_name
 from lc_ray.tasks import _detr, _rcnn, _task, classification
 from lc_ray.units import Fraction
@@ -52,22 +51,17 @@ class Task(_task.Task):
 
     @staticmethod
     def clean(value: Any) -> list[dict[str, Any]]:
-        """A list, or its JSON, of {"label": name, "box": [left, top, right, bottom]}, or with COCO's "bbox": [left, top, width, height] instead.
+        """A list, or its JSON, of {"label": name, "box": [left, top, right, bottom]}, or with COCO's "bbox": [left, top, width, height] instead;
+        "category" may stand for "label".
 
         Numbers are pixels of the picture as it is shown, upright. A picture without objects has an empty list.
 
         Raises:
             DataError: missing, something else, inside out, or more than 1000 boxes.
         """
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "replace")
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                raise DataError("boxes are not valid JSON") from None
+        value = _text.listed(value)
+        if isinstance(value, dict) and value:  # as Hugging Face datasets may keep a list of them
+            value = _rows(value)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise DataError("boxes missing: a picture without objects has an empty list")
         if not isinstance(value, list):
@@ -228,7 +222,16 @@ class Model:
         return (_rcnn.Model if "torchvision" in config else _detr.Model).rebuild(config, task)
 
 
+def _rows(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    cells = [_text.listed(cell) for cell in columns.values()]
+    if not all(isinstance(cell, list) for cell in cells) or len({len(cell) for cell in cells}) > 1:
+        raise DataError("not a list of boxes, nor lists of their labels and corners that are of one length")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
+
+
 def _clean(item: Any) -> dict[str, Any]:
+    if isinstance(item, dict) and "category" in item:
+        item = {"label": item["category"], **item}
     if not isinstance(item, dict) or "label" not in item or not {"box", "bbox"} & item.keys():
         raise DataError('an object is {"label": name, "box": [left, top, right, bottom]}, or has "bbox": [left, top, width, height]')
     box = item.get("box")

@@ -58,7 +58,7 @@ class Task(_task.Task):
             DataError: all targets are equal.
         """
         values = np.fromiter(targets, np.float64)
-        if not len(values) or values.std() == 0:
+        if not len(values) or values.min() == values.max():  # of equal values, the deviation need not be 0
             raise DataError("all training targets are equal", fix="check `data.target`")
         return cls(float(values.mean()), float(values.std()))
 

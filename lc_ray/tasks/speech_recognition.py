@@ -5,6 +5,8 @@ Which of the two a base model is shows in its features: raw samples, or a log-me
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -13,14 +15,13 @@ import jiwer
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities import speech
 from lc_ray.spec import InputSpec, ModelSpec, Section, module_name
 from lc_ray.tasks import _ctc, _language, _seq2seq, _task
 
-_normal = BasicTextNormalizer()
+_ASIDE = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+\)")  # what is no speech, such as "[laughs]"
 
 
 class Task(_task.Task):
@@ -184,5 +185,6 @@ class Model:
 
 
 def _plain(text: str) -> str:
-    """Text in which case and punctuation do not count."""
-    return str(_normal(text)).strip()
+    """Text in which case and punctuation do not count. As Whisper's, but marks stay: in Hindi, Thai and others they are the vowels."""
+    plain = unicodedata.normalize("NFKC", _ASIDE.sub("", text.lower())).lower()
+    return " ".join("".join(" " if unicodedata.category(c).startswith(("P", "S")) else c for c in plain).split())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -88,12 +88,12 @@ class Task(_language.Task):
 
     def encode(self, target: str | None) -> list[int]:
         """Token ids of the completion and of the text's end."""
-        return [] if target is None else self.tokenizer(target, add_special_tokens=False)["input_ids"] + self.end
+        return [] if target is None else self.tokenizer(target, add_special_tokens=False)["input_ids"] + self.end[:1]
 
     @property
     def end(self) -> list[int]:
-        """The token that ends a text, if the tokenizer has one."""
-        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        """Tokens that end an answer; the first one ends what is learned, if there is one."""
+        return cast("list[int]", self.modality.end)
 
     def collate(self, encoded: list[list[int]]) -> Tensor:
         """Token ids (batch, longest), padded."""
@@ -120,7 +120,7 @@ class Task(_language.Task):
 
     def _row(self, ids: Tensor, mask: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """A row's tokens, and which of them are learned. Where a prompt leaves no room, it loses its beginning to half of the length."""
-        prompt, ends = ids[mask > 0], torch.tensor(self.end, dtype=ids.dtype)
+        prompt, ends = ids[mask > 0], torch.tensor(self.end[:1], dtype=ids.dtype)
         if self.LABELLED:
             completion = target[target != IGNORED]
             prompt = prompt[-(self.max_length - min(len(completion), self.max_length // 2)) :]
@@ -154,7 +154,7 @@ class Task(_language.Task):
         running = list(range(len(answers)))  # as the decoder has them: the last takes the place of one that leaves
         while running:
             for place in reversed(range(len(running))):
-                if answers[running[place]][-1:] == self.end or len(answers[running[place]]) == self.max_new_tokens:
+                if answers[running[place]][-1] in self.end or len(answers[running[place]]) == self.max_new_tokens:
                     decoder.leave(place)
                     running[place] = running[-1]
                     running.pop()
@@ -211,6 +211,7 @@ class Model(_language.Model):
     """A causal language model. See `_language.Model`."""
 
     AUTO = AutoModelForCausalLM
+    OPTIONS: ClassVar[dict[str, Any]] = {"attn_implementation": "sdpa"}  # which takes masks of any shape as they are
 
     def __init__(self, model: nn.Module, column: str) -> None:
         super().__init__(model, column)

@@ -51,7 +51,7 @@ def train_segment(config: dict[str, Any]) -> None:
         progress = worker.resume(engine)
     worker.tell(post, "model")
     history: list[dict[str, float]] = progress["history"]
-    before = worker.communication()
+    before = worker.communicated
     batches = worker.batches(start=progress["step"])
     for step in range(progress["step"], segment.until):
         rate = learning_rate(worker.spec.train.learning_rate, step, segment.phase, worker.spec.train.warmup)
@@ -67,8 +67,7 @@ def train_segment(config: dict[str, Any]) -> None:
                 engine.step()  # which changes weights with the last of them
             losses.append(loss.detach())
         value = float(torch.stack(losses).mean())
-        if not np.isfinite(value):
-            raise TrainError(f"the loss became {value} at step {step}", segment.key, "lower train.learning_rate, or set model.dtype: fp32")
+        worker.require_finite({"loss": value}, step)
         if step % max(1, segment.total // 200) == 0 or step + 1 == segment.until:
             history.append({"step": step, "loss": value, "learning_rate": rate})
             worker.tell(post, "step", step=step + 1, loss=value)
@@ -76,8 +75,10 @@ def train_segment(config: dict[str, Any]) -> None:
         if every and (step + 1) % every == 0 and step + 1 < segment.until:
             with clock("checkpoint"):
                 checkpoint.save(engine, {"step": step + 1, "history": history}, {"step": step + 1})
+    clock.move(worker.communicated - before, "compute", "communication")
     with clock("evaluate"):
         metrics = worker.evaluate(model)
+    worker.require_finite(metrics, segment.until - 1)  # the last step may have broken the weights: no loss has told of it
     with clock("checkpoint"):
         weights = checkpoint.whole_weights(engine)
         if worker.rank == 0:
@@ -85,7 +86,6 @@ def train_segment(config: dict[str, Any]) -> None:
         progress = {"step": segment.until, "history": history}
         if segment.keeps_optimizer:
             checkpoint.save(engine, progress, metrics)
-    clock.move(worker.communication() - before, "compute", "communication")
     if worker.rank == 0:
         worker.write_record(metrics, history, clock.total())
     ray.train.report(metrics)
@@ -100,7 +100,7 @@ class Worker:
 
     def __init__(self, segment: Segment) -> None:
         context = ray.train.get_context()
-        self.clock = Clock()
+        self.clock, self.communicated = Clock(), 0.0  # seconds in DeepSpeed's collective operations, waiting for other workers included
         self.segment, self.spec = segment, segment.spec
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
@@ -133,9 +133,9 @@ class Worker:
         return self.segment.store / key / "model"
 
     def tell(self, post: Post, event: str, **fields: Any) -> None:
-        """Post an event of this segment, once for all workers."""
+        """Post an event of this segment, once for all workers, with the steps of its member's whole training."""
         if self.rank == 0:
-            post({"event": event, "segment": self.segment.key, "member": self.segment.member, **fields})
+            post({"event": event, "segment": self.segment.key, "member": self.segment.member, "steps": self.segment.total, **fields})
 
     def teacher(self) -> nn.Module | None:
         """The unpruned parent, while recovering by distillation."""
@@ -164,7 +164,8 @@ class Worker:
         dist.all_reduce(scores)
         pruner.scores = scores.cpu()
         removed = pruner.remove((self.segment.pruned - gone) / (1 - gone))
-        self.kept = {name: units | {"before": self.kept.get(name, units)["before"]} for name, units in removed.items()}
+        # What has one unit left is found no more, and stays on record.
+        self.kept |= {name: units | {"before": self.kept.get(name, units)["before"]} for name, units in removed.items()}
         load.freeze(self.model, self.spec.model.freeze, self.inputs)
         self.tell(post, "pruned", kept=self.kept)
 
@@ -181,6 +182,7 @@ class Worker:
         engine, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, config=settings)
         # Alone and without ZeRO, gradients would be copied to and fro; ZeRO's optimizer is handed them by nothing else.
         engine.enable_backward_allreduce = self.world > 1 or engine.zero_optimization_stage() > 0
+        deepspeed.comm.comm.comms_logger.append = self._communicated
         return engine
 
     def _groups(self) -> dict[float, list[Any]]:
@@ -259,6 +261,13 @@ class Worker:
         metrics = self.task.metrics(*([x for part in gathered for x in part[i]] for i in (0, 1)))
         return {name: float(value) for name, value in metrics.items()}
 
+    def require_finite(self, values: dict[str, float], step: int) -> None:
+        """Raise TrainError where one of the values is infinite or no number."""
+        for name, value in values.items():
+            if not np.isfinite(value):
+                fix = "lower train.learning_rate, or set model.dtype: fp32"
+                raise TrainError(f"the {name.replace('_', ' ')} became {value} at step {step}", self.segment.key, fix)
+
     def _run(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
         with torch.no_grad(), self._autocast():
             return model({k: v.to(self.device) for k, v in batch.items()}).float().cpu().numpy()
@@ -279,11 +288,10 @@ class Worker:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.model.dtype == "bf16")
 
-    def communication(self) -> float:
-        """Seconds spent in DeepSpeed's collective operations so far, waiting for other workers included."""
-        by_op = deepspeed.comm.comm.comms_logger.comms_dict  # {operation: {bytes: [count, [milliseconds]]}}
-        # DeepSpeed's timer is never reset: each entry is the operation's running total.
-        return float(sum(max(max(entry[1]) for entry in sizes.values()) for sizes in by_op.values())) / 1000
+    def _communicated(self, operation: str, name: str, milliseconds: float, size: int) -> None:
+        """Called by DeepSpeed after each collective operation. By itself it keeps them all, and sums up all that came before at each."""
+        deepspeed.comm.comm.timers(name).reset()
+        self.communicated += milliseconds / 1000
 
     def write_artifact(self, weights: dict[str, Tensor], metrics: dict[str, float]) -> None:
         """The model as it is now."""

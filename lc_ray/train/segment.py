@@ -75,8 +75,9 @@ class Segment:
         return max(train.segments, round(train.epochs * steps_per_epoch(self.rows, train.batch_size)))
 
     def boundary(self, number: int) -> int:
-        """Step at which segment `number` starts."""
-        return round(self.total * self.spec.starts()[number])
+        """Step at which segment `number` starts: none is without a step, wherever pruning starts."""
+        after = self.spec.train.segments - number
+        return max(number, min(self.total - after, round(self.total * self.spec.starts()[number])))
 
     @property
     def first(self) -> int:

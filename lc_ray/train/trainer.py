@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from lc_ray.errors import LcRayError, TrainError, unwrap
+from lc_ray.errors import DataError, LcRayError, ModelError, SpecError, TrainError, unwrap
 from lc_ray.train.segment import RESULT, TRAIN, Post, Segment, SegmentResult, finished
+
+_FAILED = "failed.txt"
 
 
 def run_segment(segment: Segment, post: Post) -> SegmentResult:
@@ -39,15 +43,24 @@ def run_segment(segment: Segment, post: Post) -> SegmentResult:
             storage_path=str(segment.folder),
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=[_Hopeless()],
         ),
     )
     try:
         result = trainer.fit()
     except Exception as error:
-        cause = unwrap(error)
+        cause, where = unwrap(error), f"segment {segment.key}"
         if isinstance(cause, LcRayError):
             raise cause from None
-        raise TrainError(f"training failed: {_last_line(error)}", f"segment {segment.key}", f"logs: {segment.folder}") from error
+        failures = [getattr(one, "health_check_failure", one) for one in getattr(error, "worker_failures", {}).values()]
+        if any(isinstance(one, ray.exceptions.RayActorError) for one in failures):  # others have then lost their connection to it
+            fix = "if its memory ran out: give train.accumulate, a smaller train.batch_size or fewer workers"
+            raise TrainError("a worker died, as it does when its machine runs out of memory", where, fix) from error
+        fix = ""
+        with contextlib.suppress(OSError):  # it may have failed for want of room
+            (segment.folder / _FAILED).write_text(str(error))
+            fix = f"all of it is in {segment.folder / _FAILED}"
+        raise TrainError(f"training failed: {_last_line(error)}", where, fix) from error
     written = finished(segment.folder, RESULT)
     assert written is not None, "rank 0 writes the result before the run ends"
     checkpoint = Path(result.checkpoint.path).name if segment.keeps_optimizer and result.checkpoint else None
@@ -55,6 +68,16 @@ def run_segment(segment: Segment, post: Post) -> SegmentResult:
     done.write(segment.folder)
     post({"event": "segment", "segment": segment.key, "member": segment.member, "metrics": done.metrics})
     return done
+
+
+class _Hopeless(ray.train.UserCallback):  # type: ignore[misc]
+    """Ends a run at once that would fail again, however often it is restarted: Ray Train does not restart where its controller has failed."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train with what workers have raised."""
+        for error in worker_exceptions.values():
+            if isinstance(ours := unwrap(error), DataError | SpecError | ModelError | TrainError):
+                raise ray.train.ControllerError(ours)
 
 
 def _train_segment(config: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@ from lc_ray.train.segment import SegmentResult
 
 
 def best(results: list[SegmentResult], objective: str) -> SegmentResult:
-    """The winner: the best of the last segments."""
+    """The winner: the best of the last segments, of equals the first member's, whichever ended first."""
     last = max(r.number for r in results)
-    return max((r for r in results if r.number == last), key=lambda r: r.metrics[objective])
+    return max((r for r in results if r.number == last), key=lambda r: (r.metrics[objective], -r.member))
 
 
 def path(results: list[SegmentResult], winner: SegmentResult) -> list[SegmentResult]:

@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from typing import Any
 
 import numpy as np
 
+from lc_ray.errors import SpecError
 from lc_ray.spec import JobSpec, SearchSpec
 from lc_ray.units import fraction
 
 Genes = dict[str, Any]
 _FACTOR = 1.2  # by which an inherited number is multiplied or divided (Jaderberg et al. 2017)
 _RESAMPLE = 0.25  # probability that an inherited gene is drawn anew
+_GENES = ("train.", "prune.", "model.dropout", "model.dtype", "model.fusion.drop")  # fields that members, and an heir and its donor, may differ in
+_SHARED = ("train.segments", "train.workers", "train.zero")
+_MIXES = 256  # of other genes' values, beside which one is tried
+
+
+def require(job: JobSpec) -> None:
+    """Check that each gene can have its values, before anything starts.
+
+    Raises:
+        SpecError: a field that is the same for all members, or a value that it can't have, whatever the others have.
+    """
+    plain, genes = job.model_copy(update={"search": None}), job.search.genes if job.search else {}
+    ends = {path: [*(how.get("choice") or map(fraction, *how.values()))] for path, how in genes.items()}
+    for path, how in genes.items():
+        where = f"search.genes: {path}"
+        if not path.startswith(_GENES) or path.startswith(_SHARED):
+            fix = "search fields of train or prune, model.dropout, model.dtype or model.fusion.drop"
+            raise SpecError("is the same for all members", where, fix)
+        if "choice" not in how and isinstance(plain.get(path), int):
+            raise SpecError("is a whole number", where, "give {choice: [...]}")
+        for value in ends[path]:
+            beside = itertools.product(*(of if other != path else [value] for other, of in ends.items()))
+            mixes = [{path: value}, *(dict(zip(ends, mix, strict=True)) for mix in itertools.islice(beside, _MIXES))]
+            if all(problems := [_problem(plain, mix) for mix in mixes]):
+                raise SpecError(f"{value} can't be: {problems[0]}", where)
+
+
+def _problem(job: JobSpec, genes: Genes) -> str:
+    """Why a job can't have these genes; nothing if it can."""
+    try:
+        express(job, genes)
+    except SpecError as error:
+        return error.what
+    return ""
 
 
 def draw(search: SearchSpec, member: int, seed: int) -> Genes:

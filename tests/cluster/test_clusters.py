@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lc_ray.cluster import clusters
+from lc_ray.cluster.jobs import Jobs
 from lc_ray.errors import ClusterError
 
 
@@ -69,6 +70,22 @@ def test_the_token_is_looked_for_where_ray_does(named, tmp_path, monkeypatch):
     assert own.token() == "from path"
     with pytest.raises(ClusterError, match="token_file"):
         own.model_copy(update={"token_file": str(tmp_path / "nothing")}).token()
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "tökens"])
+def test_a_token_that_no_header_carries_is_refused_and_not_told(named, monkeypatch, token):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    with pytest.raises(ClusterError, match="RAY_AUTH_TOKEN: the token has other characters") as raised:
+        clusters.Cluster(address="http://a:8265").token()
+    assert token not in str(raised.value)
+
+
+def test_an_authority_that_is_none(named, tmp_path):
+    for text in (None, "no certificate"):
+        if text:
+            (tmp_path / "ca.pem").write_text(text, "utf-8")
+        with pytest.raises(ClusterError, match=r"ca\.pem: no PEM file of certificates"):
+            Jobs(clusters.Cluster(address="https://127.0.0.1:1", ca=str(tmp_path / "ca.pem")))
 
 
 def test_the_readmes_example_is_valid(named):

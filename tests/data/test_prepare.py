@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lc_ray import spec
+from lc_ray.data import prepare as prepares
+from lc_ray.data import read
 from lc_ray.data.cells import order
 from lc_ray.data.prepare import prepare
 from lc_ray.errors import DataError
@@ -51,6 +53,15 @@ def test_rows_are_split_tokenised_and_kept_once(job):
     rows = first.rows("train")
     assert all(len(ids) == size <= 8 for ids, size in zip(rows["text.input_ids"], rows["_size"], strict=True))
     assert len(first.parts("train")) >= 16  # enough for 16 workers
+
+
+def test_many_parts_are_written_by_few_tasks(job, monkeypatch):
+    first, _ = prepare(job(ROWS))
+    for name, value in {"_ROWS_PER_PART": 2, "_LEAST_PARTS": 1, "_TASKS": 3}.items():
+        monkeypatch.setattr(prepares, name, value)
+    again, _ = prepare(job(ROWS, storage=f"{job(ROWS).storage}/other"))
+    assert again.rows("train") == first.rows("train")
+    assert {part["rows"] for part in again.record["train"]} <= {1, 2}
 
 
 def test_rows_keep_their_side_when_others_are_added(job, tmp_path):
@@ -131,6 +142,15 @@ def test_bad_rows_are_set_aside_with_their_reason(job, tmp_path):
         prepare(job(file, **{"data.reject.limit": "1%"}))
     kept = error.value.fix.split("kept in ")[1].split(";")[0]
     assert len(pd.read_parquet(kept)) == 5
+
+
+def test_many_files_are_read_by_tasks_alone(job, tmp_path, monkeypatch):
+    (tmp_path / "rows").mkdir()
+    for number in range(9):
+        (tmp_path / "rows" / f"{number}.csv").write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in ROWS[number::9]), "utf-8")
+    monkeypatch.setattr(read.Reader, "_whole", None)  # of this process
+    found, _ = prepare(job(tmp_path / "rows"))
+    assert found.count("train") + found.count("validation") == len(ROWS)
 
 
 def test_csv_that_is_not_utf8(job, tmp_path):

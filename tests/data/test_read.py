@@ -160,9 +160,18 @@ def test_splits_side_by_side_are_not_taken_for_labels_or_mixed(tmp_path):
         file.write_bytes(png("red"))
     made = datasets.Dataset.from_dict({"text": ["a"]})
     datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "saved")
-    for source in ("pets", "saved"):
+    for path in ("csv/train.csv", "csv/test.csv", "hub/data/train-00000.parquet", "hub/data/test-00000.parquet", "sst/sst2_train.tsv"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    for source in ("pets", "saved", "csv", "hub"):
         with pytest.raises(DataError, match=r"holds several splits: (Test|test), train"):
             files(str(tmp_path / source))
+    for path in ("other/dev/log.jsonl", "other/test/log.jsonl", "other/prod/log.jsonl", "parts/train-1.csv", "parts/training-2.csv"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    assert [len(files(str(tmp_path / source))) for source in ("other", "parts")] == [3, 2]
+    (tmp_path / "sst" / "latest_values.tsv").write_text("")
+    assert len(files(str(tmp_path / "sst"))) == 2
     (found,) = files(str(tmp_path / "pets" / "train"))
     assert [row["label"] for row in all_rows(found, ["label"])] == ["cat", "dog"]
     (tmp_path / "saved" / "train" / "cache-1a.arrow").write_bytes(b"computed before")
@@ -174,6 +183,14 @@ def test_nothing_to_read(tmp_path, name, message):
     (tmp_path / "a.xlsx").write_bytes(b"PK")
     with pytest.raises(DataError, match=message):
         files(str(tmp_path / name))
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb"):
+        pass
+    with pytest.raises(DataError, match=r"caf.\.png: a file's name is not valid UTF-8"):
+        files(str(tmp_path))
 
 
 def test_a_column_may_begin_late(tmp_path):

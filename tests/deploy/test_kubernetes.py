@@ -4,6 +4,7 @@ import base64
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import kubernetes.client
 import pytest
@@ -107,8 +108,11 @@ def test_a_deployment_and_all_that_it_made_is_gone_again(api, tiny_artifact):
 
 def test_pods_with_gpus(tiny_artifact):
     made = DeployModel(tiny_artifact, "kubernetes", **SETTINGS, gpu=2).plan()[1].arguments["body"]
-    (container,) = made["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    pod = made["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    component = yaml.safe_load(Path("k8s/overlays/gpu/kustomization.yaml").read_text("utf-8"))
+    (overlay,) = (yaml.safe_load(one["patch"])[1]["value"] for one in component["patches"] if one["target"]["kind"] == "RayService")
+    assert pod["tolerations"] == overlay, "machines with GPUs are kept free of all that does not say so"
     args = yaml.safe_load(made["spec"]["serveConfigV2"])["applications"][0]["args"]
     assert args["serve"]["replicas"]["gpu"] == 2
 

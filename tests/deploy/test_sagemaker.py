@@ -106,6 +106,10 @@ def test_a_new_version_takes_the_place_of_the_old(aws, tiny_artifact, update_end
     assert (after["scaled"][0]["MinCapacity"], after["scaled"][0]["MaxCapacity"]) == (1, 3)
     (policy,) = boto3.client("application-autoscaling").describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
     assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 50
+    DeployModel(tiny_artifact, "sagemaker", **aws, most=4, load=50).deploy()
+    assert update_endpoint["given"].get("RetainAllVariantProperties"), "not the least, whatever the load"
+    DeployModel(tiny_artifact, "sagemaker", **aws, least=2, most=2).deploy()
+    assert "RetainAllVariantProperties" not in update_endpoint["given"], "as many as are asked for"
     sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings(**aws))
     assert not any(left().values())
 
@@ -148,6 +152,18 @@ def test_a_version_that_takes_too_long_is_left_to_sagemaker_and_finished_later(a
     assert {kind: len(what) for kind, what in left().items()} == {"endpoints": 1, "configs": 1, "models": 1, "files": 1, "scaled": 1}
 
 
+def test_endpoints_whose_long_names_begin_alike_are_apart(aws, tiny_artifact):
+    name = "customer-support-ticket-routing-in-production-eu-"
+    for region in ("west-1", "west-2"):
+        DeployModel(tiny_artifact, "sagemaker", **aws, endpoint=name + region).deploy()
+    both = left()
+    assert {len(both[kind]) for kind in ("endpoints", "configs", "models", "files")} == {2}
+    assert max(map(len, both["configs"])) <= 63
+    sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings(**aws, endpoint=name + "west-1"))
+    sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings(**aws, endpoint=name + "west-2"))
+    assert not any(left().values())
+
+
 def test_an_endpoint_that_others_have_made_is_left_alone(aws, tiny_artifact):
     client = boto3.client("sagemaker")
     client.create_model(ModelName="theirs", ExecutionRoleArn=aws["role"], PrimaryContainer={"Image": aws["image"]})
@@ -169,15 +185,48 @@ def test_a_refused_first_deployment_leaves_nothing(aws, tiny_artifact):
     assert not any(left().values())
 
 
+def test_why_a_first_deployment_failed_is_told(aws, tiny_artifact, monkeypatch):
+    create = SageMakerResponse.create_endpoint
+
+    def fails(self):
+        answer = create(self)
+        endpoint = sagemaker_backends[self.current_account][self.region].endpoints["tiny"]
+        endpoint.endpoint_status, endpoint.failure_reason = "Failed", "the image is not in the registry"
+        return answer
+
+    monkeypatch.setattr(SageMakerResponse, "create_endpoint", fails)
+    with pytest.raises(DeployError, match="tiny: the image is not in the registry"):
+        DeployModel(tiny_artifact, "sagemaker", **aws).deploy()
+    assert not any(left().values())
+
+
+@pytest.mark.parametrize("method", ["create_endpoint_config", "create_endpoint"])
+def test_what_a_deployment_that_was_cut_off_has_left_is_deleted(aws, tiny_artifact, monkeypatch, method):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    deploy_model = DeployModel(tiny_artifact, "sagemaker", **aws)
+    with monkeypatch.context() as patch:
+        patch.setattr(sagemaker._aws.client("sagemaker", None), method, interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            deploy_model.deploy()
+    assert left()["models"]
+    sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings(**aws))
+    assert not any(left().values())
+
+
 @pytest.mark.parametrize(
-    ("settings", "kind", "key"),
+    ("settings", "kind", "key", "isolated"),
     [
-        ({"mode": "serverless", "memory": 2048, "concurrency": 7}, "ServerlessConfig", {"MemorySizeInMB": 2048, "MaxConcurrency": 7}),
-        ({"instance": "ml.p3.2xlarge", "least": 2, "most": 2}, "InstanceType", "ml.p3.2xlarge"),
+        ({"mode": "serverless", "memory": 2048, "concurrency": 7}, "ServerlessConfig", {"MemorySizeInMB": 2048, "MaxConcurrency": 7}, False),
+        ({"instance": "ml.p3.2xlarge", "least": 2, "most": 2}, "InstanceType", "ml.p3.2xlarge", True),
     ],
 )
-def test_what_it_runs_on(aws, tiny_artifact, settings, kind, key):
-    DeployModel(tiny_artifact, "sagemaker", **aws | settings).deploy()
+def test_what_it_runs_on(aws, tiny_artifact, settings, kind, key, isolated):
+    deploy_model = DeployModel(tiny_artifact, "sagemaker", **aws | settings)
+    (model,) = (call.arguments for call in deploy_model.plan() if call.name == "sagemaker.create_model")
+    assert model["EnableNetworkIsolation"] is isolated
+    deploy_model.deploy()
     about = boto3.client("sagemaker").describe_endpoint_config(EndpointConfigName=left()["configs"][0])
     assert about["ProductionVariants"][0][kind] == key
 

@@ -18,6 +18,7 @@ def final(accuracy, throughput):
         (0.88, 500, False, ["accuracy dropped by 2.00 points"]),
         (0.90, 140, False, ["1.4"]),
         (0.80, 90, False, ["accuracy dropped", "throughput"]),
+        (float("nan"), 500, False, ["accuracy is not a number"]),
     ],
 )
 def test_the_gate(accuracy, throughput, passed, reasons):

@@ -89,6 +89,15 @@ def test_ports_that_run_code_are_open_to_nobody_else(rendered):
         assert all(m["spec"].get("type", "ClusterIP") == "ClusterIP" for m in rendered(*choice) if m["kind"] == "Service")
 
 
+@pytest.mark.parametrize("namespace", ["ray-system", "default"])
+def test_kuberay_reaches_the_dashboard_from_where_its_documentation_installs_it(rendered, namespace):
+    (policy,) = (m["spec"] for m in rendered("rayservice") if m["kind"] == "NetworkPolicy" and m["metadata"]["name"] == "lc-ray")
+    rules = [rule for rule in policy["ingress"] if {"protocol": "TCP", "port": 8265} in rule.get("ports", [])]
+    (operator,) = (f for rule in rules for f in rule["from"] if "namespaceSelector" in f)
+    assert namespace in operator["namespaceSelector"]["matchExpressions"][0]["values"]
+    assert operator["podSelector"]["matchLabels"] == {"app.kubernetes.io/component": "kuberay-operator"}
+
+
 def test_overlays_do_what_they_say(rendered):
     (group,) = cluster(ray_object(rendered("rayjob", "gpu", "spot", "monitor")))["workerGroupSpecs"]
     pod = group["template"]["spec"]

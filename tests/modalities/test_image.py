@@ -13,7 +13,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 from torchvision.transforms import v2
-from transformers import ConvNextConfig, ConvNextModel, ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    BlipConfig,
+    CLIPConfig,
+    ConvNextConfig,
+    EfficientNetConfig,
+    MobileNetV2Config,
+    ResNetConfig,
+    SiglipConfig,
+    ViTConfig,
+    ViTMAEConfig,
+)
 
 import lc_ray
 from lc_ray.errors import DataError, ModelError
@@ -89,6 +100,7 @@ def claimed(width, height):
     ("data", "reason"),
     [
         (picture(form="JPEG", size=(400, 400), quality=95)[:700], "damaged image"),
+        (picture(form="AVIF").replace(b"av01", b"av0x"), "damaged image"),
         (picture(size=(1, 1)), "image of 1 × 1 pixels"),
         (claimed(10_000, 10_000), "more than 50 megapixels"),
         (claimed(100_000, 100_000), "more than 50 megapixels"),
@@ -175,24 +187,58 @@ def test_a_turn_of_hue_leaves_grey_and_a_third_exchanges_colours(monkeypatch):
     assert found[0, :, 0].T.tolist() == [[50, 50, 50], [10, 200, 60]]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "convnext_tiny", "regnet_y_400mf"])
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "convnext_tiny", "regnet_y_400mf", "swin_t"])
 def test_torchvision_models_by_name(name):
     torch.manual_seed(0)
-    check(Encoder.pretrained(InputSpec(column="image", weights="random"), name), 64)
+    check(Encoder.pretrained(InputSpec(column="image", weights="random", size=64), name), 64)
 
 
-@pytest.mark.parametrize("kind", ["vit", "convnext"])
+VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": SIDE, "patch_size": 8}
+TEXT = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
+STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+CONFIGS = {
+    "vit": ViTConfig(**VIT),
+    "clip": CLIPConfig(vision_config=VIT, text_config=TEXT),
+    "siglip": SiglipConfig(vision_config=VIT, text_config=TEXT),
+    "convnext": ConvNextConfig(num_stages=2, **STAGES),
+    "resnet": ResNetConfig(embedding_size=8, **STAGES),
+    "mobilenet_v2": MobileNetV2Config(depth_multiplier=0.35),
+    "efficientnet": EfficientNetConfig(width_coefficient=0.25, depth_coefficient=0.25, hidden_dim=320),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_hugging_face_models_from_a_folder(kind, tmp_path):
     torch.manual_seed(0)
-    if kind == "vit":
-        shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": SIDE, "patch_size": 8}
-        ViTModel(ViTConfig(**shape), add_pooling_layer=False).save_pretrained(tmp_path)
-    else:
-        ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)).save_pretrained(tmp_path)
+    AutoModel.from_config(CONFIGS[kind]).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}')
-    found = Encoder.pretrained(InputSpec(column="image"), str(tmp_path))
+    found = Encoder.pretrained(InputSpec(column="image", size=SIDE), str(tmp_path))
     assert found.mean.flatten().tolist() == [0.5] * 3
     check(found, SIDE)
+
+
+def test_a_masked_autoencoder_sees_all(tmp_path):
+    torch.manual_seed(0)
+    AutoModel.from_config(ViTMAEConfig(**VIT)).save_pretrained(tmp_path)
+    encoder = Encoder.pretrained(InputSpec(column="image", size=SIDE), str(tmp_path)).eval()
+    again = Encoder.rebuild(encoder.config).eval()
+    again.load_state_dict(encoder.state_dict())
+    batch = torch.randint(255, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    with torch.no_grad():
+        assert encoder(batch)[0].shape[1] == 1 + (SIDE // 8) ** 2
+        torch.testing.assert_close(again(batch)[0].mean(1), encoder(batch)[0].mean(1))
+
+
+def test_a_part_of_a_model_that_can_not_stand_alone_is_told(tmp_path):
+    AutoModel.from_config(BlipConfig(vision_config=VIT, text_config=TEXT)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no vision model can be loaded"):
+        Encoder.pretrained(InputSpec(column="image", size=SIDE), str(tmp_path))
+
+
+def test_a_size_that_does_not_fit_is_told(tmp_path):
+    AutoModel.from_config(CONFIGS["vit"]).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"images of 64 × 64 pixels do not fit the model: .*32"):
+        Encoder.pretrained(InputSpec(column="image", size=64), str(tmp_path))
 
 
 def check(encoder, side):

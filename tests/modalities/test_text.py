@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tokens import byte_tokenizer
-from transformers import BertConfig, BertModel, GPT2Config, RobertaConfig
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, CLIPConfig, GPT2Config, RobertaConfig
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities.text import Encoder, Modality
@@ -120,3 +120,26 @@ def test_no_tokenizer(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', "utf-8")
     with pytest.raises(ModelError):
         Modality(InputSpec(column="text"), tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("kind", ["t5", "xlnet"])
+def test_encoders_of_other_shapes(modality, kind, tmp_path):
+    sizes = {"t5": {"d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}, "xlnet": {"n_layer": 1, "n_head": 2, "d_inner": 32}}[kind]
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model(kind, vocab_size=200, d_model=16, **sizes)).save_pretrained(tmp_path)
+    encoder = Encoder.pretrained(modality.spec, str(tmp_path)).eval()
+    again = Encoder.rebuild(encoder.config).eval()
+    again.load_state_dict(encoder.state_dict())
+    batch = modality.collate(modality.prepare(["good day", "bad"]))
+    with torch.no_grad():
+        hidden, _ = encoder(**batch)
+        torch.testing.assert_close(again(**batch)[0], hidden)
+    assert hidden.shape == (2, 8, encoder.width)
+    assert not any("decoder" in name for name, _ in encoder.named_parameters())
+
+
+def test_a_model_that_reads_pictures_too_is_no_text_model(modality, tmp_path):
+    side = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    AutoModel.from_config(CLIPConfig(vision_config=side, text_config=side)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="does not encode texts alone: clip"):
+        Encoder.pretrained(modality.spec, str(tmp_path))

@@ -71,7 +71,7 @@ def test_words_of_a_bytewise_tokenizer_are_read_as_in_a_text(tmp_path):
 
 def test_cells_are_numbers_or_categories():
     cell = tabular.Modality(InputSpec(column="age", modality="tabular"), "")
-    assert [cell.decode(v) for v in (3, 2.5, "7", b" red ", True, Decimal("1.50"))] == ["3", "2.5", "7", "red", "True", "1.50"]
+    assert [cell.decode(v) for v in (3, 2.5, "7", b" red ", True, b"true", Decimal("1.50"))] == ["3", "2.5", "7", "red", "True", "True", "1.50"]
     bad_cells = [(None, "null"), ("  ", "null"), (float("inf"), "not a finite"), ([1], "neither a number nor a text"), (b"\xff", "UTF-8")]
     for bad, reason in [*bad_cells, ("\ud83d", "Unicode")]:
         with pytest.raises(DataError, match=reason):
@@ -79,8 +79,16 @@ def test_cells_are_numbers_or_categories():
     batch = cell.collate(cell.prepare(["3", "red", "blue", "red", None]))
     assert batch["number"].tolist() == [3, 0, 0, 0, 0]
     number, red, blue, again, missing = batch["category"].tolist()
-    assert number == missing == 0
+    assert number == 0 not in (red, blue, missing)
     assert red == again != blue
+
+
+def test_cells_that_are_no_numbers_do_not_count_as_0():
+    cell, encoder = tabular.Modality(InputSpec(column="year", modality="tabular"), ""), tabular.Encoder().train()
+    for years in (["1999", None], ["2001", "unknown"], [None]):
+        encoder(**cell.collate(cell.prepare(years)))
+    assert encoder.standardise.running_mean[0] == pytest.approx(2000)
+    assert encoder.standardise.running_var[0] == pytest.approx(1)
 
 
 def test_numbers_of_any_scale_are_encoded_alike():

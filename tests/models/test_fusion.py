@@ -1,4 +1,4 @@
-"""Several columns, one vector."""
+"""Several columns, one vector; one is named as a method of every module."""
 
 import random
 
@@ -18,18 +18,18 @@ from lc_ray.tasks import classification, token_classification
 @pytest.fixture
 def inputs(tiny_base):
     text = InputSpec(column="text", base=str(tiny_base), max_length=8, optional=True)
-    return [text, InputSpec(column="cell", modality="tabular", optional=True)]
+    return [text, InputSpec(column="type", modality="tabular", optional=True)]
 
 
 def rows(count, seed):
     """Whether love meets red or hate meets blue: neither column says anything alone."""
     draw, filler = random.Random(seed), ["flight", "day", "service", "it"]
-    values = {"text": [], "cell": []}
+    values = {"text": [], "type": []}
     labels = []
     for _ in range(count):
         word, cell = draw.choice(["love", "hate"]), draw.choice(["red", "blue"])
         values["text"].append(" ".join(draw.sample([word, *draw.sample(filler, 2)], 3)))
-        values["cell"].append(cell)
+        values["type"].append(cell)
         labels.append("yes" if (word == "love") == (cell == "red") else "no")
     return values, labels
 
@@ -66,10 +66,10 @@ def test_what_two_columns_say_together_is_learned(inputs, kind, tmp_path):
     both, _ = quality.measure(predictor, held_out)
     assert both["accuracy"] > 0.95
     alone = quality.ablation(predictor, held_out)
-    assert alone.keys() == {"only text", "only cell"}
+    assert alone.keys() == {"only text", "only type"}
     assert all(0.35 < metrics["accuracy"] < 0.65 for metrics in alone.values())
-    assert {a["label"] for a in predictor.predict([{"text": "love it", "cell": "red"}, {"text": "it hate", "cell": "blue"}])} == {"yes"}
-    assert predictor.predict([{"text": "love it", "cell": None}])[0]["label"] in ("yes", "no")
+    assert {a["label"] for a in predictor.predict([{"text": "love it", "type": "red"}, {"text": "it hate", "type": "blue"}])} == {"yes"}
+    assert predictor.predict([{"text": "love it", "type": None}])[0]["label"] in ("yes", "no")
     with pytest.raises(DataError, match="all of them are missing"):
         predictor.predict([{"text": None}])
 
@@ -77,12 +77,12 @@ def test_what_two_columns_say_together_is_learned(inputs, kind, tmp_path):
 @pytest.mark.parametrize("kind", ["concat", "gated", "attention"])
 def test_what_is_missing_cannot_be_seen(inputs, kind):
     model, columns, _ = fitted(inputs, kind, steps=1)
-    known = batches.prepare({"text": ["love it", "hate service day"], "cell": ["red", "blue"]}, columns)
-    known["cell.present"] = [0.0, 1.0]
-    other = known | {"cell.category": [17, known["cell.category"][1]]}
+    known = batches.prepare({"text": ["love it", "hate service day"], "type": ["red", "blue"]}, columns)
+    known["type_.present"] = [0.0, 1.0]
+    other = known | {"type_.category": [17, known["type_.category"][1]]}
     with torch.no_grad():
         one, two = (model(feed(r, columns, None)[0]) for r in (known, other))
-        shown = model(feed(other | {"cell.present": [1.0, 1.0]}, columns, None)[0])
+        shown = model(feed(other | {"type_.present": [1.0, 1.0]}, columns, None)[0])
     torch.testing.assert_close(one, two)
     assert not torch.allclose(shown[0], one[0])
 

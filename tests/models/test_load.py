@@ -74,6 +74,14 @@ def test_freezing_names_what_is_there(tiny_base):
     assert all("embeddings" in n for n in frozen)
     with pytest.raises(ModelError, match="no parameter's name contains 'embedings'"):
         load.pretrained(ModelSpec(freeze=("embedings",)), inputs, TASK)
+    with pytest.raises(ModelError, match="nothing to train"):
+        load.pretrained(ModelSpec(freeze=("encoders", "head")), inputs, TASK)
+
+
+def test_a_rate_of_what_has_no_encoder_is_no_silent_one(tiny_base):
+    model = load.pretrained(ModelSpec(), [InputSpec(column="text", base=str(tiny_base), max_length=8, rate=0.3)], TASK)
+    with pytest.raises(ModelError, match="'other' has no encoder"):
+        load.freeze(model, (), [InputSpec(column="other", rate=0.3)])
 
 
 def test_two_columns_fuse_whatever_their_names(tiny_base):

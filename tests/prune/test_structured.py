@@ -3,15 +3,17 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from lc_ray import artifact, family
 from lc_ray.artifact import Manifest
 from lc_ray.errors import ModelError
 from lc_ray.models import load
 from lc_ray.models.batches import collate, prepare
-from lc_ray.models.shapes import difference
+from lc_ray.models.fusion import FusionModel
+from lc_ray.models.shapes import apply, difference
 from lc_ray.prune.structured import Pruner, contribution, select
-from lc_ray.spec import InputSpec, ModelSpec
+from lc_ray.spec import FusionSpec, InputSpec, ModelSpec
 from lc_ray.tasks.classification import Task
 
 TASK = Task(["a", "b"])
@@ -115,6 +117,84 @@ def test_a_weight_between_two_layers_is_counted_once(fraction):
     assert model(picture).shape == (4, 2)
 
 
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 60}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 60}
+SPEECH = {"conv_dim": [32, 32], "conv_stride": [5, 4], "conv_kernel": [10, 8], "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+SIGHT = {"num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [16, 32], "num_attention_heads": [1, 2], "sr_ratios": [2, 1]}
+SIGHT |= {"patch_sizes": [7, 3], "strides": [4, 2], "mlp_ratios": [2, 2]}
+FAMILIES = {
+    "bert": SMALL,
+    "electra": SMALL | {"embedding_size": 16},  # whose residual stream no embedding reaches
+    "gpt2": GPT,
+    "gpt_neox": SMALL,
+    "llama": SMALL | {"num_key_value_heads": 2},
+    "wav2vec2": SMALL | SPEECH,  # with a grouped convolution
+    "segformer": SIGHT,
+    "regnet": {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 2], "groups_width": 8},
+}
+
+
+def family_of(kind):
+    """A small model of a family, with no weight at zero, and what it reads."""
+    config = AutoConfig.for_model(kind, **FAMILIES[kind])
+    pixels = {"image.pixels": torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)}
+    sound = {"audio.input_values": torch.randn(4, 1000), "audio.lengths": torch.tensor([1000, 900, 800, 1000])}
+    words = {"text.input_ids": torch.randint(5, 60, (4, 8)), "text.attention_mask": torch.ones(4, 8, dtype=torch.int64)}
+    column, given = ("image", pixels) if hasattr(config, "hidden_sizes") else ("audio", sound) if kind == "wav2vec2" else ("text", words)
+    known = config.to_dict()
+    if column != "text":
+        known = {"transformers": known, "width": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+    encoder = family.load("modalities", column).Encoder.rebuild(known)
+    made = FusionModel({column: encoder}, FusionSpec(), TASK, 0.1).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return made, given
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_is_left_computes_what_the_whole_does_with_the_units_at_zero(kind):
+    torch.manual_seed(0)
+    model, given = family_of(kind)
+    masked, names = copy.deepcopy(model), {parameter: name for name, parameter in model.named_parameters()}
+    pruner = observed(model, given)
+    chosen = pruner._chosen(0.5 * pruner.parameters)
+    for layer, units in zip(pruner.layers, chosen, strict=True):
+        for parameter, dim, indices in layer.parts:
+            gone = [indices[unit * layer.size + i] for unit in units.tolist() for i in range(layer.size)]
+            masked.get_parameter(names[parameter]).data.index_fill_(dim, torch.tensor(gone, dtype=torch.int64), 0)
+    before, prunable = load.parameters(model), pruner.parameters
+    with torch.no_grad():
+        whole = model(given)
+        pruner.remove(0.5)
+        torch.testing.assert_close(model(given), masked(given), atol=1e-5, rtol=1e-4)
+    assert (before - load.parameters(model)) / prunable == pytest.approx(0.5, abs=0.05)
+    assert (whole - masked(given)).abs().max() > 1e-3, "something must be gone, or this shows nothing"
+
+
+class Halves(nn.Module):
+    """What DepGraph can't follow: one half of a layer gates the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.mix, self.down = nn.Linear(8, 64), nn.Conv1d(32, 32, 1, groups=32), nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.down(self.mix(nn.functional.glu(self.up(x))[..., None])[..., 0])
+
+
+def test_a_model_that_can_not_be_followed(model, batch):
+    halves, given = Halves(), torch.randn(2, 8)
+    pruner = Pruner(halves, given, keep=[halves.down])
+    halves(given).sum().backward()
+    pruner.observe()
+    with pytest.raises(ModelError, match=r"does not fit together.*\n.*leave out `prune`"):
+        pruner.remove(0.5)
+    model.followed = lambda given: given["nothing"]
+    with pytest.raises(ModelError, match=r"can't be followed: 'nothing'\n.*leave out `prune`"):
+        Pruner(model, batch, keep=model.keep)
+
+
 def test_removing_dead_units_changes_nothing(model, batch):
     with torch.no_grad():
         for layer in model.encoders["text"].model.encoder.layer:
@@ -157,6 +237,28 @@ def test_a_pruned_artifact_answers_alike(model, batch, tiny_base, tmp_path):
     again = load.open_model(artifact.read(tmp_path / "p"))
     with torch.no_grad():
         torch.testing.assert_close(again(batch), model(batch), rtol=0, atol=0)
+
+
+def test_an_encoder_of_raw_sound_is_pruned_and_rebuilt(tmp_path):
+    """Its positions come of a grouped convolution over what all layers add to."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "num_conv_pos_embedding_groups": 4}
+    Wav2Vec2Model(Wav2Vec2Config(**shape, conv_dim=(16,) * 7, num_conv_pos_embeddings=16)).save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    task = Task(["a", "b"])
+    model = load.pretrained(ModelSpec(), [InputSpec(column="sound", modality="audio", base=str(tmp_path), seconds=1)], task).eval()
+    sounds = {"sound.input_values": torch.randn(2, 8000), "sound.lengths": torch.tensor([8000, 5000])}
+    whole = load.parameters(model)
+    pruner = Pruner(model, sounds, model.keep)
+    task.loss(model(sounds), torch.tensor([0, 1])).backward()
+    pruner.observe()
+    pruner.remove(0.5)
+    assert load.parameters(model) < 0.8 * whole
+    again = FusionModel.rebuild(model.config, task)
+    again = apply(again, *difference(model, again)).eval()
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(again(sounds), model(sounds))
 
 
 def test_nothing_to_prune():

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from lc_ray import artifact
 from lc_ray.artifact import Manifest
@@ -165,6 +165,27 @@ def test_a_real_model_keeps_its_answers(tmp_path, rows):
     assert difference(answers, reference) < 0.25
     assert (answers.argmax(1) == reference.argmax(1)).mean() >= 0.8
     assert small.artifact.bytes < 0.3 * dense.bytes
+
+
+def test_a_decoder_that_classifies(tmp_path, rows):
+    """Whose keys and values of tokens before no engine is to keep."""
+    torch.manual_seed(0)
+    small = GPT2Config(n_embd=64, n_layer=2, n_head=4, initializer_range=0.15, vocab_size=30_522, bos_token_id=1, eos_token_id=1)
+    dense = write(tmp_path / "dense", FusionModel({"text": Encoder(GPT2Model(small))}, FusionSpec(), TASK, 0.1))
+    small = Predictor(quantize(dense, QuantizeSpec(calibration=16), rows, tmp_path / "int8", "int8"), 2)
+    answers, reference = (np.stack(p.outputs(rows)) for p in (small, Predictor(dense, 2)))
+    assert difference(answers, reference) < 0.15
+
+
+def test_a_model_that_can_not_be_converted(tmp_path, rows):
+    class Odd(torch.nn.Module):
+        def forward(self, batch):
+            return torch.histc(batch["text.input_ids"].float(), 3)[None]
+
+    batch = collate({k: v[:2] for k, v in rows.items()}, models.modalities(INPUTS))
+    with pytest.raises(ModelError, match=r"can't be made int8: .*\n.*leave out `quantize`") as raised:
+        int8.build(Odd().eval(), [batch], tmp_path / "engine")
+    assert "\n" not in raised.value.what
 
 
 def test_no_calibration_rows_is_an_error(tmp_path):

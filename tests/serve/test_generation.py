@@ -9,6 +9,8 @@ from talking import coded, collect
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from lc_ray.models.prefixes import LEAST, Prefixes
+from lc_ray.serve import record
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.generation import Ask, Piece
 from lc_ray.serve.own import OwnGenerator
@@ -97,6 +99,82 @@ def test_short_prompts_are_read_together_and_long_ones_in_parts(tiny_language, p
     with torch.no_grad():
         after = torch.stack([plain(torch.tensor([[*prompts[i], 65]])).logits[0, -1] for i in ran])
     torch.testing.assert_close(decoder.step([65] * 5), after, atol=1e-3, rtol=1e-3)
+
+
+def greedy(model, ids, tokens):
+    found = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64), max_new_tokens=tokens, do_sample=False)
+    return found[0, len(ids) :].tolist()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_was_read_before_is_not_read_again(tiny_language, plain, make, whole):
+    """A conversation whose turns are each sent with all before; another that parts from it; and the same again."""
+    generator, ids = make(whole), coded(tiny_language, "Hello there, who are you? " * 4)
+    begun, read = [], []
+
+    async def turn(ids, key=""):
+        begun.append(record.Record(key=key))
+        record.begin(begun[-1])
+        return [token.id for token in (await collect(generator, Ask(ids, 9, Sampling(temperature=0, bias={1: -100}))))[1][0]]
+
+    extend = getattr(generator._decoder, "_extend", None)
+    if extend:
+        generator._decoder._extend = lambda ids, *rest, **more: (read.append(ids.numel()), extend(ids, *rest, **more))[1]
+    expected = plain.generation_config.suppress_tokens
+    plain.generation_config.suppress_tokens = [1]
+    turns = [ids]
+    for _ in range(2):
+        turns.append([*turns[-1], *greedy(plain, turns[-1], 9), *coded(tiny_language, "And then?")])
+    turns += [[*ids, *coded(tiny_language, "or else")], ids]
+    for one in turns:
+        assert asyncio.run(turn(one)) == greedy(plain, one, 9)
+    plain.generation_config.suppress_tokens = expected
+    cached = [0, len(turns[0]) + 8, len(turns[1]) + 8, len(ids), len(ids) - 1]
+    assert [seen.tokens_cached for seen in begun] == ([0] * 5 if whole else cached)
+    if extend:
+        assert sum(read) == sum(map(len, turns)) - sum(cached) + 5 * 8
+    asyncio.run(turn(ids, key="another"))
+    assert begun[-1].tokens_cached == 0, "nobody learns what others have asked"
+
+
+def test_what_is_kept_has_a_size():
+    def held(tokens):
+        return [(torch.full((1, 2, tokens, 4), tokens), torch.full((1, 2, tokens, 4), -tokens))]
+
+    kept, (one, two, other) = Prefixes(), ([1] * 100, [2] * 100, [3] * 100)
+    kept.limit(250)
+    assert not kept.wants(LEAST - 1)
+    assert kept.wants(250)
+    assert not kept.wants(251)
+    for ids in (one, two):
+        kept.add("me", ids, held(100))
+    assert kept.find("me", [*one[:70], 9])[1] == 70
+    assert kept.find("others", [*one[:70], 9])[1] == 0
+    kept.add("me", other, held(100))
+    assert [kept.find("me", [*ids, 9])[1] for ids in (one, two, other)] == [100, 0, 100], "the last used stay"
+    kept.add("me", [*one, 8], held(101))
+    assert kept.find("me", [*one, 8, 9])[1] == 101
+    assert kept.find("me", [*other, 9])[1] == 100, "and what begins another is in it"
+    cache, shared = kept.find("me", one)
+    assert (shared, cache.layers[0].keys.shape, float(cache.layers[0].values[0, 0, -1, 0])) == (99, (1, 2, 99, 4), -101.0)
+    assert kept.find("me", one[: LEAST - 1])[1] == 0
+    kept.limit(120)
+    assert [kept.find("me", [*ids, 9])[1] for ids in (one, other)] == [100, 0]
+
+
+def test_running_answers_take_the_room_of_those_that_ended(tiny_language, make):
+    generator, ids = make(batch={"tokens": 1200}), coded(tiny_language, "a" * 150)
+
+    async def main():
+        await collect(generator, Ask(ids, 20))
+        before = generator._decoder._ended.room
+        async for _ in generator.run([Ask(coded(tiny_language, "b" * 200), 200, Sampling(seed=0, bias={1: -100}), n=2)], time.monotonic() + 60):
+            during = generator._decoder._ended.room
+        return before, during
+
+    before, during = asyncio.run(main())
+    assert before == 1200 // 4
+    assert during < 1200 - 2 * 400 + 2
 
 
 def test_a_request_may_have_many_prompts(tiny_language, make):

@@ -101,6 +101,15 @@ def test_a_stream_is_the_whole_in_pieces(client):
     assert all(len(token.top_logprobs) == 2 for token in tokens[0])
 
 
+def test_what_was_said_before_is_read_once(client):
+    messages = [*HELLO, {"role": "user", "content": "Why? " * 20}]
+    said = ask(client, messages, max_completion_tokens=20, seed=None)
+    assert said.usage.prompt_tokens_details.cached_tokens < 64
+    on = [*messages, {"role": "assistant", "content": said.choices[0].message.content}, {"role": "user", "content": "And then?"}]
+    *_, last = ask(client, on, stream=True, stream_options={"include_usage": True})
+    assert said.usage.prompt_tokens <= last.usage.prompt_tokens_details.cached_tokens < last.usage.prompt_tokens
+
+
 def test_completions(client):
     both = client.completions.create(model="talk", prompt=["one", "two"], seed=1, max_tokens=6, logprobs=2, logit_bias={"1": -100})
     ids = client.completions.create(model="talk", prompt=[[ord(c) for c in "ab"]], seed=1, max_tokens=6)

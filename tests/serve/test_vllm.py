@@ -153,7 +153,7 @@ class Engine:
             for one in self.tokens[: how.max_tokens]:
                 await asyncio.sleep(0.002)
                 output = SimpleNamespace(token_ids=[one], logprobs=None, finish_reason=None)
-                yield SimpleNamespace(metrics=SimpleNamespace(scheduled_ts=time.monotonic()), outputs=[output])
+                yield SimpleNamespace(metrics=SimpleNamespace(scheduled_ts=time.monotonic()), outputs=[output], num_cached_tokens=2)
         except (asyncio.CancelledError, GeneratorExit):
             self.hung_up += 1
             raise
@@ -212,14 +212,15 @@ def test_a_grammar_is_handed_on_and_ends_an_answer(tiny_language, said):
 
 
 def test_a_record_has_what_it_has_with_ours(said):
-    generator, seen = said([60] * 20), record.Record()
+    generator, seen = said([60] * 20), record.Record(key="phone")
 
     async def main():
         record.begin(seen)
-        return await collect(generator, Ask([5, 6, 7], 20))
+        return await collect(generator, Ask([5, 6, 7], 10, n=2))
 
     asyncio.run(main())
-    assert (seen.tokens_in, seen.tokens_out) == (3, 20)
+    assert (seen.tokens_in, seen.tokens_cached, seen.tokens_out) == (3, 2, 20)
+    assert {prompt["cache_salt"] for prompt, _ in generator._engine.asked} == {"phone"}
     (queue, arrived, scheduled), (infer, begun, ended) = seen.spans
     assert (queue, infer) == ("queue", "infer")
     assert arrived <= scheduled == begun < ended

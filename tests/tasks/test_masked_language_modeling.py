@@ -1,9 +1,10 @@
 import copy
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModel, BertConfig, BertForMaskedLM, DebertaV2Config, DebertaV2ForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from lc_ray.artifact import Manifest
 from lc_ray.errors import ModelError, SpecError
@@ -193,6 +194,17 @@ def test_a_base_that_brings_its_head_keeps_it(tiny_base, tmp_path):
     assert torch.equal(load.pretrained(ModelSpec(), inputs, task).model.cls.predictions.bias, whole.cls.predictions.bias)
     inputs, _, task = setting(tmp_path, weights="random")
     assert not torch.equal(load.pretrained(ModelSpec(), inputs, task).model.cls.predictions.bias, whole.cls.predictions.bias)
+
+
+def test_encoders_of_any_attention_learn(tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "base")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 200, "pad_token_id": 0}
+    DebertaV2ForMaskedLM(DebertaV2Config(**shape, relative_attention=True, pos_att_type=["p2c", "c2p"])).save_pretrained(tmp_path / "base")
+    inputs, columns, task = setting(tmp_path / "base")
+    model = load.pretrained(ModelSpec(), inputs, task).eval()
+    expected = measured(forward(model), task, columns, UNSEEN)
+    found = Predictor(artifact(tmp_path / "model", model, inputs, columns), 1)
+    assert measured(found.engine, found.task, found.columns, UNSEEN) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_target_or_a_tokenizer_without_mask_is_refused(tiny_base):

@@ -321,6 +321,9 @@ BOX = {"label": "a", "box": [1, 2, 3, 4]}
         np.array([BOX], object),
         [{"label": "a", "bbox": [1, 2, 2, 2]}],
         [{"label": "a", "box": None, "bbox": [1, 2, 2, 2]}],
+        str([BOX]),
+        {"bbox": [[1, 2, 2, 2]], "category": ["a"], "id": [7]},
+        {"bbox": np.array([[1, 2, 2, 2]]), "category": np.array(["a"])},
     ],
 )
 def test_cells_as_boxes(value):
@@ -330,7 +333,7 @@ def test_cells_as_boxes(value):
 
 
 def test_a_picture_without_objects_is_legal():
-    assert Task.clean([]) == Task.clean("[]") == []
+    assert Task.clean([]) == Task.clean("[]") == Task.clean({"bbox": [], "category": []}) == []
 
 
 @pytest.mark.parametrize(
@@ -338,8 +341,11 @@ def test_a_picture_without_objects_is_legal():
     [
         (None, "missing"),
         (float("nan"), "missing"),
-        ("no", "not valid JSON"),
+        ("no", "not a list"),
+        ("[no", "not valid JSON"),
         ({"label": "a"}, "not a list"),
+        ({}, "not a list"),
+        ({"bbox": [[1, 2, 2, 2], [5, 6, 2, 2]], "category": ["a"]}, "of one length"),
         ([{"label": "a"}], "an object is"),
         ([[1, 2, 3, 4]], "an object is"),
         ([BOX | {"box": [1, 2, 3]}], "not 4 numbers"),

@@ -23,6 +23,7 @@ from transformers import (
     WhisperForConditionalGeneration,
     WhisperTokenizer,
 )
+from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.models import load
@@ -33,7 +34,7 @@ from lc_ray.prune.structured import Pruner
 from lc_ray.quantizer import quantize
 from lc_ray.spec import InputSpec, ModelSpec, QuantizeSpec
 from lc_ray.tasks import _ctc, _seq2seq
-from lc_ray.tasks.speech_recognition import Task
+from lc_ray.tasks.speech_recognition import Task, _plain
 
 RATE, LETTERS, SLOT, SECONDS = 16_000, "abcd ", 0.06, 0.9
 PITCH = dict(zip(LETTERS, (400, 800, 1400, 2200, 3400), strict=True))
@@ -240,6 +241,15 @@ def test_error_rates_are_jiwers(trained):
     assert task.metrics([(0.0, ids) for _, ids in encoded], encoded)["wer"] == 0
 
 
+@pytest.mark.parametrize("text", ["Well, don't (laughs)  <noise> STOP 5%!", "Grüße [x]: Café—ﬁn", "你好，世界"])
+def test_case_and_punctuation_do_not_count(text):
+    assert _plain(text) == BasicTextNormalizer()(text).strip()
+
+
+def test_vowels_that_are_marks_count():
+    assert _plain("नमस्ते, दुनिया!") == "नमस्ते दुनिया"
+
+
 def test_letters_that_a_vocabulary_lacks_are_errors(tmp_path):
     task = Task().bind(load.modalities([column(wav2vec2(tmp_path / "base"))]))
     perfect = [(0.0, [token for token in task.encode("ab xd")[1] if token != 3])]  # what it can say of it
@@ -286,6 +296,20 @@ def test_ctc_loss_equals_transformers(tmp_path):
     assert task.loss(model(batch), targets).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_a_transcript_with_more_tokens_than_frames_does_not_count(tmp_path):
+    base = wav2vec2(tmp_path / "base")
+    inputs, task = [column(base)], Task()
+    columns = load.modalities(inputs)
+    task.bind(columns)
+    model = load.pretrained(ModelSpec(base=str(base)), inputs, task).eval()
+    clips = [columns["clip"].decode(spoken(text, Random(0))) for text in ("a", "ab cd ab cd")]
+    rows = prepare({"clip": clips}, columns) | {TARGET: ["abcd " * 4, "ab cd"]}  # the first would fit into the other's frames
+    batch, targets = feed(rows, columns, task)
+    lost, kept = task.reading._nats(model(batch), targets).tolist()
+    assert lost == 0
+    assert 0 < kept < 100
+
+
 def test_what_does_not_fit(tmp_path, tiny_base):
     with pytest.raises(DataError, match=r"longer than 0\.9 s"):
         load.modalities([column(wav2vec2(tmp_path / "long"))])["clip"].decode(spoken("a" * 18, Random(0)))
@@ -305,3 +329,5 @@ def test_what_does_not_fit(tmp_path, tiny_base):
     with pytest.raises(ModelError, match="no CTC model"):
         load.pretrained(ModelSpec(base=str(other)), [column(other)], Task().bind(load.modalities([column(other)])))
     assert _seq2seq.Reading("clip", columns["clip"], 16, None).encode("ab")[-1] == 9
+    with pytest.raises(SpecError, match=r"task\.language: .*klingon"):
+        Task.fit(["a"], Task.Options(language="klingon"), columns)

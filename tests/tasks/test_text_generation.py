@@ -1,6 +1,7 @@
 import copy
 import functools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -239,6 +240,25 @@ def test_conversations_teach_what_the_assistant_says(bases, tmp_path):
     assert predictor.predict([{"prompt": messages} for messages, _ in rows]) == predictor.predict(asked), "the answer that is there is not read"
 
 
+def test_an_answer_ends_with_its_turn(bases, tmp_path):
+    """Many templates end a turn with another token than that which ends a text."""
+    torch.manual_seed(0)
+    shutil.copytree(bases["llama"], tmp_path / "base")
+    turns = tokenizer()
+    turns.add_special_tokens({"additional_special_tokens": ["<user>", "<assistant>", "<turn>"]})
+    turns.chat_template = TEMPLATE.replace("<end>", "<turn>")
+    turns.save_pretrained(tmp_path / "base")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(len(turns))
+    model.save_pretrained(tmp_path / "base")
+    inputs, columns, task = setting(tmp_path / "base", "chat", labelled=False, max_length=64, max_new_tokens=12)
+    assert task.tokenizer.convert_ids_to_tokens(task.end) == ["<end>", "<turn>"]
+    rows = [([{"role": "user", "content": pet}, {"role": "assistant", "content": sound}], None) for pet, sound in SOUNDS.items()]
+    model = train(load.pretrained(ModelSpec(), inputs, task), task, columns, rows, 100)
+    predictor = Predictor(artifact(tmp_path / "chat", model, inputs, columns, task), 1)
+    assert [a["text"] for a in predictor.predict(list(SOUNDS))] == list(SOUNDS.values())
+
+
 def test_nothing_to_learn_is_an_error(bases):
     inputs, columns, task = setting(bases["llama"], "chat", labelled=False, max_length=64)
     model = load.pretrained(ModelSpec(), inputs, task).eval()
@@ -302,6 +322,16 @@ def test_pruned_and_int8_still_complete(trained, tmp_path):
     decoder.leave(1)
     whole.leave(1)
     torch.testing.assert_close(decoder.step([88, 89, 90]), whole.step([88, 89, 90]), atol=1e-3, rtol=1e-3)
+    decoder.keep(100)
+    long = [70 + i % 9 for i in range(80)]
+    again = [[*long, 91, 92], [*long[:70], 93]]
+    decoder.read([first := decoder.begin(long)])
+    decoder.join(first)
+    decoder.leave(3)
+    prompts = [decoder.begin(ids) for ids in again]
+    assert [decoder.known(prompt) for prompt in prompts] == [80, 70]
+    for prompt, ids in zip(prompts, again, strict=True):
+        torch.testing.assert_close(decoder.read([prompt])[0], whole.read([ids])[0], atol=1e-3, rtol=1e-3)
     right = [task.metrics(p.scores(prepared(columns, UNSEEN)), [])["token_accuracy"] for p in (Predictor(pruned, 1), int8)]
     assert right[1] > right[0] - 0.1
     answers, expected = ([a["text"] for a in p.predict([prompt for prompt, _ in UNSEEN])] for p in (int8, Predictor(pruned, 1)))

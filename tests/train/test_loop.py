@@ -3,6 +3,7 @@
 import shutil
 from types import SimpleNamespace
 
+import deepspeed
 import pytest
 import ray.train
 import torch
@@ -10,6 +11,7 @@ import torch.distributed as dist
 
 from lc_ray import spec
 from lc_ray.artifact import Manifest
+from lc_ray.errors import TrainError
 from lc_ray.models import load
 from lc_ray.storage import StoragePath
 from lc_ray.tasks.classification import Task
@@ -26,8 +28,6 @@ JOB = {
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """A process group of one."""
-    import deepspeed
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCAL_RANK", "0")
         dist.init_process_group("gloo", init_method=f"file://{tmp_path_factory.mktemp('group') / 'file'}", rank=0, world_size=1)
@@ -42,7 +42,7 @@ def worker(store, number=0, parent=None, removed=0.0, **values):
     self = object.__new__(loop.Worker)
     self.segment = Segment(job, StoragePath("/prepared/key"), StoragePath(str(store)), number, 100, parent, None, 0, removed)
     self.spec, self.inputs, self.task, self.kept = self.segment.spec, self.segment.spec.inputs(), Task(["a", "b"]), {}
-    self.rank, self.world, self.device = 0, 1, torch.device("cpu")
+    self.rank, self.world, self.device, self.communicated = 0, 1, torch.device("cpu"), 0.0
     torch.manual_seed(0)
     self.model = load.pretrained(self.spec.model, self.inputs, self.task)
     return self
@@ -76,6 +76,27 @@ def test_gradients_are_computed_in_bf16_and_reduced_in_fp32(alone, tmp_path):
     step(self, engine, take=False)
     total = safe_get_full_grad(self.model.head.weight)  # of two gradients, each in bf16
     assert not torch.equal(total, total.bfloat16().float())
+
+
+def test_a_metric_that_is_no_number_fails_the_segment(tmp_path):
+    self = worker(tmp_path)
+    self.require_finite({"accuracy": 0.5, "log_loss": 1e30}, 7)
+    with pytest.raises(TrainError, match="the log loss became nan at step 7"):
+        self.require_finite({"accuracy": 0.5, "log_loss": float("nan")}, 7)
+
+
+def test_timing_of_communication_keeps_nothing_of_each_operation(alone, tmp_path):
+    comm = deepspeed.comm.comm
+    self = worker(tmp_path)
+    engine = self.initialize()
+    comm.comms_logger.reset_data()
+    seconds = [self.communicated]
+    for _ in range(3):
+        step(self, engine)
+        seconds.append(self.communicated)
+    assert 0 == seconds[0] < seconds[1] < seconds[2] < seconds[3]
+    assert not comm.comms_logger.has_data()
+    assert not any(timer.event_timers for timer in comm.timers.get_timers().values())
 
 
 def test_an_heir_has_its_own_decay_and_clipping(alone, tmp_path, monkeypatch):
@@ -123,12 +144,14 @@ def test_pruning_removes_what_is_missing_of_what_the_parent_lost(alone, tmp_path
 
         def remove(self, fraction):
             removed.append(fraction)
-            return {}
+            return {"wide": {"before": 6, "after": 2, "size": 1}}
 
     self = worker(tmp_path, 2, "donor", 0.3, **{"prune": {"parameters": 0.6, "start": 0.3, "calibration": 4}})
     monkeypatch.setattr(loop.family, "load", lambda group, kind: SimpleNamespace(Pruner=Pruner))
     assert self.segment.prunes
     inputs = {"x.number": torch.ones(4), "x.category": torch.zeros(4, dtype=torch.long)}
     monkeypatch.setattr(self, "batches", lambda start: iter([(inputs, torch.zeros(4, dtype=torch.long))] * 2))
+    self.kept = {"wide": {"before": 8, "after": 6, "size": 1}, "narrow": {"before": 4, "after": 1, "size": 8}}
     self.prune(lambda event: None)
     assert removed == pytest.approx([0.3 / 0.7])
+    assert self.kept == {"wide": {"before": 8, "after": 2, "size": 1}, "narrow": {"before": 4, "after": 1, "size": 8}}

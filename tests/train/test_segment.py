@@ -33,6 +33,14 @@ def test_boundaries_meet_whatever_the_rows(rows):
     assert parts[-1].until == parts[0].total
 
 
+@pytest.mark.parametrize("start", [0.01, 0.95, 0.99])
+@pytest.mark.parametrize("rows", [1, 20, 50])
+def test_no_segment_is_without_a_step(rows, start):
+    parts = [segment(n, rows, **{"prune.start": start, "train.epochs": 2}) for n in range(4)]
+    assert all(part.first < part.until for part in parts)
+    assert (parts[0].first, parts[-1].until) == (0, parts[0].total)
+
+
 def test_the_key_holds_all_that_the_result_depends_on():
     keys = [
         segment().key,

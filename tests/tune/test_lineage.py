@@ -18,6 +18,11 @@ def test_the_winner_is_the_best_that_finished():
     assert lineage.best(RESULTS, "accuracy").key == "b1"
 
 
+def test_of_equals_the_first_member_wins_whichever_ended_first():
+    equals = [result("a1", 1, 0, "a0", 0.8), result("b1", 1, 1, "a0", 0.8)]
+    assert {lineage.best(order, "accuracy").key for order in (equals, equals[::-1])} == {"a1"}
+
+
 def test_the_path_goes_through_the_donor():
     assert [r.key for r in lineage.path(RESULTS, RESULTS[0])] == ["a0", "b1"]
 

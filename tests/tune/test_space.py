@@ -5,7 +5,7 @@ import pytest
 from lc_ray import spec
 from lc_ray.errors import SpecError
 from lc_ray.spec import SearchSpec
-from lc_ray.tune.space import draw, express, perturb
+from lc_ray.tune.space import draw, express, perturb, require
 
 SEARCH = SearchSpec(
     population=4,
@@ -55,3 +55,33 @@ def test_genes_become_a_job():
     assert (changed.train.learning_rate, changed.prune.parameters) == (3e-4, 0.4)
     with pytest.raises(SpecError, match="do not divide"):
         express(job.set({"train.workers.count": 2}), {"train.batch_size": 15})
+
+
+@pytest.mark.parametrize(
+    ("path", "how", "said"),
+    [
+        ("train.learning_rate", {"choice": [1e-4, "high"]}, r"train\.learning_rate: high can't be: train\.learning_rate: .*valid number"),
+        ("train.batch_size", {"choice": [16, 15]}, "15 can't be: job: train.batch_size: 15 rows do not divide among 2 workers"),
+        ("train.batch_size", {"uniform": [16, 64]}, "a whole number"),
+        ("train.warmup", {"uniform": ["0%", "150%"]}, "1.5 can't be"),
+        ("train.segments", {"choice": [1, 2]}, "the same for all members"),
+        ("model.base", {"choice": ["b", "c"]}, "the same for all members"),
+        ("data.rows", {"choice": [10, 20]}, "the same for all members"),
+    ],
+)
+def test_genes_that_can_not_be_are_told_before_anything_starts(path, how, said):
+    data = {"train": "t", "inputs": [{"column": "x"}], "target": "y"}
+    job = spec.parse({"model": {"base": "b"}, "data": data, "train": {"workers": {"count": 2}}, "search": {"genes": {path: how}}})
+    with pytest.raises(SpecError, match=said):
+        require(job)
+
+
+def test_genes_that_can_be():
+    genes = {**SEARCH.genes, "prune.end": {"uniform": [0.5, 0.9]}, "model.dropout": {"uniform": [0, "95%"]}}
+    data = {"train": "t", "inputs": [{"column": "x"}], "target": "y"}
+    require(spec.parse({"model": {"base": "b"}, "data": data, "train": {"segments": 2}, "prune": {}, "search": {"genes": genes}}))
+    for together in (
+        {"prune.start": {"choice": [0.2, 0.3]}, "prune.end": {"uniform": [0.35, 0.45]}},
+        {"train.batch_size": {"choice": [12, 24]}, "train.accumulate": {"choice": [1, 3]}},
+    ):
+        require(spec.parse({"model": {"base": "b"}, "data": data, "train": {"segments": 2}, "prune": {}, "search": {"genes": together}}))

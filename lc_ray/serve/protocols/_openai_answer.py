@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from lc_ray.serve import record
 from lc_ray.serve.generation import Ask, Piece
 from lc_ray.serve.protocols import _openai_tools as tools
 from lc_ray.serve.spelling import PART
@@ -73,10 +74,11 @@ class Answers:
         """The last chunk of a stream, if it is asked for."""
         return {**self.head, "object": self.CHUNK, "choices": [], "usage": self.usage()}
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """Tokens of prompts and answers."""
-        said = sum(len(choice.tokens) for choice in self.choices)
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": said, "total_tokens": self.prompt_tokens + said}
+        said, cached = sum(len(choice.tokens) for choice in self.choices), record.current().tokens_cached
+        tokens = {"prompt_tokens": self.prompt_tokens, "completion_tokens": said, "total_tokens": self.prompt_tokens + said}
+        return tokens | {"prompt_tokens_details": {"cached_tokens": cached}}
 
     def choice(self, number: int, choice: _Choice) -> dict[str, Any]:
         """A whole answer."""
