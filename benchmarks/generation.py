@@ -112,7 +112,7 @@ async def first(client: openai.AsyncOpenAI, messages: list[ChatCompletionMessage
 
 async def converse(url: str, peer: Peer, rounds: int) -> None:
     """Print how long the first token of each turn takes: of a conversation that goes on, of one that was never heard, and of transformers."""
-    seconds: dict[int, list[tuple[float, float, float]]] = {}
+    seconds: dict[int, list[tuple[float, ...]]] = {}  # by turn: tokens of the prompt, and what each way took
     async with openai.AsyncOpenAI(base_url=url, api_key="none", timeout=600) as client:
         for turn in range(rounds + 1):
             said: list[ChatCompletionMessageParam] = [{"role": "system", "content": f"Assistant {turn}, be brief and kind."}]
@@ -124,11 +124,13 @@ async def converse(url: str, peer: Peer, rounds: int) -> None:
                 assert unheard.prompt_tokens_details
                 assert not unheard.prompt_tokens_details.cached_tokens
                 if turn:  # the first is a warm-up
-                    seconds.setdefault(usage.prompt_tokens, []).append((going_on, anew, peer.first(said)))
+                    seconds.setdefault(len(said) // 2, []).append((usage.prompt_tokens, going_on, anew, peer.first(said)))
                 said.append(answer)
-    for tokens, taken in sorted(seconds.items()):
-        going_on, anew, theirs = (1e3 * statistics.median(column) for column in zip(*taken, strict=True))
-        print(f"{tokens} tokens: going on {going_on:.0f} ms, read anew {anew:.0f} ms, transformers {theirs:.0f} ms", flush=True)
+    for number, taken in seconds.items():
+        tokens, *ways = (statistics.median(column) for column in zip(*taken, strict=True))
+        going_on, anew, theirs = (1e3 * way for way in ways)
+        told = f"going on {going_on:.0f} ms, read anew {anew:.0f} ms, transformers {theirs:.0f} ms"
+        print(f"turn {number}, {tokens:.0f} tokens: {told}", flush=True)
 
 
 class Peer:
