@@ -216,7 +216,7 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
     norms = [m for dep, _ in group if isinstance(m := dep.target.module, nn.GroupNorm) and m.num_groups > 1]
     for dep, indices in group:
         module = dep.target.module
-        if isinstance(module, nn.Embedding | nn.Parameter) or _inseparable(module):
+        if isinstance(module, nn.Embedding | nn.Parameter) or _inseparable(module, names.get(module, "")):
             return None
         if not any(True for _ in module.parameters(recurse=False)):
             continue
@@ -241,8 +241,13 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
     return Layer(root, group, parts, size, units, step, attention, norms) if units > 1 else None
 
 
-def _inseparable(module: nn.Module) -> bool:
-    """Whether channels can't go one by one without changing what the others do: of a normalisation over all, or a convolution in groups."""
+def _inseparable(module: nn.Module, name: str) -> bool:
+    """Whether channels can't go one by one without changing what the others do: of a normalisation over all, or a convolution in groups.
+
+    What joins columns normalises each one's vector, once and last: recovery makes up for that, and most of a ResNet is in the layers before it.
+    """
+    if name.startswith("join."):
+        return False
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         return 1 < module.groups < module.out_channels
     return isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)

@@ -21,6 +21,8 @@ TASK = Task(["a", "b"])
 
 def inputs(base):
     return [InputSpec(column="text", base=str(base), max_length=16)]
+
+
 TEXTS = ["good day", "the worst flight ever was late", "ok", "love that"]
 
 
@@ -285,3 +287,13 @@ def test_the_pruner_of_the_contributing_guide(model, batch, monkeypatch, tmp_pat
     before = load.parameters(model)
     pruner.remove(0.5)
     assert load.parameters(model) < before
+
+
+def test_the_last_stage_of_a_resnet_can_be_pruned_where_it_is_joined_to_another_column():
+    picture = InputSpec(column="picture", modality="image", base="resnet18", weights="random", size=32)
+    columns = {"picture": picture, "n": InputSpec(column="n", modality="tabular")}
+    encoders = {name: family.load("modalities", one.modality).Encoder.pretrained(one, one.base or "") for name, one in columns.items()}
+    model = FusionModel(encoders, FusionSpec(), TASK, 0.1)
+    given = {"picture.pixels": torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "n.number": torch.rand(2), "n.category": torch.zeros(2).long()}
+    layers = Pruner(model, given, model.keep).layers
+    assert any(parameter is model.join.norms[0].weight for layer in layers for parameter, _, _ in layer.parts)
