@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from lc_ray.errors import ModelError
 
@@ -23,6 +24,15 @@ def loading(what: str, source: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"no {what} can be loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}", source) from None
+
+
+def headless(model: Any, *heads: str) -> Any:
+    """A model whose `heads` do nothing: layers without a use would break the gradient's all-reduce. Some models call theirs unasked."""
+    for name in heads:
+        head = getattr(model, name, None)
+        if head is not None and any(True for _ in head.parameters()):
+            setattr(model, name, nn.Identity())
+    return model
 
 
 def model(kind: Any, config: Any, source: str, weights: str | None, /, **options: Any) -> Any:

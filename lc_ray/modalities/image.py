@@ -33,6 +33,7 @@ _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for an
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _GREY = [0.299, 0.587, 0.114]  # luma of ITU-R BT.601
 _ACROSS = [[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]  # x → (1, 1, 1) × x
+_HEADS = ("pooler", "head")  # the latter of SigLIP
 _ANSWERS = 5.0  # seconds in which the host of weights must answer
 
 
@@ -160,7 +161,7 @@ class Encoder(nn.Module):
                     AutoModel.from_config(found.config)  # as `rebuild` does; not every such part can stand alone
         if hasattr(found.config, "mask_ratio"):
             found.config.mask_ratio = 0.0  # a masked autoencoder would hide most of every image
-        return cls(_headless(found), {"transformers": found.config.to_dict(), **statistics(Path(source))})._measured(spec.size, source)
+        return cls(_hub.headless(found, *_HEADS), {"transformers": found.config.to_dict(), **statistics(Path(source))})._measured(spec.size, source)
 
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
@@ -168,7 +169,8 @@ class Encoder(nn.Module):
         if name := config.get("torchvision"):
             return cls(_trunk(torchvision.models.get_model(name, weights=None), name), config)
         kept = {k: v for k, v in config["transformers"].items() if k != "model_type"}
-        return cls(_headless(AutoModel.from_config(AutoConfig.for_model(config["transformers"]["model_type"], **kept))), config)
+        model = AutoModel.from_config(AutoConfig.for_model(config["transformers"]["model_type"], **kept))
+        return cls(_hub.headless(model, *_HEADS), config)
 
     def _measured(self, side: int, source: str) -> Self:
         """With its width, which configurations name in many ways.
@@ -299,14 +301,6 @@ def _trunk(model: nn.Module, name: str) -> nn.Module:
     if hasattr(model, "trunk_output"):
         return nn.Sequential(cast(nn.Module, model.stem), cast(nn.Module, model.trunk_output))
     raise ModelError("this torchvision model has no convolutional trunk to build on", name, "for example resnet50 or convnext_tiny")
-
-
-def _headless(model: nn.Module) -> nn.Module:
-    for name in ("pooler", "head"):  # the latter of SigLIP
-        part = getattr(model, name, None)
-        if part is not None and any(True for _ in part.parameters()):
-            setattr(model, name, nn.Identity())  # an unused layer would break the gradient's all-reduce, and some models call theirs unasked
-    return model
 
 
 def statistics(folder: Path) -> dict[str, Any]:

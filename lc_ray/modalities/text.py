@@ -133,9 +133,7 @@ class Encoder(nn.Module):
         super().__init__()
         if hasattr(model, "encoder") and hasattr(model, "decoder"):
             model = cast(nn.Module, model.encoder)
-        if getattr(model, "pooler", None) is not None:
-            setattr(model, "pooler", nn.Identity())  # noqa: B010 positions are pooled by their mask, whatever the encoder; an unused layer would break the gradient's all-reduce
-        self.model = model
+        self.model = _hub.headless(model, "pooler")  # positions are pooled by their mask, whatever the encoder
         # No decoder goes on from here: keys and values that it kept would cost memory, and neither pruning nor int8 can follow them.
         self.options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
@@ -147,10 +145,7 @@ class Encoder(nn.Module):
             ModelError: the source has no such model, only weights in pickle, or fewer positions than a batch may have; or it is no text model.
         """
         with _hub.loading("model", source):
-            if spec.weights == "random":
-                model = AutoModel.from_config(AutoConfig.from_pretrained(source))
-            else:
-                model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+            model = _hub.model(AutoModel, AutoConfig.from_pretrained(source), source, spec.weights)
         if not hasattr(model.config, "hidden_size"):
             raise ModelError(f"this model does not encode texts alone: {model.config.model_type}", source, "use a text model such as BERT")
         need_positions(model, padded(spec.max_length), source)

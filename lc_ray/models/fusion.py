@@ -43,8 +43,7 @@ class FusionModel(nn.Module):
         self.join = nn.Identity() if len(encoders) == 1 else kind(widths, fusion.width)
         self.dropout = nn.Dropout(dropout)
         self.head: nn.Module = task.head(widths[0] if len(encoders) == 1 else self.join.width)
-        grouped = [m for m in self.encoders.modules() if isinstance(m, nn.Conv1d) and m.groups > 1]  # wav2vec2's positions, which all layers add to
-        self.keep = [self.head, *grouped]
+        self.keep = [self.head]
 
     @classmethod
     def pretrained(cls, spec: ModelSpec, inputs: list[InputSpec], sources: dict[str, str], task: Any) -> Self:

@@ -119,7 +119,7 @@ class OwnGenerator(Generator):
                 prompt.job.begun = prompt.job.begun or time.monotonic()
                 if not prompt.job.prompts:
                     self._waiting.popleft()
-        self._decoder.keep(max(0, min(self._room // _KEPT, self._room - self._needed()[1])))
+                self._keep()
 
     def _fits(self, ask: Ask) -> bool:
         """Whether there is room for a prompt's answers beside those that run or will."""
@@ -131,6 +131,10 @@ class OwnGenerator(Generator):
         rows = len(self._rows) + sum(ask.n for ask in (*(prompt.ask for prompt in self._reading), *more))
         asks = (*(one.ask for one in self._held()), *more)
         return rows, rows * max((len(ask.ids) + ask.tokens for ask in asks), default=0)
+
+    def _keep(self) -> None:
+        """Give answers that ended the room that those which run or will leave."""
+        self._decoder.keep(max(0, min(self._room // _KEPT, self._room - self._needed()[1])))
 
     def _held(self) -> list[_Row | Prompt]:
         """Answers that run, and prompts whose answers will."""
@@ -175,7 +179,8 @@ class OwnGenerator(Generator):
                     self._leave(self._rows.index(row))
 
     def _leave(self, place: int) -> None:
-        self._decoder.leave(place)
         last = self._rows.pop()
         if place < len(self._rows):
             self._rows[place] = last
+        self._keep()
+        self._decoder.leave(place)

@@ -38,9 +38,9 @@ def require(job: JobSpec) -> None:
             raise SpecError("is a whole number", where, "give {choice: [...]}")
         for value in ends[path]:
             beside = itertools.product(*(of if other != path else [value] for other, of in ends.items()))
-            mixes = [{path: value}, *(dict(zip(ends, mix, strict=True)) for mix in itertools.islice(beside, _MIXES))]
-            if all(problems := [_problem(plain, mix) for mix in mixes]):
-                raise SpecError(f"{value} can't be: {problems[0]}", where)
+            mixes = (dict(zip(ends, mix, strict=True)) for mix in itertools.islice(beside, _MIXES))
+            if (alone := _problem(plain, {path: value})) and all(_problem(plain, mix) for mix in mixes):
+                raise SpecError(f"{value} can't be: {alone}", where)
 
 
 def _problem(job: JobSpec, genes: Genes) -> str:
