@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache
 from lc_ray.models.prefixes import Prefixes
 
 _PART = 256  # tokens of prompts that are read at once, while running sequences wait
-_GROWTH = 256  # positions
+_STEP = 64  # positions: room is made for so many at once
 
 
 @dataclass(eq=False, slots=True)
@@ -142,10 +142,12 @@ class Rows(Cache):  # type: ignore[misc]
             self.lengths[row] = last
         if not self.lengths:
             self._layers = []
+        elif 2 * max(self.lengths) + _STEP < self._layers[0][0].shape[2]:
+            self._resize(self._layers[0][0].shape[0], max(self.lengths))
 
     def held(self) -> list[Tensor]:
-        """Keys and values before the token that is being added, layer by layer."""
-        return [room[: len(self.lengths), :, : max(self.lengths) - 1] for pair in self._layers for room in pair]
+        """Keys and values before the token that is being added, layer by layer; each row's are followed by such as don't count."""
+        return [room[: len(self.lengths)] for pair in self._layers for room in pair]
 
     def advance(self) -> Tensor:
         """Make room for a token in every row. Its positions, (rows, 1)."""
@@ -176,14 +178,17 @@ class Rows(Cache):  # type: ignore[misc]
         have_rows, _, have, _ = self._layers[0][0].shape
         if rows <= have_rows and positions <= have:
             return
-        rows = have_rows if rows <= have_rows else max(rows, 2 * have_rows)
-        positions = have if positions <= have else -(-positions // _GROWTH) * _GROWTH
+        self._resize(have_rows if rows <= have_rows else max(rows, 2 * have_rows), max(positions, have))
+
+    def _resize(self, rows: int, positions: int) -> None:
+        positions = -(-positions // _STEP) * _STEP
         for pair in self._layers:
             for i, old in enumerate(pair):
                 pair[i] = old.new_zeros(rows, old.shape[1], positions, old.shape[3])  # masked positions must not hold NaN
-                pair[i][:have_rows, :, :have] = old
+                kept = min(positions, old.shape[2])
+                pair[i][: len(old), :, :kept] = old[:, :, :kept]
 
 
 def held_by(cache: Any) -> list[Tensor]:
-    """Keys and values in a cache before the tokens that are being added, layer by layer."""
+    """Keys and values in a cache before the tokens that are being added, layer by layer. `Rows.held` says what else."""
     return cache.held() if isinstance(cache, Rows) else [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]

@@ -31,10 +31,15 @@ from lc_ray.models.fusion import FusionModel
 cast("dict[str, Any]", sys.modules)["openvino_telemetry"] = None
 
 import openvino  # noqa: E402
+from openvino import opset13  # noqa: E402
 from openvino.frontend import OpConversionFailure  # noqa: E402
+from openvino.passes import AnyInput, Manager, Matcher, MatcherPass, WrapType  # noqa: E402
+from openvino.preprocess import PrePostProcessor  # noqa: E402
+from openvino.utils import replace_node  # noqa: E402
 
 _SMOOTH = 0.8  # SmoothQuant's alpha: closest to fp32 of -1 (off), 0.5, 0.8 and 0.95 (NNCF's own) for a fine-tuned MiniLM
 _FILE = "model_{}.xml"  # by stage
+_ATTENTION = ".*/aten::matmul/.*"  # products of a language model with its cache: to make that int8 for each token takes longer than it saves
 _PAST = "past."  # inputs of a causal language model, by number: keys and values of each layer
 
 
@@ -64,6 +69,8 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
             stages = [list(of_stage) for of_stage in zip(*map(split, stages[0]), strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
     left = [rf".*encoders\.{name}\b.*" for name, encoder in getattr(model, "encoders", {}).items() if _exact(encoder)]
+    if hasattr(model, "past"):
+        left.append(_ATTENTION)
     for number, of_stage in enumerate(stages):
         calibration = [{name: tensor.numpy() for name, tensor in (batch | _past(model, batch)).items()} for batch in of_stage]
         try:
@@ -80,6 +87,7 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
         except (RuntimeError, OpConversionFailure) as error:
             told = (str(error).strip() or type(error).__name__).splitlines()[-1].removeprefix("-- ")
             raise ModelError(f"this model can't be made int8: {told}", fix="leave out `quantize`") from error
+        _look_up(quantized)
         openvino.save_model(quantized, folder / _FILE.format(number), compress_to_fp16=False)
     return {
         "scheme": "post-training, static",
@@ -120,7 +128,8 @@ class Run:
             "ENABLE_CPU_PINNING": False,  # every replica on a node would pin itself to the same first cores
         } | ({"INFERENCE_PRECISION_HINT": "f32"} if exact else {})
         core, files = openvino.Core(), sorted(folder.glob(_FILE.format("*")))
-        stages = [core.compile_model(file, "CPU", options) for file in files]
+        half = not exact and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        stages = [core.compile_model(_kept(core.read_model(file), half), "CPU", options) for file in files]
         # By the names of its inputs a stage is known; keys and values of tokens before are a language model's own business.
         self._compiled = {frozenset(n for n in _names(stage) if not n.startswith(_PAST)): stage for stage in stages}
         self._own = threading.local()
@@ -141,9 +150,43 @@ def _names(stage: Any) -> list[str]:
     return [given.any_name for given in stage.inputs]
 
 
-def _nothing(rows: int, given: Any) -> NDArray[np.float32]:
+def _nothing(rows: int, given: Any) -> Any:
     """Keys or values of no tokens."""
-    return np.zeros((rows, given.partial_shape[1].get_length(), 0, given.partial_shape[3].get_length()), np.float32)
+    return openvino.Tensor(given.element_type, [rows, given.partial_shape[1].get_length(), 0, given.partial_shape[3].get_length()])
+
+
+def _kept(model: Any, half: bool) -> Any:
+    """The model, whose keys and values are in bf16 outside of it, too, if it computes in that."""
+    if half and any(name.startswith(_PAST) for name in _names(model)):
+        kept = PrePostProcessor(model)
+        for name in _names(model):
+            if name.startswith(_PAST):
+                kept.input(name).tensor().set_element_type(openvino.Type.bf16)
+        for number in range(1, len(model.outputs)):
+            kept.output(number).tensor().set_element_type(openvino.Type.bf16)
+        model = kept.build()
+    return model
+
+
+def _look_up(model: Any) -> None:
+    """Have tables in int8 looked up as they are: OpenVINO would keep them in fp32, four times as large, rather than convert what is looked up."""
+    table, scale, rows, axis = WrapType("opset1.Constant"), WrapType("opset1.Constant"), AnyInput(), WrapType("opset1.Constant")
+    scaled = WrapType("opset1.Multiply", [WrapType("opset1.Convert", [table]), scale])
+    found = WrapType("opset8.Gather", [scaled, rows, axis])
+
+    def change(matcher: Any) -> bool:
+        values, old = matcher.get_pattern_value_map(), matcher.get_match_root()
+        if values[axis].get_node().data != 0 or values[scale].get_shape()[:1] != values[table].get_shape()[:1]:
+            return False
+        taken, factor = (opset13.gather(values[one], values[rows], values[axis]) for one in (table, scale))
+        new = opset13.multiply(opset13.convert(taken, old.get_element_type()), factor)
+        new.set_friendly_name(old.get_friendly_name())
+        replace_node(old, new)
+        return True
+
+    manager = Manager()
+    manager.register_pass(MatcherPass(Matcher(found, "look_up"), change))
+    manager.run_passes(model)
 
 
 class _Language:
@@ -156,24 +199,37 @@ class _Language:
 
     def __init__(self, stage: Any, past: list[tuple[int, int]]) -> None:
         self.request, self.past = stage.create_infer_request(), past
+        self.dtype = torch.bfloat16 if stage.outputs[1].element_type == openvino.Type.bf16 else torch.float32
         names = [name for name in _names(stage) if not name.startswith(_PAST)]
         self.ids, self.mask, self.asked = (next(n for n in names if n.endswith(end)) for end in (".input_ids", ".attention_mask", ".asked"))
 
     def extend(self, ids: Tensor, positions: Tensor, last: Tensor, cache: Any, seen: Tensor | None) -> Tensor:
         """See `text_generation.Model.extend`."""
         rows, new = ids.shape
-        held = held_by(cache)
-        before = held[0].shape[2] if held else 0
+        held = held_by(cache) or [torch.zeros(rows, heads, 0, width, dtype=self.dtype) for heads, width in self.past]
+        before = held[0].shape[2]
         mask = np.ones((rows, before + new), np.int64)
         mask[:, :before] = np.arange(before) < positions[:, :1].numpy()
         given: dict[str, Any] = {self.ids: ids.numpy(), self.mask: mask, self.asked: last[:, None].numpy()}
-        for number, (heads, width) in enumerate(self.past):
-            given[f"{_PAST}{number}"] = held[number].contiguous().numpy() if held else np.zeros((rows, heads, 0, width), np.float32)
-        found = self.request.infer(given)
-        for layer in range(len(self.past) // 2):
-            keys, values = (torch.from_numpy(found[1 + 2 * layer + i].copy()) for i in (0, 1))
-            cache.update(keys, values, layer)
-        return torch.from_numpy(found[0][:, 0].copy())
+        self.request.infer(given | {f"{_PAST}{number}": _given(tensor.contiguous()) for number, tensor in enumerate(held)})
+        logits, *fresh = (_taken(tensor) for tensor in self.request.output_tensors)
+        for layer in range(len(fresh) // 2):
+            cache.update(fresh[2 * layer], fresh[2 * layer + 1], layer)
+        return logits[:, 0]
+
+
+def _given(tensor: Tensor) -> Any:
+    """A tensor's memory for OpenVINO; NumPy has no bf16."""
+    if tensor.dtype != torch.bfloat16:
+        return tensor.numpy()
+    return openvino.Tensor(tensor.view(torch.int16).numpy(), list(tensor.shape), openvino.Type.bf16)
+
+
+def _taken(tensor: Any) -> Tensor:
+    """A copy of OpenVINO's tensor."""
+    if tensor.element_type != openvino.Type.bf16:
+        return torch.from_numpy(tensor.data.copy())
+    return torch.from_numpy(tensor.data.view(np.int16).copy()).view(torch.bfloat16)
 
 
 class _Flat(nn.Module):

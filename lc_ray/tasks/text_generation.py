@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, Cache
+from transformers import AutoModelForCausalLM
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import chat
@@ -20,6 +20,7 @@ from lc_ray.spec import InputSpec, ModelSpec, Section
 from lc_ray.tasks import _language, _task
 from lc_ray.tasks._decoder import Decoder, Whole
 from lc_ray.tasks._language import IGNORED
+from lc_ray.tasks._past import Past, beside
 from lc_ray.tasks._sampling import Sampler, Sampling
 from lc_ray.tasks._task import Batch, Run
 
@@ -251,18 +252,19 @@ class Model(_language.Model):
         Returns:
             The logits, and the new tokens' keys and values as in `past`.
         """
-        cache = _Past(past)
+        cache = Past(past)
         own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
-        with _language.only(own.get("asked")):
+        with beside(self.model), _language.only(own.get("asked")):
             logits = self.model(**self.arguments(own) | {"past_key_values": cache, "use_cache": True}).logits
         return [logits, *cache.new]
 
     def past(self, batch: Batch) -> list[Tensor]:
         """Keys and values of no tokens, for as many rows as a batch has."""
-        cache = _Past([])
-        with torch.no_grad(), _language.only(None):
+        cache = Past([])
+        with torch.no_grad(), beside(self.model), _language.only(None):
             ids = batch[f"{self.column}.input_ids"][:1, :1]
-            self.model(input_ids=ids, position_ids=torch.zeros_like(ids), past_key_values=cache, use_cache=True)
+            seen = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+            self.model(input_ids=ids, position_ids=torch.zeros_like(ids), attention_mask=seen, past_key_values=cache, use_cache=True)
         return [tensor.new_zeros(len(batch[f"{self.column}.input_ids"]), tensor.shape[1], 0, tensor.shape[3]) for tensor in cache.new]
 
     def extend(self, ids: Tensor, positions: Tensor, last: Tensor, cache: Any, seen: Tensor | None = None) -> Tensor:
@@ -278,28 +280,3 @@ class Model(_language.Model):
         with _language.only(last[:, None]):
             found = self.model(input_ids=ids, position_ids=positions, attention_mask=seen, past_key_values=cache, use_cache=True)
         return cast(Tensor, found.logits[:, 0])
-
-
-class _Past(Cache):  # type: ignore[misc]
-    """Keys and values that are given, and those that are new."""
-
-    def __init__(self, past: list[Tensor]) -> None:
-        super().__init__(layers=[])
-        self.past = past
-        self.new: list[Tensor] = []
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Those of all tokens of a layer."""
-        self.new += [key_states, value_states]
-        if not self.past:
-            return key_states, value_states
-        keys, values = self.past[2 * layer_idx : 2 * layer_idx + 2]
-        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens before."""
-        return self.past[0].shape[2] if self.past else 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Positions that `update` gives, and the first of them."""
-        return self.get_seq_length() + query_length, 0

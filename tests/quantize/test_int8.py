@@ -91,6 +91,13 @@ def test_weights_and_activations_are_int8(pair):
     assert pair[1].artifact.bytes < 0.35 * pair[0].artifact.bytes
 
 
+def test_a_table_stays_int8_when_it_runs(pair):
+    (stage,) = pair[1].engine._compiled.values()
+    outputs = [(op.get_rt_info(), op.output(0)) for op in stage.get_runtime_model().get_ops() if op.outputs()]
+    of_table = [info["outputPrecisions"].value for info, output in outputs if str(output.get_partial_shape()) == "[30522,64]"]
+    assert of_table == ["i8"]
+
+
 def test_answers_are_close_to_those_of_fp32_but_not_the_same(pair, rows):
     dense, small = (np.stack(p.outputs(rows)) for p in pair)
     assert 1e-4 < difference(small, dense) < 0.1
