@@ -39,8 +39,8 @@ from openvino.utils import replace_node  # noqa: E402
 
 _SMOOTH = 0.8  # SmoothQuant's alpha: closest to fp32 of -1 (off), 0.5, 0.8 and 0.95 (NNCF's own) for a fine-tuned MiniLM
 _FILE = "model_{}.xml"  # by stage
-_ATTENTION = ".*/aten::matmul/.*"  # products of a language model with its cache: to make that int8 for each token takes longer than it saves
-_PAST = "past."  # inputs of a causal language model, by number: keys and values of each layer
+_ATTENTION = ".*/aten::matmul/.*"  # products with keys and values that are kept: to make those int8 for each token takes longer than it saves
+_PAST = "past."  # inputs, by number: keys and values (rows, heads, tokens, width) that are kept from one token to the next
 
 
 def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path) -> dict[str, Any]:
@@ -64,15 +64,14 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
         raise ModelError("int8 needs rows to take the ranges of activations from", "quantize.calibration", "use 256 rows")
     import nncf  # slow to import, and serving does not need it
 
+    rows = sum(len(next(iter(batch.values()))) for batch in stages[0])
     if split := getattr(model, "stages", None):
         with torch.no_grad():
             stages = [list(of_stage) for of_stage in zip(*map(split, stages[0]), strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
     left = [rf".*encoders\.{name}\b.*" for name, encoder in getattr(model, "encoders", {}).items() if _exact(encoder)]
-    if hasattr(model, "past"):
-        left.append(_ATTENTION)
     for number, of_stage in enumerate(stages):
-        calibration = [{name: tensor.numpy() for name, tensor in (batch | _past(model, batch)).items()} for batch in of_stage]
+        calibration = [{name: tensor.numpy() for name, tensor in batch.items()} for batch in of_stage]
         try:
             with _quiet():
                 quantized = nncf.quantize(
@@ -81,7 +80,7 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
                     preset=nncf.QuantizationPreset.MIXED,
                     model_type=nncf.ModelType.TRANSFORMER,
                     subset_size=len(calibration),
-                    ignored_scope=nncf.IgnoredScope(patterns=left, validate=False),
+                    ignored_scope=nncf.IgnoredScope(patterns=[*left, *([_ATTENTION] if _past(calibration[0]) else [])], validate=False),
                     advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)),
                 )
         except (RuntimeError, OpConversionFailure) as error:
@@ -94,7 +93,7 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
         "weights": "int8, symmetric, per channel",
         "activations": "int8, asymmetric, per tensor",
         "smooth_quant": _SMOOTH,
-        "calibration_rows": sum(len(next(iter(batch.values()))) for batch in stages[0]),
+        "calibration_rows": rows,
         "openvino": version("openvino"),
         "nncf": version("nncf"),
     }
@@ -112,7 +111,7 @@ def _exact(encoder: Any) -> bool:
 
 
 class Run:
-    """A model's forward, and token by token if it is a causal language model. Threads may call it at the same time.
+    """A model's forward, and token by token if it keeps keys and values. Threads may call it at the same time.
 
     Args:
         folder: with a file per stage.
@@ -130,38 +129,71 @@ class Run:
         core, files = openvino.Core(), sorted(folder.glob(_FILE.format("*")))
         half = not exact and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         stages = [core.compile_model(_kept(core.read_model(file), half), "CPU", options) for file in files]
-        # By the names of its inputs a stage is known; keys and values of tokens before are a language model's own business.
-        self._compiled = {frozenset(n for n in _names(stage) if not n.startswith(_PAST)): stage for stage in stages}
+        # By the names of its inputs a stage is known, but for what is kept.
+        self._compiled = {frozenset(name for name in _names(stage) if name not in _past(_names(stage))): stage for stage in stages}
+        self._kept = {names: [stage.input(name) for name in _past(_names(stage))] for names, stage in self._compiled.items()}
         self._own = threading.local()
-        if past := [tuple(given.partial_shape[i].get_length() for i in (1, 3)) for given in stages[0].inputs if given.any_name.startswith(_PAST)]:
-            self.decoder = lambda: Cached(_Language(stages[0], past), threads, torch.device("cpu"))
+        names, kept = next(iter(self._kept.items()))
+        if kept:
+            self.decoder = lambda: Cached(_Language(self, names), threads, torch.device("cpu"))
 
     def __call__(self, batch: dict[str, Tensor]) -> NDArray[np.float32]:
         """Outputs (rows, outputs) of tensors named `column.tensor`."""
+        return self.remember(batch, [])[0].numpy()  # type: ignore[no-any-return]
+
+    def remember(self, batch: dict[str, Tensor], past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Outputs, and the keys and values of this call's tokens.
+
+        Args:
+            batch: as for a call.
+            past: keys and values before, (rows, heads, tokens, width), in the order of the inputs; those that are left out are of no tokens.
+        """
         if not hasattr(self._own, "requests"):
             self._own.requests = {names: stage.create_infer_request() for names, stage in self._compiled.items()}
-        request = self._own.requests[frozenset(batch)]
-        rows = len(next(iter(batch.values())))
-        empty = {given.any_name: _nothing(rows, given) for given in request.model_inputs if given.any_name.startswith(_PAST)}
-        return request.infer({name: tensor.numpy() for name, tensor in batch.items()} | empty)[0]  # type: ignore[no-any-return]
+        stage = frozenset(batch)
+        request, rows = self._own.requests[stage], len(next(iter(batch.values())))
+        given: dict[str, Any] = {name: tensor.numpy() for name, tensor in batch.items()}
+        for number, port in enumerate(self._kept[stage]):
+            given[port.any_name] = _given(past[number], port.element_type) if number < len(past) else _nothing(rows, port)
+        request.infer(given)
+        found, *new = (_taken(tensor) for tensor in request.output_tensors)
+        return found, new
 
 
 def _names(stage: Any) -> list[str]:
     return [given.any_name for given in stage.inputs]
 
 
-def _nothing(rows: int, given: Any) -> Any:
+def _past(names: Iterable[str]) -> list[str]:
+    """Names of keys and values among those of inputs, by number."""
+    return sorted((name for name in names if name.startswith(_PAST)), key=lambda name: int(name.removeprefix(_PAST)))
+
+
+def _nothing(rows: int, port: Any) -> Any:
     """Keys or values of no tokens."""
-    return openvino.Tensor(given.element_type, [rows, given.partial_shape[1].get_length(), 0, given.partial_shape[3].get_length()])
+    return openvino.Tensor(port.element_type, [rows, port.partial_shape[1].get_length(), 0, port.partial_shape[3].get_length()])
+
+
+def _given(tensor: Tensor, kind: Any) -> Any:
+    """A tensor's memory for OpenVINO; NumPy has no bf16."""
+    if kind != openvino.Type.bf16:
+        return tensor.float().contiguous().numpy()
+    return openvino.Tensor(tensor.bfloat16().contiguous().view(torch.int16).numpy(), list(tensor.shape), kind)
+
+
+def _taken(tensor: Any) -> Tensor:
+    """A copy of OpenVINO's tensor."""
+    if tensor.element_type != openvino.Type.bf16:
+        return torch.from_numpy(tensor.data.copy())
+    return torch.from_numpy(tensor.data.view(np.int16).copy()).view(torch.bfloat16)
 
 
 def _kept(model: Any, half: bool) -> Any:
     """The model, whose keys and values are in bf16 outside of it, too, if it computes in that."""
-    if half and any(name.startswith(_PAST) for name in _names(model)):
+    if half and (past := _past(_names(model))):
         kept = PrePostProcessor(model)
-        for name in _names(model):
-            if name.startswith(_PAST):
-                kept.input(name).tensor().set_element_type(openvino.Type.bf16)
+        for name in past:
+            kept.input(name).tensor().set_element_type(openvino.Type.bf16)
         for number in range(1, len(model.outputs)):
             kept.output(number).tensor().set_element_type(openvino.Type.bf16)
         model = kept.build()
@@ -190,46 +222,27 @@ def _look_up(model: Any) -> None:
 
 
 class _Language:
-    """A compiled causal language model that goes on with what caches hold.
+    """A causal language model that goes on with what caches hold.
 
     Args:
-        stage: the model.
-        past: heads and width of each layer's keys and values.
+        run: the model.
+        names: of its inputs.
     """
 
-    def __init__(self, stage: Any, past: list[tuple[int, int]]) -> None:
-        self.request, self.past = stage.create_infer_request(), past
-        self.dtype = torch.bfloat16 if stage.outputs[1].element_type == openvino.Type.bf16 else torch.float32
-        names = [name for name in _names(stage) if not name.startswith(_PAST)]
+    def __init__(self, run: Run, names: Iterable[str]) -> None:
+        self.run = run
         self.ids, self.mask, self.asked = (next(n for n in names if n.endswith(end)) for end in (".input_ids", ".attention_mask", ".asked"))
 
     def extend(self, ids: Tensor, positions: Tensor, last: Tensor, cache: Any, seen: Tensor | None) -> Tensor:
         """See `text_generation.Model.extend`."""
-        rows, new = ids.shape
-        held = held_by(cache) or [torch.zeros(rows, heads, 0, width, dtype=self.dtype) for heads, width in self.past]
-        before = held[0].shape[2]
-        mask = np.ones((rows, before + new), np.int64)
-        mask[:, :before] = np.arange(before) < positions[:, :1].numpy()
-        given: dict[str, Any] = {self.ids: ids.numpy(), self.mask: mask, self.asked: last[:, None].numpy()}
-        self.request.infer(given | {f"{_PAST}{number}": _given(tensor.contiguous()) for number, tensor in enumerate(held)})
-        logits, *fresh = (_taken(tensor) for tensor in self.request.output_tensors)
-        for layer in range(len(fresh) // 2):
-            cache.update(fresh[2 * layer], fresh[2 * layer + 1], layer)
+        held = held_by(cache)
+        before = held[0].shape[2] if held else 0
+        mask = torch.ones(len(ids), before + ids.shape[1], dtype=torch.int64)
+        mask[:, :before] = torch.arange(before) < positions[:, :1]
+        logits, new = self.run.remember({self.ids: ids, self.mask: mask, self.asked: last[:, None]}, held)
+        for layer in range(len(new) // 2):
+            cache.update(new[2 * layer], new[2 * layer + 1], layer)
         return logits[:, 0]
-
-
-def _given(tensor: Tensor) -> Any:
-    """A tensor's memory for OpenVINO; NumPy has no bf16."""
-    if tensor.dtype != torch.bfloat16:
-        return tensor.numpy()
-    return openvino.Tensor(tensor.view(torch.int16).numpy(), list(tensor.shape), openvino.Type.bf16)
-
-
-def _taken(tensor: Any) -> Tensor:
-    """A copy of OpenVINO's tensor."""
-    if tensor.element_type != openvino.Type.bf16:
-        return torch.from_numpy(tensor.data.copy())
-    return torch.from_numpy(tensor.data.view(np.int16).copy()).view(torch.bfloat16)
 
 
 class _Flat(nn.Module):
@@ -241,14 +254,10 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Any:
         batch = dict(zip(self.names, tensors, strict=True))
-        past = [batch.pop(name) for name in self.names if name.startswith(_PAST)]
-        return tuple(cast(Any, self.model).remember(batch, past)) if past else self.model(batch)
-
-
-def _past(model: FusionModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Further inputs of a causal language model: keys and values of tokens before, here of none."""
-    past = getattr(model, "past", None)
-    return {f"{_PAST}{number}": tensor for number, tensor in enumerate(past(batch))} if past else {}
+        if not (past := [batch.pop(name) for name in _past(batch)]):
+            return self.model(batch)
+        found, new = cast(Any, self.model).remember(batch, past)
+        return (found, *new)
 
 
 def _convert(model: FusionModel, example: dict[str, NDArray[Any]]) -> Any:
@@ -257,7 +266,7 @@ def _convert(model: FusionModel, example: dict[str, NDArray[Any]]) -> Any:
     converted = openvino.convert_model(_Flat(model, list(example)), example_input=tensors)
     for given, name in zip(converted.inputs, example, strict=True):
         given.get_tensor().set_names({name})
-    if past := {name: [-1, array.shape[1], -1, array.shape[3]] for name, array in example.items() if name.startswith(_PAST)}:
+    if past := {name: [-1, example[name].shape[1], -1, example[name].shape[3]] for name in _past(example)}:
         converted.reshape(past)
     return converted
 

@@ -45,3 +45,9 @@ class Run:
         torch.set_num_threads(self.threads)
         with torch.inference_mode():
             return self.model(batch).float().numpy()  # type: ignore[no-any-return]
+
+    def remember(self, batch: dict[str, Tensor], past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Outputs, and the keys and values of this call's tokens, of a model that keeps any. See `int8.Run.remember`."""
+        torch.set_num_threads(self.threads)
+        with torch.no_grad():
+            return self.model.remember(batch, past)  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ A task that is more than a head on fused encoders defines `Model` too, a torch m
     .config                       what `rebuild` needs, as JSON
     .keep                         modules that are never pruned
     .stages(batch)                only of a model that answers in stages: a taught batch as each of them takes it
+    .remember(batch, past)        only of a model that goes on token by token: outputs, and keys and values to be given as `past` next time
     .followed(batch)              only of a model whose forward loses its layers' trace, for pruning: tensors that all of them lead to
     .forward(batch)               tensors named `column.tensor`, those that `teach` added included → one tensor (batch, ...)
 """

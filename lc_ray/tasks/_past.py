@@ -1,9 +1,13 @@
-"""Attention over keys and values that are given apart: those of tokens before, as an engine keeps them, and those of new tokens."""
+"""Attention over keys and values that are given apart: those of tokens before, as an engine keeps them, and those of new tokens.
+
+A model that is run token by token has a method `remember(batch, past)`: its outputs, and the new tokens' keys and values. Engines have one, too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -52,9 +56,26 @@ class Past(Cache):  # type: ignore[misc]
         return self.get_seq_length() + query_length, 0
 
 
+class Heard(Cache):  # type: ignore[misc]
+    """Keys and values of what a decoder attends to beside its own tokens, which are always the same.
+
+    Args:
+        known: keys and values of each layer, (rows, heads, positions, width).
+    """
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__(layers=[])
+        pairs = [_Pair(None, tensor) for tensor in known]
+        self.layers = [SimpleNamespace(keys=keys, values=values) for keys, values in zip(pairs[::2], pairs[1::2], strict=True)]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """That there are any."""
+        return 1
+
+
 @contextmanager
 def beside(model: Any) -> Iterator[None]:
-    """Have a model of transformers take `Past` as its cache."""
+    """Have a model of transformers take `Past`, or that and `Heard`, as its cache."""
     before, model.config._attn_implementation = model.config._attn_implementation, _NAME
     try:
         yield
@@ -63,7 +84,7 @@ def beside(model: Any) -> Iterator[None]:
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: _Pair, value: _Pair, attention_mask: Tensor, scaling: float | None = None, **_: Any
+    module: nn.Module, query: Tensor, key: _Pair, value: _Pair, attention_mask: Tensor | None, scaling: float | None = None, **_: Any
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention of heads that may share keys and values; (rows, new tokens, heads, width)."""
     rows, heads, tokens, width = query.shape
@@ -75,7 +96,8 @@ def _attend(
     if key.past is not None:
         before = key.past.shape[2]
         scores = torch.cat([grouped @ key.past.transpose(2, 3), scores], -1)
-    scores = scores.reshape(rows, heads, tokens, -1).masked_fill(~attention_mask, torch.finfo(torch.float32).min)
+    if attention_mask is not None:
+        scores = scores.reshape(rows, heads, tokens, -1).masked_fill(~attention_mask, torch.finfo(torch.float32).min)
     odds = scores.softmax(-1).reshape(rows, shared, heads // shared * tokens, -1)
     found = odds[..., before:] @ value.new
     if value.past is not None:

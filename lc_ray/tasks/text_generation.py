@@ -242,7 +242,15 @@ class Model(_language.Model):
         positions = seen.float().sum(-1).long() - 1
         return {"input_ids": tensors["input_ids"], "attention_mask": seen[:, None], "position_ids": positions, "use_cache": False}
 
-    def remember(self, batch: Batch, past: list[Tensor]) -> list[Tensor]:
+    def stages(self, batch: Batch) -> list[Batch]:
+        """The one that there is: a batch, after no tokens."""
+        cache, ids = Past([]), batch[f"{self.column}.input_ids"]
+        with torch.no_grad(), beside(self.model), _language.only(None):
+            seen = torch.ones(len(ids), 1, 1, 1, dtype=torch.bool)
+            self.model(input_ids=ids[:, :1], position_ids=ids[:, :1] * 0, attention_mask=seen, past_key_values=cache, use_cache=True)
+        return [batch | {f"past.{number}": tensor[:, :, :0] for number, tensor in enumerate(cache.new)}]
+
+    def remember(self, batch: Batch, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """As `forward`, after tokens that were given before: for engines that have no cache of transformers.
 
         Args:
@@ -256,16 +264,7 @@ class Model(_language.Model):
         own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
         with beside(self.model), _language.only(own.get("asked")):
             logits = self.model(**self.arguments(own) | {"past_key_values": cache, "use_cache": True}).logits
-        return [logits, *cache.new]
-
-    def past(self, batch: Batch) -> list[Tensor]:
-        """Keys and values of no tokens, for as many rows as a batch has."""
-        cache = Past([])
-        with torch.no_grad(), beside(self.model), _language.only(None):
-            ids = batch[f"{self.column}.input_ids"][:1, :1]
-            seen = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-            self.model(input_ids=ids, position_ids=torch.zeros_like(ids), attention_mask=seen, past_key_values=cache, use_cache=True)
-        return [tensor.new_zeros(len(batch[f"{self.column}.input_ids"]), tensor.shape[1], 0, tensor.shape[3]) for tensor in cache.new]
+        return logits, cache.new
 
     def extend(self, ids: Tensor, positions: Tensor, last: Tensor, cache: Any, seen: Tensor | None = None) -> Tensor:
         """Logits (rows, vocabulary) after further tokens, whose keys and values the cache takes.

@@ -31,6 +31,7 @@ from lc_ray.models.batches import TARGET, feed, prepare
 from lc_ray.models.shapes import difference
 from lc_ray.predictor import Predictor
 from lc_ray.prune.structured import Pruner
+from lc_ray.quantize import none
 from lc_ray.quantizer import quantize
 from lc_ray.spec import InputSpec, ModelSpec, QuantizeSpec
 from lc_ray.tasks import _ctc, _seq2seq
@@ -308,6 +309,35 @@ def test_a_transcript_with_more_tokens_than_frames_does_not_count(tmp_path):
     lost, kept = task.reading._nats(model(batch), targets).tolist()
     assert lost == 0
     assert 0 < kept < 100
+
+
+def test_a_whisper_hears_once_and_reads_each_token_once(tmp_path):
+    base = whisper(tmp_path / "base")
+    inputs, task = [column(base)], Task(max_new_tokens=16)
+    columns = load.modalities(inputs)
+    task.bind(columns)
+    model = load.pretrained(ModelSpec(base=str(base)), inputs, task).eval()
+    rows = rows_of(["ab cd", "a", "dcb", "bad cd", "abba"], columns)
+    batch, _ = feed(rows, columns, task)
+    engine = none.Run(model, 1)
+    remember, read = engine.remember, []
+    engine.remember = lambda told, past: read.append(told["clip.tokens"].shape) or remember(told, past)
+    with torch.no_grad():
+        whole = task.reading.answer(lambda given: model(given).numpy(), batch)  # as in training: an engine that keeps nothing
+        assert task.reading.answer(engine, batch) == whole
+        longest = max(map(len, whole[:4]))
+        assert read[:longest] == [(4, 2), *([(4, 1)] * (longest - 1))], "random weights never end"
+        assert {rows for rows, _ in read[longest:]} == {1}, "the fifth by itself"
+        assert task.reading.outputs(engine, batch) == pytest.approx(model(batch).numpy(), abs=1e-5)
+        known, said = list(model({"clip.input_features": batch["clip.input_features"]}).unbind(1)), []
+        tokens, found = batch["clip.tokens"], []
+        for start, end in ((0, 2), (2, 3), (3, tokens.shape[1])):
+            told = {"clip.tokens": tokens[:, start:end], "clip.asked": torch.arange(end - start).expand(len(tokens), -1)}
+            logits, new = remember(told, known + said)
+            found.append(logits)
+            said = [torch.cat(pair, 2) for pair in zip(said, new, strict=True)] if said else new
+        asked = batch["clip.asked"][0]
+        torch.testing.assert_close(torch.cat(found, 1)[:, asked], model(batch), atol=1e-5, rtol=1e-5)
 
 
 def test_what_does_not_fit(tmp_path, tiny_base):
