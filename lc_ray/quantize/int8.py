@@ -39,6 +39,7 @@ from openvino.utils import replace_node  # noqa: E402
 
 _SMOOTH = 0.8  # SmoothQuant's alpha: closest to fp32 of -1 (off), 0.5, 0.8 and 0.95 (NNCF's own) for a fine-tuned MiniLM
 _FILE = "model_{}.xml"  # by stage
+_TRACED = 2  # rows: one alone could be taken for a fixed size
 _ATTENTION = ".*/aten::matmul/.*"  # products with keys and values that are kept: to make those int8 for each token takes longer than it saves
 _PAST = "past."  # inputs, by number: keys and values (rows, heads, tokens, width) that are kept from one token to the next
 
@@ -75,7 +76,7 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
         try:
             with _quiet():
                 quantized = nncf.quantize(
-                    _convert(model, calibration[0]),
+                    _convert(model, {name: array[:_TRACED] for name, array in calibration[0].items()}),
                     nncf.Dataset(calibration),
                     preset=nncf.QuantizationPreset.MIXED,
                     model_type=nncf.ModelType.TRANSFORMER,
