@@ -5,6 +5,7 @@ SmoothQuant (Xiao et al. 2023, arXiv:2211.10438) moves outliers of activations i
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import threading
@@ -39,6 +40,7 @@ from openvino.utils import replace_node  # noqa: E402
 
 _SMOOTH = 0.8  # SmoothQuant's alpha: closest to fp32 of -1 (off), 0.5, 0.8 and 0.95 (NNCF's own) for a fine-tuned MiniLM
 _FILE = "model_{}.xml"  # by stage
+_HELD = 1 << 30  # bytes: all that a Whisper hears in a recording is far larger than the recording
 _TRACED = 2  # rows: one alone could be taken for a fixed size
 _ATTENTION = ".*/aten::matmul/.*"  # products with keys and values that are kept: to make those int8 for each token takes longer than it saves
 _PAST = "past."  # inputs, by number: keys and values (rows, heads, tokens, width) that are kept from one token to the next
@@ -60,19 +62,17 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
     Raises:
         ModelError: no calibration rows, or a model that OpenVINO can't run.
     """
-    stages = [list(batches)]
-    if not stages[0]:
+    given = list(batches)
+    if not given:
         raise ModelError("int8 needs rows to take the ranges of activations from", "quantize.calibration", "use 256 rows")
     import nncf  # slow to import, and serving does not need it
 
-    rows = sum(len(next(iter(batch.values()))) for batch in stages[0])
-    if split := getattr(model, "stages", None):
-        with torch.no_grad():
-            stages = [list(of_stage) for of_stage in zip(*map(split, stages[0]), strict=True)]
     folder.mkdir(parents=True, exist_ok=True)
     left = [rf".*encoders\.{name}\b.*" for name, encoder in getattr(model, "encoders", {}).items() if _exact(encoder)]
-    for number, of_stage in enumerate(stages):
-        calibration = [{name: tensor.numpy() for name, tensor in batch.items()} for batch in of_stage]
+    for number in itertools.count():
+        calibration = _calibration(model, given, number)
+        if not calibration:
+            break
         try:
             with _quiet():
                 quantized = nncf.quantize(
@@ -94,10 +94,25 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
         "weights": "int8, symmetric, per channel",
         "activations": "int8, asymmetric, per tensor",
         "smooth_quant": _SMOOTH,
-        "calibration_rows": rows,
+        "calibration_rows": sum(len(next(iter(batch.values()))) for batch in given),
         "openvino": version("openvino"),
         "nncf": version("nncf"),
     }
+
+
+def _calibration(model: FusionModel, batches: list[dict[str, Tensor]], number: int) -> list[dict[str, NDArray[Any]]]:
+    """A stage's rows, none if there is no such stage; of stages after the first, which take what models make of rows, no more than is of use."""
+    stages = getattr(model, "stages", lambda batch: [batch])
+    found: list[dict[str, NDArray[Any]]] = []
+    held = 0
+    with torch.no_grad():
+        for batch in batches:
+            for of_stage in itertools.islice(stages(batch), number, number + 1):
+                found.append({name: tensor.numpy() for name, tensor in of_stage.items()})
+                held += sum(array.nbytes for array in found[-1].values())
+            if number and held > _HELD:
+                break
+    return found
 
 
 def load(found: Artifact, threads: int) -> Run:

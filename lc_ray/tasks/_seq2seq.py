@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -63,13 +64,14 @@ class Model(nn.Module):
         """What `rebuild` needs, as JSON."""
         return {"column": self.column, "model": self.model.config.to_dict()}
 
-    def stages(self, batch: Batch) -> list[Batch]:
+    def stages(self, batch: Batch) -> Iterator[Batch]:
         """A taught batch as each of the stages takes it."""
         features = {name: batch[name] for name in (f"{self.column}.{_FEATURES}",)}
+        yield features
         told = {name: tensor for name, tensor in batch.items() if name not in features}
         known = list(self(features).unbind(1))
         _, new = self.remember(told, known)
-        return [features, told | {f"past.{number}": tensor for number, tensor in enumerate([*known, *(t[:, :, :0] for t in new)])}]
+        yield told | {f"past.{number}": tensor for number, tensor in enumerate([*known, *(t[:, :, :0] for t in new)])}
 
     def forward(self, batch: Batch) -> Tensor:
         """Features alone → what the decoder hears in them; with tokens, or that and tokens → logits of the tokens that follow.
