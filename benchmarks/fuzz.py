@@ -156,13 +156,19 @@ def bodies(languages: Sequence[str], picture: bytes, sound: bytes) -> list[tuple
         tools = [tool, {"type": "function", "function": {"name": "time", "parameters": city}}]
         called = {"id": "1", "type": "function", "function": {"name": "time", "arguments": '{"city": "Rome"}'}}
         told = [*chat, {"role": "assistant", "tool_calls": [called]}, {"role": "tool", "tool_call_id": "1", "content": "noon"}]
+        older = [*chat, {"role": "assistant", "function_call": called["function"]}, {"role": "function", "name": "time", "content": "noon"}]
+        some = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "time"}}]}}
+        named = {"functions": [one["function"] for one in tools], "function_call": {"name": "time"}}
         forced = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
         found += [
             ("/v1/chat/completions", {"model": name, "messages": chat, "logprobs": True, "top_logprobs": 2, **sampling}),
             ("/v1/chat/completions", {"model": name, "messages": chat, "max_tokens": 2, "response_format": forced}),
             ("/v1/chat/completions", {"model": name, "messages": chat, "max_tokens": 2, "tools": [tool], "tool_choice": "auto", "stream": True}),
             ("/v1/chat/completions", {"model": name, "messages": told, "max_tokens": 2, "tools": tools, "tool_choice": "required"}),
-            ("/v1/completions", {"model": name, "prompt": ["Hello", "Bye"], "logprobs": 2, **sampling}),
+            ("/v1/chat/completions", {"model": name, "messages": told, "max_tokens": 2, "tools": tools, "tool_choice": some}),
+            ("/v1/chat/completions", {"model": name, "messages": older, "max_tokens": 2, **named}),
+            ("/v1/completions", {"model": name, "prompt": ["Hello", "Bye"], "logprobs": 2, **sampling, "best_of": 3}),
+            ("/v1/completions", {"model": name, "prompt": [[70, 71], [72]], "logprobs": 1, "max_tokens": 0, "echo": True}),
             (f"/v1/models/{name}:predict", {"instances": ["Hello"], "parameters": {"max_tokens": 2, "temperature": 0.5, "stop": ["x"]}}),
         ]
     return found

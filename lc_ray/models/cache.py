@@ -15,19 +15,18 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache
 
 from lc_ray.models.prefixes import Prefixes
+from lc_ray.tasks import _decoder
+from lc_ray.tasks._decoder import PART
 
-_PART = 256  # tokens of prompts that are read at once, while running sequences wait
 _STEP = 64  # positions: room is made for so many at once
 
 
 @dataclass(eq=False, slots=True)
-class Prompt:
-    """A prompt, whose it is, how many of its tokens are read, and the row of a cache that has their keys and values."""
+class Prompt(_decoder.Prompt):
+    """A prompt, whose it is, and the row of a cache that has keys and values of what is read."""
 
-    ids: list[int]
     owner: str = ""
     cache: Any = field(default_factory=DynamicCache)
-    done: int = 0
     row: int = 0
 
 
@@ -49,13 +48,10 @@ class Cached:
         """See `Decoder`."""
         self._ended.limit(tokens)
 
-    def begin(self, ids: list[int], owner: str = "") -> Prompt:
+    def begin(self, ids: list[int], owner: str = "", every: bool = False) -> Prompt:
         """See `Decoder`."""
-        return Prompt(ids, owner, *self._ended.find(owner, ids))
-
-    def known(self, prompt: Prompt) -> int:
-        """See `Decoder`."""
-        return prompt.done
+        cache, done = (DynamicCache(), 0) if every else self._ended.find(owner, ids)
+        return Prompt(ids, every, done, owner, cache)
 
     def read(self, prompts: list[Prompt]) -> list[Tensor | None]:
         """See `Decoder`. Those that are short are padded on their right, which nothing before it sees, and read together."""
@@ -63,14 +59,18 @@ class Cached:
         chosen = [first]
         for prompt in prompts[1:]:
             wide = max(longest, len(prompt.ids))
-            if not (first.done or prompt.done) and (len(chosen) + 1) * wide <= _PART:
+            if not (first.done or prompt.done) and prompt.every == first.every and (len(chosen) + 1) * wide <= PART:
                 chosen, longest = [*chosen, prompt], wide
-        parts = [torch.tensor(prompt.ids[prompt.done : prompt.done + _PART]) for prompt in chosen]
-        ids, last = pad_sequence(parts, batch_first=True), torch.tensor([len(part) - 1 for part in parts])
-        logits = self._extend(ids, torch.arange(first.done, first.done + ids.shape[1]).expand_as(ids), first.cache, last=last)
+        parts = [torch.tensor(prompt.ids[prompt.done : prompt.done + PART]) for prompt in chosen]
+        ids = pad_sequence(parts, batch_first=True)
+        places = torch.arange(ids.shape[1]).expand_as(ids)
+        asked = places if first.every else torch.tensor([[len(part) - 1] for part in parts])
+        logits = self._extend(ids, first.done + places, asked, first.cache)
+        found = {}
         for row, (prompt, part) in enumerate(zip(chosen, parts, strict=True)):
             prompt.cache, prompt.row, prompt.done = first.cache, row, prompt.done + len(part)
-        found = {id(prompt): row for prompt, row in zip(chosen, logits, strict=True) if prompt.done == len(prompt.ids)}
+            if prompt.every or prompt.done == len(prompt.ids):
+                found[id(prompt)] = logits[row, : len(part)]
         return [found.get(id(prompt)) for prompt in prompts]
 
     def join(self, prompt: Prompt) -> None:
@@ -85,7 +85,7 @@ class Cached:
         seen = None if alike else (torch.arange(max(self.rows.lengths)) <= positions)[:, None, None].to(self.device)
         for (_, ids), token in zip(self._running, tokens, strict=True):
             ids.append(token)
-        return self._extend(torch.tensor(tokens)[:, None], positions, self.rows, seen)
+        return self._extend(torch.tensor(tokens)[:, None], positions, torch.zeros_like(positions), self.rows, seen)[:, 0]
 
     def leave(self, row: int) -> None:
         """See `Decoder`."""
@@ -95,11 +95,11 @@ class Cached:
             self._ended.add(owner, ids, self.rows.row(row))
         self.rows.leave(row)
 
-    def _extend(self, ids: Tensor, positions: Tensor, cache: Any, seen: Tensor | None = None, last: Tensor | None = None) -> Tensor:
+    def _extend(self, ids: Tensor, positions: Tensor, asked: Tensor, cache: Any, seen: Tensor | None = None) -> Tensor:
         torch.set_num_threads(self.threads)
-        last = (torch.full((len(ids),), ids.shape[1] - 1) if last is None else last).to(self.device)
+        given = [tensor.to(self.device) for tensor in (ids, positions, asked)]
         with torch.inference_mode():
-            return self.model.extend(ids.to(self.device), positions.to(self.device), last, cache, seen).float().cpu()  # type: ignore[no-any-return]
+            return self.model.extend(*given, cache, seen).float().cpu()  # type: ignore[no-any-return]
 
 
 class Rows(Cache):  # type: ignore[misc]

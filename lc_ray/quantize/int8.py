@@ -249,16 +249,16 @@ class _Language:
         self.run = run
         self.ids, self.mask, self.asked = (next(n for n in names if n.endswith(end)) for end in (".input_ids", ".attention_mask", ".asked"))
 
-    def extend(self, ids: Tensor, positions: Tensor, last: Tensor, cache: Any, seen: Tensor | None) -> Tensor:
+    def extend(self, ids: Tensor, positions: Tensor, asked: Tensor, cache: Any, seen: Tensor | None) -> Tensor:
         """See `text_generation.Model.extend`."""
         held = held_by(cache)
         before = held[0].shape[2] if held else 0
         mask = torch.ones(len(ids), before + ids.shape[1], dtype=torch.int64)
         mask[:, :before] = torch.arange(before) < positions[:, :1]
-        logits, new = self.run.remember({self.ids: ids, self.mask: mask, self.asked: last[:, None]}, held)
+        logits, new = self.run.remember({self.ids: ids, self.mask: mask, self.asked: asked}, held)
         for layer in range(len(new) // 2):
             cache.update(new[2 * layer], new[2 * layer + 1], layer)
-        return logits[:, 0]
+        return logits
 
 
 class _Flat(nn.Module):

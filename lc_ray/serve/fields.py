@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lc_ray.serve.http import HttpError
 
-_BRANCHES = {"str", "constrained-str", "Named", "literal"}  # of fields that may be of several types, which pydantic writes into the place of an error
+# Of fields that may be of several types, which pydantic writes into the place of an error.
+_BRANCHES = {"str", "constrained-str", "literal", "Named", "Name", "Allowed", "Part", "Refusal"}
 
 _MOST = 1000  # fields of an object, each of which may be an error to be told of
 

@@ -28,13 +28,15 @@ class Ask:
 
     Args:
         ids: tokens of the prompt.
-        tokens: most tokens of an answer.
+        tokens: most tokens of an answer; 0 only reads the prompt.
         sampling: how they are drawn.
         n: how many answers.
         stop: strings that end an answer, and are not in it.
         logprobs: how many of the likeliest tokens are told; None tells no probabilities.
+        prompt_logprobs: whether the prompt's tokens are told with theirs, too.
         matcher: of the grammar that answers must fit.
-        continues: whether answers are written as the prompt's continuation, which may begin with a space, or as texts of their own.
+        continues: whether answers go on from the prompt: their text may begin with a space, and the token that ends one is told. Else they are
+            texts of their own.
     """
 
     ids: list[int]
@@ -43,6 +45,7 @@ class Ask:
     n: int = 1
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: bool = False
     matcher: Matcher | None = None
     continues: bool = False
 
@@ -56,12 +59,14 @@ class Piece:
         text: new text.
         tokens: new tokens, of which some text may be held back until the next piece.
         finish: "stop" or "length" in an answer's last piece.
+        prompt: tokens of the prompt, in an answer's first piece, if they are asked for.
     """
 
     number: int
     text: str
     tokens: tuple[Token, ...]
     finish: str | None = None
+    prompt: tuple[Token, ...] = ()
 
 
 class Job:
@@ -89,12 +94,13 @@ class Job:
 
 @dataclass(eq=False, slots=True)
 class Prompt:
-    """One of a request's prompts, the number of its first answer, and how far the decoder is with it."""
+    """One of a request's prompts, the number of its first answer, how far the decoder is with it, and its tokens that are to be told."""
 
     job: Job
     ask: Ask
     first: int
     state: Any = None
+    told: list[Token] = field(default_factory=list)
 
 
 class Answer:
@@ -108,11 +114,22 @@ class Answer:
     """
 
     def __init__(self, prompt: Prompt, number: int, tokenizer: Any, end: list[int]) -> None:
-        self.job, self.ask, self.number, self.end = prompt.job, prompt.ask, prompt.first + number, end
+        self.prompt, self.job, self.ask, self.number, self.end = prompt, prompt.job, prompt.ask, prompt.first + number, end
         self.matcher = prompt.ask.matcher.copy() if prompt.ask.matcher else None
         self.spelling = Spelling(tokenizer, prompt.ask.stop, prompt.ask.ids if prompt.ask.continues else ())
         self.tokens = 0
         self._held: list[Token] = []
+
+    def begin(self) -> Piece | None:
+        """What is to be sent before the first token, once the prompt is read."""
+        finish = None if self.ask.tokens else "length"
+        return Piece(self.number, "", (), finish, tuple(self.prompt.told)) if self.prompt.told or finish else None
+
+    def send(self, piece: Piece | None) -> bool:
+        """Send what there is to be sent. Whether it was the last."""
+        if piece:
+            self.job.send(piece)
+        return piece is not None and piece.finish is not None
 
     def add(self, token: Token) -> Piece | None:
         """Take the next token; what is to be sent of it.
@@ -124,6 +141,7 @@ class Answer:
         complete = self.matcher.take(token.id) if self.matcher else False
         if token.id not in self.end:
             self.spelling.add(token.id)
+        if token.id not in self.end or self.ask.continues:
             self._held.append(token)
         over = token.id in self.end or self.spelling.stopped or complete
         finish = "stop" if over else "length" if self.tokens == self.ask.tokens else None

@@ -18,8 +18,13 @@ from torch import Tensor
 
 from lc_ray.errors import DataError
 
-# A small model that may write any whitespace between values writes nothing else.
-_SPACED: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_GUIDANCE: Any = {
+    # A small model that may write any whitespace between values writes nothing else.
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": True,  # `oneOf` of kinds that may be alike is taken as `anyOf`
+}
 
 
 class Grammars:
@@ -52,7 +57,7 @@ class Grammars:
                 except (ValueError, AttributeError, TypeError) as error:
                     raise DataError(f"answers of this model can't be constrained: {error}") from None
         try:
-            written = json.dumps({"x-guidance": _SPACED | {"lenient": lenient}} | schema)
+            written = json.dumps({"x-guidance": _GUIDANCE | {"lenient": lenient}} | schema)
             made = LLMatcher(self._tokens, LLMatcher.grammar_from_json_schema(written), log_level=0)
         except ValueError as error:
             raise DataError(f"the schema can't be used: {error}") from None

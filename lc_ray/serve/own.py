@@ -14,7 +14,7 @@ from lc_ray.predictor import Predictor
 from lc_ray.serve.generation import Answer, Ask, Generator, Job, Piece, Prompt
 from lc_ray.spec import ServeSpec
 from lc_ray.tasks._decoder import Decoder
-from lc_ray.tasks._sampling import Sampler
+from lc_ray.tasks._sampling import Sampler, Token, told
 
 _KEPT = 4  # of the positions that answers may hold, one in so many is for those that ended
 
@@ -146,12 +146,22 @@ class OwnGenerator(Generator):
             return
         for prompt in self._reading:
             if prompt.state is None:
-                prompt.state = self._decoder.begin(prompt.ask.ids, prompt.job.key)
-                prompt.job.cached += self._decoder.known(prompt.state)
-        read = list(zip(self._reading, self._decoder.read([prompt.state for prompt in self._reading]), strict=True))
-        fresh = [(self._begun(prompt, number), logits) for prompt, logits in read if logits is not None for number in range(prompt.ask.n)]
-        self._reading = [prompt for prompt, logits in read if logits is None]
-        self._take(fresh)
+                prompt.state = self._decoder.begin(prompt.ask.ids, prompt.job.key, prompt.ask.prompt_logprobs)
+                prompt.job.cached += prompt.state.done
+        read = zip(self._reading, self._decoder.read([prompt.state for prompt in self._reading]), strict=True)
+        left: list[Prompt] = []
+        fresh: list[tuple[_Row, Tensor]] = []
+        for prompt, logits in read:
+            if logits is not None and prompt.ask.prompt_logprobs:
+                _tell(prompt, logits)
+            if logits is None or prompt.state.done < len(prompt.ask.ids):
+                left.append(prompt)
+            else:
+                fresh += [(self._begun(prompt, number), logits[-1]) for number in range(prompt.ask.n)]
+        self._reading = left
+        for row, _ in fresh:
+            self._send(row, row.begin())
+        self._take([(row, logits) for row, logits in fresh if row.ask.tokens])
 
     def _begun(self, prompt: Prompt, number: int) -> _Row:
         """An answer to a prompt that is read."""
@@ -173,10 +183,12 @@ class OwnGenerator(Generator):
                 row.job.send(error)
                 row.job.cancelled = True
                 continue
-            if piece:
-                row.job.send(piece)
-                if piece.finish:
-                    self._leave(self._rows.index(row))
+            self._send(row, piece)
+
+    def _send(self, row: _Row, piece: Piece | None) -> None:
+        """Send what there is to be sent of a row, which leaves with its last piece."""
+        if row.send(piece):
+            self._leave(self._rows.index(row))
 
     def _leave(self, place: int) -> None:
         last = self._rows.pop()
@@ -184,3 +196,11 @@ class OwnGenerator(Generator):
             self._rows[place] = last
         self._keep()
         self._decoder.leave(place)
+
+
+def _tell(prompt: Prompt, logits: Tensor) -> None:
+    """Take what the model gave the prompt's tokens that follow those of a part; logits (tokens, vocabulary) after that."""
+    ids = prompt.ask.ids
+    prompt.told = prompt.told or [Token(ids[0])]  # which nothing is before
+    following = ids[len(prompt.told) : len(prompt.told) + len(logits)]
+    prompt.told += told(following, logits[: len(following)], prompt.ask.logprobs or 0)

@@ -101,8 +101,9 @@ def parameters(ask: Ask, number: int, end: list[int]) -> dict[str, Any]:
         "frequency_penalty": how.frequency,
         "presence_penalty": how.presence,
         "logit_bias": how.bias or None,
-        "max_tokens": ask.tokens,
+        "max_tokens": max(ask.tokens, 1),  # fewer are refused
         "logprobs": ask.logprobs,
+        "prompt_logprobs": ask.logprobs if ask.prompt_logprobs else None,
         "stop_token_ids": end,
         "ignore_eos": True,  # but for `end`, which the task says, not the model's files
         "detokenize": False,
@@ -110,11 +111,11 @@ def parameters(ask: Ask, number: int, end: list[int]) -> dict[str, Any]:
 
 
 def token(number: int, found: Mapping[int, Any] | None, likeliest: int) -> Token:
-    """A token that vLLM drew.
+    """A token that vLLM drew, or one of a prompt.
 
     Args:
         number: of the token.
-        found: `Logprob`s by token: its own, and those of the likeliest; None if not asked for.
+        found: `Logprob`s by token: its own, and those of the likeliest; None if not asked for, and of a prompt's first.
         likeliest: how many of them are told.
     """
     if found is None:
@@ -234,13 +235,14 @@ class VllmGenerator(Generator):
                         self._running += 1
                         prompt.job.cached += 0 if number else output.num_cached_tokens or 0
                         prompt.job.begun = prompt.job.begun or output.metrics.scheduled_ts
+                        if ask.prompt_logprobs:
+                            prompt.told = [token(*one, ask.logprobs or 0) for one in zip(ask.ids, output.prompt_logprobs, strict=True)]
+                        if answer.send(answer.begin()):
+                            return
                     (new,) = output.outputs
                     for place, one in enumerate(new.token_ids):
-                        piece = answer.add(token(one, new.logprobs[place] if new.logprobs else None, ask.logprobs or 0))
-                        if piece:
-                            prompt.job.send(piece)
-                            if piece.finish:
-                                return
+                        if answer.send(answer.add(token(one, new.logprobs[place] if new.logprobs else None, ask.logprobs or 0))):
+                            return
             raise RuntimeError(f"vLLM ended an answer after {answer.tokens} of {ask.tokens} tokens: {new.finish_reason}")
         finally:
             self._running -= begun

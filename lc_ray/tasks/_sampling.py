@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,17 +41,32 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Token:
-    """A token that was drawn.
+    """A token that was drawn, or one of a prompt.
 
     Args:
         id: its number.
-        logprob: logarithm of the probability that the model itself gave it; None if not asked for.
+        logprob: logarithm of the probability that the model itself gave it; None if not asked for, and of a prompt's first.
         likeliest: the likeliest tokens and theirs.
     """
 
     id: int
     logprob: float | None = None
     likeliest: tuple[tuple[int, float], ...] = ()
+
+
+def told(tokens: Sequence[int], logits: Tensor, likeliest: int) -> list[Token]:
+    """Tokens with their probabilities, and those of the likeliest.
+
+    Args:
+        tokens: any number of them.
+        logits: of the model in the place of each, (tokens, vocabulary).
+        likeliest: how many of them are told.
+    """
+    whole, top = logits.logsumexp(-1, keepdim=True), logits.topk(likeliest)
+    own = logits.gather(1, torch.tensor(tokens, dtype=torch.int64)[:, None])
+    logprobs, others = ((found - whole).clamp(min=LEAST).tolist() for found in (own, top.values))
+    rows = zip(tokens, logprobs, top.indices.tolist(), others, strict=True)
+    return [Token(one, logprob, tuple(zip(ids, values, strict=True))) for one, (logprob,), ids, values in rows]
 
 
 class Sampler:
@@ -80,9 +96,7 @@ class Sampler:
         self.said[token] = self.said.get(token, 0) + 1
         if self.logprobs is None:
             return Token(token)
-        own = logits.log_softmax(-1).clamp(min=LEAST)
-        likeliest = own.topk(self.logprobs)
-        return Token(token, own[token].item(), tuple(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)))
+        return told([token], logits[None], self.logprobs)[0]
 
     def _changed(self, logits: Tensor) -> Tensor:
         how = self.sampling

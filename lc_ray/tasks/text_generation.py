@@ -147,7 +147,7 @@ class Task(_language.Task):
         first: dict[int, Tensor] = {}
         while unread := [i for i in range(len(prompts)) if i not in first]:
             found = zip(unread, decoder.read([prompts[i] for i in unread]), strict=True)
-            first |= {i: logits for i, logits in found if logits is not None}
+            first |= {i: logits[-1] for i, logits in found if logits is not None}
         for prompt in prompts:
             decoder.join(prompt)
         samplers = [Sampler(Sampling(self.temperature, seed=0), 0, None) for _ in prompts]
@@ -167,13 +167,13 @@ class Task(_language.Task):
     def decoder(self, run: Run) -> Decoder:
         """What goes on with sequences: the engine's own, if it keeps keys and values between tokens."""
         own = getattr(run, "decoder", None)
-        return cast(Decoder, own()) if own else Whole(lambda sequences: self._next(run, sequences))
+        return cast(Decoder, own()) if own else Whole(lambda sequences, tokens: self._next(run, sequences, tokens))
 
-    def _next(self, run: Run, sequences: list[list[int]]) -> Tensor:
-        """Logits (rows, vocabulary) after whole sequences."""
-        tokens = [torch.tensor(ids, dtype=torch.int64) for ids in sequences]
-        last = torch.tensor([[len(ids) - 1] for ids in sequences])
-        return torch.from_numpy(run(self._batch(tokens, [torch.ones_like(ids) for ids in tokens]) | {f"{self.column}.asked": last})[:, 0])
+    def _next(self, run: Run, sequences: list[list[int]], tokens: int) -> Tensor:
+        """See `Whole`."""
+        whole = [torch.tensor(ids, dtype=torch.int64) for ids in sequences]
+        asked = torch.stack([torch.arange(len(ids) - tokens, len(ids)) for ids in sequences])
+        return torch.from_numpy(run(self._batch(whole, [torch.ones_like(ids) for ids in whole]) | {f"{self.column}.asked": asked}))
 
     def prompts(self, inputs: Batch) -> list[list[int]]:
         """Tokens of each row that its answer follows."""
@@ -266,16 +266,16 @@ class Model(_language.Model):
             logits = self.model(**self.arguments(own) | {"past_key_values": cache, "use_cache": True}).logits
         return logits, cache.new
 
-    def extend(self, ids: Tensor, positions: Tensor, last: Tensor, cache: Any, seen: Tensor | None = None) -> Tensor:
-        """Logits (rows, vocabulary) after further tokens, whose keys and values the cache takes.
+    def extend(self, ids: Tensor, positions: Tensor, asked: Tensor, cache: Any, seen: Tensor | None = None) -> Tensor:
+        """Logits (rows, asked, vocabulary) after further tokens, whose keys and values the cache takes.
 
         Args:
             ids: (rows, tokens).
             positions: of those tokens, (rows, tokens).
-            last: of each row's tokens the one that logits are given after, (rows,).
+            asked: of each row's tokens those that logits are given after, (rows, asked).
             cache: of transformers; holds the tokens before.
             seen: which of all cached tokens each one sees, (rows, 1, tokens, cached); all that are not after it if not given.
         """
-        with _language.only(last[:, None]):
+        with _language.only(asked):
             found = self.model(input_ids=ids, position_ids=positions, attention_mask=seen, past_key_values=cache, use_cache=True)
-        return cast(Tensor, found.logits[:, 0])
+        return cast(Tensor, found.logits)

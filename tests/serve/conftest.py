@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -148,3 +150,44 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 def tiny_language(language: Callable[..., Any]) -> Any:
     """See `language`."""
     return language(hidden_size=48, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
+
+
+@pytest.fixture(scope="module")
+def endpoints(tiny_language: Any, predictor: Any) -> Iterator[list[Any]]:
+    """A language model, "talk", and "tiny"."""
+    from lc_ray.serve.endpoint import Endpoint
+    from lc_ray.spec import ServeSpec
+
+    spec = ServeSpec(batch={"max": 4}, timeout="60s")
+    found = [Endpoint(one, spec) for one in (tiny_language, predictor)]
+    yield found
+    for one in found:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def url(endpoints: list[Any]) -> Iterator[str]:
+    """Of a server of `endpoints`, whose key is "secret"."""
+    import uvicorn
+
+    from lc_ray.serve import auth
+    from lc_ray.serve.endpoint import Models, asgi
+
+    app = asgi(Models(endpoints, endpoints[0].spec), {auth.digest("secret"): "test"})
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[Any]:
+    """OpenAI's own, of `url`."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as client:
+        yield client

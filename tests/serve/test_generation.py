@@ -32,7 +32,7 @@ def make(tiny_language):
     def make(whole=False, **limits):
         found = OwnGenerator(tiny_language, ServeSpec(**limits))
         if whole:
-            found._decoder = Whole(lambda sequences: tiny_language.task._next(tiny_language.engine, sequences))
+            found._decoder = Whole(lambda sequences, tokens: tiny_language.task._next(tiny_language.engine, sequences, tokens))
         made.append(found)
         return found
 
@@ -89,7 +89,7 @@ def test_short_prompts_are_read_together_and_long_ones_in_parts(tiny_language, p
         order.append([i for (i, _), logits in zip(waiting, read, strict=True) if logits is not None])
         for (i, prompt), logits in zip(waiting, read, strict=True):
             if logits is not None:
-                found[i] = logits
+                found[i] = logits[-1]
                 decoder.join(prompt)
         waiting = [one for one in waiting if one[0] not in found]
     assert order == [[0, 1, 4], [], [2], [3]], "3 × 40 tokens, 400 in two parts, then 120"
@@ -291,12 +291,12 @@ def test_a_continuation_keeps_its_first_space(pieces, before, text):
 
 
 def test_tokens_are_told_with_their_spaces(pieces):
-    answers = Completion("m", "1", pieces)
+    answers = Completion("m", "1", pieces, logprobs=True)
     answers.begin("x", 0, [Ask([1, 2], 2, logprobs=1, continues=True)])
     (chunk,) = answers.chunks(Piece(0, " sat!", tuple(Token(one, -1.0, ((2, -2.0),)) for one in (3, 4)), "stop"))
     told = chunk["choices"][0]["logprobs"]
     assert (told["tokens"], told["text_offset"]) == ([" sat", "!"], [0, 4])
-    assert told["top_logprobs"] == [{" cat": -2.0}] * 2
+    assert told["top_logprobs"] == [{" cat": -2.0, " sat": -1.0}, {" cat": -2.0, "!": -1.0}]
 
 
 def test_stop_strings_across_tokens(tiny_language):

@@ -1,67 +1,21 @@
 """OpenAI's own client, on a socket."""
 
 import json
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
-import uvicorn
+from talking import HELLO, TOOLS, ask, tool
 from tokens import byte_tokenizer
 
-import lc_ray
-from lc_ray.serve import auth
-from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.serve.generation import Ask, Piece
 from lc_ray.serve.protocols._openai_answer import Chat
 from lc_ray.serve.protocols._openai_tools import calls
 from lc_ray.spec import ServeSpec
 
-HELLO = [{"role": "user", "content": "Hello"}]
 SCHEMA = {"type": "object", "properties": {"on": {"type": "boolean"}, "n": {"enum": [1, 2]}}, "required": ["on", "n"], "additionalProperties": False}
-CITY = {"$defs": {"City": {"enum": ["Rome", "Oslo"]}}, "type": "object", "properties": {"city": {"$ref": "#/$defs/City"}}, "required": ["city"]}
-TOOLS = [
-    {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": {**CITY, "additionalProperties": False}}},
-    {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}},
-]
-
-
-def tool(parameters):
-    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
-
-
-@pytest.fixture(scope="module")
-def endpoints(tiny_language, tiny_artifact):
-    spec = ServeSpec(batch={"max": 4}, timeout="60s")
-    found = [Endpoint(predictor, spec) for predictor in (tiny_language, lc_ray.load(tiny_artifact, threads=1))]
-    yield found
-    for one in found:
-        one.close()
-
-
-@pytest.fixture(scope="module")
-def url(endpoints):
-    app = asgi(Models(endpoints, endpoints[0].spec), {auth.digest("secret"): "test"})
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
-
-
-@pytest.fixture(scope="module")
-def client(url):
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as client:
-        yield client
-
-
-def ask(client, messages=HELLO, **options):
-    return client.chat.completions.create(model="talk", messages=messages, **{"seed": 1, "logit_bias": {"1": -100}} | options)
 
 
 def test_models_are_listed_for_both(client, url):
@@ -207,6 +161,8 @@ def test_a_call_of_half_a_letter_can_be_sent():
 ONE = {"a": 1}.__eq__
 ENDS = {"1": -100} | {str(byte_tokenizer("").convert_tokens_to_ids(mark)): 5 for mark in '"}]'}  # else such a model rambles on
 NODE = {"type": "object", "properties": {"on": {"const": 1}, "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}, "required": ["on"]}
+REFERS = {"$ref": "#/x", "$id": "y"}  # no schema, where a value is meant
+NAMES = ["const", "default", "enum", "examples", "$id"]  # of fields, whose schemas are such
 PYDANTIC = {"format": "path"}, {"type": "array", "uniqueItems": True}, {"oneOf": [{"const": 1}, {"const": 2}]}, {"propertyNames": {"enum": ["a"]}}
 
 
@@ -217,6 +173,11 @@ PYDANTIC = {"format": "path"}, {"type": "array", "uniqueItems": True}, {"oneOf":
         ({}, lambda found: isinstance(found, dict)),
         ({"$defs": []}, lambda found: isinstance(found, dict)),
         ({"$id": "https://there.example/x", "$defs": {"A": {"const": 1}}, "properties": {"a": {"$ref": "#/$defs/A"}}, "required": ["a"]}, ONE),
+        ({"properties": {"a": {"const": REFERS, "default": REFERS}}, "required": ["a"]}, lambda found: found == {"a": REFERS}),
+        (
+            {"$defs": {"A": {"const": 1}}, "properties": {name: {"$ref": "#/$defs/A"} for name in NAMES}, "required": NAMES},
+            lambda found: found == dict.fromkeys(NAMES, 1),
+        ),
         (NODE, lambda found: found["on"] == 1 and (found.get("next") is None or found["next"]["on"] == 1)),
         ({"properties": {"a": {"const": 1}, "b": {"$ref": "#/properties/a"}}, "required": ["a", "b"]}, lambda found: found == {"a": 1, "b": 1}),
         *(({"properties": {"a": part}}, lambda found: set(found) <= {"a"}) for part in PYDANTIC),
@@ -258,7 +219,7 @@ def test_a_schema_that_breaks_while_it_is_kept_to_fails_alone(client, schema, st
 
 def test_a_stream_loses_nothing_around_a_call():
     pieces = ["\n\nSure. ", '<tool_call>{"name": "f"}</tool_call>' * 2, " Bye"]
-    chat = Chat("talk", "1", None, ["f"], forced=False, most=1)
+    chat = Chat("talk", "1", None, False, ["f"], forced=False, most=1)
     chat.begin("x", 0, [Ask([1], 9)])
     told = [p["choices"][0]["delta"] for n, text in enumerate(pieces) for p in chat.chunks(Piece(0, text, (), "stop" if n == 2 else None))]
     assert "".join(delta.get("content", "") for delta in told) == "\n\nSure.  Bye"

@@ -100,14 +100,17 @@ def test_predictions_are_as_described(app, description, fits, png, wav):
     photo, sound = (base64.b64encode(data).decode() for data in (png, wav))
     row = {"text": "good day", "photo": photo, "sound": f"data:audio/wav;base64,{sound}", "price": 3.5}
     chat = {"role": "user", "content": "Hello"}
+    refused = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}}
+    functions = {"functions": [{"name": "f"}, {"name": "g"}], "tool_choice": allowed}
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["good day"]}
     known = {
         "/v1/models/tiny:predict": {"instances": ["good day", {"text": "so late"}]},
         "/v1/models/fused:predict": {"instances": [row, {"price": None, "text": "ok"}, {"price": "cheap"}]},
         "/v1/models/talk:predict": {"instances": [[chat], "Hello", {"chat": [chat]}], "parameters": {"max_tokens": 2}},
         "/v2/models/tiny/infer": {"inputs": [tensor], "id": "1", "outputs": [{"name": "label"}, {"name": "probabilities"}]},
-        "/v1/chat/completions": {"model": "talk", "messages": [chat], "max_tokens": 2, "logit_bias": {"1": -100}},
-        "/v1/completions": {"model": "talk", "prompt": "Hello", "max_tokens": 2},
+        "/v1/chat/completions": {"model": "talk", "messages": [chat, refused], "max_tokens": 2, "logit_bias": {"1": -100}, **functions},
+        "/v1/completions": {"model": "talk", "prompt": "Hello", "max_tokens": 0, "echo": True, "logprobs": 1},
     }
     for path, body in known.items():
         told = description["paths"][path]["post"]

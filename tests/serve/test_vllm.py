@@ -117,7 +117,7 @@ def test_what_is_asked_as_vllm_calls_it():
     how = Sampling(0.7, 0.9, seed=5, frequency=0.5, presence=-0.5, bias={7: -100.0})
     assert parameters(Ask([1, 2], 9, how, n=2, stop=("x",), logprobs=3), 0, [1]) == {
         "temperature": 0.7, "top_p": 0.9, "seed": 5, "frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {7: -100.0},
-        "max_tokens": 9, "logprobs": 3, "stop_token_ids": [1], "ignore_eos": True, "detokenize": False,
+        "max_tokens": 9, "logprobs": 3, "prompt_logprobs": None, "stop_token_ids": [1], "ignore_eos": True, "detokenize": False,
     }  # fmt: skip
     plain = parameters(Ask([1], 9), 1, [])
     assert (plain["seed"], plain["logit_bias"], plain["logprobs"], plain["stop_token_ids"]) == (None, None, None, [])
@@ -149,11 +149,15 @@ class Engine:
 
     async def generate(self, prompt, how, name):
         self.asked.append((prompt, how))
+        ids = prompt["prompt_token_ids"]
+        told = how.prompt_logprobs is not None and [None, *({one: SimpleNamespace(logprob=-2.0, rank=9)} for one in ids[1:])]
         try:
             for one in self.tokens[: how.max_tokens]:
                 await asyncio.sleep(0.002)
                 output = SimpleNamespace(token_ids=[one], logprobs=None, finish_reason=None)
-                yield SimpleNamespace(metrics=SimpleNamespace(scheduled_ts=time.monotonic()), outputs=[output], num_cached_tokens=2)
+                about = {"metrics": SimpleNamespace(scheduled_ts=time.monotonic()), "num_cached_tokens": 2, "prompt_logprobs": told}
+                yield SimpleNamespace(outputs=[output], **about)
+                told = None  # it is told once
         except (asyncio.CancelledError, GeneratorExit):
             self.hung_up += 1
             raise
@@ -209,6 +213,16 @@ def test_a_grammar_is_handed_on_and_ends_an_answer(tiny_language, said):
     handed = json.loads(generator._engine.asked[0][1].structured_outputs.json)
     assert handed.pop("x-guidance")["item_separator"] == ", "
     assert handed == SCHEMA
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_prompts_are_told_before_answers(said, tokens):
+    generator = said([60] * 20)
+    ask = Ask([5, 6, 7], tokens, n=2, logprobs=1, prompt_logprobs=True)
+    _, told, finish = asyncio.run(collect(generator, ask))
+    assert told == [[Token(5), Token(6, -2.0), Token(7, -2.0), *[Token(60)] * tokens]] * 2
+    assert finish == ["length"] * 2
+    assert {(how.max_tokens, how.prompt_logprobs) for _, how in generator._engine.asked} == {(tokens or 1, 1)}
 
 
 def test_a_record_has_what_it_has_with_ours(said):
@@ -298,7 +312,7 @@ def test_vllm_answers_as_ours_does(real):
     theirs, ours = (one.generator for one in real)
     assert isinstance(theirs, VllmGenerator)
     assert isinstance(ours, OwnGenerator)
-    asks = [Ask(coded(ours.predictor, text), 20, GREEDY, logprobs=2) for text in PROMPTS]
+    asks = [Ask(coded(ours.predictor, text), 20, GREEDY, logprobs=2, prompt_logprobs=True) for text in PROMPTS]
 
     async def main():
         return await asyncio.gather(*(collect(theirs, ask) for ask in asks[:2])), [await collect(ours, ask) for ask in asks[:2]]

@@ -309,7 +309,7 @@ def test_pruned_and_int8_still_complete(trained, tmp_path):
     outputs = int8.engine(many)
     np.testing.assert_allclose(outputs, outputs[:1].repeat(12, 0), atol=1e-4, err_msg="more rows than positions")
     exact = Run(int8.artifact.path / "engine", 1, exact=True)  # else rounding to bf16 hides what is wrong
-    decoder, whole = exact.decoder(), Whole(lambda sequences: task._next(exact, sequences))
+    decoder, whole = exact.decoder(), Whole(lambda sequences, tokens: task._next(exact, sequences, tokens))
     first = []
     for one in (decoder, whole):
         prompts = [one.begin(ids) for ids in ([70, 71], [72] * 9, [73, 74, 75], [76])]
@@ -327,13 +327,14 @@ def test_pruned_and_int8_still_complete(trained, tmp_path):
     decoder.keep(100)
     long = [70 + i % 9 for i in range(80)]
     again = [[*long, 91, 92], [*long[:70], 93]]
+    torch.testing.assert_close(*(one.read([one.begin(long, every=True)])[0] for one in (decoder, whole)), atol=1e-3, rtol=1e-3)
     decoder.read([first := decoder.begin(long)])
     decoder.join(first)
     decoder.leave(3)
     prompts = [decoder.begin(ids) for ids in again]
-    assert [decoder.known(prompt) for prompt in prompts] == [80, 70]
+    assert [prompt.done for prompt in prompts] == [80, 70]
     for prompt, ids in zip(prompts, again, strict=True):
-        torch.testing.assert_close(decoder.read([prompt])[0], whole.read([ids])[0], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(decoder.read([prompt])[0], whole.read([whole.begin(ids)])[0], atol=1e-3, rtol=1e-3)
     right = [task.metrics(p.scores(prepared(columns, UNSEEN)), [])["token_accuracy"] for p in (Predictor(pruned, 1), int8)]
     assert right[1] > right[0] - 0.1
     answers, expected = ([a["text"] for a in p.predict([prompt for prompt, _ in UNSEEN])] for p in (int8, Predictor(pruned, 1)))

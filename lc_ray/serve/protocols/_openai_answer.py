@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, ClassVar
 
 from lc_ray.serve import record
@@ -14,10 +16,12 @@ from lc_ray.tasks._sampling import Token
 
 @dataclass
 class _Choice:
-    """One answer so far."""
+    """One answer so far. Its text begins with the prompt's, if that is repeated."""
 
     text: str = ""
+    answer: int = 0  # where in it the answer begins
     given: int = 0  # characters that were streamed
+    prompt: list[Token] = field(default_factory=list)  # its tokens, if they are told
     tokens: list[Token] = field(default_factory=list)
     finish: str | None = None
     begun: bool = False
@@ -34,19 +38,21 @@ class Answers:
         model: its name.
         version: of the model.
         tokenizer: of the model.
+        logprobs: whether tokens are told with their probabilities.
     """
 
     PREFIX: ClassVar[str]
     WHOLE: ClassVar[str]
     CHUNK: ClassVar[str]
 
-    def __init__(self, model: str, version: str, tokenizer: Any) -> None:
-        self.model, self.version, self.tokenizer = model, version, tokenizer
+    def __init__(self, model: str, version: str, tokenizer: Any, logprobs: bool) -> None:
+        self.model, self.version, self.tokenizer, self.probable = model, version, tokenizer, logprobs
+        self._texts: dict[int, str] = {}
 
     def begin(self, identity: str, created: int, asks: list[Ask]) -> None:
         """What is asked, by prompt."""
         self.head = {"id": identity, "created": created, "model": self.model, "system_fingerprint": self.version}
-        self.prompt_tokens, self.probable = sum(len(ask.ids) for ask in asks), asks[0].logprobs is not None
+        self.prompt_tokens = sum(len(ask.ids) for ask in asks)
         self.choices = [_Choice() for ask in asks for _ in range(ask.n)]
         if self.probable:
             self._other = self.tokenizer("x", add_special_tokens=False)["input_ids"][-1:]
@@ -56,13 +62,14 @@ class Answers:
         """Add a piece to its answer."""
         choice = self.choices[piece.number]
         choice.text += piece.text
+        choice.prompt += piece.prompt
         choice.tokens += piece.tokens
         choice.finish = piece.finish
         return choice
 
     def whole(self) -> dict[str, Any]:
         """All of them."""
-        found = [self.choice(number, choice) for number, choice in enumerate(self.choices)]
+        found = [self.choice(number, choice) for number, choice in enumerate(self.told())]
         return {**self.head, "object": self.WHOLE, "choices": found, "usage": self.usage()}
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
@@ -80,6 +87,10 @@ class Answers:
         tokens = {"prompt_tokens": self.prompt_tokens, "completion_tokens": said, "total_tokens": self.prompt_tokens + said}
         return tokens | {"prompt_tokens_details": {"cached_tokens": cached}}
 
+    def told(self) -> list[_Choice]:
+        """Those of the answers that are told."""
+        return self.choices
+
     def choice(self, number: int, choice: _Choice) -> dict[str, Any]:
         """A whole answer."""
         raise NotImplementedError
@@ -90,54 +101,116 @@ class Answers:
 
     def written(self, token: int) -> str:
         """A token as text, as it is written after another: the first of a text may lose the space that it begins with."""
-        text = str(self.tokenizer.decode([*self._other, token]))
-        return text[len(self._beginning) :] if text.startswith(self._beginning) else str(self.tokenizer.decode([token]))
+        if token not in self._texts:
+            text = str(self.tokenizer.decode([*self._other, token]))
+            own = text.startswith(self._beginning)
+            self._texts[token] = text[len(self._beginning) :] if own else str(self.tokenizer.decode([token]))
+        return self._texts[token]
 
 
 class Completion(Answers):
-    """How prompts go on."""
+    """How prompts go on.
+
+    Args:
+        model, version, tokenizer, logprobs: see `Answers`.
+        n: how many answers to each prompt are told: the likeliest, if more are drawn.
+        echo: text of each prompt, if answers are to begin with it.
+    """
 
     PREFIX, WHOLE, CHUNK = "cmpl", "text_completion", "text_completion"
 
+    def __init__(self, model: str, version: str, tokenizer: Any, logprobs: bool, n: int = 1, echo: Sequence[str] = ()) -> None:
+        super().__init__(model, version, tokenizer, logprobs)
+        self.n, self.echo = n, echo
+
+    def begin(self, identity: str, created: int, asks: list[Ask]) -> None:
+        """See `Answers`."""
+        super().begin(identity, created, asks)
+        self.drawn = asks[0].n
+        for number, choice in enumerate(self.choices if self.echo else ()):
+            choice.text = self.echo[number // self.drawn]
+            choice.answer = len(choice.text)
+
+    def told(self) -> list[_Choice]:
+        """See `Answers`."""
+        if self.drawn == self.n:
+            return self.choices
+        prompts = [self.choices[first : first + self.drawn] for first in range(0, len(self.choices), self.drawn)]
+        return [choice for drawn in prompts for choice in sorted(drawn, key=_likely, reverse=True)[: self.n]]
+
     def choice(self, number: int, choice: _Choice) -> dict[str, Any]:
         """See `Answers`."""
-        return {"index": number, "text": choice.text, "logprobs": self._logprobs(choice.tokens, 0), "finish_reason": choice.finish}
+        logprobs = self._logprobs(choice.prompt, choice.tokens, choice.answer)
+        return {"index": number, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.finish}
 
     def parts(self, piece: Piece, choice: _Choice) -> list[dict[str, Any]]:
         """See `Answers`."""
-        logprobs = self._logprobs(piece.tokens, len(choice.text) - len(piece.text))
-        return [{"index": piece.number, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}]
+        text, choice.given = choice.text[choice.given :], len(choice.text)
+        logprobs = self._logprobs(piece.prompt, piece.tokens, len(choice.text) - len(piece.text))
+        return [{"index": piece.number, "text": text, "logprobs": logprobs, "finish_reason": piece.finish}]
 
-    def _logprobs(self, tokens: Any, offset: int) -> dict[str, Any] | None:
+    def _logprobs(self, prompt: Sequence[Token], tokens: Sequence[Token], place: int) -> dict[str, Any] | None:
+        """Of tokens of the prompt, and of the answer, whose first is at this place of the text."""
         if not self.probable:
             return None
-        texts = [self.written(token.id) for token in tokens]
-        offsets = [offset + sum(map(len, texts[:i])) for i in range(len(texts))]
-        likeliest = [{self.written(other): logprob for other, logprob in token.likeliest} for token in tokens]
-        return {"tokens": texts, "token_logprobs": [token.logprob for token in tokens], "top_logprobs": likeliest, "text_offset": offsets}
+        told = [*prompt, *tokens]
+        texts = [self.written(token.id) for token in told]
+        first = place - sum(map(len, texts[: len(prompt)]))  # before the text, where a tokenizer begins it with a token of its own
+        offsets = [max(offset, 0) for offset in accumulate(map(len, texts), initial=first)]
+        logprobs = {"token_logprobs": [token.logprob for token in told], "top_logprobs": [self._likeliest(token) for token in told]}
+        return {"tokens": texts, **logprobs, "text_offset": offsets[:-1]}
+
+    def _likeliest(self, token: Token) -> dict[str, float] | None:
+        """Probabilities by text, the token's own among them; of tokens with the same text that of the likeliest."""
+        if token.logprob is None:
+            return None
+        found: dict[str, float] = {}
+        for one, logprob in (*token.likeliest, (token.id, token.logprob)):
+            found.setdefault(self.written(one), logprob)
+        return found
+
+
+def _likely(choice: _Choice) -> float:
+    """Mean logarithm of the probabilities of an answer's tokens."""
+    logprobs = [token.logprob or 0.0 for token in choice.tokens]
+    return sum(logprobs) / max(len(logprobs), 1)
 
 
 class Chat(Answers):
     """What the assistant says, or the tools it calls.
 
     Args:
-        model, version, tokenizer: see `Answers`.
+        model, version, tokenizer, logprobs: see `Answers`.
         names: of tools that it may call.
         forced: whether it must call one.
         most: calls that are told; all, if not given.
+        older: whether a call is told as `function_call`, of which there is but one.
     """
 
     PREFIX, WHOLE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, version: str, tokenizer: Any, names: list[str], forced: bool, most: int | None = None) -> None:
-        super().__init__(model, version, tokenizer)
-        self.names, self.forced, self.most = names, forced, most
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        tokenizer: Any,
+        logprobs: bool,
+        names: list[str],
+        forced: bool,
+        most: int | None = None,
+        older: bool = False,
+    ) -> None:
+        super().__init__(model, version, tokenizer, logprobs)
+        self.names, self.forced, self.most, self.older = names, forced, 1 if older else most, older
+        self.reason = "function_call" if older else "tool_calls"  # an answer that calls ends for
 
     def choice(self, number: int, choice: _Choice) -> dict[str, Any]:
         """See `Answers`."""
         text, called = self._read(choice.text) if self.names else (choice.text, [])
-        message = {"role": "assistant", "content": text.lstrip() or None if called else text} | ({"tool_calls": called} if called else {})
-        finish = "tool_calls" if called else choice.finish
+        message: dict[str, Any] = {"role": "assistant", "content": text.lstrip() or None if called else text}
+        if called:
+            message |= {"function_call": called[0]["function"]} if self.older else {"tool_calls": called}
+        finish = self.reason if called else choice.finish
         return {"index": number, "message": message, "logprobs": self._logprobs(choice.tokens), "finish_reason": finish}
 
     def parts(self, piece: Piece, choice: _Choice) -> list[dict[str, Any]]:
@@ -156,9 +229,10 @@ class Chat(Answers):
             found.append(self._part(piece.number, {"content": text[choice.given :]}, logprobs))
             choice.given = max(choice.given, len(text))
         for index, call in enumerate(called):
-            found.append(self._part(piece.number, {"tool_calls": [{"index": index, **call}]}))
+            delta = {"function_call": call["function"]} if self.older else {"tool_calls": [{"index": index, **call}]}
+            found.append(self._part(piece.number, delta))
         if piece.finish:
-            found.append(self._part(piece.number, {}, finish="tool_calls" if called else piece.finish))
+            found.append(self._part(piece.number, {}, finish=self.reason if called else piece.finish))
         return found
 
     def _read(self, text: str) -> tuple[str, list[dict[str, Any]]]:

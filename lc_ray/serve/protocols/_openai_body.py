@@ -57,6 +57,11 @@ class Body(_Nullable, Generation):
         return Sampling(temperature, top_p, self.seed, self.frequency_penalty or 0.0, self.presence_penalty or 0.0, bias)
 
     @property
+    def drawn(self) -> int:
+        """How many answers to each prompt are drawn."""
+        return self.n
+
+    @property
     def usage(self) -> bool:
         """Whether a stream ends with how many tokens there were."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -78,26 +83,43 @@ class Tool(_Open):
     function: Function
 
 
+class Name(_Open):
+    """Of a function."""
+
+    name: str
+
+
 class Named(_Open):
     """The one function that is to be called."""
 
-    class _Name(_Open):
-        name: str
-
     type: Literal["function"]
-    function: _Name
+    function: Name
+
+
+class Allowed(_Open):
+    """The functions that may be called, and whether one must be."""
+
+    class _Tools(_Open):
+        mode: Literal["auto", "required"]
+        tools: Items[Named]
+
+    type: Literal["allowed_tools"]
+    allowed_tools: _Tools
+
+
+class Call(_Open):
+    """What is called, and with what."""
+
+    name: str
+    arguments: str
 
 
 class Called(_Open):
     """A call that the model asked for."""
 
-    class _Call(_Open):
-        name: str
-        arguments: str
-
     id: str = ""
     type: Literal["function"] = "function"
-    function: _Call
+    function: Call
 
 
 class Part(_Open):
@@ -107,19 +129,39 @@ class Part(_Open):
     text: str
 
 
-class Message(_Open):
-    """One message of a conversation."""
+class Refusal(_Open):
+    """A part of a message that says why there is no answer."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Items[Part] | None = None
-    name: str | None = None
-    tool_calls: Items[Called] | None = None
-    tool_call_id: str | None = None
+    type: Literal["refusal"]
+    refusal: str
 
     @property
     def text(self) -> str:
         """What it says."""
-        return "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
+        return self.refusal
+
+
+class Message(_Open):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | Items[Part | Refusal] | None = None
+    refusal: str | None = None
+    name: str | None = None
+    tool_calls: Items[Called] | None = None
+    tool_call_id: str | None = None
+    function_call: Call | None = None
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        said = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content
+        return said or self.refusal or ""
+
+    @property
+    def calls(self) -> list[Called]:
+        """What it calls."""
+        return self.tool_calls or ([Called(function=self.function_call)] if self.function_call else [])
 
 
 class JsonSchema(_Open):
@@ -144,7 +186,9 @@ class ChatBody(Body):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: Items[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | Named | None = None
+    tool_choice: Literal["none", "auto", "required"] | Named | Allowed | None = None
+    functions: Items[Function] | None = None
+    function_call: Literal["none", "auto"] | Name | None = None
     response_format: ResponseFormat | None = None
     parallel_tool_calls: bool | None = None
     store: bool | None = None
@@ -162,7 +206,13 @@ class CompletionBody(Body):
     """Of /v1/completions."""
 
     prompt: str | Items[int] | Items[str] | Items[Items[int]]
+    max_tokens: int | None = Field(None, ge=0)
     logprobs: int | None = Field(None, ge=0, le=20)
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
+    echo: bool = False
+    best_of: int | None = Field(None, ge=1)
     suffix: None = None
+
+    @property
+    def drawn(self) -> int:
+        """See `Body`."""
+        return self.best_of or self.n

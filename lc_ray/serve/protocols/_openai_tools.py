@@ -10,10 +10,14 @@ from typing import Any
 from jinja2 import TemplateError
 
 from lc_ray.serve.http import HttpError, loads, shallow
-from lc_ray.serve.protocols._openai_body import ChatBody, Message, Named, Tool
+from lc_ray.serve.protocols._openai_body import Allowed, ChatBody, Message, Name, Named, Tool
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _MISTRAL = "[TOOL_CALLS]"
+_ROLES = {"developer": "system", "function": "tool"}  # as templates call them
+# Keywords of schemas: those whose value holds schemas by names of the author's choice, and those whose value is no schema.
+_BY_NAME = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
+_DATA = {"const", "enum", "default", "examples"}
 # For chat templates that do not know of tools; the form in which Hermes, Qwen and SmolLM2 were taught them.
 _TOLD = """You may call functions. Their signatures, as JSON:
 <tools>
@@ -52,10 +56,10 @@ def prompt(body: ChatBody, tokenizer: Any) -> str:
 
 def _message(message: Message, knows: bool) -> dict[str, Any]:
     """A message for the template; calls are written out for one that does not know of them."""
-    made: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": message.text}
-    calls = [{"name": call.function.name, "arguments": _object(call.function.arguments)} for call in message.tool_calls or []]
+    made: dict[str, Any] = {"role": _ROLES.get(message.role, message.role), "content": message.text}
+    calls = [{"name": call.function.name, "arguments": _object(call.function.arguments)} for call in message.calls]
     if calls and knows:
-        made["tool_calls"] = [{"type": "function", "id": c.id, "function": call} for c, call in zip(message.tool_calls or [], calls, strict=True)]
+        made["tool_calls"] = [{"type": "function", "id": c.id, "function": call} for c, call in zip(message.calls, calls, strict=True)]
     elif calls:
         made["content"] += "\n".join(f"{_OPEN}\n{json.dumps(call)}\n{_CLOSE}" for call in calls)
     extra = {"name": message.name, "tool_call_id": message.tool_call_id}
@@ -74,21 +78,33 @@ def offered(body: ChatBody) -> list[Tool]:
     """Tools that the model is told of.
 
     Raises:
-        HttpError: 400, the one that is asked for is not among them, or one is and there are none.
+        HttpError: 400, one that is asked for is not among them, or one is and there are none; or there are both tools and functions.
     """
-    tools = body.tools or []
-    if isinstance(body.tool_choice, Named):
-        tools = [tool for tool in tools if tool.function.name == body.tool_choice.function.name]
-        if not tools:
-            raise HttpError(400, "unknown_tool", f"tools has no function '{body.tool_choice.function.name}'", "tool_choice")
-    if body.tool_choice == "required" and not tools:
-        raise HttpError(400, "unknown_tool", "a call is required, and there are no tools", "tool_choice")
-    return [] if body.tool_choice == "none" else tools
+    if body.tools and body.functions:
+        raise HttpError(400, "invalid_value", "functions is the older name of tools; a request has one of them", "functions")
+    tools = body.tools or [Tool(type="function", function=function) for function in body.functions or []]
+    choice, where = _choice(body), "tool_choice" if body.function_call is None else "function_call"
+    wanted = choice.allowed_tools.tools if isinstance(choice, Allowed) else [choice] if isinstance(choice, Named) else None
+    if wanted is not None:
+        names = {one.function.name for one in wanted}
+        if unknown := names - {tool.function.name for tool in tools}:
+            raise HttpError(400, "unknown_tool", f"there is no function '{min(unknown)}'", where)
+        tools = [tool for tool in tools if tool.function.name in names]
+    if forced(body) and not tools:
+        raise HttpError(400, "unknown_tool", "a call is required, and there are no tools", where)
+    return [] if choice == "none" else tools
+
+
+def _choice(body: ChatBody) -> str | Named | Allowed | None:
+    """Which tools may or must be called, in whichever form it is said."""
+    older = body.function_call
+    return Named(type="function", function=older) if isinstance(older, Name) else older or body.tool_choice
 
 
 def forced(body: ChatBody) -> bool:
     """Whether the answer must be a call."""
-    return body.tool_choice == "required" or isinstance(body.tool_choice, Named)
+    choice = _choice(body)
+    return choice == "required" or isinstance(choice, Named) or (isinstance(choice, Allowed) and choice.allowed_tools.mode == "required")
 
 
 def schema(body: ChatBody) -> dict[str, Any] | None:
@@ -111,7 +127,7 @@ def schema(body: ChatBody) -> dict[str, Any] | None:
 
 def place(body: ChatBody) -> str:
     """Of the schema in the request."""
-    return "tools" if forced(body) else "response_format"
+    return "response_format" if not forced(body) else "functions" if body.functions else "tools"
 
 
 def lenient(body: ChatBody) -> bool:
@@ -138,7 +154,12 @@ def _moved(part: Any, to: str) -> Any:
         return [_moved(one, to) for one in part]
     if not isinstance(part, dict):
         return part
-    moved = {k: _moved(v, to) for k, v in part.items() if k != "$id" or not isinstance(v, str)}
+    moved: dict[str, Any] = {}
+    for keyword, value in part.items():
+        if keyword in _BY_NAME and isinstance(value, dict):
+            moved[keyword] = {name: _moved(one, to) for name, one in value.items()}
+        elif keyword != "$id":
+            moved[keyword] = value if keyword in _DATA else _moved(value, to)
     if isinstance(here := part.get("$ref"), str) and (here == "#" or here.startswith("#/")):
         moved["$ref"] = to + here[1:]
     return moved

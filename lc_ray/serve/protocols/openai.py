@@ -60,15 +60,17 @@ def routes(models: Models) -> list[Route]:
         ask = await asyncio.to_thread(_chat_ask, body, generator)
         names = [tool.function.name for tool in tools.offered(body)]
         most = 1 if body.parallel_tool_calls is False else None
-        answers = Chat(endpoint.name, endpoint.version, generator.tokenizer, names, tools.forced(body), most)
+        about = (endpoint.name, endpoint.version, generator.tokenizer, bool(body.logprobs))
+        answers = Chat(*about, names, tools.forced(body), most, older=bool(body.functions))
         return await _answer(request, body, endpoint, [ask], answers)
 
     async def completions(request: Request) -> Response:
         body = parse(CompletionBody, await read_object(request, models.spec.max_body))
         endpoint = models.choose(body.model)
         generator = _language(endpoint)
-        asks = await asyncio.to_thread(_completion_asks, body, generator)
-        return await _answer(request, body, endpoint, asks, Completion(endpoint.name, endpoint.version, generator.tokenizer))
+        asks, echo = await asyncio.to_thread(_completion_asks, body, generator)
+        about = (endpoint.name, endpoint.version, generator.tokenizer, body.logprobs is not None)
+        return await _answer(request, body, endpoint, asks, Completion(*about, body.n, echo))
 
     return [Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/completions", completions, methods=["POST"])]
 
@@ -109,13 +111,19 @@ def _chat_ask(body: ChatBody, generator: Generator) -> Ask:
     return _ask(body, generator, ids, body.max_completion_tokens or body.max_tokens, "messages", logprobs, matcher=matcher)
 
 
-def _completion_asks(body: CompletionBody, generator: Generator) -> list[Ask]:
+def _completion_asks(body: CompletionBody, generator: Generator) -> tuple[list[Ask], list[str]]:
+    """What is asked of each prompt, and the prompts' texts if answers are to begin with them."""
+    if body.drawn < body.n or (body.stream and body.drawn > body.n):
+        raise HttpError(400, "invalid_value", f"best_of is at least n, which is {body.n}, and no more for a stream", "best_of")
     given = body.prompt if isinstance(body.prompt, list) else [body.prompt]
     prompts: list[Any] = [given] if given and isinstance(given[0], int) else list(given)
     if not prompts or len(prompts) > _MOST_PROMPTS:
         raise HttpError(400, "invalid_value", f"a request has 1 to {_MOST_PROMPTS} prompts, not {len(prompts)}", "prompt")
     coded = [_tokens(one, generator, special=True) if isinstance(one, str) else _known(one, generator) for one in prompts]
-    return [_ask(body, generator, ids, body.max_tokens, "prompt", body.logprobs, continues=True) for ids in coded]
+    logprobs = 0 if body.logprobs is None and body.drawn > body.n else body.logprobs
+    how = {"prompt_logprobs": body.echo and body.logprobs is not None, "continues": True}
+    asks = [_ask(body, generator, ids, body.max_tokens, "prompt", logprobs, **how) for ids in coded]
+    return asks, [one if isinstance(one, str) else str(generator.tokenizer.decode(one)) for one in prompts] if body.echo else []
 
 
 def _tokens(text: str, generator: Generator, special: bool) -> list[int]:
@@ -142,14 +150,15 @@ def _ask(body: Body, generator: Generator, ids: list[int], tokens: int | None, w
     if len(ids) >= most or len(ids) + (tokens or 0) > most:
         asked = f" and {tokens} tokens were asked for" if tokens else ""
         raise HttpError(400, "context_length_exceeded", f"the model reads {most} tokens; the prompt has {len(ids)}{asked}", where)
-    if body.n > generator.spec.batch.max:
-        raise HttpError(400, "invalid_value", f"a request may have {generator.spec.batch.max} answers", "n")
+    n, field = body.drawn, "n" if body.drawn == body.n else "best_of"
+    if n > generator.spec.batch.max:
+        raise HttpError(400, "invalid_value", f"a request may have {generator.spec.batch.max} answers", field)
     held = max(most, generator.spec.batch.tokens)
-    room = held // body.n - len(ids)
+    room = held // n - len(ids)
     if room < (tokens or 1):
-        raise HttpError(400, "invalid_value", f"{body.n} answers are more than the {held} tokens that are held at a time (serve.batch.tokens)", "n")
-    longest = tokens or min(generator.task.max_new_tokens, most - len(ids), room)
-    return Ask(ids, longest, body.sampling(generator.vocabulary), body.n, body.stops(), logprobs, **how)
+        raise HttpError(400, "invalid_value", f"{n} answers are more than the {held} tokens that are held at a time (serve.batch.tokens)", field)
+    longest = min(generator.task.max_new_tokens, most - len(ids), room) if tokens is None else tokens
+    return Ask(ids, longest, body.sampling(generator.vocabulary), n, body.stops(), logprobs, **how)
 
 
 async def _answer(request: Request, body: Body, endpoint: Endpoint, asks: list[Ask], answers: Answers) -> Response:
