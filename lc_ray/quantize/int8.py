@@ -40,7 +40,7 @@ from openvino.utils import replace_node  # noqa: E402
 
 _SMOOTH = 0.8  # SmoothQuant's alpha: closest to fp32 of -1 (off), 0.5, 0.8 and 0.95 (NNCF's own) for a fine-tuned MiniLM
 _FILE = "model_{}.xml"  # by stage
-_HELD = 1 << 30  # bytes: all that a Whisper hears in a recording is far larger than the recording
+_HELD = 2 << 30  # bytes: all that a Whisper hears in a recording is far larger than the recording
 _TRACED = 2  # rows: one alone could be taken for a fixed size
 _ATTENTION = ".*/aten::matmul/.*"  # products with keys and values that are kept: to make those int8 for each token takes longer than it saves
 _PAST = "past."  # inputs, by number: keys and values (rows, heads, tokens, width) that are kept from one token to the next
@@ -69,10 +69,12 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
 
     folder.mkdir(parents=True, exist_ok=True)
     left = [rf".*encoders\.{name}\b.*" for name, encoder in getattr(model, "encoders", {}).items() if _exact(encoder)]
+    rows = []
     for number in itertools.count():
         calibration = _calibration(model, given, number)
         if not calibration:
             break
+        rows.append(sum(len(next(iter(batch.values()))) for batch in calibration))
         try:
             with _quiet():
                 quantized = nncf.quantize(
@@ -94,24 +96,26 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
         "weights": "int8, symmetric, per channel",
         "activations": "int8, asymmetric, per tensor",
         "smooth_quant": _SMOOTH,
-        "calibration_rows": sum(len(next(iter(batch.values()))) for batch in given),
+        "calibration_rows": min(rows),
         "openvino": version("openvino"),
         "nncf": version("nncf"),
     }
 
 
 def _calibration(model: FusionModel, batches: list[dict[str, Tensor]], number: int) -> list[dict[str, NDArray[Any]]]:
-    """A stage's rows, none if there is no such stage; of stages after the first, which take what models make of rows, no more than is of use."""
+    """A stage's rows, none if there is no such stage; of stages after the first, which take what models make of rows, as many as can be held."""
     stages = getattr(model, "stages", lambda batch: [batch])
     found: list[dict[str, NDArray[Any]]] = []
-    held = 0
+    size = 0
     with torch.no_grad():
         for batch in batches:
-            for of_stage in itertools.islice(stages(batch), number, number + 1):
-                found.append({name: tensor.numpy() for name, tensor in of_stage.items()})
-                held += sum(array.nbytes for array in found[-1].values())
-            if number and held > _HELD:
+            if number and size * (len(found) + 1) > _HELD:
                 break
+            of_stage = next(itertools.islice(stages(batch), number, None), None)
+            if of_stage is None:
+                break
+            found.append({name: tensor.numpy() for name, tensor in of_stage.items()})
+            size = sum(array.nbytes for array in found[-1].values())
     return found
 
 
@@ -167,6 +171,8 @@ class Run:
         if not hasattr(self._own, "requests"):
             self._own.requests = {names: stage.create_infer_request() for names, stage in self._compiled.items()}
         stage = frozenset(batch)
+        if stage not in self._own.requests:
+            raise ModelError(f"this engine does not take {', '.join(sorted(stage))}", "engine", "quantize the model again")
         request, rows = self._own.requests[stage], len(next(iter(batch.values())))
         given: dict[str, Any] = {name: tensor.numpy() for name, tensor in batch.items()}
         for number, port in enumerate(self._kept[stage]):
@@ -193,7 +199,7 @@ def _nothing(rows: int, port: Any) -> Any:
 def _given(tensor: Tensor, kind: Any) -> Any:
     """A tensor's memory for OpenVINO; NumPy has no bf16."""
     if kind != openvino.Type.bf16:
-        return tensor.float().contiguous().numpy()
+        return openvino.Tensor(tensor.float().contiguous().numpy(), shared_memory=True)
     return openvino.Tensor(tensor.bfloat16().contiguous().view(torch.int16).numpy(), list(tensor.shape), kind)
 
 

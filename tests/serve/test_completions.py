@@ -123,6 +123,11 @@ def test_a_prompts_probabilities_alone(client, tiny_language):
     assert first.top_logprobs[1:] == [{token: one} for token, one in zip("ello", first.token_logprobs[1:], strict=True)]
     assert (first.tokens, first.text_offset) == (list("Hello"), [0, 1, 2, 3, 4])
     assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (9, 0)
+    longest = complete(client, "x" * 640, echo=True, max_tokens=0, logprobs=0).choices[0]
+    assert len(longest.logprobs.tokens) == 640
+    parts = complete(client, "Hello €uro", echo=True, max_tokens=0, logprobs=0).choices[0]
+    assert len(parts.logprobs.tokens) == len("Hello €uro".encode())
+    assert parts.logprobs.text_offset == [0, 1, 2, 3, 4, 5, 6, 6, 6, 7, 8, 9]
 
 
 @pytest.mark.parametrize("logprobs", [None, 2])
@@ -181,7 +186,9 @@ def test_the_best_of_several_answers(client):
         ({"best_of": 5}, "best_of", "4 answers"),
         ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
         ({"prompt": [[999]], "echo": True}, "prompt", "no token 999"),
-        ({"prompt": "x" * 640, "echo": True, "max_tokens": 0}, "prompt", "reads 640 tokens"),
+        ({"prompt": "x" * 641, "echo": True, "max_tokens": 0}, "prompt", "reads 640 tokens"),
+        ({"prompt": "x" * 640, "echo": True}, "prompt", "reads 640 tokens"),
+        ({"prompt": ["x" * 600] * 20, "n": 4, "echo": True, "max_tokens": 0, "logprobs": 5}, "prompt", "fewer prompts at a time"),
         ({"suffix": "x"}, "suffix", "None"),
     ],
 )

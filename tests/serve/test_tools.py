@@ -80,6 +80,7 @@ def test_one_of_several_kinds_that_may_be_alike(client):
     ("options", "param", "message"),
     [
         ({"tools": TOOLS, "functions": FUNCTIONS}, "functions", "older name"),
+        ({"functions": FUNCTIONS, "function_call": "auto", "tool_choice": "required"}, "function_call", "older name"),
         ({"functions": FUNCTIONS, "function_call": {"name": "x"}}, "function_call", "'x'"),
         ({"functions": FUNCTIONS, "function_call": {}}, "function_call.name", "required"),
         ({"functions": [{"description": "x"}]}, "functions.0.name", "required"),

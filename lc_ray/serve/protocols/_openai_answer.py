@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any, ClassVar
 
 from lc_ray.serve import record
@@ -102,10 +102,13 @@ class Answers:
     def written(self, token: int) -> str:
         """A token as text, as it is written after another: the first of a text may lose the space that it begins with."""
         if token not in self._texts:
-            text = str(self.tokenizer.decode([*self._other, token]))
-            own = text.startswith(self._beginning)
-            self._texts[token] = text[len(self._beginning) :] if own else str(self.tokenizer.decode([token]))
+            self._texts[token] = self._together([token])
         return self._texts[token]
+
+    def _together(self, tokens: list[int]) -> str:
+        text = str(self.tokenizer.decode([*self._other, *tokens]))
+        own = text.startswith(self._beginning)
+        return text[len(self._beginning) :] if own else str(self.tokenizer.decode(tokens))
 
 
 class Completion(Answers):
@@ -155,8 +158,15 @@ class Completion(Answers):
             return None
         told = [*prompt, *tokens]
         texts = [self.written(token.id) for token in told]
-        first = place - sum(map(len, texts[: len(prompt)]))  # before the text, where a tokenizer begins it with a token of its own
-        offsets = [max(offset, 0) for offset in accumulate(map(len, texts), initial=first)]
+        lengths: list[int] = []
+        for part, run in groupby(zip(told, texts, strict=True), lambda pair: PART in pair[1]):
+            of_run = list(run)
+            if part:  # of a character, whose length all its tokens have together
+                lengths += [0] * (len(of_run) - 1) + [len(self._together([token.id for token, _ in of_run]))]
+            else:
+                lengths += [len(text) for _, text in of_run]
+        first = place - sum(lengths[: len(prompt)])  # before the text, where a tokenizer begins it with a token of its own
+        offsets = [max(offset, 0) for offset in accumulate(lengths, initial=first)]
         logprobs = {"token_logprobs": [token.logprob for token in told], "top_logprobs": [self._likeliest(token) for token in told]}
         return {"tokens": texts, **logprobs, "text_offset": offsets[:-1]}
 

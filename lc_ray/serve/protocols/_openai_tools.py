@@ -78,11 +78,13 @@ def offered(body: ChatBody) -> list[Tool]:
     """Tools that the model is told of.
 
     Raises:
-        HttpError: 400, one that is asked for is not among them, or one is and there are none; or there are both tools and functions.
+        HttpError: 400, one that is asked for is not among them, or one is and there are none; or one thing is said by its older name, too.
     """
     if body.tools and body.functions:
         raise HttpError(400, "invalid_value", "functions is the older name of tools; a request has one of them", "functions")
     tools = body.tools or [Tool(type="function", function=function) for function in body.functions or []]
+    if body.function_call is not None and body.tool_choice is not None:
+        raise HttpError(400, "invalid_value", "function_call is the older name of tool_choice; a request has one of them", "function_call")
     choice, where = _choice(body), "tool_choice" if body.function_call is None else "function_call"
     wanted = choice.allowed_tools.tools if isinstance(choice, Allowed) else [choice] if isinstance(choice, Named) else None
     if wanted is not None:

@@ -35,6 +35,7 @@ from lc_ray.serve.protocols._openai_body import Body, ChatBody, CompletionBody
 PUBLIC = ()
 _SHARE = 0.97  # of the longest time a request may take: then a stream still ends with a sentence
 _MOST_PROMPTS = 64
+_MOST_TOLD = 250_000  # log-probabilities of prompts in a request; each is some 40 bytes of its answer
 _MISTAKE = "invalid_request_error"
 _TYPES = {"unauthorized": "authentication_error"} | dict.fromkeys(("overloaded", "timeout", "internal"), "server_error")
 T = TypeVar("T")
@@ -122,6 +123,8 @@ def _completion_asks(body: CompletionBody, generator: Generator) -> tuple[list[A
     coded = [_tokens(one, generator, special=True) if isinstance(one, str) else _known(one, generator) for one in prompts]
     logprobs = 0 if body.logprobs is None and body.drawn > body.n else body.logprobs
     how = {"prompt_logprobs": body.echo and body.logprobs is not None, "continues": True}
+    if how["prompt_logprobs"] and sum(map(len, coded)) * body.drawn * (1 + (logprobs or 0)) > _MOST_TOLD:
+        raise HttpError(400, "invalid_value", f"more than {_MOST_TOLD} log-probabilities of prompts; send fewer prompts at a time", "prompt")
     asks = [_ask(body, generator, ids, body.max_tokens, "prompt", logprobs, **how) for ids in coded]
     return asks, [one if isinstance(one, str) else str(generator.tokenizer.decode(one)) for one in prompts] if body.echo else []
 
@@ -147,7 +150,8 @@ def _ask(body: Body, generator: Generator, ids: list[int], tokens: int | None, w
     most = generator.positions
     if not ids:
         raise HttpError(400, "invalid_value", "the prompt is empty", where)
-    if len(ids) >= most or len(ids) + (tokens or 0) > most:
+    wanted = 1 if tokens is None else tokens
+    if len(ids) + wanted > most:
         asked = f" and {tokens} tokens were asked for" if tokens else ""
         raise HttpError(400, "context_length_exceeded", f"the model reads {most} tokens; the prompt has {len(ids)}{asked}", where)
     n, field = body.drawn, "n" if body.drawn == body.n else "best_of"
@@ -155,7 +159,7 @@ def _ask(body: Body, generator: Generator, ids: list[int], tokens: int | None, w
         raise HttpError(400, "invalid_value", f"a request may have {generator.spec.batch.max} answers", field)
     held = max(most, generator.spec.batch.tokens)
     room = held // n - len(ids)
-    if room < (tokens or 1):
+    if room < wanted:
         raise HttpError(400, "invalid_value", f"{n} answers are more than the {held} tokens that are held at a time (serve.batch.tokens)", field)
     longest = min(generator.task.max_new_tokens, most - len(ids), room) if tokens is None else tokens
     return Ask(ids, longest, body.sampling(generator.vocabulary), n, body.stops(), logprobs, **how)
@@ -169,8 +173,9 @@ async def _answer(request: Request, body: Body, endpoint: Endpoint, asks: list[A
     pieces = _pieces(generator, asks, deadline, tools.place(body) if isinstance(body, ChatBody) else "")
     if not body.stream:
         whole = await _connected(request, _whole(pieces, answers))
-        _log(body, answers, endpoint)
-        return JSONResponse(whole)
+        if endpoint.spec.log:
+            _log(body, whole["choices"])
+        return await asyncio.to_thread(JSONResponse, whole)
     first = await _connected(request, anext(pieces))
     return _Stream(_events(first, pieces, answers, body, endpoint), media_type="text/event-stream", headers={"cache-control": "no-cache"})
 
@@ -192,7 +197,7 @@ async def _pieces(generator: Generator, asks: list[Ask], deadline: float, where:
 async def _whole(pieces: AsyncIterator[Piece], answers: Answers) -> dict[str, Any]:
     async for piece in pieces:
         answers.take(piece)
-    return answers.whole()
+    return await asyncio.to_thread(answers.whole)  # log-probabilities of a long prompt are many
 
 
 async def _events(
@@ -210,17 +215,17 @@ async def _events(
         except HttpError as problem:
             yield _event(error(problem.content))
             return
-    _log(body, answers, endpoint)
+    if endpoint.spec.log:
+        _log(body, answers.whole()["choices"])
     if body.usage:
         yield _event(answers.usage_chunk())
     yield "data: [DONE]\n\n"
 
 
-def _log(body: Body, answers: Answers, endpoint: Endpoint) -> None:
-    """Tell the request's record what was asked and answered, if there is a prediction log: its fields are redacted as columns are."""
-    if endpoint.spec.log:
-        choices = {"choices": answers.whole()["choices"]}
-        record.current().predicted = record.Predicted([body.model_dump(mode="json", by_alias=True, exclude_unset=True)], [choices], [], ())
+def _log(body: Body, choices: list[dict[str, Any]]) -> None:
+    """Tell the request's record what was asked and answered, for the prediction log: its fields are redacted as columns are."""
+    asked = [body.model_dump(mode="json", by_alias=True, exclude_unset=True)]
+    record.current().predicted = record.Predicted(asked, [{"choices": choices}], [], ())
 
 
 def _event(content: dict[str, Any]) -> str:
