@@ -39,7 +39,7 @@ from openvino.utils import replace_node  # noqa: E402
 
 _SMOOTH = 0.8  # SmoothQuant's alpha: closest to fp32 of -1 (off), 0.5, 0.8 and 0.95 (NNCF's own) for a fine-tuned MiniLM
 _FILE = "model_{}.xml"  # by stage
-_ATTENTION = ".*/aten::matmul/.*"  # products with keys and values that are kept: to make those int8 for each token takes longer than it saves
+_ATTENTION = ".*/aten::(matmul|bmm)/.*"  # products with keys and values that are kept: to make those int8 for each token takes longer than it saves
 _PAST = "past."  # inputs, by number: keys and values (rows, heads, tokens, width) that are kept from one token to the next
 
 

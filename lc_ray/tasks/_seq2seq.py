@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks import _language
 from lc_ray.tasks._language import IGNORED
-from lc_ray.tasks._past import Heard, Past, beside
+from lc_ray.tasks._past import Heard, Kept, Past, attended, beside, whole
 from lc_ray.tasks._task import Batch, Run
 
 _PREFIX = ("<|startoftranscript|>", "<|notimestamps|>")
@@ -85,7 +85,7 @@ class Model(nn.Module):
         if _HEARD in own:
             return self.remember({k: v for k, v in batch.items() if not k.endswith(f".{_HEARD}")}, list(own[_HEARD].unbind(1)))[0]
         states: Tensor = self.model.model.encoder(own[_FEATURES]).last_hidden_state
-        return self._logits(own, states) if _TOKENS in own else self._heard(states)
+        return self._logits(own, states) if _TOKENS in own else attended(self.model.model.decoder.layers, states)
 
     def remember(self, batch: Batch, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Logits of the tokens that follow, and the keys and values of those that were said.
@@ -99,13 +99,6 @@ class Model(nn.Module):
         said = Past(past[heard:])
         with beside(self.model):
             return self._logits(own, past[0], EncoderDecoderCache(said, Heard(past[:heard]))), said.new
-
-    def _heard(self, states: Tensor) -> Tensor:
-        """Of the encoder's states (batch, positions, width), see `forward`."""
-        attentions = [layer.encoder_attn for layer in self.model.model.decoder.layers]
-        projected = [projection(states) for attention in attentions for projection in (attention.k_proj, attention.v_proj)]
-        heads = attentions[0].num_heads
-        return torch.stack([tensor.unflatten(-1, (heads, tensor.shape[-1] // heads)).transpose(1, 2) for tensor in projected], 1)
 
     def _logits(self, own: Batch, states: Tensor, cache: Any = None) -> Tensor:
         tokens, asked = own[_TOKENS], own[_ASKED]
@@ -181,7 +174,7 @@ class Reading:
 
     def outputs(self, run: Run, inputs: Batch) -> Any:
         """One pass, stage by stage."""
-        return self._logits(run, self._heard(run, inputs), {k: v for k, v in inputs.items() if not k.endswith(f".{_FEATURES}")})
+        return self._logits(run, self._heard(run, inputs), {k: v for k, v in inputs.items() if not k.endswith(f".{_FEATURES}")}).numpy()
 
     def score(self, run: Run, inputs: Batch, targets: Tensor) -> tuple[list[float], list[list[int]]]:
         """Nats per token, and transcripts. As many passes are made for any rows."""
@@ -191,7 +184,7 @@ class Reading:
             piece = torch.from_numpy(rows if len(rows) else np.zeros(1, np.int64))
             of_piece = {name: tensor[piece.to(tensor.device)] for name, tensor in inputs.items()}
             wanted, heard = targets.cpu()[piece], self._heard(run, of_piece)
-            outputs = torch.from_numpy(self._logits(run, heard, {k: v for k, v in of_piece.items() if not k.endswith(f".{_FEATURES}")}))
+            outputs = self._logits(run, heard, {k: v for k, v in of_piece.items() if not k.endswith(f".{_FEATURES}")})
             lost = F.cross_entropy(outputs.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED).sum(1)
             nats += (lost / (wanted != IGNORED).sum(1).clamp(min=1)).tolist()[: len(rows)]
             said += self._say(run, heard, all_steps=True)[: len(rows)]
@@ -206,17 +199,14 @@ class Reading:
     def _heard(self, run: Run, inputs: Batch) -> Tensor:
         return torch.from_numpy(run({name: tensor for name, tensor in inputs.items() if name.endswith(f".{_FEATURES}")}))
 
-    def _logits(self, run: Run, heard: Tensor, told: Batch) -> Any:
-        """Of whole sequences."""
-        if own := getattr(run, "remember", None):
-            return own(told, list(heard.unbind(1)))[0].numpy()
-        return run(told | {f"{self.column}.{_HEARD}": heard})
+    def _logits(self, run: Run, heard: Tensor, told: Batch) -> Tensor:
+        return whole(run, told, heard, f"{self.column}.{_HEARD}")
 
     def _say(self, run: Run, heard: Tensor, all_steps: bool = False) -> list[list[int]]:
         """Transcripts. With all steps, there are as many as for the longest transcript, the last ones for nothing."""
         said: list[list[int]] = [[] for _ in heard]
         waiting = list(range(len(said)))
-        kept = _Kept(run.remember, heard) if hasattr(run, "remember") else None
+        kept = Kept(run.remember, heard) if hasattr(run, "remember") else None
         for step in range(self.longest):
             if not waiting and (kept or not all_steps):
                 break
@@ -225,7 +215,7 @@ class Reading:
             if kept and step:
                 tokens = tokens[:, -1:]
             told = self._told(tokens, torch.full((len(rows), 1), tokens.shape[1] - 1))
-            logits = (kept(told) if kept else torch.from_numpy(self._logits(run, heard[rows], told)))[:, 0]
+            logits = (kept(told) if kept else self._logits(run, heard[rows], told))[:, 0]
             logits[:, self.suppressed + (self.never_first if step == 0 else [])] = -torch.inf
             for i, token in zip(waiting, logits.argmax(-1).tolist(), strict=False):
                 said[i].append(token)
@@ -234,27 +224,3 @@ class Reading:
                 kept.select(going_on)
             waiting = [waiting[place] for place in going_on]
         return said
-
-
-class _Kept:
-    """Keys and values that an engine goes on with.
-
-    Args:
-        remember: of the engine.
-        heard: by each row.
-    """
-
-    def __init__(self, remember: Any, heard: Tensor) -> None:
-        self.remember, self.heard = remember, list(heard.unbind(1))
-        self.said: list[Tensor] = []
-
-    def __call__(self, told: Batch) -> Tensor:
-        """Logits (rows, asked, vocabulary) after further tokens."""
-        logits, new = self.remember(told, [*self.heard, *self.said])
-        self.heard = [tensor.to(new[0].dtype).contiguous() for tensor in self.heard]  # as the engine wants them; this is done once
-        self.said = [torch.cat(pair, 2) for pair in zip(self.said, new, strict=True)] if self.said else new
-        return cast(Tensor, logits)
-
-    def select(self, rows: list[int]) -> None:
-        """Go on with these rows alone."""
-        self.heard, self.said = ([tensor[rows] for tensor in tensors] for tensors in (self.heard, self.said))
