@@ -22,7 +22,8 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from lc_ray.quantize import int8, none
-from lc_ray.tasks._seq2seq import Model, _Kept
+from lc_ray.tasks._past import Kept, heard
+from lc_ray.tasks._seq2seq import Model
 
 THREADS, STEPS, WARM = 2, 24, 4
 SIZES = {"tiny": (384, 4, 6), "base": (512, 6, 8), "small": (768, 12, 12)}  # width, layers, heads
@@ -72,7 +73,8 @@ def listening(size: str, folder: Path) -> None:
         given = features[:rows]
         for name, engine in {"PyTorch": none.Run(model, THREADS), "int8": int8.Run(folder, THREADS)}.items():
             hearing = took(lambda: engine({"clip.input_features": given}), 2)  # noqa: B023
-            kept = _Kept(engine.remember, torch.from_numpy(engine({"clip.input_features": given})))
+            states = torch.from_numpy(engine({"clip.input_features": given}))
+            kept = Kept(engine.remember, heard(engine, {"clip.states": states}))
             step = {"clip.tokens": torch.full((rows, 1), START), "clip.asked": torch.zeros(rows, 1, dtype=torch.int64)}
             print(f"{name}, {rows} recordings: heard in {hearing:.0f} ms, {took(lambda: kept(step)):.1f} ms a token, {resident()}", flush=True)  # noqa: B023
         with torch.no_grad():

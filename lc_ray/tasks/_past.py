@@ -1,26 +1,30 @@
-"""Attention over keys and values that are given apart: those of tokens before, as an engine keeps them, and those of new tokens.
+"""Keys and values that a model is given: those of tokens before, as an engine keeps them, beside those of new tokens.
 
-A model that is run token by token has a method `remember(batch, past)`: its outputs, and the new tokens' keys and values. Engines have one, too.
+A model that is run token by token has a method `remember(batch, past)`: its outputs, and the new tokens' keys and values. Engines have one, too,
+with which `Kept` goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 
 _NAME = "past_beside_new"
+_LOCK = threading.RLock()
 
 
 class _Pair(NamedTuple):
-    """Keys or values (rows, heads, tokens, width) of tokens before, if there may be any, and of new ones."""
+    """Keys or values (rows, heads, tokens, width) of tokens before, and of new ones."""
 
-    past: Tensor | None
+    past: Tensor
     new: Tensor
 
 
@@ -31,21 +35,25 @@ class Past(Cache):  # type: ignore[misc]
 
     Args:
         past: keys and values of each layer, (rows, heads, tokens before, width); none if there are no tokens before.
+        join: whether the two are joined: for attention that is a model's own, and can't be `beside`'s.
 
     Attributes:
         new: as `past`, of the tokens that the model was called with.
     """
 
-    def __init__(self, past: list[Tensor]) -> None:
+    def __init__(self, past: list[Tensor], join: bool = False) -> None:
         super().__init__(layers=[])
-        self.past = past
+        self.past, self.join = past, join
         self.new: list[Tensor] = []
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[_Pair, _Pair]:  # type: ignore[override]
-        """Those of a layer, for `_attend`."""
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Those of a layer, for its attention."""
         self.new += [key_states, value_states]
-        keys, values = self.past[2 * layer_idx : 2 * layer_idx + 2] or (None, None)
-        return _Pair(keys, key_states), _Pair(values, value_states)
+        if not self.past:
+            return key_states, value_states
+        pairs = zip(self.past[2 * layer_idx :], (key_states, value_states), strict=False)
+        keys, values = (torch.cat(pair, 2) if self.join else _Pair(*pair) for pair in pairs)
+        return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before."""
@@ -65,43 +73,93 @@ class Heard(Cache):  # type: ignore[misc]
 
     def __init__(self, known: list[Tensor]) -> None:
         super().__init__(layers=[])
-        pairs = [_Pair(None, tensor) for tensor in known]
-        self.layers = [SimpleNamespace(keys=keys, values=values) for keys, values in zip(pairs[::2], pairs[1::2], strict=True)]
+        self.layers = [SimpleNamespace(keys=keys, values=values) for keys, values in zip(known[::2], known[1::2], strict=True)]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """That there are any."""
         return 1
 
 
+def attended(layers: Iterable[Any], states: Tensor) -> list[Tensor]:
+    """What `Heard` takes: keys and values that a decoder's layers make of an encoder's states (rows, positions, width)."""
+    attentions = [layer.encoder_attn for layer in layers]
+    made = [(attention.num_heads, projection(states)) for attention in attentions for projection in (attention.k_proj, attention.v_proj)]
+    return [tensor.unflatten(-1, (heads, tensor.shape[-1] // heads)).transpose(1, 2) for heads, tensor in made]
+
+
+def heard(engine: Any, states: dict[str, Tensor]) -> list[Tensor]:
+    """What `Heard` takes, as an engine makes it of an encoder's states."""
+    first, others = engine.remember(states, [])
+    return [first, *others]
+
+
+class Kept:
+    """Keys and values that an engine goes on with.
+
+    Args:
+        remember: of the engine.
+        heard: by each row, see `Heard`.
+    """
+
+    def __init__(self, remember: Any, heard: list[Tensor]) -> None:
+        self.remember, self.heard = remember, heard
+        self.said: list[Tensor] = []
+
+    def __call__(self, told: dict[str, Tensor]) -> Tensor:
+        """What the model makes of further tokens."""
+        found, new = self.remember(told, [*self.heard, *self.said])
+        self.heard = [tensor.to(new[0].dtype).contiguous() for tensor in self.heard]  # as the engine wants them; this is done once
+        self.said = [_joined(*pair) for pair in zip(self.said, new, strict=True)] if self.said else new
+        return cast(Tensor, found)
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows alone."""
+        self.heard, self.said = ([tensor[rows] for tensor in tensors] for tensors in (self.heard, self.said))
+
+
+def _joined(before: Tensor, new: Tensor) -> Tensor:
+    """As `torch.cat` has tokens, but on one thread: torch's others would wait for milliseconds until OpenVINO's leave them a core."""
+    halves = np.concatenate([tensor.view(torch.int16).numpy() for tensor in (before, new)], 2)  # NumPy has no bf16
+    return torch.from_numpy(halves).view(new.dtype)
+
+
 @contextmanager
 def beside(model: Any) -> Iterator[None]:
-    """Have a model of transformers take `Past`, or that and `Heard`, as its cache."""
-    before, model.config._attn_implementation = model.config._attn_implementation, _NAME
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before
+    """Have a model of transformers take `Past`, or that and `Heard`, as its cache. One thread at a time, as all share its configuration."""
+    with _LOCK:
+        before, model.config._attn_implementation = model.config._attn_implementation, _NAME
+        try:
+            yield
+        finally:
+            model.config._attn_implementation = before
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: _Pair, value: _Pair, attention_mask: Tensor | None, scaling: float | None = None, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor | _Pair,
+    value: Tensor | _Pair,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention of heads that may share keys and values; (rows, new tokens, heads, width)."""
+    (past_keys, keys), (past_values, values) = (x if isinstance(x, _Pair) else (None, x) for x in (key, value))
     rows, heads, tokens, width = query.shape
-    shared = key.new.shape[1]
+    shared = keys.shape[1]
     # Heads that share keys are rows of one product, so that keys are read once.
     grouped = query.reshape(rows, shared, heads // shared * tokens, width) * (width**-0.5 if scaling is None else scaling)
-    scores = grouped @ key.new.transpose(2, 3)
+    scores = grouped @ keys.transpose(2, 3)
     before = 0
-    if key.past is not None:
-        before = key.past.shape[2]
-        scores = torch.cat([grouped @ key.past.transpose(2, 3), scores], -1)
+    if past_keys is not None:
+        before = past_keys.shape[2]
+        scores = torch.cat([grouped @ past_keys.transpose(2, 3), scores], -1)
     if attention_mask is not None:
-        scores = scores.reshape(rows, heads, tokens, -1).masked_fill(~attention_mask, torch.finfo(torch.float32).min)
+        scores = scores.reshape(rows, heads, tokens, -1).masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     odds = scores.softmax(-1).reshape(rows, shared, heads // shared * tokens, -1)
-    found = odds[..., before:] @ value.new
-    if value.past is not None:
-        found = odds[..., :before] @ value.past + found
+    found = odds[..., before:] @ values
+    if past_values is not None:
+        found = odds[..., :before] @ past_values + found
     return found.reshape(rows, heads, tokens, -1).transpose(1, 2), None
 
 

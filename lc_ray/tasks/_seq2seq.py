@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, EncoderDecoderCache, WhisperForConditionalGeneration
 
@@ -16,17 +17,17 @@ from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks import _language
 from lc_ray.tasks._language import IGNORED
-from lc_ray.tasks._past import Heard, Past, beside
+from lc_ray.tasks._past import Heard, Kept, Past, attended, beside, heard
 from lc_ray.tasks._task import Batch, Run
 
 _PREFIX = ("<|startoftranscript|>", "<|notimestamps|>")
-_FEATURES, _HEARD, _TOKENS, _ASKED = "input_features", "heard", "tokens", "asked"
-_ROWS = 4  # that are decoded together: each has keys and values of all of its recording, as large as a good part of the weights
-_PIECES = 8
+_FEATURES, _STATES, _TOKENS, _ASKED = "input_features", "states", "tokens", "asked"
+_TARGETS = "targets"
+_ROWS = 4  # that an engine decodes together: each has keys and values of all of its recording, as large as a good part of the weights
 
 
 class Model(nn.Module):
-    """Whisper. Its two stages are run one by one when it answers: a recording is encoded once, and decoded token by token.
+    """Whisper. Its stages are run one by one when it answers: a recording is encoded once, and decoded token by token.
 
     Args:
         model: Whisper with its head.
@@ -37,8 +38,7 @@ class Model(nn.Module):
         super().__init__()
         audio.plain(model)
         self.model, self.column = model, column
-        heard = [layer.encoder_attn for layer in model.model.decoder.layers]  # as many heads in each, so that one tensor has them all
-        self.keep = [model.proj_out, *heard, *(m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Embedding))]
+        self.keep = [model.proj_out, *(m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Embedding))]
 
     @classmethod
     def pretrained(cls, spec: InputSpec, source: str, reading: Reading) -> Self:
@@ -68,46 +68,48 @@ class Model(nn.Module):
         """A taught batch as each of the stages takes it."""
         features = {name: batch[name] for name in (f"{self.column}.{_FEATURES}",)}
         yield features
-        told = {name: tensor for name, tensor in batch.items() if name not in features}
-        known = list(self(features).unbind(1))
-        _, new = self.remember(told, known)
-        yield told | {f"past.{number}": tensor for number, tensor in enumerate([*known, *(t[:, :, :0] for t in new)])}
+        states = {f"{self.column}.{_STATES}": self(features)}
+        yield states
+        told, heard = {name: tensor for name, tensor in batch.items() if name not in features}, self(states)
+        _, new = self.remember(told, heard)
+        yield told | {f"past.{number}": tensor for number, tensor in enumerate([*heard, *(t[:, :, :0] for t in new)])}
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Features alone → what the decoder hears in them; with tokens, or that and tokens → logits of the tokens that follow.
+    def forward(self, batch: Batch) -> Any:
+        """Features alone → what the encoder makes of them; that alone → what the decoder hears in it; with tokens → logits of those that follow.
 
         Args:
-            batch: `input_features` (batch, bins, frames) or `heard` (batch, 2 × layers, heads, positions, width), keys and values of each
-                layer in turn; `tokens` (batch, said) so far, and `asked` (batch, asked), the positions after which the next is asked for.
+            batch: `input_features` (batch, bins, frames) or `states` (batch, positions, width); `tokens` (batch, said) so far, and `asked`
+                (batch, asked), the positions after which the next is asked for.
 
         Returns:
-            As `heard`, or (batch, asked, vocabulary).
+            (batch, positions, width); keys and values of each layer, (batch, heads, positions, width); or (batch, asked, vocabulary).
         """
-        own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
-        if _HEARD in own:
-            return self.remember({k: v for k, v in batch.items() if not k.endswith(f".{_HEARD}")}, list(own[_HEARD].unbind(1)))[0]
-        states: Tensor = self.model.model.encoder(own[_FEATURES]).last_hidden_state
-        return self._logits(own, states) if _TOKENS in own else self._heard(states)
+        own = self._own(batch)
+        states = own[_STATES] if _STATES in own else self.model.model.encoder(own[_FEATURES]).last_hidden_state
+        if _TOKENS in own:
+            return self._logits(own, states)
+        return tuple(attended(self.model.model.decoder.layers, states)) if _STATES in own else states
 
     def remember(self, batch: Batch, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Logits of the tokens that follow, and the keys and values of those that were said.
+        """Logits of the tokens that follow, and the keys and values of those that were said. Of `states` alone: what is heard in them.
 
         Args:
-            batch: `tokens` and `asked`, as for `forward`; the tokens are those after the ones before.
+            batch: `tokens` and `asked`, as for `forward`; the tokens are those after the ones before. Or `states`.
             past: keys and values of each layer, (batch, heads, positions, width): all that is heard, then those of tokens before, if there are any.
+
+        Returns:
+            The logits, and those keys and values; or the first of what is heard, and the others.
         """
+        if f"{self.column}.{_STATES}" in batch:
+            first, *others = self(batch)
+            return first, others
         heard = 2 * len(self.model.model.decoder.layers)
-        own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
         said = Past(past[heard:])
         with beside(self.model):
-            return self._logits(own, past[0], EncoderDecoderCache(said, Heard(past[:heard]))), said.new
+            return self._logits(self._own(batch), past[0], EncoderDecoderCache(said, Heard(past[:heard]))), said.new
 
-    def _heard(self, states: Tensor) -> Tensor:
-        """Of the encoder's states (batch, positions, width), see `forward`."""
-        attentions = [layer.encoder_attn for layer in self.model.model.decoder.layers]
-        projected = [projection(states) for attention in attentions for projection in (attention.k_proj, attention.v_proj)]
-        heads = attentions[0].num_heads
-        return torch.stack([tensor.unflatten(-1, (heads, tensor.shape[-1] // heads)).transpose(1, 2) for tensor in projected], 1)
+    def _own(self, batch: Batch) -> Batch:
+        return {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
 
     def _logits(self, own: Batch, states: Tensor, cache: Any = None) -> Tensor:
         tokens, asked = own[_TOKENS], own[_ASKED]
@@ -181,44 +183,42 @@ class Reading:
         """Mean over tokens."""
         return _language.divergence(outputs, teacher, targets, temperature)
 
-    def outputs(self, run: Run, inputs: Batch) -> Any:
+    def outputs(self, run: Run, inputs: Batch) -> NDArray[np.float32]:
         """One pass, stage by stage."""
-        return self._logits(run, self._heard(run, inputs), {k: v for k, v in inputs.items() if not k.endswith(f".{_FEATURES}")})
+        return self._outputs(run, self._states(run, inputs), inputs)
+
+    def _outputs(self, run: Run, states: Batch, inputs: Batch) -> NDArray[np.float32]:
+        told = {name: tensor for name, tensor in inputs.items() if not name.endswith(f".{_FEATURES}")}
+        if hasattr(run, "remember"):
+            return cast("NDArray[np.float32]", run.remember(told, heard(run, states))[0].numpy())
+        return run(states | told)
+
+    def _states(self, run: Run, inputs: Batch) -> Batch:
+        states = run({name: tensor for name, tensor in inputs.items() if name.endswith(f".{_FEATURES}")})
+        return {f"{self.column}.{_STATES}": torch.from_numpy(states)}
 
     def score(self, run: Run, inputs: Batch, targets: Tensor) -> tuple[list[float], list[list[int]]]:
-        """Nats per token, and transcripts. As many passes are made for any rows."""
+        """Nats per token, and transcripts. As many passes are made for any rows by what is not an engine."""
         nats: list[float] = []
         said: list[list[int]] = []
-        for rows in np.array_split(np.arange(len(targets)), _PIECES):
-            piece = torch.from_numpy(rows if len(rows) else np.zeros(1, np.int64))
-            of_piece = {name: tensor[piece.to(tensor.device)] for name, tensor in inputs.items()}
-            wanted, heard = targets.cpu()[piece], self._heard(run, of_piece)
-            outputs = torch.from_numpy(self._logits(run, heard, {k: v for k, v in of_piece.items() if not k.endswith(f".{_FEATURES}")}))
+        for piece in _pieces(run, inputs | {_TARGETS: targets.cpu()}):
+            wanted, states = piece.pop(_TARGETS), self._states(run, piece)
+            outputs = torch.from_numpy(self._outputs(run, states, piece))
             lost = F.cross_entropy(outputs.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED).sum(1)
-            nats += (lost / (wanted != IGNORED).sum(1).clamp(min=1)).tolist()[: len(rows)]
-            said += self._say(run, heard, all_steps=True)[: len(rows)]
+            nats += (lost / (wanted != IGNORED).sum(1).clamp(min=1)).tolist()
+            said += self._say(run, states, all_steps=True)
         return nats, said
 
     def answer(self, run: Run, inputs: Batch) -> list[list[int]]:
         """The likeliest token after those so far, again and again until the end."""
-        starts = range(0, len(next(iter(inputs.values()))), _ROWS)
-        pieces = ({name: tensor[start : start + _ROWS] for name, tensor in inputs.items()} for start in starts)
-        return [ids for piece in pieces for ids in self._say(run, self._heard(run, piece))]
+        return [ids for piece in _pieces(run, inputs) for ids in self._say(run, self._states(run, piece))]
 
-    def _heard(self, run: Run, inputs: Batch) -> Tensor:
-        return torch.from_numpy(run({name: tensor for name, tensor in inputs.items() if name.endswith(f".{_FEATURES}")}))
-
-    def _logits(self, run: Run, heard: Tensor, told: Batch) -> Any:
-        """Of whole sequences."""
-        if own := getattr(run, "remember", None):
-            return own(told, list(heard.unbind(1)))[0].numpy()
-        return run(told | {f"{self.column}.{_HEARD}": heard})
-
-    def _say(self, run: Run, heard: Tensor, all_steps: bool = False) -> list[list[int]]:
-        """Transcripts. With all steps, there are as many as for the longest transcript, the last ones for nothing."""
-        said: list[list[int]] = [[] for _ in heard]
+    def _say(self, run: Run, states: Batch, all_steps: bool = False) -> list[list[int]]:
+        """Transcripts. With all steps, what is not an engine makes as many as for the longest transcript, the last ones for nothing."""
+        ((name, known),) = states.items()
+        kept = Kept(run.remember, heard(run, states)) if hasattr(run, "remember") else None
+        said: list[list[int]] = [[] for _ in known]
         waiting = list(range(len(said)))
-        kept = _Kept(run.remember, heard) if hasattr(run, "remember") else None
         for step in range(self.longest):
             if not waiting and (kept or not all_steps):
                 break
@@ -227,7 +227,7 @@ class Reading:
             if kept and step:
                 tokens = tokens[:, -1:]
             told = self._told(tokens, torch.full((len(rows), 1), tokens.shape[1] - 1))
-            logits = (kept(told) if kept else torch.from_numpy(self._logits(run, heard[rows], told)))[:, 0]
+            logits = (kept(told) if kept else torch.from_numpy(run({name: known[rows]} | told)))[:, 0]
             logits[:, self.suppressed + (self.never_first if step == 0 else [])] = -torch.inf
             for i, token in zip(waiting, logits.argmax(-1).tolist(), strict=False):
                 said[i].append(token)
@@ -238,25 +238,9 @@ class Reading:
         return said
 
 
-class _Kept:
-    """Keys and values that an engine goes on with.
-
-    Args:
-        remember: of the engine.
-        heard: by each row.
-    """
-
-    def __init__(self, remember: Any, heard: Tensor) -> None:
-        self.remember, self.heard = remember, list(heard.unbind(1))
-        self.said: list[Tensor] = []
-
-    def __call__(self, told: Batch) -> Tensor:
-        """Logits (rows, asked, vocabulary) after further tokens."""
-        logits, new = self.remember(told, [*self.heard, *self.said])
-        self.heard = [tensor.to(new[0].dtype).contiguous() for tensor in self.heard]  # as the engine wants them; this is done once
-        self.said = [torch.cat(pair, 2) for pair in zip(self.said, new, strict=True)] if self.said else new
-        return cast(Tensor, logits)
-
-    def select(self, rows: list[int]) -> None:
-        """Go on with these rows alone."""
-        self.heard, self.said = ([tensor[rows] for tensor in tensors] for tensors in (self.heard, self.said))
+def _pieces(run: Run, rows: Batch) -> Iterator[Batch]:
+    """A batch as an engine takes it, some rows at a time; else whole."""
+    count = len(next(iter(rows.values())))
+    size = _ROWS if hasattr(run, "remember") else count
+    for start in range(0, count, size):
+        yield {name: tensor[start : start + size] for name, tensor in rows.items()}

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, SpeechT5ForTextToSpeech
+from transformers import AutoConfig, EncoderDecoderCache, SpeechT5ForTextToSpeech
 
 from lc_ray.errors import ModelError
 from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks import _mel
+from lc_ray.tasks._past import Heard, Kept, Past, attended
 from lc_ray.tasks._task import Batch, Run
 
 _STOP = 5.0  # weight of the frame with which a recording ends, as SpeechT5 has it
-_FRAMES, _STATES = "frames", "states"
+_MASK, _FRAMES, _HEARD, _SPECTROGRAM = "attention_mask", "frames", "heard", "spectrogram"
 
 
 class Saying:
@@ -56,8 +57,11 @@ class Saying:
 
     def teach(self, inputs: Batch, targets: dict[str, Tensor], random: torch.Generator, training: bool) -> tuple[Batch, dict[str, Tensor]]:
         """The last frame of each step before, the first one silent."""
-        said = targets["mel"][:, self.reduction_factor - 1 :: self.reduction_factor]
-        return inputs | {f"{self.column}.{_FRAMES}": torch.cat([torch.zeros_like(said[:, :1]), said[:, :-1]], 1)}, targets
+        return inputs | {f"{self.column}.{_FRAMES}": self._before(targets["mel"])[:, :-1]}, targets
+
+    def _before(self, mel: Tensor) -> Tensor:
+        """(batch, frames, bins) → (batch, steps + 1, bins): what each step follows, and a further one."""
+        return F.pad(mel[:, self.reduction_factor - 1 :: self.reduction_factor], (0, 0, 1, 0))
 
     def loss(self, outputs: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """L1 distance of both spectrograms, means over all numbers, and binary cross-entropy of the end.
@@ -80,12 +84,21 @@ class Saying:
 
     def outputs(self, run: Run, inputs: Batch) -> NDArray[np.float32]:
         """One pass, stage by stage."""
-        return run(self._encoded(run, inputs) | {f"{self.column}.{_FRAMES}": inputs[f"{self.column}.{_FRAMES}"]})
+        said = self._whole(run, self._heard(run, inputs), {f"{self.column}.{name}": inputs[f"{self.column}.{name}"] for name in (_MASK, _FRAMES)})
+        before, end = said[..., :-1], said[..., -1:]
+        return torch.cat([before, self._after(run, before), end], 2).numpy()
 
-    def _encoded(self, run: Run, inputs: Batch) -> Batch:
-        text = {name: tensor for name, tensor in inputs.items() if not name.endswith(f".{_FRAMES}")}
-        mask = f"{self.column}.attention_mask"
-        return {f"{self.column}.{_STATES}": torch.from_numpy(run(text)), mask: inputs[mask].cpu()}
+    def _heard(self, run: Run, inputs: Batch) -> Tensor:
+        return torch.from_numpy(run({name: tensor for name, tensor in inputs.items() if not name.endswith(f".{_FRAMES}")}))
+
+    def _whole(self, run: Run, heard: Tensor, told: Batch) -> Tensor:
+        """What is said after all frames."""
+        if hasattr(run, "remember"):
+            return cast(Tensor, run.remember(told, list(heard.unbind(1)))[0])
+        return torch.from_numpy(run(told | {f"{self.column}.{_HEARD}": heard}))
+
+    def _after(self, run: Run, before: Tensor) -> Tensor:
+        return torch.from_numpy(run({f"{self.column}.{_SPECTROGRAM}": before}))
 
     def compared(self, run: Run, inputs: Batch, targets: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """What is said of each row, given the frames before each, and what is right: (frames, bins)."""
@@ -95,19 +108,26 @@ class Saying:
 
     def answer(self, run: Run, inputs: Batch) -> list[NDArray[np.float32]]:
         """A spectrogram (frames, bins) per row, step by step until the model ends it. The rest of the batch changes nothing."""
-        known = self._encoded(run, inputs)
-        waiting = list(range(len(inputs[f"{self.column}.attention_mask"])))
+        heard, mask = self._heard(run, inputs), inputs[f"{self.column}.{_MASK}"].cpu()
+        kept = Kept(run.remember, list(heard.unbind(1))) if hasattr(run, "remember") else None
+        waiting = list(range(len(mask)))
         found: list[Any] = [None] * len(waiting)
-        frames = torch.zeros(len(waiting), 1, _mel.bins())
-        most = max(1, int(self.seconds * _mel.frames_per_second() / self.reduction_factor))
+        mel = torch.zeros(len(waiting), 0, _mel.bins())  # that the rows which wait have said
+        most = max(1, int(self.seconds * _mel.frames_per_second() / self.reduction_factor)) * self.reduction_factor
         while waiting:
-            outputs = torch.from_numpy(np.array(run({k: v[waiting] for k, v in known.items()} | {f"{self.column}.{_FRAMES}": frames})))
-            before, after, end = _parted(outputs)
-            ended = (end[:, -self.reduction_factor :].sigmoid().sum(1) >= 0.5) | torch.tensor(frames.shape[1] >= most)
-            for place in ended.nonzero()[:, 0].tolist():
-                found[waiting[place]] = after[place].numpy()
-            waiting = [row for row, over in zip(waiting, ended.tolist(), strict=True) if not over]
-            frames = torch.cat([frames, before[:, -1:]], 1)[~ended]
+            frames = self._before(mel)
+            told = {f"{self.column}.{_MASK}": mask[waiting], f"{self.column}.{_FRAMES}": frames[:, -1:] if kept else frames}
+            said = kept(told) if kept else self._whole(run, heard[waiting], told)
+            said = said[:, -self.reduction_factor :]
+            mel = torch.cat([mel, said[..., :-1]], 1)
+            ended = (said[..., -1].sigmoid().sum(1) >= 0.5) | torch.tensor(mel.shape[1] >= most)
+            if ended.any():
+                for place, after in zip(ended.nonzero()[:, 0].tolist(), self._after(run, mel[ended]), strict=True):
+                    found[waiting[place]] = after.numpy()
+                going_on = (~ended).nonzero()[:, 0].tolist()
+                waiting, mel = [waiting[place] for place in going_on], mel[going_on]
+                if kept:
+                    kept.select(going_on)
         return found
 
     def samples(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -130,7 +150,7 @@ def _weight(like: Tensor) -> Tensor:
 
 
 class Model(nn.Module):
-    """SpeechT5. Its two stages are run one by one when it answers: a text is encoded once, and spoken step by step.
+    """SpeechT5. Its stages are run one by one when it answers: a text is encoded once, spoken step by step, and smoothed once.
 
     Args:
         model: SpeechT5 with the nets before and after its decoder.
@@ -144,6 +164,7 @@ class Model(nn.Module):
         size = model.config.speaker_embedding_dim
         self.voice = nn.Parameter(torch.full((1, 1, size), size**-0.5))
         decoder = model.speecht5.decoder.prenet
+        # As many heads in each attention, so that one tensor has what all of them hear.
         post, attentions = model.speech_decoder_postnet, [m for name, m in model.named_modules() if name.endswith(("attention", "attn"))]
         self.keep = [*attentions, model.speecht5.encoder.prenet, decoder.final_layer, decoder.speaker_embeds_layer, post.feat_out, post.prob_out]
 
@@ -182,42 +203,82 @@ class Model(nn.Module):
 
     def stages(self, batch: Batch) -> list[Batch]:
         """A taught batch as each of the stages takes it."""
-        frames, mask = f"{self.column}.{_FRAMES}", f"{self.column}.attention_mask"
-        text = {name: tensor for name, tensor in batch.items() if name != frames}
-        return [text, {f"{self.column}.{_STATES}": self(text), mask: batch[mask], frames: batch[frames]}]
+        told = {name: batch[name] for name in (f"{self.column}.{_MASK}", f"{self.column}.{_FRAMES}")}
+        text = {name: tensor for name, tensor in batch.items() if name != f"{self.column}.{_FRAMES}"}
+        known = list(self(text).unbind(1))
+        said, new = self.remember(told, known)
+        past = {f"past.{number}": tensor for number, tensor in enumerate([*known, *(t[:, :, :0] for t in new)])}
+        return [text, told | past, {f"{self.column}.{_SPECTROGRAM}": said[..., :-1]}]
 
     def forward(self, batch: Batch) -> Tensor:
-        """A text alone → what the encoder makes of it; with frames, or that and frames → what is said after each of them.
+        """A text alone → what the decoder hears of it; that and frames → what is said after each of them; a spectrogram → after the postnet.
 
         Args:
-            batch: `input_ids` (batch, positions) or `states` (batch, positions, width); `attention_mask` (batch, positions); `frames`
-                (batch, steps, bins), the last one of each step before.
+            batch: `input_ids` (batch, positions) or `heard` (batch, 2 × layers, heads, positions, width), keys and values of each layer in turn;
+                `attention_mask` (batch, positions); `frames` (batch, steps, bins), the last one of each step before. Or `spectrogram` (batch, frames,
+                bins), before the postnet.
 
         Returns:
-            (batch, positions, width), or (batch, steps × reduction factor, 2 × bins + 1): before and after the postnet, and the end's logit.
+            As `heard`; (batch, steps × reduction factor, bins + 1): before the postnet, and the end's logit; or as `spectrogram`. Of a text with
+            frames all in one: (batch, steps × reduction factor, 2 × bins + 1): before and after the postnet, and the end's logit.
         """
-        own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
-        mask, net = own["attention_mask"], self.model.speecht5
-        states: Tensor = own[_STATES] if _STATES in own else net.encoder(own["input_ids"], attention_mask=mask).last_hidden_state
+        own = self._own(batch)
+        if _SPECTROGRAM in own:
+            return self._after(own[_SPECTROGRAM])
+        if _HEARD in own:
+            return self.remember({k: v for k, v in batch.items() if not k.endswith(f".{_HEARD}")}, list(own[_HEARD].unbind(1)))[0]
+        states: Tensor = self.model.speecht5.encoder(own["input_ids"], attention_mask=own[_MASK]).last_hidden_state
         if _FRAMES not in own:
-            return states
-        frames = own[_FRAMES]
-        hidden = self._heard(frames)
-        index = torch.arange(frames.shape[1], device=frames.device)
-        causal = bias((index[:, None] >= index)[None, None].expand(frames.shape[0], 1, -1, -1), hidden)
-        text = bias(mask[:, None, None].bool().expand(-1, 1, frames.shape[1], -1), hidden)
-        hidden = net.decoder.wrapped_decoder(
-            hidden_states=hidden, attention_mask=causal, encoder_hidden_states=states, encoder_attention_mask=text, use_cache=False
-        ).last_hidden_state
-        before, after, end = self.model.speech_decoder_postnet(hidden)
-        return torch.cat([before, after, end.unsqueeze(2)], 2)
+            return torch.stack(attended(self.decoder.layers, states), 1)
+        said = self._said(own, states)
+        before, end = said[..., :-1], said[..., -1:]
+        return torch.cat([before, self._after(before), end], 2)
 
-    def _heard(self, frames: Tensor) -> Tensor:
-        """The net before the decoder: frames (batch, steps, bins) → (batch, steps, width). When answering, nothing of them is dropped by chance."""
+    def remember(self, batch: Batch, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What is said after frames, before the postnet and with the end's logit, and the keys and values of those frames.
+
+        Args:
+            batch: `attention_mask` and `frames`, as for `forward`; the frames are those after the ones before.
+            past: keys and values of each layer, (batch, heads, positions, width): of all the text, then those of frames before, if there are any.
+        """
+        heard = 2 * len(self.decoder.layers)
+        said = Past(past[heard:], join=True)
+        return self._said(self._own(batch), past[0], EncoderDecoderCache(said, Heard(past[:heard]))), said.new
+
+    @property
+    def decoder(self) -> Any:
+        """Its layers, without the net before them."""
+        return self.model.speecht5.decoder.wrapped_decoder
+
+    def _own(self, batch: Batch) -> Batch:
+        return {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
+
+    def _said(self, own: Batch, states: Tensor, cache: Any = None) -> Tensor:
+        frames, before = own[_FRAMES], 0 if cache is None else cache.get_seq_length()
+        hidden = self._read(frames, before)
+        index = torch.arange(before + frames.shape[1], device=frames.device)
+        causal = bias((index[before:, None] >= index)[None, None].expand(frames.shape[0], 1, -1, -1), hidden)
+        text = bias(own[_MASK][:, None, None].bool().expand(-1, 1, frames.shape[1], -1), hidden)
+        hidden = self.decoder(
+            **{"hidden_states": hidden, "attention_mask": causal, "encoder_hidden_states": states, "encoder_attention_mask": text},
+            **{"past_key_values": cache, "use_cache": cache is not None},
+        ).last_hidden_state
+        post = self.model.speech_decoder_postnet
+        return torch.cat([post.feat_out(hidden).unflatten(-1, (-1, post.config.num_mel_bins)), post.prob_out(hidden).unsqueeze(-1)], -1).flatten(1, 2)
+
+    def _after(self, before: Tensor) -> Tensor:
+        after: Tensor = self.model.speech_decoder_postnet.postnet(before)
+        return after
+
+    def _read(self, frames: Tensor, before: int) -> Tensor:
+        """The net before the decoder: frames (batch, steps, bins), as many steps after the first → (batch, steps, width).
+
+        When answering, nothing of them is dropped by chance.
+        """
         net = self.model.speecht5.decoder.prenet
         for layer in net.layers:
             frames = F.dropout(torch.relu(layer(frames)), self.model.config.speech_decoder_prenet_dropout, self.training)
-        hidden = net.encode_positions(net.final_layer(frames))
+        hidden = net.encode_positions(F.pad(net.final_layer(frames), (0, 0, before, 0)))[:, before:]  # each at its position
         voice = F.normalize(self.voice, dim=2).expand(hidden.shape[0], hidden.shape[1], -1)
         return torch.relu(net.speaker_embeds_layer(torch.cat([hidden, voice], 2)))
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from types import SimpleNamespace
 
@@ -202,7 +203,7 @@ def test_pruned_and_int8(trained, tmp_path):
         changed = difference(model, type(model).rebuild(model.config))
     pruned = save(tmp_path / "pruned", model.eval(), trained.task, trained.inputs, changed)
     int8 = quantize(pruned, QuantizeSpec(calibration=64), trained.rows, tmp_path / "int8", "int8")
-    assert len([name for name in int8.manifest.files if name.endswith(".xml")]) == (1 if trained.kind == "ctc" else 2)
+    assert len([name for name in int8.manifest.files if name.endswith(".xml")]) == (1 if trained.kind == "ctc" else 3)
     before, after = (measured(Predictor(found, 1), trained.held_out) for found in (pruned, int8))
     assert before["wer"] < 0.6
     assert after["wer"] < before["wer"] + 0.1
@@ -321,7 +322,13 @@ def test_a_whisper_hears_once_and_reads_each_token_once(tmp_path):
     batch, _ = feed(rows, columns, task)
     engine = none.Run(model, 1)
     remember, read = engine.remember, []
-    engine.remember = lambda told, past: read.append(told["clip.tokens"].shape) or remember(told, past)
+
+    def noted(told, past):
+        if "clip.tokens" in told:
+            read.append(told["clip.tokens"].shape)
+        return remember(told, past)
+
+    engine.remember = noted
     with torch.no_grad():
         whole = task.reading.answer(lambda given: model(given).numpy(), batch)  # as in training: an engine that keeps nothing
         assert task.reading.answer(engine, batch) == whole
@@ -329,7 +336,7 @@ def test_a_whisper_hears_once_and_reads_each_token_once(tmp_path):
         assert read[:longest] == [(4, 2), *([(4, 1)] * (longest - 1))], "random weights never end"
         assert {rows for rows, _ in read[longest:]} == {1}, "the fifth by itself"
         assert task.reading.outputs(engine, batch) == pytest.approx(model(batch).numpy(), abs=1e-5)
-        known, said = list(model({"clip.input_features": batch["clip.input_features"]}).unbind(1)), []
+        known, said = list(model({"clip.states": model({"clip.input_features": batch["clip.input_features"]})})), []
         tokens, found = batch["clip.tokens"], []
         for start, end in ((0, 2), (2, 3), (3, tokens.shape[1])):
             told = {"clip.tokens": tokens[:, start:end], "clip.asked": torch.arange(end - start).expand(len(tokens), -1)}
@@ -338,6 +345,24 @@ def test_a_whisper_hears_once_and_reads_each_token_once(tmp_path):
             said = [torch.cat(pair, 2) for pair in zip(said, new, strict=True)] if said else new
         asked = batch["clip.asked"][0]
         torch.testing.assert_close(torch.cat(found, 1)[:, asked], model(batch), atol=1e-5, rtol=1e-5)
+
+
+def test_threads_and_training_hear_a_whisper_alike(tmp_path):
+    base = whisper(tmp_path / "base")
+    inputs, task = [column(base)], Task(max_new_tokens=16)
+    columns = load.modalities(inputs)
+    task.bind(columns)
+    engine = none.Run(model := load.pretrained(ModelSpec(base=str(base)), inputs, task).eval(), 1)
+    batch, targets = feed(rows_of(["ab cd", "a", "dcb", "bad cd", "abba"], columns), columns, task)
+    expected = task.reading.answer(engine, batch)
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(lambda _: task.reading.answer(engine, batch), range(9))) == [expected] * 9
+    by_engine, heard = task.reading.score(engine, batch, targets)
+    for autocast in (False, True):  # as training evaluates it, in bf16 by default
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, autocast):
+            nats, said = task.reading.score(lambda given: model(given).float().numpy(), batch, targets)
+        assert nats == pytest.approx(by_engine, rel=0.02 if autocast else 1e-5)
+        assert autocast or said == heard == expected
 
 
 def test_what_does_not_fit(tmp_path, tiny_base):

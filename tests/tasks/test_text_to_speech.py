@@ -16,6 +16,7 @@ from lc_ray.models.batches import TARGET, feed
 from lc_ray.models.shapes import difference
 from lc_ray.predictor import Predictor
 from lc_ray.prune.structured import Pruner
+from lc_ray.quantize import int8, none
 from lc_ray.quantizer import quantize
 from lc_ray.spec import ModelSpec, QuantizeSpec
 from lc_ray.tasks import _mel
@@ -87,6 +88,59 @@ def test_answers_do_not_depend_on_the_batch(trained):
         one, other = (samples_of(x)[0] for x in (a, b))
         assert len(one) == len(other)
         assert np.abs(one - other).max() < 0.02
+
+
+class Watched:
+    """An engine, and how many rows and frames it has read at a time; of a text or a spectrogram None."""
+
+    def __init__(self, engine):
+        self.engine, self.read = engine, []
+
+    def __call__(self, given):
+        self.read.append(None)
+        return self.engine(given)
+
+    def remember(self, told, past):
+        self.read.append(told["text.frames"].shape[:2])
+        return self.engine.remember(told, past)
+
+
+def forgetful(engine):
+    """An engine that keeps nothing."""
+
+    def run(given):
+        given = dict(given)
+        heard = given.pop("text.heard", None)
+        return engine(given) if heard is None else engine.remember(given, list(heard.unbind(1)))[0].numpy()
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["none", "int8"])
+def test_a_text_is_read_once_and_each_frame_once(trained, tmp_path, kind):
+    task = trained.task
+    batch, _ = feed({k: v[:4] for k, v in trained.held_out.items()}, trained.columns, task)
+    if kind == "int8":
+        int8.build(trained.model, [feed({k: v[:32] for k, v in trained.rows.items()}, trained.columns, task)[0]], tmp_path)
+        assert "attn/aten::mul/Multiply/fq" not in (tmp_path / "model_1.xml").read_text(), "queries, and what is kept, are not made int8"
+    engine = Watched(none.Run(trained.model, 1) if kind == "none" else int8.Run(tmp_path, 1, exact=True))
+    found, read = task.answer(engine, batch), engine.read
+    said = [shape for shape in read if shape]
+    ends = {len(mel) // task.reduction_factor for mel in found}
+    assert len(ends) > 1, "they end at several steps"
+    assert {frames for _, frames in said} == {1}
+    assert sum(rows for rows, _ in said) * task.reduction_factor == sum(map(len, found))
+    assert len(read) - len(said) == 1 + len(ends), "the text once, and each spectrogram once"
+    with torch.no_grad():
+        wholes = [forgetful(engine)] + ([lambda given: trained.model(given).numpy()] if kind == "none" else [])  # the latter as in training
+        for whole in wholes:
+            for mel, same in zip(found, task.answer(whole, batch), strict=True):
+                assert mel == pytest.approx(same, abs=1e-3)
+            assert task.outputs(engine, batch) == pytest.approx(task.outputs(whole, batch), abs=1e-5)
+    for row, mel in enumerate(found):
+        length = int(batch["text.attention_mask"][row].sum())
+        (alone,) = task.answer(engine, {name: batch[name][row : row + 1, :length] for name in ("text.input_ids", "text.attention_mask")})
+        assert alone == pytest.approx(mel, abs=1e-3)
 
 
 def test_pruned_and_int8(trained, tmp_path):
