@@ -137,6 +137,9 @@ def test_a_text_is_read_once_and_each_frame_once(trained, tmp_path, kind):
             for mel, same in zip(found, task.answer(whole, batch), strict=True):
                 assert mel == pytest.approx(same, abs=1e-3)
             assert task.outputs(engine, batch) == pytest.approx(task.outputs(whole, batch), abs=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):  # as training evaluates it by default
+            rounded = task.outputs(lambda given: trained.model(given).float().numpy(), batch)
+        assert np.abs(rounded - task.outputs(wholes[0], batch)).mean() < 0.1
     for row, mel in enumerate(found):
         length = int(batch["text.attention_mask"][row].sum())
         (alone,) = task.answer(engine, {name: batch[name][row : row + 1, :length] for name in ("text.input_ids", "text.attention_mask")})
