@@ -22,7 +22,7 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from lc_ray.quantize import int8, none
-from lc_ray.tasks._past import Kept, heard
+from lc_ray.tasks._past import Kept
 from lc_ray.tasks._seq2seq import Model
 
 THREADS, STEPS, WARM = 2, 24, 4
@@ -74,7 +74,7 @@ def listening(size: str, folder: Path) -> None:
         for name, engine in {"PyTorch": none.Run(model, THREADS), "int8": int8.Run(folder, THREADS)}.items():
             hearing = took(lambda: engine({"clip.input_features": given}), 2)  # noqa: B023
             states = torch.from_numpy(engine({"clip.input_features": given}))
-            kept = Kept(engine.remember, heard(engine, {"clip.states": states}))
+            kept = Kept(engine, {"clip.states": states})
             step = {"clip.tokens": torch.full((rows, 1), START), "clip.asked": torch.zeros(rows, 1, dtype=torch.int64)}
             print(f"{name}, {rows} recordings: heard in {hearing:.0f} ms, {took(lambda: kept(step)):.1f} ms a token, {resident()}", flush=True)  # noqa: B023
         with torch.no_grad():

@@ -69,12 +69,8 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
 
     folder.mkdir(parents=True, exist_ok=True)
     left = [rf".*encoders\.{name}\b.*" for name, encoder in getattr(model, "encoders", {}).items() if _exact(encoder)]
-    rows = []
-    for number in itertools.count():
-        calibration = _calibration(model, given, number)
-        if not calibration:
-            break
-        rows.append(sum(len(next(iter(batch.values()))) for batch in calibration))
+    stages = _calibration(model, given)
+    for number, calibration in enumerate(stages):
         try:
             with _quiet():
                 quantized = nncf.quantize(
@@ -96,26 +92,26 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
         "weights": "int8, symmetric, per channel",
         "activations": "int8, asymmetric, per tensor",
         "smooth_quant": _SMOOTH,
-        "calibration_rows": min(rows),
+        "calibration_rows": min(sum(len(next(iter(batch.values()))) for batch in calibration) for calibration in stages),
         "openvino": version("openvino"),
         "nncf": version("nncf"),
     }
 
 
-def _calibration(model: FusionModel, batches: list[dict[str, Tensor]], number: int) -> list[dict[str, NDArray[Any]]]:
-    """A stage's rows, none if there is no such stage; of stages after the first, which take what models make of rows, as many as can be held."""
-    stages = getattr(model, "stages", lambda batch: [batch])
-    found: list[dict[str, NDArray[Any]]] = []
-    size = 0
+def _calibration(model: FusionModel, batches: list[dict[str, Tensor]]) -> list[list[dict[str, NDArray[Any]]]]:
+    """The rows of each stage; of stages after the first, which take what models make of rows, as many as can be held."""
+    found: list[list[dict[str, NDArray[Any]]]] = []
     with torch.no_grad():
         for batch in batches:
-            if number and size * (len(found) + 1) > _HELD:
-                break
-            of_stage = next(itertools.islice(stages(batch), number, None), None)
-            if of_stage is None:
-                break
-            found.append({name: tensor.numpy() for name, tensor in of_stage.items()})
-            size = sum(array.nbytes for array in found[-1].values())
+            stages = iter(getattr(model, "stages", lambda batch: [batch])(batch))
+            for number in itertools.count():
+                if 0 < number < len(found) and sum(array.nbytes for array in found[number][-1].values()) * (len(found[number]) + 1) > _HELD:
+                    break
+                if (of_stage := next(stages, None)) is None:
+                    break
+                if number == len(found):
+                    found.append([])
+                found[number].append({name: tensor.numpy() for name, tensor in of_stage.items()})
     return found
 
 
@@ -148,9 +144,9 @@ class Run:
         } | ({"INFERENCE_PRECISION_HINT": "f32"} if exact else {})
         core, files = openvino.Core(), sorted(folder.glob(_FILE.format("*")))
         half = not exact and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        stages = [core.compile_model(_kept(core.read_model(file), half), "CPU", options) for file in files]
+        stages = [core.compile_model(_outside(core.read_model(file), half), "CPU", options) for file in files]
         # By the names of its inputs a stage is known, but for what is kept.
-        self._compiled = {frozenset(name for name in _names(stage) if name not in _past(_names(stage))): stage for stage in stages}
+        self._compiled = {frozenset(names).difference(_past(names)): stage for names, stage in zip(map(_names, stages), stages, strict=True)}
         self._kept = {names: [stage.input(name) for name in _past(_names(stage))] for names, stage in self._compiled.items()}
         self._own = threading.local()
         names, kept = next(iter(self._kept.items()))
@@ -177,7 +173,7 @@ class Run:
         given: dict[str, Any] = {name: tensor.numpy() for name, tensor in batch.items()}
         for number, port in enumerate(self._kept[stage]):
             given[port.any_name] = _given(past[number], port.element_type) if number < len(past) else _nothing(rows, port)
-        request.infer(given)
+        request.infer(given, share_outputs=True)  # they are copied below
         found, *new = (_taken(tensor) for tensor in request.output_tensors)
         return found, new
 
@@ -210,7 +206,7 @@ def _taken(tensor: Any) -> Tensor:
     return torch.from_numpy(tensor.data.view(np.int16).copy()).view(torch.bfloat16)
 
 
-def _kept(model: Any, half: bool) -> Any:
+def _outside(model: Any, half: bool) -> Any:
     """The model, whose keys and values are in bf16 outside of it, too, if it computes in that."""
     if half and (past := _past(_names(model))):
         kept = PrePostProcessor(model)

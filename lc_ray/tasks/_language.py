@@ -192,7 +192,7 @@ class Model(nn.Module):
         Args:
             batch: `input_ids` and `attention_mask` (rows, positions), and `asked` (rows, asked), without which all positions are.
         """
-        own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
+        own = _task.named(batch, self.column)
         with only(own.get("asked")):
             return cast(Tensor, self.model(**self.arguments(own)).logits)
 

@@ -1,7 +1,7 @@
 """Keys and values that a model is given: those of tokens before, as an engine keeps them, beside those of new tokens.
 
-A model that is run token by token has a method `remember(batch, past)`: its outputs, and the new tokens' keys and values. Engines have one, too,
-with which `Kept` goes on.
+A model that is run token by token has a method `remember(batch, past)`: its outputs, and the new tokens' keys and values; or, of an encoder's states
+alone, the first of what is heard in them, and the others. Engines have one, too, with which `Kept` goes on.
 """
 
 from __future__ import annotations
@@ -87,29 +87,54 @@ def attended(layers: Iterable[Any], states: Tensor) -> list[Tensor]:
     return [tensor.unflatten(-1, (heads, tensor.shape[-1] // heads)).transpose(1, 2) for heads, tensor in made]
 
 
-def heard(engine: Any, states: dict[str, Tensor]) -> list[Tensor]:
+def begun(heard: list[Tensor], new: list[Tensor]) -> dict[str, Tensor]:
+    """Inputs of an engine's stage that goes on, here after nothing: what is heard, and of the kind of `new` keys and values of no tokens."""
+    return {f"past.{number}": tensor for number, tensor in enumerate([*heard, *(tensor[:, :, :0] for tensor in new)])}
+
+
+def whole(run: Any, states: dict[str, Tensor], told: dict[str, Tensor]) -> Tensor:
+    """What a model makes of whole sequences.
+
+    Args:
+        run: an engine, or a forward that keeps nothing.
+        states: of the encoder, by name.
+        told: the sequences.
+    """
+    if keeps(run):
+        return cast(Tensor, run.remember(told, _heard(run, states))[0])
+    return torch.from_numpy(run(states | told))
+
+
+def _heard(engine: Any, states: dict[str, Tensor]) -> list[Tensor]:
     """What `Heard` takes, as an engine makes it of an encoder's states."""
     first, others = engine.remember(states, [])
     return [first, *others]
+
+
+def keeps(run: Any) -> bool:
+    """Whether it is an engine, that goes on with keys and values."""
+    return hasattr(run, "remember")
 
 
 class Kept:
     """Keys and values that an engine goes on with.
 
     Args:
-        remember: of the engine.
-        heard: by each row, see `Heard`.
+        engine: see above.
+        states: of the encoder, by name.
     """
 
-    def __init__(self, remember: Any, heard: list[Tensor]) -> None:
-        self.remember, self.heard = remember, heard
+    def __init__(self, engine: Any, states: dict[str, Tensor]) -> None:
+        self.engine, self.heard = engine, _heard(engine, states)
         self.said: list[Tensor] = []
 
     def __call__(self, told: dict[str, Tensor]) -> Tensor:
         """What the model makes of further tokens."""
-        found, new = self.remember(told, [*self.heard, *self.said])
-        self.heard = [tensor.to(new[0].dtype).contiguous() for tensor in self.heard]  # as the engine wants them; this is done once
-        self.said = [_joined(*pair) for pair in zip(self.said, new, strict=True)] if self.said else new
+        found, new = self.engine.remember(told, [*self.heard, *self.said])
+        if self.said:
+            self.said = [_joined(*pair) for pair in zip(self.said, new, strict=True)]
+        else:
+            self.said, self.heard = new, [tensor.to(new[0].dtype).contiguous() for tensor in self.heard]  # as the engine wants them
         return cast(Tensor, found)
 
     def select(self, rows: list[int]) -> None:

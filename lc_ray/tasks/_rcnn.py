@@ -26,7 +26,7 @@ from lc_ray.errors import ModelError
 from lc_ray.modalities import image
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._fixed_norm import fix
-from lc_ray.tasks._task import Batch, Run
+from lc_ray.tasks._task import Batch, Run, named
 
 _PROPOSALS = 300  # of a picture when the model answers, as in the paper
 _CALIBRATED = 16  # of a picture, for the ranges of int8: those that are most likely something
@@ -81,7 +81,7 @@ class Model(nn.Module):
         Returns:
             See `_packed`; or (batch, regions, labels + 1 for none, and 4 times as many); or (batch, 1 + regions × (a crop and what it shows)).
         """
-        own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
+        own = named(batch, self.column)
         if _CROPS in own:
             return self._judge(own[_CROPS].flatten(0, 1)).view(*own[_CROPS].shape[:2], -1)
         images, maps, found = self._look(own["pixels"])

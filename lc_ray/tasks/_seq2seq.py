@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks import _language
 from lc_ray.tasks._language import IGNORED
-from lc_ray.tasks._past import Heard, Kept, Past, attended, beside, heard
-from lc_ray.tasks._task import Batch, Run
+from lc_ray.tasks._past import Heard, Kept, Past, attended, begun, beside, keeps, whole
+from lc_ray.tasks._task import Batch, Run, named
 
 _PREFIX = ("<|startoftranscript|>", "<|notimestamps|>")
 _FEATURES, _STATES, _TOKENS, _ASKED = "input_features", "states", "tokens", "asked"
@@ -70,9 +70,9 @@ class Model(nn.Module):
         yield features
         states = {f"{self.column}.{_STATES}": self(features)}
         yield states
-        told, heard = {name: tensor for name, tensor in batch.items() if name not in features}, self(states)
+        told, heard = {name: tensor for name, tensor in batch.items() if name not in features}, list(self(states))
         _, new = self.remember(told, heard)
-        yield told | {f"past.{number}": tensor for number, tensor in enumerate([*heard, *(t[:, :, :0] for t in new)])}
+        yield told | begun(heard, new)
 
     def forward(self, batch: Batch) -> Any:
         """Features alone → what the encoder makes of them; that alone → what the decoder hears in it; with tokens → logits of those that follow.
@@ -84,7 +84,7 @@ class Model(nn.Module):
         Returns:
             (batch, positions, width); keys and values of each layer, (batch, heads, positions, width); or (batch, asked, vocabulary).
         """
-        own = self._own(batch)
+        own = named(batch, self.column)
         states = own[_STATES] if _STATES in own else self.model.model.encoder(own[_FEATURES]).last_hidden_state
         if _TOKENS in own:
             return self._logits(own, states)
@@ -106,10 +106,7 @@ class Model(nn.Module):
         heard = 2 * len(self.model.model.decoder.layers)
         said = Past(past[heard:])
         with beside(self.model):
-            return self._logits(self._own(batch), past[0], EncoderDecoderCache(said, Heard(past[:heard]))), said.new
-
-    def _own(self, batch: Batch) -> Batch:
-        return {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
+            return self._logits(named(batch, self.column), past[0], EncoderDecoderCache(said, Heard(past[:heard]))), said.new
 
     def _logits(self, own: Batch, states: Tensor, cache: Any = None) -> Tensor:
         tokens, asked = own[_TOKENS], own[_ASKED]
@@ -185,13 +182,10 @@ class Reading:
 
     def outputs(self, run: Run, inputs: Batch) -> NDArray[np.float32]:
         """One pass, stage by stage."""
-        return self._outputs(run, self._states(run, inputs), inputs)
+        return self._outputs(run, self._states(run, inputs), inputs).numpy()  # type: ignore[no-any-return]
 
-    def _outputs(self, run: Run, states: Batch, inputs: Batch) -> NDArray[np.float32]:
-        told = {name: tensor for name, tensor in inputs.items() if not name.endswith(f".{_FEATURES}")}
-        if hasattr(run, "remember"):
-            return cast("NDArray[np.float32]", run.remember(told, heard(run, states))[0].numpy())
-        return run(states | told)
+    def _outputs(self, run: Run, states: Batch, inputs: Batch) -> Tensor:
+        return whole(run, states, {name: tensor for name, tensor in inputs.items() if not name.endswith(f".{_FEATURES}")})
 
     def _states(self, run: Run, inputs: Batch) -> Batch:
         states = run({name: tensor for name, tensor in inputs.items() if name.endswith(f".{_FEATURES}")})
@@ -203,7 +197,7 @@ class Reading:
         said: list[list[int]] = []
         for piece in _pieces(run, inputs | {_TARGETS: targets.cpu()}):
             wanted, states = piece.pop(_TARGETS), self._states(run, piece)
-            outputs = torch.from_numpy(self._outputs(run, states, piece))
+            outputs = self._outputs(run, states, piece)
             lost = F.cross_entropy(outputs.transpose(1, 2), wanted, reduction="none", ignore_index=IGNORED).sum(1)
             nats += (lost / (wanted != IGNORED).sum(1).clamp(min=1)).tolist()
             said += self._say(run, states, all_steps=True)
@@ -216,7 +210,7 @@ class Reading:
     def _say(self, run: Run, states: Batch, all_steps: bool = False) -> list[list[int]]:
         """Transcripts. With all steps, what is not an engine makes as many as for the longest transcript, the last ones for nothing."""
         ((name, known),) = states.items()
-        kept = Kept(run.remember, heard(run, states)) if hasattr(run, "remember") else None
+        kept = Kept(run, states) if keeps(run) else None
         said: list[list[int]] = [[] for _ in known]
         waiting = list(range(len(said)))
         for step in range(self.longest):
@@ -241,6 +235,6 @@ class Reading:
 def _pieces(run: Run, rows: Batch) -> Iterator[Batch]:
     """A batch as an engine takes it, some rows at a time; else whole."""
     count = len(next(iter(rows.values())))
-    size = _ROWS if hasattr(run, "remember") else count
+    size = _ROWS if keeps(run) else count
     for start in range(0, count, size):
         yield {name: tensor[start : start + size] for name, tensor in rows.items()}

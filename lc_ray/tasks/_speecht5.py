@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from lc_ray.errors import ModelError
 from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks import _mel
-from lc_ray.tasks._past import Heard, Kept, Past, attended
-from lc_ray.tasks._task import Batch, Run
+from lc_ray.tasks._past import Heard, Kept, Past, attended, begun, keeps, whole
+from lc_ray.tasks._task import Batch, Run, named
 
 _STOP = 5.0  # weight of the frame with which a recording ends, as SpeechT5 has it
-_MASK, _FRAMES, _HEARD, _SPECTROGRAM = "attention_mask", "frames", "heard", "spectrogram"
+_MASK, _FRAMES, _STATES, _SPECTROGRAM = "attention_mask", "frames", "states", "spectrogram"
 
 
 class Saying:
@@ -84,18 +84,13 @@ class Saying:
 
     def outputs(self, run: Run, inputs: Batch) -> NDArray[np.float32]:
         """One pass, stage by stage."""
-        said = self._whole(run, self._heard(run, inputs), {f"{self.column}.{name}": inputs[f"{self.column}.{name}"] for name in (_MASK, _FRAMES)})
+        said = whole(run, self._states(run, inputs), {f"{self.column}.{name}": inputs[f"{self.column}.{name}"] for name in (_MASK, _FRAMES)})
         before, end = said[..., :-1], said[..., -1:]
         return torch.cat([before, self._after(run, before), end], 2).numpy()
 
-    def _heard(self, run: Run, inputs: Batch) -> Tensor:
-        return torch.from_numpy(run({name: tensor for name, tensor in inputs.items() if not name.endswith(f".{_FRAMES}")}))
-
-    def _whole(self, run: Run, heard: Tensor, told: Batch) -> Tensor:
-        """What is said after all frames."""
-        if hasattr(run, "remember"):
-            return cast(Tensor, run.remember(told, list(heard.unbind(1)))[0])
-        return torch.from_numpy(run(told | {f"{self.column}.{_HEARD}": heard}))
+    def _states(self, run: Run, inputs: Batch) -> Batch:
+        states = run({name: tensor for name, tensor in inputs.items() if not name.endswith(f".{_FRAMES}")})
+        return {f"{self.column}.{_STATES}": torch.from_numpy(states)}
 
     def _after(self, run: Run, before: Tensor) -> Tensor:
         return torch.from_numpy(run({f"{self.column}.{_SPECTROGRAM}": before}))
@@ -108,8 +103,8 @@ class Saying:
 
     def answer(self, run: Run, inputs: Batch) -> list[NDArray[np.float32]]:
         """A spectrogram (frames, bins) per row, step by step until the model ends it. The rest of the batch changes nothing."""
-        heard, mask = self._heard(run, inputs), inputs[f"{self.column}.{_MASK}"].cpu()
-        kept = Kept(run.remember, list(heard.unbind(1))) if hasattr(run, "remember") else None
+        states, mask = self._states(run, inputs), inputs[f"{self.column}.{_MASK}"].cpu()
+        kept = Kept(run, states) if keeps(run) else None
         waiting = list(range(len(mask)))
         found: list[Any] = [None] * len(waiting)
         mel = torch.zeros(len(waiting), 0, _mel.bins())  # that the rows which wait have said
@@ -117,7 +112,7 @@ class Saying:
         while waiting:
             frames = self._before(mel)
             told = {f"{self.column}.{_MASK}": mask[waiting], f"{self.column}.{_FRAMES}": frames[:, -1:] if kept else frames}
-            said = kept(told) if kept else self._whole(run, heard[waiting], told)
+            said = kept(told) if kept else whole(run, {name: tensor[waiting] for name, tensor in states.items()}, told)
             said = said[:, -self.reduction_factor :]
             mel = torch.cat([mel, said[..., :-1]], 1)
             ended = (said[..., -1].sigmoid().sum(1) >= 0.5) | torch.tensor(mel.shape[1] >= most)
@@ -164,7 +159,6 @@ class Model(nn.Module):
         size = model.config.speaker_embedding_dim
         self.voice = nn.Parameter(torch.full((1, 1, size), size**-0.5))
         decoder = model.speecht5.decoder.prenet
-        # As many heads in each attention, so that one tensor has what all of them hear.
         post, attentions = model.speech_decoder_postnet, [m for name, m in model.named_modules() if name.endswith(("attention", "attn"))]
         self.keep = [*attentions, model.speecht5.encoder.prenet, decoder.final_layer, decoder.speaker_embeds_layer, post.feat_out, post.prob_out]
 
@@ -205,53 +199,55 @@ class Model(nn.Module):
         """A taught batch as each of the stages takes it."""
         told = {name: batch[name] for name in (f"{self.column}.{_MASK}", f"{self.column}.{_FRAMES}")}
         text = {name: tensor for name, tensor in batch.items() if name != f"{self.column}.{_FRAMES}"}
-        known = list(self(text).unbind(1))
-        said, new = self.remember(told, known)
-        past = {f"past.{number}": tensor for number, tensor in enumerate([*known, *(t[:, :, :0] for t in new)])}
-        return [text, told | past, {f"{self.column}.{_SPECTROGRAM}": said[..., :-1]}]
+        states = {f"{self.column}.{_STATES}": self(text)}
+        heard = list(self(states))
+        said, new = self.remember(told, heard)
+        return [text, states, told | begun(heard, new), {f"{self.column}.{_SPECTROGRAM}": said[..., :-1]}]
 
-    def forward(self, batch: Batch) -> Tensor:
-        """A text alone → what the decoder hears of it; that and frames → what is said after each of them; a spectrogram → after the postnet.
+    def forward(self, batch: Batch) -> Any:
+        """A text alone → what the encoder makes of it; that alone → what the decoder hears in it; that and frames → what is said after each of them;
+        a spectrogram → after the postnet.
 
         Args:
-            batch: `input_ids` (batch, positions) or `heard` (batch, 2 × layers, heads, positions, width), keys and values of each layer in turn;
-                `attention_mask` (batch, positions); `frames` (batch, steps, bins), the last one of each step before. Or `spectrogram` (batch, frames,
-                bins), before the postnet.
+            batch: `input_ids` (batch, positions) or `states` (batch, positions, width); `attention_mask` (batch, positions); `frames` (batch, steps,
+                bins), the last one of each step before. Or `spectrogram` (batch, frames, bins), before the postnet.
 
         Returns:
-            As `heard`; (batch, steps × reduction factor, bins + 1): before the postnet, and the end's logit; or as `spectrogram`. Of a text with
-            frames all in one: (batch, steps × reduction factor, 2 × bins + 1): before and after the postnet, and the end's logit.
+            As `states`; keys and values of each layer, (batch, heads, positions, width); (batch, steps × reduction factor, bins + 1): before the
+            postnet, and the end's logit; or as `spectrogram`. Of a text with frames all in one: (batch, steps × reduction factor, 2 × bins + 1):
+            before and after the postnet, and the end's logit.
         """
-        own = self._own(batch)
+        own = named(batch, self.column)
         if _SPECTROGRAM in own:
             return self._after(own[_SPECTROGRAM])
-        if _HEARD in own:
-            return self.remember({k: v for k, v in batch.items() if not k.endswith(f".{_HEARD}")}, list(own[_HEARD].unbind(1)))[0]
-        states: Tensor = self.model.speecht5.encoder(own["input_ids"], attention_mask=own[_MASK]).last_hidden_state
+        if _STATES in own:
+            return self._said(own, own[_STATES]) if _FRAMES in own else tuple(attended(self.decoder.layers, own[_STATES]))
+        states = self.model.speecht5.encoder(own["input_ids"], attention_mask=own[_MASK]).last_hidden_state
         if _FRAMES not in own:
-            return torch.stack(attended(self.decoder.layers, states), 1)
+            return states
         said = self._said(own, states)
         before, end = said[..., :-1], said[..., -1:]
         return torch.cat([before, self._after(before), end], 2)
 
     def remember(self, batch: Batch, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """What is said after frames, before the postnet and with the end's logit, and the keys and values of those frames.
+        """What is said after frames, before the postnet and with the end's logit, and the keys and values of those frames. Of `states` alone: what is
+        heard in them.
 
         Args:
-            batch: `attention_mask` and `frames`, as for `forward`; the frames are those after the ones before.
+            batch: `attention_mask` and `frames`, as for `forward`; the frames are those after the ones before. Or `states`.
             past: keys and values of each layer, (batch, heads, positions, width): of all the text, then those of frames before, if there are any.
         """
+        if f"{self.column}.{_STATES}" in batch:
+            first, *others = self(batch)
+            return first, others
         heard = 2 * len(self.decoder.layers)
         said = Past(past[heard:], join=True)
-        return self._said(self._own(batch), past[0], EncoderDecoderCache(said, Heard(past[:heard]))), said.new
+        return self._said(named(batch, self.column), past[0], EncoderDecoderCache(said, Heard(past[:heard]))), said.new
 
     @property
     def decoder(self) -> Any:
         """Its layers, without the net before them."""
         return self.model.speecht5.decoder.wrapped_decoder
-
-    def _own(self, batch: Batch) -> Batch:
-        return {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
 
     def _said(self, own: Batch, states: Tensor, cache: Any = None) -> Tensor:
         frames, before = own[_FRAMES], 0 if cache is None else cache.get_seq_length()

@@ -25,6 +25,11 @@ PROBABILITY: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": 1}
 TEXT: dict[str, Any] = {"type": "string"}
 
 
+def named(batch: Batch, column: str) -> Batch:
+    """A batch of one column's tensors, named without it."""
+    return {name.removeprefix(f"{column}."): tensor for name, tensor in batch.items()}
+
+
 def fields(**schemas: dict[str, Any]) -> dict[str, Any]:
     """JSON Schema of an object that has all of these."""
     return {"type": "object", "properties": schemas, "required": list(schemas)}

@@ -31,7 +31,7 @@ from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._alignment import durations, likelihood, spread
 from lc_ray.tasks._durations import surprise
 from lc_ray.tasks._speecht5 import bias
-from lc_ray.tasks._task import Batch, Run
+from lc_ray.tasks._task import Batch, Run, named
 
 _MEL = 45.0  # weight of the spectrogram's distance, as in the paper
 _BINS = 80  # of a mel spectrogram
@@ -243,7 +243,7 @@ class Model(nn.Module):
 
     def followed(self, batch: Batch) -> list[Tensor]:
         """The parts that can be pruned, from end to end."""
-        own = self._own(batch)
+        own = named(batch, self.column)
         hidden, *said = self._read(own)
         waveform = self.model.decoder(torch.zeros_like(own[_NOISE][..., :8]))
         return [*said, waveform] + ([] if self.stochastic else [self._durations(hidden, own)])
@@ -262,7 +262,7 @@ class Model(nn.Module):
             or (batch, 2 + samples of a slice + tokens × 2 × width): divergence per frame, surprise at durations per token, the slice that begins at
             `start`, and means and logarithms of deviations of each token.
         """
-        own = self._own(batch)
+        own = named(batch, self.column)
         if _LATENTS in own:
             return self._decode(own[_LATENTS], own[_REAL])
         if _START in own:
@@ -273,9 +273,6 @@ class Model(nn.Module):
             return self.model.flow(mean, real).transpose(1, 2)  # type: ignore[no-any-return]
         hidden, mean, log = self._read(own)
         return torch.cat([mean, log, self._durations(hidden, own)[..., None].exp() * own[_TEXT[1]][..., None] / self.model.speaking_rate], 2)
-
-    def _own(self, batch: Batch) -> Batch:
-        return {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
 
     def _read(self, own: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """A text → hidden states, means, and logarithms of deviations: each (batch, tokens, ·), 0 behind its end."""

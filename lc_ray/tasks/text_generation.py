@@ -20,7 +20,7 @@ from lc_ray.spec import InputSpec, ModelSpec, Section
 from lc_ray.tasks import _language, _task
 from lc_ray.tasks._decoder import Decoder, Whole
 from lc_ray.tasks._language import IGNORED
-from lc_ray.tasks._past import Past, beside
+from lc_ray.tasks._past import Past, begun, beside
 from lc_ray.tasks._sampling import Sampler, Sampling
 from lc_ray.tasks._task import Batch, Run
 
@@ -248,7 +248,7 @@ class Model(_language.Model):
         with torch.no_grad(), beside(self.model), _language.only(None):
             seen = torch.ones(len(ids), 1, 1, 1, dtype=torch.bool)
             self.model(input_ids=ids[:, :1], position_ids=ids[:, :1] * 0, attention_mask=seen, past_key_values=cache, use_cache=True)
-        return [batch | {f"past.{number}": tensor[:, :, :0] for number, tensor in enumerate(cache.new)}]
+        return [batch | begun([], cache.new)]
 
     def remember(self, batch: Batch, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """As `forward`, after tokens that were given before: for engines that have no cache of transformers.
@@ -261,7 +261,7 @@ class Model(_language.Model):
             The logits, and the new tokens' keys and values as in `past`.
         """
         cache = Past(past)
-        own = {name.removeprefix(f"{self.column}."): tensor for name, tensor in batch.items()}
+        own = _task.named(batch, self.column)
         with beside(self.model), _language.only(own.get("asked")):
             logits = self.model(**self.arguments(own) | {"past_key_values": cache, "use_cache": True}).logits
         return logits, cache.new

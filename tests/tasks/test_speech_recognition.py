@@ -105,6 +105,15 @@ def column(base, **fields):
     return InputSpec(column="clip", modality="speech", base=str(base), seconds=SECONDS, **{"weights": "pretrained", "optional": False} | fields)
 
 
+def untrained(make, folder):
+    """A tiny model as it is loaded, its task and its columns."""
+    base = make(folder / "base")
+    inputs, task = [column(base)], Task(max_new_tokens=16)
+    columns = load.modalities(inputs)
+    task.bind(columns)
+    return load.pretrained(ModelSpec(base=str(base)), inputs, task).eval(), task, columns
+
+
 def rows_of(texts, columns, seed=0):
     random = Random(seed)
     return prepare({"clip": [columns["clip"].decode(spoken(text, random)) for text in texts]}, columns) | {TARGET: texts}
@@ -285,11 +294,7 @@ def test_letters_of_a_ctc_vocabulary(tmp_path):
 
 
 def test_ctc_loss_equals_transformers(tmp_path):
-    base = wav2vec2(tmp_path / "base")
-    inputs, task = [column(base)], Task(max_new_tokens=16)
-    columns = load.modalities(inputs)
-    task.bind(columns)
-    model = load.pretrained(ModelSpec(base=str(base)), inputs, task).eval()
+    model, task, columns = untrained(wav2vec2, tmp_path)
     batch, targets = feed(rows_of(["ab cd", "a"], columns), columns, task)
     values, lengths = batch["clip.input_values"], batch["clip.lengths"]
     given = (torch.arange(values.shape[1])[None] < lengths[:, None]).long()
@@ -299,11 +304,7 @@ def test_ctc_loss_equals_transformers(tmp_path):
 
 
 def test_a_transcript_with_more_tokens_than_frames_does_not_count(tmp_path):
-    base = wav2vec2(tmp_path / "base")
-    inputs, task = [column(base)], Task()
-    columns = load.modalities(inputs)
-    task.bind(columns)
-    model = load.pretrained(ModelSpec(base=str(base)), inputs, task).eval()
+    model, task, columns = untrained(wav2vec2, tmp_path)
     clips = [columns["clip"].decode(spoken(text, Random(0))) for text in ("a", "ab cd ab cd")]
     rows = prepare({"clip": clips}, columns) | {TARGET: ["abcd " * 4, "ab cd"]}  # the first would fit into the other's frames
     batch, targets = feed(rows, columns, task)
@@ -313,11 +314,7 @@ def test_a_transcript_with_more_tokens_than_frames_does_not_count(tmp_path):
 
 
 def test_a_whisper_hears_once_and_reads_each_token_once(tmp_path):
-    base = whisper(tmp_path / "base")
-    inputs, task = [column(base)], Task(max_new_tokens=16)
-    columns = load.modalities(inputs)
-    task.bind(columns)
-    model = load.pretrained(ModelSpec(base=str(base)), inputs, task).eval()
+    model, task, columns = untrained(whisper, tmp_path)
     rows = rows_of(["ab cd", "a", "dcb", "bad cd", "abba"], columns)
     batch, _ = feed(rows, columns, task)
     engine = none.Run(model, 1)
@@ -348,11 +345,8 @@ def test_a_whisper_hears_once_and_reads_each_token_once(tmp_path):
 
 
 def test_threads_and_training_hear_a_whisper_alike(tmp_path):
-    base = whisper(tmp_path / "base")
-    inputs, task = [column(base)], Task(max_new_tokens=16)
-    columns = load.modalities(inputs)
-    task.bind(columns)
-    engine = none.Run(model := load.pretrained(ModelSpec(base=str(base)), inputs, task).eval(), 1)
+    model, task, columns = untrained(whisper, tmp_path)
+    engine = none.Run(model, 1)
     batch, targets = feed(rows_of(["ab cd", "a", "dcb", "bad cd", "abba"], columns), columns, task)
     expected = task.reading.answer(engine, batch)
     with ThreadPoolExecutor(3) as threads:
