@@ -156,7 +156,7 @@ class TrainSpec(Section):
     )
     learning_rate: float = Field(5e-5, gt=0)
     warmup: Fraction = Field(0.1, description="part of each phase (dense, pruned) in which the learning rate rises; then it falls linearly to 0")
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's, of weights but not of biases and normalisation")
     clip_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
     segments: int = Field(1, ge=1)
     checkpoint_every: Count = Field(500, description="steps between checkpoints inside a segment; 0 for none")

@@ -55,7 +55,7 @@ def train_segment(config: dict[str, Any]) -> None:
     batches = worker.batches(start=progress["step"])
     for step in range(progress["step"], segment.until):
         rate = learning_rate(worker.spec.train.learning_rate, step, segment.phase, worker.spec.train.warmup)
-        for group, factor in zip(engine.optimizer.param_groups, worker.rates, strict=True):
+        for group, (factor, _) in zip(engine.optimizer.param_groups, worker.groups, strict=True):
             group["lr"] = rate * factor
         losses = []
         for _ in range(worker.spec.train.accumulate):
@@ -175,9 +175,9 @@ class Worker:
         self.shapes = difference(self.model, self._original())  # before ZeRO-3 leaves this worker with a slice of each tensor
         self.model.train()
         groups = self._groups()
-        self.rates = list(groups)
-        trained = [{"params": parameters} for parameters in groups.values()]
-        optimizer = torch.optim.AdamW(trained, lr=self.spec.train.learning_rate, weight_decay=self.spec.train.weight_decay, fused=True)
+        self.groups = list(groups)
+        trained = [{"params": parameters, "weight_decay": self._decay(decays)} for (_, decays), parameters in groups.items()]
+        optimizer = torch.optim.AdamW(trained, lr=self.spec.train.learning_rate, fused=True)
         settings = deepspeed_config(self.spec.train, self.spec.model)
         engine, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, config=settings)
         # Alone and without ZeRO, gradients would be copied to and fro; ZeRO's optimizer is handed them by nothing else.
@@ -185,15 +185,18 @@ class Worker:
         deepspeed.comm.comm.comms_logger.append = self._communicated
         return engine
 
-    def _groups(self) -> dict[float, list[Any]]:
-        """Trained parameters by the factor on their learning rate."""
+    def _groups(self) -> dict[tuple[float, bool], list[Any]]:
+        """Trained parameters by the factor on their learning rate, and whether they decay: biases and scales of normalisation do not."""
         of_encoder = {f"encoders.{module_name(i.column)}.": i.rate for i in self.inputs}
-        groups: dict[float, list[Any]] = {}
+        groups: dict[tuple[float, bool], list[Any]] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 rate = next((r for prefix, r in of_encoder.items() if name.startswith(prefix)), 1.0)
-                groups.setdefault(rate, []).append(parameter)
+                groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
         return groups
+
+    def _decay(self, decays: bool) -> float:
+        return self.spec.train.weight_decay if decays else 0.0
 
     def resume(self, engine: Any) -> dict[str, Any]:
         """Progress of this segment: its own checkpoint after a failure, else its parent's optimizer, else a fresh start."""
@@ -210,8 +213,8 @@ class Worker:
 
     def _own_settings(self, engine: Any) -> None:
         """Put this segment's settings in place of those that were loaded with its parent's optimizer."""
-        for group in engine.optimizer.param_groups:
-            group["weight_decay"] = self.spec.train.weight_decay
+        for group, (_, decays) in zip(engine.optimizer.param_groups, self.groups, strict=True):
+            group["weight_decay"] = self._decay(decays)
         if hasattr(engine.optimizer, "clip_grad"):
             engine.optimizer.clip_grad = self.spec.train.clip_norm
 
