@@ -89,7 +89,7 @@ def test_biases_and_normalisation_do_not_decay(alone, tmp_path):
     engine.step()
     after = checkpoint.whole_weights(engine)
     matrices = {name for name, p in before.items() if p.ndim > 1}
-    assert matrices and matrices != set(before)
+    assert 0 < len(matrices) < len(before)
     for name, weights in before.items():
         torch.testing.assert_close(after[name], weights * (0.95 if name in matrices else 1))
 
@@ -129,7 +129,8 @@ def test_an_heir_has_its_own_decay_and_clipping(alone, tmp_path, monkeypatch):
     engine = heir.initialize()
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
     assert heir.resume(engine) == {"step": heir.segment.first, "history": []}
-    assert {decays: group["weight_decay"] for (_, decays), group in zip(heir.groups, engine.optimizer.param_groups)} == {True: 0.1, False: 0}
+    assert [decays for _, decays in heir.groups] == [True, False]
+    assert [group["weight_decay"] for group in engine.optimizer.param_groups] == [0.1, 0]
     assert engine.optimizer.clip_grad == 2.0
     assert engine.optimizer.state, "the donor's moments"
 
