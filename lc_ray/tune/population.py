@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -218,13 +219,16 @@ def _alone(shared: Search) -> list[SegmentResult]:
 
 
 def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) -> None:
-    """A member's life, as Tune runs it. After an exploit it starts from the donor's pointer."""
+    """A member's life, as Tune runs it. After an exploit it starts from the donor's pointer.
+
+    One whose segment fails, as by a learning rate that is too high, is the worst of its round, and so goes on as another's heir. It is lost if there
+    is none to inherit from and it fails again.
+    """
     member = _number(tune.get_context().get_trial_id())  # `config` is the donor's after an exploit
-    pointer = None
+    pointer, failed = None, None
     if inherited := tune.get_checkpoint():
         with inherited.as_directory() as folder:
-            fields = json.loads((Path(folder) / _POINTER).read_text("utf-8"))
-            pointer = Pointer(**fields | {"results": tuple(fields["results"])})
+            pointer, failed = _read(Path(folder))
     segments = shared.job.train.segments
     while pointer is None or len(pointer.results) < segments:
         ray.get(slots.acquire.remote(member))
@@ -234,15 +238,26 @@ def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) 
             result, pointer = shared.advance(pointer, member)
             ray.get(slots.add.remote(result.key))
             check(objective, [result])
+            score, failed = result.metrics[objective], None
         except Exception as error:
             shared.post({"event": "failed", "member": member, "error": str(unwrap(error)).splitlines()[0]})
-            raise
+            last = len(pointer.results if pointer else ()) + 1 == segments
+            if last or failed == member or not isinstance(unwrap(error), TrainError):
+                raise
+            score, failed = -math.inf, member
         finally:
             ray.get(slots.release.remote(member))
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / _POINTER).write_text(json.dumps(vars(pointer)), "utf-8")
-            report = {objective: result.metrics[objective], "key": result.key, "done": len(pointer.results) == segments}
+            (Path(folder) / _POINTER).write_text(json.dumps({"pointer": pointer and vars(pointer), "failed": failed}), "utf-8")
+            report = {objective: score, "done": pointer is not None and len(pointer.results) == segments}
             tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def _read(folder: Path) -> tuple[Pointer | None, int | None]:
+    """A pointer, if there is one yet, and the member that failed to go on from it."""
+    found = json.loads((folder / _POINTER).read_text("utf-8"))
+    fields = found["pointer"]
+    return fields and Pointer(**fields | {"results": tuple(fields["results"])}), found["failed"]
 
 
 class Slots:

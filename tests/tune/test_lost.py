@@ -1,11 +1,15 @@
-"""A member of a population that fails for good while the others wait for it."""
+"""Members of a population that fail while the others wait for them."""
+
+from types import SimpleNamespace
 
 import pytest
 import ray
 from ray import tune
 
 from lc_ray.errors import TrainError
-from lc_ray.tune.population import Slots, _InStep, _Lost, _same
+from lc_ray.storage import StoragePath
+from lc_ray.train.segment import SegmentResult
+from lc_ray.tune.population import Pointer, Slots, _InStep, _Lost, _member, _same
 
 pytestmark = pytest.mark.cluster
 
@@ -47,3 +51,35 @@ def test_the_others_go_on_without_it(ray_local, tmp_path):
     steps = [f"member 0, step {step}" for step in range(3)]
     assert sorted(ray.get(slots.done.remote())[:3]) == ["member 0, step 0", "member 1", "member 1, again"], "it is waited for until it is lost"
     assert ray.get(slots.done.remote())[3:] == steps[1:]
+
+
+def test_one_that_diverges_becomes_an_heir(ray_local, tmp_path):
+    class Diverging:  # member 1, in its second segment
+        log, store, job = tmp_path / "log", StoragePath(str(tmp_path)), SimpleNamespace(train=SimpleNamespace(segments=4))
+
+        def post(self, event):
+            self.log.open("a").write(f"{event['event']} {event['member']}\n")
+
+        def advance(self, pointer, member):
+            number = len(pointer.results) if pointer else 0
+            if (member, number) == (1, 1):
+                raise TrainError("the loss became nan")
+            self.log.open("a").write(f"segment {member} {number} of {pointer.member if pointer else '-'}\n")
+            result = SegmentResult(f"{member}-{number}", number, member, None, "", 0.0, {"accuracy": 0.5 + 0.1 * member}, [], {}, None)
+            return result, Pointer(member, (*(pointer.results if pointer else ()), result.key), None, 0.0, {})
+
+    slots, told = ray.remote(num_cpus=0)(Slots).remote(2), []
+    step = _InStep("training_iteration", "accuracy", "max", 1, custom_explore_fn=_same, quantile_fraction=0.5, synch=True, seed=0)
+    found = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_member, shared=Diverging(), slots=slots, objective="accuracy"), {"CPU": 0.1}),
+        param_space={"member": tune.grid_search([0, 1])},
+        tune_config=tune.TuneConfig(scheduler=step, time_budget_s=120),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path / "tune"), verbose=0, failure_config=tune.FailureConfig(max_failures=1), callbacks=[_Lost(slots, told.append)]
+        ),
+    ).fit()
+    lines = Diverging.log.read_text().splitlines()
+    assert not found.errors
+    assert lines.count("failed 1") == 1
+    assert not told
+    assert [line for line in lines if line.startswith("segment 1")] == ["segment 1 0 of -", "segment 1 2 of 0", "segment 1 3 of 1"]
