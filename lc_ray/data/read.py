@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import io
 import itertools
 import json
@@ -164,6 +165,8 @@ class Reader:
             case kind:
                 read, parse = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False, block_size=_BLOCK), _csv(kind)
                 parse.invalid_row_handler = self._skip
+                if kind == "tsv" and not self._quoted:
+                    parse.quote_char = False
                 types = dict.fromkeys(wanted, pa.binary())
                 convert = pyarrow.csv.ConvertOptions(include_columns=list(wanted), column_types=types, strings_can_be_null=False)
                 with self.file.open() as content:
@@ -172,6 +175,22 @@ class Reader:
                         yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
                 if self._open or (batch and any(_is_rest(cell, self.file) for cell in batch.slice(batch.num_rows - 1).to_pylist()[0].values())):
                     raise DataError("its last row's quote is never closed", str(self.file), "close it; a quote in a text is written twice")
+
+    @functools.cached_property
+    def _quoted(self) -> bool:
+        """Whether quotes enclose cells of a TSV. In those of GLUE and Common Voice they are part of texts, which shows where a cell begins with one
+        and does not end with its other: read as CSV, all up to the next one would be that cell.
+        """
+        within = False
+        with self.file.open() as lines:
+            for line in lines:
+                for cell in line.rstrip(b"\r\n").split(b"\t") if b'"' in line else ():
+                    if within or cell.startswith(b'"'):
+                        rest = cell[not within :].replace(b'""', b"")
+                        if b'"' in rest[:-1]:
+                            return False
+                        within = not rest.endswith(b'"')
+        return not within
 
     def _skip(self, row: Any) -> str:
         """Note a CSV row of another length than the header's, and go on with the next."""

@@ -43,6 +43,22 @@ def test_tsv(tmp_path):
     assert all_rows(file, ["text"]) == [{"text": b"a, b", "_row": 0}]
 
 
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('" a film\tx\n"b" and c\tx\nd "\ty\n"e"\ty\n', ['" a film', '"b" and c', 'd "', '"e"']),  # as GLUE's
+        ('"a ""film"""\tx\n"b\tc"\tx\n"d\ne"\ty\nf "g"\ty\n', ['a "film"', "b\tc", "d\ne", 'f "g"']),  # as pandas writes them
+        ('a\tx\n"b\ty\nc\tx\n', ["a", '"b', "c"]),
+        ('"a"\tx\r\n""\ty\r\n""""\tx\r\n', ["a", "", '"']),
+    ],
+)
+def test_quotes_of_a_tsv_enclose_cells_or_are_part_of_them(tmp_path, content, texts):
+    (tmp_path / "a.tsv").write_bytes(f"text\tlabel\n{content}".encode())
+    rows = all_rows(tmp_path / "a.tsv", ["text", "label"])
+    assert [row["text"].decode() for row in rows] == texts
+    assert {row["label"] for row in rows} == {b"x", b"y"}
+
+
 def test_json_lines_with_broken_lines(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "a"}\n\n{oops\n[1]\n{"other": 1}\n', "utf-8")
