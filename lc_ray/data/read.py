@@ -81,7 +81,7 @@ class Reader:
             else:
                 found |= dict.fromkeys(row)
         if error and not found:
-            raise ValueError(error)
+            raise ValueError(f"{error}; there is to be an object on each line, or one list of objects" if self.kind == "jsonl" else error)
         return list(found)
 
     def among(self, names: Sequence[str]) -> list[str]:
@@ -96,9 +96,9 @@ class Reader:
             if there.count(name) > 1:
                 raise DataError(f"{there.count(name)} columns are named '{name}'", str(self.file), "rename all but one of them")
             if name not in there:
-                raise DataError(
-                    f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), "correct `data.inputs` or `data.target`"
-                )
+                other = self.kind in ("csv", "tsv") and len(there) == 1 and any(mark in there[0] for mark in ",;\t|")
+                fix = "save it with commas between cells, or as .tsv with tabs" if other else "correct `data.inputs` or `data.target`"
+                raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), fix)
 
     def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:
         """How many tasks are worth sharing the file in chunks of `size` rows, at least one: none would be left without rows."""
@@ -340,7 +340,7 @@ def _header(content: BinaryIO, kind: str) -> list[str]:
     names = next((row for row in csv.reader(lines, delimiter=_csv(kind).delimiter) if row), None)
     if names is None:
         raise ValueError("the file is empty")
-    if any("\udc80" <= c <= "\udcff" for name in names for c in name):
+    if any("\udc80" <= c <= "\udcff" or c == "\0" for name in names for c in name):  # the latter of UTF-16
         raise ValueError("the header is not valid UTF-8; save the file as UTF-8")
     return names
 

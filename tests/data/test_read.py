@@ -118,6 +118,9 @@ def test_files_as_programs_write_them(tmp_path, name, content):
     [
         ("a.csv", b"text,text,label\na,b,c\n", "2 columns are named 'text'"),
         ("a.csv", "text,label\na,b\n".encode("utf-16"), "save the file as UTF-8"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "save the file as UTF-8"),
+        ("a.csv", b"text;label\na;b\n", "there are: text;label\n  → save it with commas"),
+        ("a.json", b'{"data": [\n {"text": "a",\n  "label": "b"}]}', "an object on each line, or one list of objects"),
         ("a.csv", b'text,label\na,b\nc,"d\ne,f\ng,h\n', "quote is never closed"),
         ("a.csv", b'text,label\na,b\n"c,d\ne,f', "quote is never closed"),
         ("a.csv.gz", gzip.compress(b"text,label\n" + os.urandom(20_000).hex().encode())[:-9000], "can't be read to its end"),
