@@ -86,7 +86,8 @@ class Task(_task.Task):
         for item in target:
             left, top, right, bottom = item["box"]
             if min(left, top) < -1 or right > width + 1 or bottom > height + 1 or min(right, bottom) <= 0 or left >= width or top >= height:
-                raise DataError(f"box {[round(x, 1) for x in item['box']]} lies outside of its picture of {width} × {height} pixels")
+                box = f"box {[round(x, 1) for x in item['box']]} (left, top, right, bottom)"
+                raise DataError(f'{box} lies outside of its picture of {width} × {height} pixels; "bbox" is read as left, top, width, height')
 
     @classmethod
     def fit(cls, targets: Iterable[list[dict[str, Any]]], options: Any, columns: dict[str, Any]) -> Self:

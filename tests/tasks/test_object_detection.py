@@ -366,7 +366,7 @@ def test_boxes_lie_inside_their_picture():
     picture = {"image": {"pixels": b"", "width": 96, "height": 64}}
     Task.check([{"label": "a", "box": [-1, 0, 97, 64]}], picture)
     for box in ([-2, 0, 50, 50], [0, 0, 50, 66], [97, 10, 98, 20], [0, -1, 5, 0]):
-        with pytest.raises(DataError, match="outside of its picture of 96 × 64"):
+        with pytest.raises(DataError, match='outside of its picture of 96 × 64 pixels; "bbox" is read as left, top, width'):
             Task.check([{"label": "a", "box": box}], picture)
     with pytest.raises(SpecError, match="modality `picture`"):
         Task.check([], {"image": b"pixels"})
