@@ -89,7 +89,7 @@ class Reader:
         there = names if self.kind in _UNEVEN else self.columns()
         return [name for name in names if name in there]
 
-    def require(self, wanted: Sequence[str]) -> None:
+    def require(self, wanted: Sequence[str], fix: str = "correct `data.inputs` or `data.target`") -> None:
         """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice."""
         there = self.columns(wanted)
         for name in wanted:
@@ -97,7 +97,7 @@ class Reader:
                 raise DataError(f"{there.count(name)} columns are named '{name}'", str(self.file), "rename all but one of them")
             if name not in there:
                 other = self.kind in ("csv", "tsv") and len(there) == 1 and any(mark in there[0] for mark in ",;\t|")
-                fix = "save it with commas between cells, or as .tsv with tabs" if other else "correct `data.inputs` or `data.target`"
+                fix = "save it with commas between cells, or as .tsv with tabs" if other else fix
                 raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), fix)
 
     def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:

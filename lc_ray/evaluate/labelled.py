@@ -34,7 +34,7 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
     targets, rejected = [], Counter[str]()
     for file in files(source):
         reader = read.Reader(file)
-        reader.require([*required, *wanted])
+        reader.require([*required, *wanted], "name the columns as those of training; `target` (--target) is the label's")
         for row in (row for chunk in reader.rows(reader.among([*names, *wanted])) for row in chunk):
             try:
                 if "_error" in row:

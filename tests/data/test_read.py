@@ -173,8 +173,8 @@ def test_damaged_parquet_and_an_arrow_file(tmp_path):
 
 
 def test_splits_side_by_side_are_not_taken_for_labels_or_mixed(tmp_path):
-    for path in ("train/cat/1.png", "train/dog/2.png", "Test/cat/3.png"):
-        file = tmp_path / "pets" / path
+    for path in ("pets/train/cat/1.png", "pets/train/dog/2.png", "pets/Test/cat/3.png", "two/training_set/cat/1.png", "two/test_set/cat/1.png"):
+        file = tmp_path / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(png("red"))
     made = datasets.Dataset.from_dict({"text": ["a"]})
@@ -182,8 +182,8 @@ def test_splits_side_by_side_are_not_taken_for_labels_or_mixed(tmp_path):
     for path in ("csv/train.csv", "csv/test.csv", "hub/data/train-00000.parquet", "hub/data/test-00000.parquet", "sst/sst2_train.tsv"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("")
-    for source in ("pets", "saved", "csv", "hub"):
-        with pytest.raises(DataError, match=r"holds several splits: (Test|test), train"):
+    for source in ("pets", "two", "saved", "csv", "hub"):
+        with pytest.raises(DataError, match=r"holds several splits: (Test|test|test_set), train"):
             files(str(tmp_path / source))
     for path in ("other/dev/log.jsonl", "other/test/log.jsonl", "other/prod/log.jsonl", "parts/train-1.csv", "parts/training-2.csv"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

@@ -71,5 +71,5 @@ def test_nothing_usable(model, tmp_path):
 
 
 def test_a_missing_column(model, tiny_rows):
-    with pytest.raises(DataError, match="no column 'stars'; there are: text, label"):
+    with pytest.raises(DataError, match=r"no column 'stars'; there are: text, label\n.*--target"):
         evaluate(model, str(tiny_rows), "stars")
