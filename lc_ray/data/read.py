@@ -90,8 +90,10 @@ class Reader:
         return [name for name in names if name in there]
 
     def require(self, wanted: Sequence[str], fix: str = "correct `data.inputs` or `data.target`") -> None:
-        """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice."""
+        """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice; or if names were given that it has itself."""
         there = self.columns(wanted)
+        if self.names and self.kind in ("csv", "tsv") and Reader(self.file).columns() == self.names:
+            raise DataError("its first row has the names of the columns", str(self.file), "leave out `data.columns`, or that row")
         for name in wanted:
             if there.count(name) > 1:
                 raise DataError(f"{there.count(name)} columns are named '{name}'", str(self.file), "rename all but one of them")

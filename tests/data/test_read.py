@@ -266,6 +266,9 @@ def test_files_without_a_header_are_given_names(tmp_path):
         rows = [row for chunk in reader.rows(["text"]) for row in chunk]
         assert [row["text"] in ("good", b"good") for row in rows[:2]] == [True, False]
     assert rows[2]["_error"]
+    (tmp_path / "a.csv").write_text("text,label\ngood,1\n", "utf-8")
+    with pytest.raises(DataError, match="its first row has the names"):
+        read.Reader(File(str(tmp_path / "a.csv")), ["text", "label"]).require(["text"])
 
 
 def test_shards_share_a_file(tmp_path):
