@@ -242,7 +242,7 @@ class Reader:
 
     def _line(self, line: bytes, wanted: Sequence[str]) -> dict[str, Any]:
         try:
-            return self._row(json.loads(line), wanted)
+            return self._row(json.loads(line.decode("utf-8-sig")), wanted)  # of bytes it would read UTF-16, some of whose lines are cut
         except UnicodeDecodeError:
             return {"_error": "not valid UTF-8"}
         except (ValueError, RecursionError):

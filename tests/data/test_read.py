@@ -119,6 +119,7 @@ def test_files_as_programs_write_them(tmp_path, name, content):
         ("a.csv", b"text,text,label\na,b,c\n", "2 columns are named 'text'"),
         ("a.csv", "text,label\na,b\n".encode("utf-16"), "save the file as UTF-8"),
         ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "save the file as UTF-8"),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": "a", "label": "b"}\n'.encode("utf-16"), "can't be read: not valid UTF-8"),
         ("a.csv", b"text;label\na;b\n", "there are: text;label\n  → save it with commas"),
         ("a.json", b'{"data": [\n {"text": "a",\n  "label": "b"}]}', "an object on each line, or one list of objects"),
         ("a.csv", b'text,label\na,b\nc,"d\ne,f\ng,h\n', "quote is never closed"),
