@@ -71,7 +71,7 @@ class Task(_task.Task):
         if not counts:
             raise DataError("no training row has a label", fix="check `data.target`")
         for label in counts:
-            if len(parts := [part.strip() for part in _OTHERS.split(label)]) > 1 and counts.keys() >= set(parts):
+            if len(parts := [part.strip() for part in _OTHERS.split(label)]) > 1 and all(part in counts or part.isdigit() for part in parts):
                 raise DataError(f"label '{label}' seems to be {len(parts)} labels", fix=f"write lists of labels, or '{_SEPARATOR.join(parts)}'")
         labels = sorted(counts)
         balanced = [max(1.0, (rows - counts[label]) / counts[label]) for label in labels]

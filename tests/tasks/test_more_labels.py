@@ -79,8 +79,8 @@ def test_labels_come_in_several_forms_and_rare_ones_may_weigh_more():
             multilabel.Task.clean(value)
     with pytest.raises(DataError, match="never seen"):
         fit(multilabel, rows).encode(["z"])
-    for several in ("b, a", "b;a"):
-        with pytest.raises(DataError, match=r"seems to be 2 labels\n.*'b\|a'"):
+    for several, parts in (("b, a", r"b\|a"), ("b;a", r"b\|a"), ("2,14", r"2\|14")):
+        with pytest.raises(DataError, match=f"seems to be 2 labels\n.*'{parts}'"):
             fit(multilabel, [*rows, [several]])
     assert fit(multilabel, [*rows, ["a, or else"]]).labels == ["a", "a, or else", "b"]
 
