@@ -224,6 +224,7 @@ class Model:
 
 
 def _rows(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    columns = {"category" if name == "categories" else name: cell for name, cell in columns.items()}  # as metadata beside pictures may have it
     cells = [_text.listed(cell) for cell in columns.values()]
     if not all(isinstance(cell, list) for cell in cells) or len({len(cell) for cell in cells}) > 1:
         raise DataError("not a list of boxes, nor lists of their labels and corners that are of one length")

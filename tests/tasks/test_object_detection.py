@@ -323,6 +323,7 @@ BOX = {"label": "a", "box": [1, 2, 3, 4]}
         [{"label": "a", "box": None, "bbox": [1, 2, 2, 2]}],
         str([BOX]),
         {"bbox": [[1, 2, 2, 2]], "category": ["a"], "id": [7]},
+        {"bbox": [[1, 2, 2, 2]], "categories": ["a"]},
         {"bbox": np.array([[1, 2, 2, 2]]), "category": np.array(["a"])},
     ],
 )
