@@ -69,7 +69,14 @@ def check(job: JobSpec) -> dict[str, Any]:
             fed = {name: plain.get(name, f"tensor of {' × '.join(map(str, shape[1:]))}") for name, shape in tensors.items()}
             shown = {name: f"{len(value)} bytes" if isinstance(value, bytes) else value for name, value in (shown | target).items()}
             rows.append({**shown, "fed": fed})
-    model = load.pretrained(job.model, inputs, task.fit(_targets(job, task, reader), options, columns).bind(columns))
+    try:
+        fitted = task.fit(_targets(job, task, reader), options, columns)
+    except DataError as error:
+        if rows or not rejected:
+            raise
+        why = f"none of the first {len(rejected)} rows can be used; row {rejected[0]['row']}: {rejected[0]['reason']}"
+        raise DataError(why, job.data.train, error.fix) from None
+    model = load.pretrained(job.model, inputs, fitted.bind(columns))
     with runtime.session():
         nodes = runtime.nodes()
         placement = plan.placement(job.train.workers, nodes)

@@ -66,6 +66,9 @@ def test_rows_of_which_none_can_be_used_stand_in_the_way(job, tmp_path):
     pictures = [{"column": "text", "modality": "image", "base": "resnet18", "weights": "random", "size": 8}]
     assert preflight.check(job(**{"data.train": str(tmp_path), "data.inputs": pictures}))["missing"] == ["none of the first 256 rows can be used"]
     assert len(preflight.check(job(**{"data.train": str(tmp_path)}))["rows"]) == 5, "the first file is empty, the second is not"
+    (tmp_path / "2.csv").write_text("text,label\n" + "good,sch\xf6n\nbad,\xfcbel\n" * 20, "latin-1")
+    with pytest.raises(DataError, match="none of the first 40 rows can be used; row 0: not valid UTF-8"):
+        preflight.check(job(**{"data.train": str(tmp_path)}))
 
 
 def test_labels_that_there_are_not(job):

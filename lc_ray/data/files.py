@@ -133,20 +133,26 @@ def _has_rows(file: Any) -> bool:
 def _one_split(source: str, every: list[Any], prefix: int) -> None:
     """Raise DataError for a folder that holds training and validation rows side by side: it would be read as one, or they as labels.
 
-    They are told by the first such word of their files' or folders' names, as in train.csv, sst2-test.csv or data/validation-00000-of-00001.parquet.
+    They are told by the first such word of their files' or folders' names, as in train.csv, sst2-test.csv, training_set/cat/1.png or
+    data/validation-00000-of-00001.parquet.
     """
     labelled = [f.path[prefix:].split("/") for f in every if _is_labelled(f, prefix)]
     names = {parts[0] for parts in labelled}
     if any(f.base_name == _SPLITS_FILE for f in every):
         names = {f.path.split("/")[-2] for f in every if f.path.endswith(".arrow")}
-    elif rows := [re.split("[^a-z]+", f.path[prefix:].lower()) for f in every if _has_rows(f)]:
-        names = {_SPLITS[told[0]] for words in rows if (told := [word for word in words if word in _SPLITS])}
+    elif rows := [f.path[prefix:] for f in every if _has_rows(f)]:
+        names = {split for path in rows if (split := _told(path))}
         if "train" not in names:  # test and dev alone may be anything
             return
-    elif not {name.lower() for name in names} <= _SPLITS.keys() or min(map(len, labelled), default=0) < 3:
+    elif None in (told := {_told(name) for name in names}) or len(told) < 2 or min(map(len, labelled), default=0) < 3:
         return
     if len(names) > 1:
         raise DataError(f"holds several splits: {', '.join(sorted(names))}", source, "give a folder of one each to data.train and data.validation")
+
+
+def _told(path: str) -> str | None:
+    """The split that a path's words tell, if they do."""
+    return next((_SPLITS[word] for word in re.split("[^a-z]+", path.lower()) if word in _SPLITS), None)
 
 
 def _is_labelled(file: Any, prefix: int) -> bool:

@@ -190,9 +190,10 @@ def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
     kind = task_kind(job)  # what is wrong with it is found before any work is done
     options, columns = kind.options(job.task), cells.columns(tuple(job.inputs()))
     train, validation, reasons = _sides(job, folder)
-    for name, side in (("training", train), ("validation", validation)):
+    held_out = job.data.validation if isinstance(job.data.validation, str) else job.data.train
+    for name, side, source in (("training", train, job.data.train), ("validation", validation, held_out)):
         if not side.index.num_rows:
-            raise DataError(f"no {name} rows are left", job.data.train, "give more rows, or another `data.validation`")
+            raise DataError(f"no {name} rows are left", source, "give more rows, or another `data.validation`")
     task = kind.fit((t for t, _ in train.targets()), options, columns).bind(columns)
     if unseen := validation.unseen(task):
         if isinstance(job.data.validation, str) or job.data.split or len(unseen) == validation.index.num_rows:

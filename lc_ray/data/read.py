@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import io
 import itertools
 import json
@@ -80,7 +81,7 @@ class Reader:
             else:
                 found |= dict.fromkeys(row)
         if error and not found:
-            raise ValueError(error)
+            raise ValueError(f"{error}; there is to be an object on each line, or one list of objects" if self.kind == "jsonl" else error)
         return list(found)
 
     def among(self, names: Sequence[str]) -> list[str]:
@@ -88,16 +89,18 @@ class Reader:
         there = names if self.kind in _UNEVEN else self.columns()
         return [name for name in names if name in there]
 
-    def require(self, wanted: Sequence[str]) -> None:
-        """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice."""
+    def require(self, wanted: Sequence[str], fix: str = "correct `data.inputs` or `data.target`") -> None:
+        """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice; or if names were given that it has itself."""
         there = self.columns(wanted)
+        if self.names and self.kind in ("csv", "tsv") and Reader(self.file).columns() == self.names:
+            raise DataError("its first row has the names of the columns", str(self.file), "leave out `data.columns`, or that row")
         for name in wanted:
             if there.count(name) > 1:
                 raise DataError(f"{there.count(name)} columns are named '{name}'", str(self.file), "rename all but one of them")
             if name not in there:
-                raise DataError(
-                    f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), "correct `data.inputs` or `data.target`"
-                )
+                other = self.kind in ("csv", "tsv") and len(there) == 1 and any(mark in there[0] for mark in ",;\t|")
+                fix = "save it with commas between cells, or as .tsv with tabs" if other else fix
+                raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), fix)
 
     def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:
         """How many tasks are worth sharing the file in chunks of `size` rows, at least one: none would be left without rows."""
@@ -164,6 +167,8 @@ class Reader:
             case kind:
                 read, parse = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False, block_size=_BLOCK), _csv(kind)
                 parse.invalid_row_handler = self._skip
+                if kind == "tsv" and not self._quoted:
+                    parse.quote_char = False
                 types = dict.fromkeys(wanted, pa.binary())
                 convert = pyarrow.csv.ConvertOptions(include_columns=list(wanted), column_types=types, strings_can_be_null=False)
                 with self.file.open() as content:
@@ -172,6 +177,22 @@ class Reader:
                         yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
                 if self._open or (batch and any(_is_rest(cell, self.file) for cell in batch.slice(batch.num_rows - 1).to_pylist()[0].values())):
                     raise DataError("its last row's quote is never closed", str(self.file), "close it; a quote in a text is written twice")
+
+    @functools.cached_property
+    def _quoted(self) -> bool:
+        """Whether quotes enclose cells of a TSV. In those of GLUE and Common Voice they are part of texts, which shows where a cell begins with one
+        and does not end with its other: read as CSV, all up to the next one would be that cell.
+        """
+        within = False
+        with self.file.open() as lines:
+            for line in lines:
+                for cell in line.rstrip(b"\r\n").split(b"\t") if b'"' in line else ():
+                    if within or cell.startswith(b'"'):
+                        rest = cell[not within :].replace(b'""', b"")
+                        if b'"' in rest[:-1]:
+                            return False
+                        within = not rest.endswith(b'"')
+        return not within
 
     def _skip(self, row: Any) -> str:
         """Note a CSV row of another length than the header's, and go on with the next."""
@@ -221,7 +242,7 @@ class Reader:
 
     def _line(self, line: bytes, wanted: Sequence[str]) -> dict[str, Any]:
         try:
-            return self._row(json.loads(line), wanted)
+            return self._row(json.loads(line.decode("utf-8-sig")), wanted)  # of bytes it would read UTF-16, some of whose lines are cut
         except UnicodeDecodeError:
             return {"_error": "not valid UTF-8"}
         except (ValueError, RecursionError):
@@ -321,7 +342,7 @@ def _header(content: BinaryIO, kind: str) -> list[str]:
     names = next((row for row in csv.reader(lines, delimiter=_csv(kind).delimiter) if row), None)
     if names is None:
         raise ValueError("the file is empty")
-    if any("\udc80" <= c <= "\udcff" for name in names for c in name):
+    if any("\udc80" <= c <= "\udcff" or c == "\0" for name in names for c in name):  # the latter of UTF-16
         raise ValueError("the header is not valid UTF-8; save the file as UTF-8")
     return names
 

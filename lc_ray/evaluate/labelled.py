@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
     required = [i.column for i in predictor.inputs if not i.optional]
     values: dict[str, list[Any]] = {name: [] for name in names}
     labels: list[Any] = []
-    targets, rejected = [], 0
+    targets, rejected = [], Counter[str]()
     for file in files(source):
         reader = read.Reader(file)
-        reader.require([*required, *wanted])
+        reader.require([*required, *wanted], "name the columns as those of training; `target` (--target) is the label's")
         for row in (row for chunk in reader.rows(reader.among([*names, *wanted])) for row in chunk):
             try:
                 if "_error" in row:
@@ -41,8 +42,8 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
                 clean = predictor.decode({name: row[name] for name in names if name in row}, file.folder)
                 label = predictor.task.read(row[target], file.folder, predictor.task) if target else None
                 predictor.task.check(label, clean)
-            except DataError:
-                rejected += 1
+            except DataError as error:
+                rejected[error.what] += 1
                 continue
             try:
                 targets.append(predictor.task.encode(label))
@@ -52,6 +53,7 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
             for name in names:
                 values[name].append(clean[name])
     if not targets:
-        raise DataError(f"no row can be used ({rejected} rejected)", source)
+        why = f"; {rejected.most_common(1)[0][0]}" if rejected else ""
+        raise DataError(f"no row can be used ({rejected.total()} rejected{why})", source)
     metrics = predictor.task.metrics(predictor.scores(prepare(values, predictor.columns) | {TARGET: labels}), targets)
-    return {**metrics, "rows": len(targets), "rejected": rejected}
+    return {**metrics, "rows": len(targets), "rejected": rejected.total()}

@@ -139,6 +139,8 @@ def _read(name: str, folder: Path | str) -> bytes:
             raise DataError("no such file")
         with system.open_input_file(place) as file:
             return _whole(file, file.size())
+    except DataError:
+        raise
     except (OSError, ValueError) as error:
         raise DataError("can't be read: " + str(error).splitlines()[0].replace(name, "…")) from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from lc_ray.errors import DataError, ModelError
-from lc_ray.modalities import text
+from lc_ray.modalities import _text, text
 from lc_ray.spec import InputSpec
 
 _ROLES = ("system", "user", "assistant")
@@ -67,8 +66,8 @@ class Modality(text.Modality):
         return super().end
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
-        """A cell as messages {"role", "content"}, or ShareGPT's {"from", "value"}: a list, its JSON, or any other text, which is what the
-        user says.
+        """A cell as messages {"role", "content"}, or ShareGPT's {"from", "value"}: a list, the text that JSON or Python writes of it, or any
+        other text, which is what the user says.
 
         Raises:
             DataError: something else, an unknown role, a message without text, or a conversation that the template refuses.
@@ -136,9 +135,9 @@ class Modality(text.Modality):
 
 
 def _listed(text: str) -> list[Any]:
-    """Messages that JSON says, or the one of what the user says, which may well begin with a bracket."""
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(text) if text.lstrip().startswith("[") else None
+    """Messages that JSON or Python writes, or the one of what the user says, which may well begin with a bracket."""
+    with contextlib.suppress(DataError):
+        found = _text.listed(text)
         if isinstance(found, list) and all(isinstance(message, dict) for message in found):
             return found
     return [{"role": "user", "content": text}]

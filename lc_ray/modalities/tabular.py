@@ -37,8 +37,8 @@ class Modality:
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         self.spec = spec
 
-    def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> str:
-        """A cell as the text of a number or a category's name.
+    def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> str | None:
+        """A cell as the text of a number or a category's name; None for a written NaN, if a row may lack it.
 
         Raises:
             DataError: null, empty, infinite, not UTF-8, or neither a number nor a text.
@@ -50,7 +50,9 @@ class Modality:
         if not isinstance(value, str | int | float | bool | Decimal):
             raise DataError(f"neither a number nor a text but {type(value).__name__}")
         if (number := _number(str(value))) is not None and not math.isfinite(number):
-            raise DataError("not a finite number")
+            if math.isnan(number) and self.spec.optional:
+                return None
+            raise DataError("null" if math.isnan(number) else "not a finite number")
         text = str(value).strip()
         return text.capitalize() if text.lower() in ("true", "false") else text  # a table writes true, and JSON's true is True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal, Self
@@ -46,7 +47,9 @@ class Task(_task.Task):
 
     @staticmethod
     def clean(value: Any) -> str:
-        """A target cell as the name of a label. Whole numbers have no decimals: a column of them that lacks some is of floats to pandas.
+        """A target cell as the name of a label, composed as Unicode's NFC has it: folders made on a Mac have another form than what is typed.
+
+        Whole numbers have no decimals: a column of them that lacks some is of floats to pandas.
 
         Raises:
             DataError: the label is missing, not UTF-8, or not one but several.
@@ -57,7 +60,7 @@ class Task(_task.Task):
             raise DataError(f"not a label but {type(value).__name__}")
         if value is None or value != value or not str(value).strip():
             raise DataError("label missing")
-        return _WHOLE.sub(r"\1", str(value).strip())
+        return _WHOLE.sub(r"\1", unicodedata.normalize("NFC", str(value).strip()))
 
     @classmethod
     def fit(cls, targets: Iterable[str], options: Any, columns: dict[str, Any]) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Self
@@ -18,6 +19,7 @@ from lc_ray.modalities import _text
 from lc_ray.tasks import _task, classification
 
 _SEPARATOR = "|"
+_OTHERS = re.compile("[,;]")
 
 
 class Task(_task.Task):
@@ -60,7 +62,7 @@ class Task(_task.Task):
         """Labels of the training rows, sorted.
 
         Raises:
-            DataError: there are none.
+            DataError: there are none, or some are several, as their parts between commas or semicolons show.
         """
         rows, counts = 0, Counter[str]()
         for target in targets:
@@ -68,6 +70,9 @@ class Task(_task.Task):
             counts.update(target)
         if not counts:
             raise DataError("no training row has a label", fix="check `data.target`")
+        for label in counts:
+            if len(parts := [part.strip() for part in _OTHERS.split(label)]) > 1 and all(part in counts or part.isdigit() for part in parts):
+                raise DataError(f"label '{label}' seems to be {len(parts)} labels", fix=f"write lists of labels, or '{_SEPARATOR.join(parts)}'")
         labels = sorted(counts)
         balanced = [max(1.0, (rows - counts[label]) / counts[label]) for label in labels]
         return cls(labels, balanced if options.class_weights == "balanced" else None)

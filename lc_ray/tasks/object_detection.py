@@ -86,7 +86,8 @@ class Task(_task.Task):
         for item in target:
             left, top, right, bottom = item["box"]
             if min(left, top) < -1 or right > width + 1 or bottom > height + 1 or min(right, bottom) <= 0 or left >= width or top >= height:
-                raise DataError(f"box {[round(x, 1) for x in item['box']]} lies outside of its picture of {width} × {height} pixels")
+                box = f"box {[round(x, 1) for x in item['box']]} (left, top, right, bottom)"
+                raise DataError(f'{box} lies outside of its picture of {width} × {height} pixels; "bbox" is read as left, top, width, height')
 
     @classmethod
     def fit(cls, targets: Iterable[list[dict[str, Any]]], options: Any, columns: dict[str, Any]) -> Self:
@@ -223,6 +224,7 @@ class Model:
 
 
 def _rows(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    columns = {"category" if name == "categories" else name: cell for name, cell in columns.items()}  # as metadata beside pictures may have it
     cells = [_text.listed(cell) for cell in columns.values()]
     if not all(isinstance(cell, list) for cell in cells) or len({len(cell) for cell in cells}) > 1:
         raise DataError("not a list of boxes, nor lists of their labels and corners that are of one length")

@@ -75,9 +75,12 @@ class Task(_task.Task):
         """Tags of the training rows, sorted; an entity type's "I-" is there whenever its "B-" is.
 
         Raises:
-            DataError: fewer than two of them.
+            DataError: fewer than two of them, or numbers, of which nobody says which one is outside of entities.
         """
         counts = Counter(tag for target in targets for tag in target)
+        if counts and all(tag.isdigit() for tag in counts):
+            fix = "write names, such as B-person and O; Hugging Face datasets have them as Parquet or saved to disk, not as JSON or CSV"
+            raise DataError(f"tags are numbers without names ({', '.join(sorted(counts)[:5])})", fix=fix)
         labels = sorted(counts.keys() | {f"I-{tag[2:]}" for tag in counts if tag.startswith("B-")} | {OUTSIDE})
         if len(counts) < 2:
             raise DataError(f"token classification needs at least 2 tags; the training rows have {sorted(counts)}", fix="check `data.target`")

@@ -174,6 +174,9 @@ def test_a_validation_source_of_its_own(job, tmp_path):
     file.write_text("text,label\ngood,x\nbad,y\n", "utf-8")
     found, _ = prepare(job(ROWS, validation=str(file)))
     assert (found.count("train"), found.count("validation")) == (len(ROWS), 2)
+    file.write_text("text,label\n", "utf-8")
+    with pytest.raises(DataError, match=r"validation\.csv: no validation rows are left"):
+        prepare(job(ROWS, validation=str(file)))
 
 
 @pytest.mark.parametrize(

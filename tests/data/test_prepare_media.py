@@ -52,7 +52,7 @@ def test_bad_pictures_and_sounds_are_set_aside_with_their_reason(ray_local, tmp_
         "not an image of a known format": b"\x00\x01hello",
         "image of 1 × 1 pixels": png(101, (1, 1)),
         "null": None,
-        "can't be read: no such file": "nowhere.png",
+        "no such file": "nowhere.png",
     }
     cells = [png(number) for number in range(20)] + list(bad.values())
     (tmp_path / "there.png").write_bytes(png(50))

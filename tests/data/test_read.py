@@ -43,6 +43,22 @@ def test_tsv(tmp_path):
     assert all_rows(file, ["text"]) == [{"text": b"a, b", "_row": 0}]
 
 
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('" a film\tx\n"b" and c\tx\nd "\ty\n"e"\ty\n', ['" a film', '"b" and c', 'd "', '"e"']),  # as GLUE's
+        ('"a ""film"""\tx\n"b\tc"\tx\n"d\ne"\ty\nf "g"\ty\n', ['a "film"', "b\tc", "d\ne", 'f "g"']),  # as pandas writes them
+        ('a\tx\n"b\ty\nc\tx\n', ["a", '"b', "c"]),
+        ('"a"\tx\r\n""\ty\r\n""""\tx\r\n', ["a", "", '"']),
+    ],
+)
+def test_quotes_of_a_tsv_enclose_cells_or_are_part_of_them(tmp_path, content, texts):
+    (tmp_path / "a.tsv").write_bytes(f"text\tlabel\n{content}".encode())
+    rows = all_rows(tmp_path / "a.tsv", ["text", "label"])
+    assert [row["text"].decode() for row in rows] == texts
+    assert {row["label"] for row in rows} == {b"x", b"y"}
+
+
 def test_json_lines_with_broken_lines(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "a"}\n\n{oops\n[1]\n{"other": 1}\n', "utf-8")
@@ -102,6 +118,10 @@ def test_files_as_programs_write_them(tmp_path, name, content):
     [
         ("a.csv", b"text,text,label\na,b,c\n", "2 columns are named 'text'"),
         ("a.csv", "text,label\na,b\n".encode("utf-16"), "save the file as UTF-8"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "save the file as UTF-8"),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": "a", "label": "b"}\n'.encode("utf-16"), "can't be read: not valid UTF-8"),
+        ("a.csv", b"text;label\na;b\n", "there are: text;label\n  → save it with commas"),
+        ("a.json", b'{"data": [\n {"text": "a",\n  "label": "b"}]}', "an object on each line, or one list of objects"),
         ("a.csv", b'text,label\na,b\nc,"d\ne,f\ng,h\n', "quote is never closed"),
         ("a.csv", b'text,label\na,b\n"c,d\ne,f', "quote is never closed"),
         ("a.csv.gz", gzip.compress(b"text,label\n" + os.urandom(20_000).hex().encode())[:-9000], "can't be read to its end"),
@@ -154,8 +174,8 @@ def test_damaged_parquet_and_an_arrow_file(tmp_path):
 
 
 def test_splits_side_by_side_are_not_taken_for_labels_or_mixed(tmp_path):
-    for path in ("train/cat/1.png", "train/dog/2.png", "Test/cat/3.png"):
-        file = tmp_path / "pets" / path
+    for path in ("pets/train/cat/1.png", "pets/train/dog/2.png", "pets/Test/cat/3.png", "two/training_set/cat/1.png", "two/test_set/cat/1.png"):
+        file = tmp_path / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(png("red"))
     made = datasets.Dataset.from_dict({"text": ["a"]})
@@ -163,8 +183,8 @@ def test_splits_side_by_side_are_not_taken_for_labels_or_mixed(tmp_path):
     for path in ("csv/train.csv", "csv/test.csv", "hub/data/train-00000.parquet", "hub/data/test-00000.parquet", "sst/sst2_train.tsv"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("")
-    for source in ("pets", "saved", "csv", "hub"):
-        with pytest.raises(DataError, match=r"holds several splits: (Test|test), train"):
+    for source in ("pets", "two", "saved", "csv", "hub"):
+        with pytest.raises(DataError, match=r"holds several splits: (Test|test|test_set), train"):
             files(str(tmp_path / source))
     for path in ("other/dev/log.jsonl", "other/test/log.jsonl", "other/prod/log.jsonl", "parts/train-1.csv", "parts/training-2.csv"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -247,6 +267,9 @@ def test_files_without_a_header_are_given_names(tmp_path):
         rows = [row for chunk in reader.rows(["text"]) for row in chunk]
         assert [row["text"] in ("good", b"good") for row in rows[:2]] == [True, False]
     assert rows[2]["_error"]
+    (tmp_path / "a.csv").write_text("text,label\ngood,1\n", "utf-8")
+    with pytest.raises(DataError, match="its first row has the names"):
+        read.Reader(File(str(tmp_path / "a.csv")), ["text", "label"]).require(["text"])
 
 
 def test_shards_share_a_file(tmp_path):

@@ -39,7 +39,10 @@ def said(chat, parts, row=0):
 SHARED = [{"from": "human", "value": "good day", "role": None}, {"from": "gpt", "value": "best day ever", "role": None}]
 
 
-@pytest.mark.parametrize("value", [TALK, SHARED, json.dumps(TALK), json.dumps(TALK).encode(), np.array(TALK), [{**m, "id": 3} for m in TALK]])
+WRITTEN = [json.dumps(TALK), json.dumps(TALK).encode(), str(TALK)]
+
+
+@pytest.mark.parametrize("value", [TALK, SHARED, *WRITTEN, np.array(TALK), [{**m, "id": 3} for m in TALK]])
 def test_cells_as_conversations(chat, value):
     assert chat.decode(value) == TALK
 

@@ -73,9 +73,10 @@ def test_cells_are_numbers_or_categories():
     cell = tabular.Modality(InputSpec(column="age", modality="tabular"), "")
     assert [cell.decode(v) for v in (3, 2.5, "7", b" red ", True, b"true", Decimal("1.50"))] == ["3", "2.5", "7", "red", "True", "True", "1.50"]
     bad_cells = [(None, "null"), ("  ", "null"), (float("inf"), "not a finite"), ([1], "neither a number nor a text"), (b"\xff", "UTF-8")]
-    for bad, reason in [*bad_cells, ("\ud83d", "Unicode")]:
+    for bad, reason in [*bad_cells, ("\ud83d", "Unicode"), (b"NaN", "null")]:
         with pytest.raises(DataError, match=reason):
             cell.decode(bad)
+    assert tabular.Modality(InputSpec(column="age", modality="tabular", optional=True), "").decode(b"nan") is None
     batch = cell.collate(cell.prepare(["3", "red", "blue", "red", None]))
     assert batch["number"].tolist() == [3, 0, 0, 0, 0]
     number, red, blue, again, missing = batch["category"].tolist()

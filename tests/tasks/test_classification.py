@@ -21,7 +21,7 @@ def test_one_label_is_not_enough():
 
 
 WHOLE = [(1, "1"), (2.0, "2"), ("2.0", "2"), (b"-1.00", "-1")]
-OTHER = [("ok", "ok"), (b" ok ", "ok"), (True, "True"), (2.5, "2.5"), ("v2.0", "v2.0"), (Decimal("1.50"), "1.50")]
+OTHER = [("ok", "ok"), (b" ok ", "ok"), (True, "True"), (2.5, "2.5"), ("v2.0", "v2.0"), (Decimal("1.50"), "1.50"), ("e\u0301", "\xe9")]
 
 
 @pytest.mark.parametrize(("value", "label"), [*WHOLE, *OTHER])

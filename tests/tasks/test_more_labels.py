@@ -79,6 +79,10 @@ def test_labels_come_in_several_forms_and_rare_ones_may_weigh_more():
             multilabel.Task.clean(value)
     with pytest.raises(DataError, match="never seen"):
         fit(multilabel, rows).encode(["z"])
+    for several, parts in (("b, a", r"b\|a"), ("b;a", r"b\|a"), ("2,14", r"2\|14")):
+        with pytest.raises(DataError, match=f"seems to be 2 labels\n.*'{parts}'"):
+            fit(multilabel, [*rows, [several]])
+    assert fit(multilabel, [*rows, ["a, or else"]]).labels == ["a", "a, or else", "b"]
 
 
 TAGS = ["B-loc", "B-per", "I-loc", "I-per", "O"]
@@ -120,6 +124,8 @@ def test_entities_are_decoded_with_their_words():
 def test_tags_come_in_several_forms_and_inner_ones_are_known():
     assert [token_classification.Task.clean(v) for v in (["O", "B-x"], '["O", "B-x"]', "O B-x", b"O B-x")] == [["O", "B-x"]] * 4
     assert fit(token_classification, [["O", "B-x"]]).labels == ["B-x", "I-x", "O"]
+    with pytest.raises(DataError, match=r"tags are numbers without names \(0, 3\)"):
+        fit(token_classification, [["0", "3"], ["0"]])
     for bad, reason in ((None, "missing"), (float("nan"), "missing"), ("[1", "not valid JSON"), (7, "not a list")):
         with pytest.raises(DataError, match=reason):
             token_classification.Task.clean(bad)

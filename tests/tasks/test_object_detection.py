@@ -323,6 +323,7 @@ BOX = {"label": "a", "box": [1, 2, 3, 4]}
         [{"label": "a", "box": None, "bbox": [1, 2, 2, 2]}],
         str([BOX]),
         {"bbox": [[1, 2, 2, 2]], "category": ["a"], "id": [7]},
+        {"bbox": [[1, 2, 2, 2]], "categories": ["a"]},
         {"bbox": np.array([[1, 2, 2, 2]]), "category": np.array(["a"])},
     ],
 )
@@ -366,7 +367,7 @@ def test_boxes_lie_inside_their_picture():
     picture = {"image": {"pixels": b"", "width": 96, "height": 64}}
     Task.check([{"label": "a", "box": [-1, 0, 97, 64]}], picture)
     for box in ([-2, 0, 50, 50], [0, 0, 50, 66], [97, 10, 98, 20], [0, -1, 5, 0]):
-        with pytest.raises(DataError, match="outside of its picture of 96 × 64"):
+        with pytest.raises(DataError, match='outside of its picture of 96 × 64 pixels; "bbox" is read as left, top, width'):
             Task.check([{"label": "a", "box": box}], picture)
     with pytest.raises(SpecError, match="modality `picture`"):
         Task.check([], {"image": b"pixels"})
