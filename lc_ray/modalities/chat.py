@@ -18,7 +18,8 @@ from lc_ray.modalities import _text, text
 from lc_ray.spec import InputSpec
 
 _ROLES = ("system", "user", "assistant")
-_SHARED = {"human": "user", "gpt": "assistant"}  # roles of ShareGPT
+_ALIKE = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "developer": "system"}  # roles of ShareGPT, and OpenAI's newer one
+_UNSAID = {"role": "system", "content": ""}
 _MESSAGES = 256
 _WORD = "Ycleped"  # that no template writes by itself
 SAID = 2  # in the mask, where the assistant speaks
@@ -67,7 +68,7 @@ class Modality(text.Modality):
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
         """A cell as messages {"role", "content"}, or ShareGPT's {"from", "value"}: a list, the text that JSON or Python writes of it, or any
-        other text, which is what the user says.
+        other text, which is what the user says. Content may be OpenAI's parts, if all are text.
 
         Raises:
             DataError: something else, an unknown role, a message without text, or a conversation that the template refuses.
@@ -76,9 +77,10 @@ class Modality(text.Modality):
             value = value.tolist()
         if not isinstance(value, list):
             value = _listed(super().decode(value, errors))
-        if not value or len(value) > _MESSAGES:
-            raise DataError(f"a conversation has 1 to {_MESSAGES} messages, not {len(value)}")
-        messages = [self._message(number, message, errors) for number, message in enumerate(value)]
+        said = [(number, message) for number, message in enumerate(map(_plain, value)) if message != _UNSAID]
+        if not said or len(value) > _MESSAGES:
+            raise DataError(f"a conversation has 1 to {_MESSAGES} messages, not {len(value) if said else 0}")
+        messages = [self._message(number, message, errors) for number, message in said]
         if messages[0]["role"] == "assistant":
             raise DataError("the conversation begins with the assistant")
         try:
@@ -88,8 +90,6 @@ class Modality(text.Modality):
         return messages
 
     def _message(self, number: int, message: Any, errors: str) -> dict[str, str]:
-        if isinstance(message, dict) and message.get("role") is None and isinstance(speaker := message.get("from"), str):
-            message = {"role": _SHARED.get(speaker, speaker), "content": message.get("value")}
         if not isinstance(message, dict) or message.get("role") not in _ROLES:
             raise DataError(f'message {number} is not {{"role": one of {", ".join(_ROLES)}, "content": ...}}')
         try:
@@ -132,6 +132,18 @@ class Modality(text.Modality):
         for row, mask in enumerate(columns["mask"]):
             tensors["attention_mask"][row, : len(mask)] = torch.tensor(mask)
         return tensors
+
+
+def _plain(message: Any) -> Any:
+    """A message with a role of ours, and its parts of text as one; a system that says nothing as `_UNSAID`."""
+    if not isinstance(message, dict):
+        return message
+    shared = message.get("role") is None
+    role, content = (message.get("from"), message.get("value")) if shared else (message["role"], message.get("content"))
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    role = _ALIKE.get(role, role) if isinstance(role, str) else role
+    return _UNSAID if role == "system" and content in ("", None) else {"role": role, "content": content}
 
 
 def _listed(text: str) -> list[Any]:

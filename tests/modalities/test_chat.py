@@ -40,11 +40,20 @@ SHARED = [{"from": "human", "value": "good day", "role": None}, {"from": "gpt", 
 
 
 WRITTEN = [json.dumps(TALK), json.dumps(TALK).encode(), str(TALK)]
+PARTS = [{**m, "content": [{"type": "text", "text": m["content"][:4]}, {"type": "text", "text": m["content"][4:]}]} for m in TALK]
+SILENT = [{"role": "system", "content": ""}], [{"from": "system", "value": None}]
 
 
-@pytest.mark.parametrize("value", [TALK, SHARED, *WRITTEN, np.array(TALK), [{**m, "id": 3} for m in TALK]])
+CONVERSATIONS = [TALK, SHARED, *WRITTEN, PARTS, np.array(TALK), [{**m, "id": 3} for m in TALK], SILENT[0] + TALK, SILENT[1] + SHARED]
+
+
+@pytest.mark.parametrize("value", CONVERSATIONS)
 def test_cells_as_conversations(chat, value):
     assert chat.decode(value) == TALK
+
+
+def test_a_developer_is_the_system(chat):
+    assert chat.decode([{"role": "developer", "content": "be brief"}, *TALK]) == [{"role": "system", "content": "be brief"}, *TALK]
 
 
 @pytest.mark.parametrize("text", ["good day", "[urgent] my flight is late", "[1, 2, 3] sum these", "[1, 2]", '["a", {}]', "[{", "[" * 50_000])
@@ -59,6 +68,8 @@ def test_a_text_is_what_the_user_says(chat, text):
         ([], "1 to 256 messages, not 0"),
         (TALK * 129, "not 258"),
         ("[]", "1 to 256 messages, not 0"),
+        (SILENT[0], "1 to 256 messages, not 0"),
+        ([*SILENT[0], {"role": "user", "content": [{"type": "image_url"}]}], "message 1: "),
         (["hi"], "message 0 is not"),
         ([TALK[0], {"from": "tool", "value": "x"}], "message 1 is not"),
         ([{"role": "robot", "content": "x"}], "role"),
