@@ -261,7 +261,7 @@ class AutoHyperparameterOptimizer:
         if self.dataset is None:
             raise DataError("no labelled data was given", fix="AutoHyperparameterOptimizer(model, dataset=...) or LangChain(name, dataset=...)")
         job = {**self.model.job, "storage": self.model.storage}
-        media = media_of({i["column"]: i["modality"] for i in job["data"]["inputs"]})
+        media = media_of({i["column"]: i["modality"] for i in job["data"]["inputs"]}, job["task"]["kind"], job["data"]["target"])
         data = {**job["data"], "train": source_of(self.dataset, self.model.storage, media)}
         if self.validation is not None:
             given = isinstance(self.validation, str | int | float)  # "10%", 200, 0.1 or a path: what the job file takes
@@ -292,9 +292,10 @@ def evaluate_model(model: Model | Predictor | str | Path, dataset: Any, target: 
         target = target or model.job["data"]["target"]
         model = model.predictor
     predictor = model if isinstance(model, Predictor) else load(model)
-    media = media_of({i.column: i.modality for i in predictor.inputs})
+    target = target or "label"
+    media = media_of({i.column: i.modality for i in predictor.inputs}, predictor.artifact.manifest.task["kind"], target)
     with tempfile.TemporaryDirectory() as folder:
-        return evaluate(predictor, source_of(dataset, folder, media), target or "label")
+        return evaluate(predictor, source_of(dataset, folder, media), target)
 
 
 class DeployModel:
