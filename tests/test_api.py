@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray.data
+import torch
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lc_ray import (
+    AudioModel,
     AutoHyperparameterOptimizer,
     DeployModel,
     ImageModel,
@@ -40,6 +42,7 @@ def folder(tmp_path, monkeypatch):
     """Runs are kept below the folder one works in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    return tmp_path
 
 
 def test_plans_are_recorded_and_not_shared(tiny_base, tiny_rows):
@@ -149,6 +152,42 @@ def test_what_is_no_plan(tiny_base):
         for call in (PruneModel, QuantizeModel, AutoHyperparameterOptimizer):
             with pytest.raises(ModelError, match=r"not a plan but \w+\n.*LangChain\(model\)"):
                 call(given)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"population": 0}, "population"),
+        ({"population": "many"}, "population"),
+        ({"epochs": float("inf")}, r"epochs: .*finite"),
+        ({"validation": 1.5}, r"validation: expected a whole number, got 1\.5"),
+        ({"validation": -1}, "validation: expected a part or a number of the rows"),
+    ],
+)
+def test_wrong_numbers_are_said_before_data_is_kept(tiny_base, tiny_rows, folder, fields, message):
+    with pytest.raises(SpecError, match=message):
+        AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=pd.read_csv(tiny_rows), **fields).plan()
+    assert not (folder / "runs").exists()
+
+
+def test_a_path_for_a_name(tiny_base, tiny_rows, folder):
+    plan = AutoHyperparameterOptimizer(LangChain(tiny_base, storage=folder / "kept"), dataset=pd.read_csv(tiny_rows)).plan()
+    assert plan.storage == str(folder / "kept")
+    assert AudioModel(tiny_base).job["data"]["inputs"][0]["base"] == str(tiny_base)
+
+
+def test_what_is_no_name_of_a_model():
+    for kind in (LangChain, ImageModel, AudioModel):
+        with pytest.raises(ModelError, match="not the name of a model but Linear"):
+            kind(torch.nn.Linear(1, 1))
+    with pytest.raises(SpecError, match=r"ImageModel: size: .*greater than or equal to 8"):
+        ImageModel("resnet18", pretrained=False, size=0)
+
+
+def test_data_that_can_not_be_kept(tiny_base, tiny_rows, folder):
+    (folder / "runs").write_text("no folder")
+    with pytest.raises(DataError, match="can't be kept"):
+        AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=pd.read_csv(tiny_rows)).plan()
 
 
 def test_parts_are_not_pruned_alone(tiny_base):

@@ -173,7 +173,10 @@ def _kept(content: Any, ending: str, storage: str) -> str:
     if not content:
         raise DataError("the dataset is empty")
     file = storage_path(storage) / "data" / f"{hashlib.sha256(content).hexdigest()[:16]}{ending}"
-    if not file.exists():
-        with file.whole() as out:
-            out.write(content)
+    try:
+        if not file.exists():
+            with file.whole() as out:
+                out.write(content)
+    except OSError as error:
+        raise DataError(f"can't be kept: {str(error).splitlines()[0]}", str(file), "make room there, or give another `storage`") from None
     return str(file)
