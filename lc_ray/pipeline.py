@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class RunResult:
     artifact: Artifact
     metrics: dict[str, float]
     report: Path
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
     reused: bool = False
 
 

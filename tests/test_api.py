@@ -2,6 +2,7 @@
 
 import io
 import logging
+from contextlib import ExitStack
 
 import datasets
 import huggingface_hub
@@ -28,6 +29,7 @@ from lc_ray import (
 )
 from lc_ray.data import read
 from lc_ray.data.files import files
+from lc_ray.deploy.ray import Deployment
 from lc_ray.errors import DataError, DeployError, ModelError, SpecError
 from lc_ray.models import load
 
@@ -205,6 +207,13 @@ def test_a_search_begins_around_the_rate_that_was_given(tiny_base, tiny_rows):
 def test_a_plan_shows_what_it_is(tiny_base):
     plan = QuantizeModel(PruneModel(LangChain("some/base"), "30%"))
     assert repr(plan) == "LangChain(text: some/base, prune: {'parameters': '30%'}, quantize: {'kind': 'int8'}, not trained yet)"
+
+
+def test_results_and_endpoints_show_what_fits_a_line(tiny_artifact):
+    result = RunResult(artifact.read(tiny_artifact), {"accuracy": 0.9}, tiny_artifact, {"segments": ["long"] * 1000})
+    assert "0.9" in repr(result)
+    assert len(repr(result)) < 300 + 3 * len(str(tiny_artifact))
+    assert "secret" not in repr(Deployment("http://127.0.0.1", "secret", "tiny", ExitStack()))
 
 
 def test_a_trained_model_is_loaded_once_and_anew_when_trained_again(tiny_base, tiny_artifact, second_artifact):

@@ -116,6 +116,13 @@ def test_paths_of_a_hugging_face_dataset_are_from_here(tmp_path, monkeypatch, co
 
 
 @pytest.mark.cluster
+def test_arrays_of_a_ray_dataset(ray_local, tmp_path):
+    tags = [np.array([0, 1]), np.array([1]), np.zeros((2, 2))]
+    data = ray.data.from_items([{"tags": cell} for cell in tags], override_num_blocks=3)
+    assert cells(data, "tags", tmp_path) == [cell.tolist() for cell in tags]
+
+
+@pytest.mark.cluster
 def test_pictures_of_a_ray_dataset(ray_local, tmp_path, monkeypatch, column):
     monkeypatch.chdir(tmp_path)
     GREY.save("a.png")
