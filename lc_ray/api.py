@@ -112,13 +112,13 @@ class LangChain(Model):
     Args:
         model: Hugging Face id, folder, `package:NAME/path`, or a model loaded with `from_pretrained`.
         tokenizer: of a loaded model; not needed for a name.
-        text: column with the text.
+        text: column with the text; of `token_classification` with its words.
         **options: of `Model`: `dataset`, `validation`, `target`, `task`, `storage`.
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, text: str = "text", **options: Any) -> None:
         self.storage = os.fspath(options.get("storage", "runs"))
-        super().__init__([{"column": text, "modality": "text", "base": self._base(model, tokenizer)}], **options)
+        super().__init__([{"column": text, "modality": _modality("text", options), "base": self._base(model, tokenizer)}], **options)
 
     def _base(self, model: Any, tokenizer: Any) -> str:
         if not hasattr(model, "save_pretrained"):
@@ -140,7 +140,7 @@ class ImageModel(Model):
     Args:
         model: torchvision name such as "resnet50", Hugging Face id, or folder.
         pretrained: whether it starts from the published weights; or a safetensors file with weights.
-        image: column with the picture: bytes, a path or a URI.
+        image: column with the picture: bytes, a path or a URI. Of `image_generation`, whose pictures are targets, the one with requests' seeds.
         size: side in pixels to which pictures are resized.
         augment: whether training pictures are cropped, flipped and recoloured.
         **options: of `Model`.
@@ -160,12 +160,15 @@ class ImageModel(Model):
     ) -> None:
         weights = "pretrained" if pretrained is True else "random" if pretrained is False else str(pretrained)
         base = _named(model)
-        column = {"column": image, "modality": "image", "base": base, "weights": weights, "size": size, "augment": augment}
+        modality = _modality("image", options)
+        column = {"column": image, "modality": modality, "base": base, "weights": weights, "size": size, "augment": augment}
         try:
             spec = InputSpec.model_validate(column)
         except ValidationError as error:
             raise SpecError(problems(error, InputSpec), "ImageModel") from None
-        family.load("modalities", "image").Encoder.pretrained(spec, find(base))  # what can't be had is said now, not after the data is read
+        found = find(base)  # what can't be had is said now, not after the data is read
+        if modality == "image":
+            family.load("modalities", "image").Encoder.pretrained(spec, found)
         super().__init__([column], **options)
 
 
@@ -181,7 +184,8 @@ class AudioModel(Model):
     """
 
     def __init__(self, model: str | Path, audio: str = "audio", seconds: float = 10.0, augment: bool = False, **options: Any) -> None:
-        super().__init__([{"column": audio, "modality": "audio", "base": _named(model), "seconds": seconds, "augment": augment}], **options)
+        column = {"column": audio, "modality": _modality("audio", options), "base": _named(model), "seconds": seconds, "augment": augment}
+        super().__init__([column], **options)
 
 
 class MultimodalModel(Model):
@@ -200,6 +204,13 @@ class MultimodalModel(Model):
         if any({"prune", "quantize"} & set(_planned(model).job) for model in models):
             raise SpecError("parts are not pruned or quantized alone", fix="PruneModel(MultimodalModel([...])), likewise QuantizeModel")
         super().__init__([i for model in models for i in model.job["data"]["inputs"]], fusion={"kind": fusion, "drop": 0.1}, **options)
+
+
+def _modality(usual: str, options: dict[str, Any]) -> str:
+    """Of a column, for the task that is asked for."""
+    task = options.get("task")
+    kind = task.get("kind") if isinstance(task, dict) else task
+    return str(family.load("tasks", kind).Task.COLUMNS.get(usual, usual)) if isinstance(kind, str) else usual
 
 
 def _named(model: Any) -> str:

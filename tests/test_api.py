@@ -249,3 +249,25 @@ def test_an_alias_is_named_never_silent(caplog, monkeypatch):
     with caplog.at_level(logging.WARNING), pytest.raises(ModelError, match="openai-community/gpt2"):
         load.find(LangChain("gpt3").job["data"]["inputs"][0]["base"])
     assert "openai-community/gpt2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "fields", "task", "modality"),
+    [
+        (LangChain, "tiny", {}, "token_classification", "words"),
+        (LangChain, "tiny", {}, "text_generation", "text"),
+        (AudioModel, "tiny", {}, {"kind": "speech_recognition", "max_new_tokens": 8}, "speech"),
+        (AudioModel, "tiny", {}, {"class_weights": "balanced"}, "audio"),
+        (ImageModel, "tiny", {"size": 64}, "object_detection", "picture"),
+        (ImageModel, "tiny", {"image": "seed"}, "image_generation", "seed"),
+        (ImageModel, "resnet18", {"pretrained": False}, "multilabel", "image"),
+    ],
+)
+def test_a_column_is_as_its_task_has_it(tiny_base, kind, name, fields, task, modality):
+    plan = kind(str(tiny_base) if name == "tiny" else name, task=task, **fields)
+    assert plan.job["data"]["inputs"][0]["modality"] == modality
+
+
+def test_a_task_that_is_not_known():
+    with pytest.raises(SpecError, match=r"no kind 'token_clasification' in tasks\n.*did you mean 'token_classification'"):
+        LangChain("some/base", task="token_clasification")
