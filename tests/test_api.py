@@ -192,6 +192,11 @@ def test_data_that_can_not_be_kept(tiny_base, tiny_rows, folder):
         AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=pd.read_csv(tiny_rows)).plan()
 
 
+def test_a_way_to_show_it_that_is_not_known(tiny_base, tiny_rows):
+    with pytest.raises(SpecError, match=r"mode='loud' is not known\n.*bars, json, quiet"):
+        AutoHyperparameterOptimizer(LangChain(str(tiny_base), dataset=tiny_rows)).train(mode="loud")
+
+
 def test_parts_are_not_pruned_alone(tiny_base):
     with pytest.raises(SpecError, match=r"PruneModel\(MultimodalModel"):
         MultimodalModel([PruneModel(LangChain(str(tiny_base))), LangChain(str(tiny_base), text="title")])
