@@ -113,12 +113,14 @@ class LangChain(Model):
         model: Hugging Face id, folder, `package:NAME/path`, or a model loaded with `from_pretrained`.
         tokenizer: of a loaded model; not needed for a name.
         text: column with the text; of `token_classification` with its words.
+        max_length: longest text in tokens; longer ones are cut.
         **options: of `Model`: `dataset`, `validation`, `target`, `task`, `storage`.
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, text: str = "text", **options: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any = None, text: str = "text", max_length: int = 128, **options: Any) -> None:
         self.storage = os.fspath(options.get("storage", "runs"))
-        super().__init__([{"column": text, "modality": _modality("text", options), "base": self._base(model, tokenizer)}], **options)
+        column = {"column": text, "modality": _modality("text", options), "base": self._base(model, tokenizer), "max_length": max_length}
+        super().__init__([column], **options)
 
     def _base(self, model: Any, tokenizer: Any) -> str:
         if not hasattr(model, "save_pretrained"):

@@ -172,6 +172,11 @@ def test_wrong_numbers_are_said_before_data_is_kept(tiny_base, tiny_rows, folder
     assert not (folder / "runs").exists()
 
 
+def test_a_text_may_be_longer(tiny_base, tiny_rows):
+    plans = [AutoHyperparameterOptimizer(LangChain(tiny_base, dataset=tiny_rows, **given)).plan() for given in ({}, {"max_length": 16})]
+    assert [plan.data.inputs[0].max_length for plan in plans] == [128, 16]
+
+
 def test_a_path_for_a_name(tiny_base, tiny_rows, folder):
     plan = AutoHyperparameterOptimizer(LangChain(tiny_base, storage=folder / "kept"), dataset=pd.read_csv(tiny_rows)).plan()
     assert plan.storage == str(folder / "kept")
