@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from lc_ray import family, pipeline
 from lc_ray.artifact import Artifact, read, sha256
@@ -25,6 +28,7 @@ from lc_ray.models.load import find
 from lc_ray.pipeline import RunResult
 from lc_ray.predictor import Predictor, load
 from lc_ray.progress import Mode
+from lc_ray.section import problems
 from lc_ray.spec import InputSpec, JobSpec, digest, parse
 from lc_ray.storage import names_in, storage_path
 
@@ -55,10 +59,10 @@ class Model:
         validation: Any = None,
         target: str | None = "label",
         task: str | dict[str, Any] = "classification",
-        storage: str = "runs",
+        storage: str | Path = "runs",
         fusion: dict[str, Any] | None = None,
     ) -> None:
-        self.storage = storage
+        self.storage = os.fspath(storage)
         self.job: dict[str, Any] = {
             "model": {"fusion": fusion or {}},
             "data": {"inputs": inputs, "target": target},
@@ -108,17 +112,19 @@ class LangChain(Model):
     Args:
         model: Hugging Face id, folder, `package:NAME/path`, or a model loaded with `from_pretrained`.
         tokenizer: of a loaded model; not needed for a name.
-        text: column with the text.
+        text: column with the text; of `token_classification` with its words.
+        max_length: longest text in tokens; longer ones are cut.
         **options: of `Model`: `dataset`, `validation`, `target`, `task`, `storage`.
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, text: str = "text", **options: Any) -> None:
-        self.storage = options.get("storage", "runs")
-        super().__init__([{"column": text, "modality": "text", "base": self._base(model, tokenizer)}], **options)
+    def __init__(self, model: Any, tokenizer: Any = None, text: str = "text", max_length: int = 128, **options: Any) -> None:
+        self.storage = os.fspath(options.get("storage", "runs"))
+        column = {"column": text, "modality": _modality("text", options), "base": self._base(model, tokenizer), "max_length": max_length}
+        super().__init__([column], **options)
 
     def _base(self, model: Any, tokenizer: Any) -> str:
-        if isinstance(model, str | Path):
-            return str(model)
+        if not hasattr(model, "save_pretrained"):
+            return _named(model)
         if tokenizer is None:
             raise ModelError("a loaded model needs its tokenizer", fix="LangChain(model, tokenizer)")
         with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +142,7 @@ class ImageModel(Model):
     Args:
         model: torchvision name such as "resnet50", Hugging Face id, or folder.
         pretrained: whether it starts from the published weights; or a safetensors file with weights.
-        image: column with the picture: bytes, a path or a URI.
+        image: column with the picture: bytes, a path or a URI. Of `image_generation`, whose pictures are targets, the one with requests' seeds.
         size: side in pixels to which pictures are resized.
         augment: whether training pictures are cropped, flipped and recoloured.
         **options: of `Model`.
@@ -146,12 +152,25 @@ class ImageModel(Model):
     """
 
     def __init__(
-        self, model: str, pretrained: bool | str | Path = True, image: str = "image", size: int = 224, augment: bool = True, **options: Any
+        self,
+        model: str | Path,
+        pretrained: bool | str | Path = True,
+        image: str = "image",
+        size: int = 224,
+        augment: bool = True,
+        **options: Any,
     ) -> None:
         weights = "pretrained" if pretrained is True else "random" if pretrained is False else str(pretrained)
-        column = {"column": image, "modality": "image", "base": model, "weights": weights, "size": size, "augment": augment}
-        spec = InputSpec(**column)
-        family.load("modalities", "image").Encoder.pretrained(spec, find(model))  # what can't be had is said now, not after the data is read
+        base = _named(model)
+        modality = _modality("image", options)
+        column = {"column": image, "modality": modality, "base": base, "weights": weights, "size": size, "augment": augment}
+        try:
+            spec = InputSpec.model_validate(column)
+        except ValidationError as error:
+            raise SpecError(problems(error, InputSpec), "ImageModel") from None
+        found = find(base)  # what can't be had is said now, not after the data is read
+        if modality == "image":
+            family.load("modalities", "image").Encoder.pretrained(spec, found)
         super().__init__([column], **options)
 
 
@@ -166,8 +185,9 @@ class AudioModel(Model):
         **options: of `Model`.
     """
 
-    def __init__(self, model: str, audio: str = "audio", seconds: float = 10.0, augment: bool = False, **options: Any) -> None:
-        super().__init__([{"column": audio, "modality": "audio", "base": model, "seconds": seconds, "augment": augment}], **options)
+    def __init__(self, model: str | Path, audio: str = "audio", seconds: float = 10.0, augment: bool = False, **options: Any) -> None:
+        column = {"column": audio, "modality": _modality("audio", options), "base": _named(model), "seconds": seconds, "augment": augment}
+        super().__init__([column], **options)
 
 
 class MultimodalModel(Model):
@@ -186,6 +206,20 @@ class MultimodalModel(Model):
         if any({"prune", "quantize"} & set(_planned(model).job) for model in models):
             raise SpecError("parts are not pruned or quantized alone", fix="PruneModel(MultimodalModel([...])), likewise QuantizeModel")
         super().__init__([i for model in models for i in model.job["data"]["inputs"]], fusion={"kind": fusion, "drop": 0.1}, **options)
+
+
+def _modality(usual: str, options: dict[str, Any]) -> str:
+    """Of a column, for the task that is asked for."""
+    task = options.get("task")
+    kind = task.get("kind") if isinstance(task, dict) else task
+    return str(family.load("tasks", kind).Task.COLUMNS.get(usual, usual)) if isinstance(kind, str) else usual
+
+
+def _named(model: Any) -> str:
+    """A base model's name, if that is what was given."""
+    if not isinstance(model, str | Path):
+        raise ModelError(f"not the name of a model but {type(model).__name__}", fix="give a name, or the folder that the model was saved to")
+    return str(model)
 
 
 def PruneModel(model: Model, pruning_ratio: float = 0.5) -> Model:
@@ -256,21 +290,25 @@ class AutoHyperparameterOptimizer:
         """The job that `train` runs.
 
         Raises:
-            DataError: no data was given.
+            DataError: no data was given, or it can't be kept.
+            SpecError: the plan's numbers or names are wrong; says each.
         """
         if self.dataset is None:
             raise DataError("no labelled data was given", fix="AutoHyperparameterOptimizer(model, dataset=...) or LangChain(name, dataset=...)")
-        job = {**self.model.job, "storage": self.model.storage}
-        media = media_of({i["column"]: i["modality"] for i in job["data"]["inputs"]})
-        data = {**job["data"], "train": source_of(self.dataset, self.model.storage, media)}
-        if self.validation is not None:
-            given = isinstance(self.validation, str | int | float)  # "10%", 200, 0.1 or a path: what the job file takes
-            data["validation"] = self.validation if given else source_of(self.validation, self.model.storage, media)
-        job |= {"data": data, "train": {"epochs": self.epochs, "segments": 2, "checkpoint_every": 500, **self.train_fields}}
-        if self.population > 1:
-            rate = parse(job).train.learning_rate if "learning_rate" in self.train_fields else _RATE
-            genes = {"train.learning_rate": {"log_uniform": [rate / _SPREAD, rate * _SPREAD]}}
-            job["search"] = {"population": self.population, "genes": genes}
+        train = {"epochs": self.epochs, "segments": 2, "checkpoint_every": 500, **self.train_fields}
+        job: dict[str, Any] = {**self.model.job, "storage": self.model.storage, "train": train}
+        if self.population != 1:
+            job["search"] = {"population": self.population, "genes": _around(_RATE)}
+        said = isinstance(self.validation, str | int | float)  # "10%", 200, 0.1 or a path: what the job file takes
+        data = {**job["data"], **({"validation": self.validation} if said else {})}
+        known = parse({**job, "data": {**data, "train": ""}})  # what is wrong is told before data is kept
+        if known.search and "learning_rate" in self.train_fields:
+            job["search"] |= {"genes": _around(known.train.learning_rate)}
+        media = media_of({i.column: i.modality for i in known.data.inputs}, known.task.kind, known.data.target)
+        data["train"] = source_of(self.dataset, self.model.storage, media)
+        if self.validation is not None and not said:
+            data["validation"] = source_of(self.validation, self.model.storage, media)
+        job["data"] = data
         name = parse({**job, "name": "plan"})
         return name.model_copy(update={"name": f"model-{hashlib.sha256(name.model_dump_json().encode()).hexdigest()[:10]}"})
 
@@ -278,6 +316,11 @@ class AutoHyperparameterOptimizer:
         """Run the pipeline; the model then predicts, is evaluated and is deployed as trained."""
         self.model.result = pipeline.run(self.plan(), mode)
         return self.model.result
+
+
+def _around(rate: float) -> dict[str, Any]:
+    """Genes of a search for the learning rate."""
+    return {"train.learning_rate": {"log_uniform": [rate / _SPREAD, rate * _SPREAD]}}
 
 
 def evaluate_model(model: Model | Predictor | str | Path, dataset: Any, target: str | None = None) -> dict[str, Any]:
@@ -292,9 +335,10 @@ def evaluate_model(model: Model | Predictor | str | Path, dataset: Any, target: 
         target = target or model.job["data"]["target"]
         model = model.predictor
     predictor = model if isinstance(model, Predictor) else load(model)
-    media = media_of({i.column: i.modality for i in predictor.inputs})
+    target = target or "label"
+    media = media_of({i.column: i.modality for i in predictor.inputs}, predictor.artifact.manifest.task["kind"], target)
     with tempfile.TemporaryDirectory() as folder:
-        return evaluate(predictor, source_of(dataset, folder, media), target or "label")
+        return evaluate(predictor, source_of(dataset, folder, media), target)
 
 
 class DeployModel:

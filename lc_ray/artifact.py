@@ -15,7 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class Artifact:
     """
 
     path: Path
-    manifest: Manifest
+    manifest: Manifest = field(repr=False)
     uri: str = ""
 
     @property

@@ -14,9 +14,9 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lc_ray
 from lc_ray import artifact, progress, results, runtime
@@ -24,7 +24,7 @@ from lc_ray import spec as specs
 from lc_ray.artifact import Artifact, Feature
 from lc_ray.client import Client
 from lc_ray.data.prepare import Prepared, prepare, stamps
-from lc_ray.errors import AcceptError, ArtifactError, ClusterError, unwrap
+from lc_ray.errors import AcceptError, ArtifactError, ClusterError, SpecError, unwrap
 from lc_ray.evaluate import cost, drift, hardware, quality
 from lc_ray.evaluate.gate import judge
 from lc_ray.evaluate.report import write_html
@@ -61,7 +61,7 @@ class RunResult:
     artifact: Artifact
     metrics: dict[str, float]
     report: Path
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
     reused: bool = False
 
 
@@ -76,6 +76,8 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
         SpecError, DataError, ModelError, PlacementError, TrainError, ArtifactError, ClusterError: see `lc_ray.errors`.
         AcceptError: the finished model did not pass the gate; everything is kept, nothing is promoted.
     """
+    if mode not in get_args(Mode):
+        raise SpecError(f"mode={mode!r} is not known", fix=f"known: {', '.join(get_args(Mode))}")
     job = job if isinstance(job, JobSpec) else specs.parse(job) if isinstance(job, dict) else specs.read(job)
     space.require(job)
     folder, kept = job.folder, storage_path(job.storage) / job.name

@@ -35,7 +35,7 @@ class Predictor:
     """
 
     def __init__(self, found: Artifact, threads: int | None = None) -> None:
-        self.artifact = found
+        self.artifact, self._threads = found, threads
         self.inputs = inputs_of(found.manifest)
         self.columns = modalities(self.inputs, found.path / "processor")
         self.task = task_of(found.manifest).bind(self.columns)
@@ -43,6 +43,10 @@ class Predictor:
         self._engine: Any = self._open()
         self.used: Callable[[Predictor, Any], None] = lambda *_: None
         self.room: Callable[[Predictor], AbstractContextManager[None]] = lambda _: nullcontext()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes load the artifact themselves."""
+        return Predictor, (self.artifact, self._threads)
 
     @property
     def engine(self) -> Any:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ ENVIRONMENT = {
 _DECIDES, _STARTS = 15.0, 900.0  # seconds in which an autoscaler begins to start nodes, and in which they are there
 _SIGACTION = 1024  # bytes, more than any C library's struct has
 _started = False  # by this process, for itself
+_sessions = 0  # in the Ray that the first of them has connected
+_turn = threading.Lock()
 _DATA_CPUS = 1  # beside the workers, so that Ray Data can read while all of them train
 
 
@@ -42,16 +45,35 @@ _DATA_CPUS = 1  # beside the workers, so that Ray Data can read while all of the
 def session(cpus: int | None = None) -> Iterator[None]:
     """Connect to the Ray of `RAY_ADDRESS`, keep one that is already connected, or start a local one and stop it afterwards.
 
+    What one thread has connected stays until the sessions of all of them have ended.
+
     Args:
         cpus: of a local Ray; all cores, and one for reading data, if not given.
 
     Raises:
         ClusterError: no Ray is at `RAY_ADDRESS`.
     """
-    global _started
-    if ray.is_initialized():
+    global _sessions, _started
+    with _turn:
+        found = ray.is_initialized() and not _sessions  # the program has connected it, and will end it
+        if not ray.is_initialized():
+            _connect(cpus)
+            _sessions = 0
+        if not found:
+            _sessions += 1
+    try:
         yield
-        return
+    finally:
+        with _turn:
+            if not found:
+                _sessions -= 1
+            if not found and not _sessions:
+                _started = False
+                ray.shutdown()
+
+
+def _connect(cpus: int | None) -> None:
+    global _started
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -75,11 +97,6 @@ def session(cpus: int | None = None) -> Iterator[None]:
             raise ClusterError(f"no Ray can be started here: {told}", fix="is the machine very busy, or short of memory or disk?") from None
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # members that fail are told of as events
-    try:
-        yield
-    finally:
-        _started = False
-        ray.shutdown()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lc_ray.errors import SpecError
 class Section(BaseModel):
     """Base of all sections: frozen, and an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 def override(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -114,9 +114,14 @@ class DataSpec(Section):
     @classmethod
     def _number_or_source(cls, value: Any) -> Any:
         try:
-            return share(value)
+            found = share(value)
         except ValueError:
-            return str(value)
+            if not isinstance(value, str):
+                raise
+            return value
+        if found < 0 or (isinstance(found, float) and found > 1):
+            raise ValueError(f"expected a part or a number of the rows, got {value!r}")
+        return found
 
 
 class TaskSpec(Section):

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from contextlib import ExitStack
 
 import datasets
 import huggingface_hub
@@ -9,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray.data
+import torch
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lc_ray import (
+    AudioModel,
     AutoHyperparameterOptimizer,
     DeployModel,
     ImageModel,
@@ -26,6 +29,7 @@ from lc_ray import (
 )
 from lc_ray.data import read
 from lc_ray.data.files import files
+from lc_ray.deploy.ray import Deployment
 from lc_ray.errors import DataError, DeployError, ModelError, SpecError
 from lc_ray.models import load
 
@@ -40,6 +44,7 @@ def folder(tmp_path, monkeypatch):
     """Runs are kept below the folder one works in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    return tmp_path
 
 
 def test_plans_are_recorded_and_not_shared(tiny_base, tiny_rows):
@@ -151,6 +156,52 @@ def test_what_is_no_plan(tiny_base):
                 call(given)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"population": 0}, "population"),
+        ({"population": "many"}, "population"),
+        ({"epochs": float("inf")}, r"epochs: .*finite"),
+        ({"validation": 1.5}, r"validation: expected a whole number, got 1\.5"),
+        ({"validation": -1}, "validation: expected a part or a number of the rows"),
+    ],
+)
+def test_wrong_numbers_are_said_before_data_is_kept(tiny_base, tiny_rows, folder, fields, message):
+    with pytest.raises(SpecError, match=message):
+        AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=pd.read_csv(tiny_rows), **fields).plan()
+    assert not (folder / "runs").exists()
+
+
+def test_a_text_may_be_longer(tiny_base, tiny_rows):
+    plans = [AutoHyperparameterOptimizer(LangChain(tiny_base, dataset=tiny_rows, **given)).plan() for given in ({}, {"max_length": 16})]
+    assert [plan.data.inputs[0].max_length for plan in plans] == [128, 16]
+
+
+def test_a_path_for_a_name(tiny_base, tiny_rows, folder):
+    plan = AutoHyperparameterOptimizer(LangChain(tiny_base, storage=folder / "kept"), dataset=pd.read_csv(tiny_rows)).plan()
+    assert plan.storage == str(folder / "kept")
+    assert AudioModel(tiny_base).job["data"]["inputs"][0]["base"] == str(tiny_base)
+
+
+def test_what_is_no_name_of_a_model():
+    for kind in (LangChain, ImageModel, AudioModel):
+        with pytest.raises(ModelError, match="not the name of a model but Linear"):
+            kind(torch.nn.Linear(1, 1))
+    with pytest.raises(SpecError, match=r"ImageModel: size: .*greater than or equal to 8"):
+        ImageModel("resnet18", pretrained=False, size=0)
+
+
+def test_data_that_can_not_be_kept(tiny_base, tiny_rows, folder):
+    (folder / "runs").write_text("no folder")
+    with pytest.raises(DataError, match="can't be kept"):
+        AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=pd.read_csv(tiny_rows)).plan()
+
+
+def test_a_way_to_show_it_that_is_not_known(tiny_base, tiny_rows):
+    with pytest.raises(SpecError, match=r"mode='loud' is not known\n.*bars, json, quiet"):
+        AutoHyperparameterOptimizer(LangChain(str(tiny_base), dataset=tiny_rows)).train(mode="loud")
+
+
 def test_parts_are_not_pruned_alone(tiny_base):
     with pytest.raises(SpecError, match=r"PruneModel\(MultimodalModel"):
         MultimodalModel([PruneModel(LangChain(str(tiny_base))), LangChain(str(tiny_base), text="title")])
@@ -166,6 +217,13 @@ def test_a_search_begins_around_the_rate_that_was_given(tiny_base, tiny_rows):
 def test_a_plan_shows_what_it_is(tiny_base):
     plan = QuantizeModel(PruneModel(LangChain("some/base"), "30%"))
     assert repr(plan) == "LangChain(text: some/base, prune: {'parameters': '30%'}, quantize: {'kind': 'int8'}, not trained yet)"
+
+
+def test_results_and_endpoints_show_what_fits_a_line(tiny_artifact):
+    result = RunResult(artifact.read(tiny_artifact), {"accuracy": 0.9}, tiny_artifact, {"segments": ["long"] * 1000})
+    assert "0.9" in repr(result)
+    assert len(repr(result)) < 300 + 3 * len(str(tiny_artifact))
+    assert "secret" not in repr(Deployment("http://127.0.0.1", "secret", "tiny", ExitStack()))
 
 
 def test_a_trained_model_is_loaded_once_and_anew_when_trained_again(tiny_base, tiny_artifact, second_artifact):
@@ -201,3 +259,25 @@ def test_an_alias_is_named_never_silent(caplog, monkeypatch):
     with caplog.at_level(logging.WARNING), pytest.raises(ModelError, match="openai-community/gpt2"):
         load.find(LangChain("gpt3").job["data"]["inputs"][0]["base"])
     assert "openai-community/gpt2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "fields", "task", "modality"),
+    [
+        (LangChain, "tiny", {}, "token_classification", "words"),
+        (LangChain, "tiny", {}, "text_generation", "text"),
+        (AudioModel, "tiny", {}, {"kind": "speech_recognition", "max_new_tokens": 8}, "speech"),
+        (AudioModel, "tiny", {}, {"class_weights": "balanced"}, "audio"),
+        (ImageModel, "tiny", {"size": 64}, "object_detection", "picture"),
+        (ImageModel, "tiny", {"image": "seed"}, "image_generation", "seed"),
+        (ImageModel, "resnet18", {"pretrained": False}, "multilabel", "image"),
+    ],
+)
+def test_a_column_is_as_its_task_has_it(tiny_base, kind, name, fields, task, modality):
+    plan = kind(str(tiny_base) if name == "tiny" else name, task=task, **fields)
+    assert plan.job["data"]["inputs"][0]["modality"] == modality
+
+
+def test_a_task_that_is_not_known():
+    with pytest.raises(SpecError, match=r"no kind 'token_clasification' in tasks\n.*did you mean 'token_classification'"):
+        LangChain("some/base", task="token_clasification")

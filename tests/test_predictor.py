@@ -1,5 +1,7 @@
 """Rows as users give them to a model of several columns."""
 
+import pickle
+
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -43,6 +45,11 @@ def test_rows_come_as_programs_have_them(model):
     for alone in ("good", b"good", rows[0], None):
         with pytest.raises(DataError, match=r"expected a list of instances, got .*\n.*predict\(\[...\]\)"):
             model.predict(alone)
+
+
+def test_it_is_sent_to_other_processes(model):
+    rows = [{"text": "good", "cell": 1}]
+    assert pickle.loads(pickle.dumps(model)).predict(rows) == model.predict(rows)
 
 
 def test_other_keys_beside_a_whole_row_are_left_alone(model):

@@ -1,5 +1,6 @@
 import io
 import json
+from contextlib import ExitStack
 
 import pytest
 import ray
@@ -103,6 +104,22 @@ def test_a_ray_that_is_not_there_is_told_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ClusterError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: no Ray can be reached"), runtime.session():
         pass
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_ray_stays_until_the_last_session_of_all_threads_ends(monkeypatch, before):
+    up = [before]
+    monkeypatch.setattr(runtime, "_sessions", 0)
+    monkeypatch.setattr(runtime, "_connect", lambda cpus: up.append(True))
+    monkeypatch.setattr(ray, "is_initialized", lambda: up[-1])
+    monkeypatch.setattr(ray, "shutdown", lambda: up.append(False))
+    first, second = ExitStack(), ExitStack()
+    for one in (first, second):
+        one.enter_context(runtime.session())
+    first.close()
+    assert up[-1]
+    second.close()
+    assert up == ([True] if before else [False, True, False])
 
 
 def test_of_a_ray_that_was_there_before_all_is_for_the_workers(monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from lc_ray import family
@@ -20,9 +21,14 @@ from lc_ray.storage import storage_path
 _PNG, _DEEP = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"), ("I", "F")  # modes of PIL
 
 
-def media_of(modalities: dict[str, str]) -> set[str]:
-    """The columns whose values are files."""
-    return {column for column, kind in modalities.items() if hasattr(family.load("modalities", kind).Modality, "MEDIA")}
+class _Binary(TypeError):
+    """Bytes, which JSON has no form for."""
+
+
+def media_of(modalities: dict[str, str], task: str, target: str | None) -> set[str]:
+    """The columns whose values are files, that of a task's targets among them."""
+    found = {column for column, kind in modalities.items() if hasattr(family.load("modalities", kind).Modality, "MEDIA")}
+    return found | ({target} if target and pa.binary() == family.load("tasks", task).Task.TYPE else set())
 
 
 def source_of(data: Any, storage: str, media: set[str]) -> str:
@@ -33,20 +39,16 @@ def source_of(data: Any, storage: str, media: set[str]) -> str:
     if isinstance(data, str | Path):
         return str(data)
     if isinstance(data, list):
-        for number, row in enumerate(data):
-            if not isinstance(row, dict):
-                raise DataError(f"not a dict but {type(row).__name__}", f"row {number}", "give a list of dicts by column")
-        rows = [{name: _cell(value, name in media) for name, value in row.items()} for row in data]
-        if not any(isinstance(value, bytes) for row in rows for value in row.values()):
-            return _kept(_json_lines(rows), ".jsonl", storage)
-        table = _table(rows)
-    elif hasattr(data, "to_arrow_refs"):
+        return _rows(data, storage, media)
+    if hasattr(data, "to_arrow_refs"):
         import ray
 
-        if media & set(data.columns() or ()):  # arrays among them become pictures
-            return source_of(data.take_all(), storage, media)
-        table = pa.concat_tables(ray.get(data.to_arrow_refs()), promote_options="permissive")
-    elif isinstance(data, dict) and data:  # a Hugging Face DatasetDict
+        blocks = ray.get(data.to_arrow_refs())
+        arrays = any(isinstance(kind, pa.BaseExtensionType) for block in blocks for kind in block.schema.types)
+        if arrays or media & set(data.columns() or ()):  # arrays become pictures, or lists
+            return _rows(data.take_all(), storage, media)
+        table = pa.concat_tables(blocks, promote_options="permissive")
+    elif isinstance(data, dict) and hasattr(data, "with_format"):  # a Hugging Face DatasetDict
         raise DataError(f"this is several: {', '.join(map(str, data))}", fix="give one of them, for example data['train']")
     elif hasattr(data, "with_format") and hasattr(data, "__len__"):
         table = data.with_format("arrow")[:].replace_schema_metadata(data.features.arrow_schema.metadata)  # which has the names of classes
@@ -54,41 +56,75 @@ def source_of(data: Any, storage: str, media: set[str]) -> str:
             if name in media:
                 values = [_cell(value, True) for value in table[name].to_pylist()]
                 table = table.set_column(place, table.field(place), pa.array(values, table.field(place).type))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        return _kept(sink.getvalue() if table.num_rows else b"", ".parquet", storage)
-    elif hasattr(data, "to_parquet"):
+        return _kept(_parquet(table), ".parquet", storage)
+    elif hasattr(data, "iterrows"):
         if len(twice := data.columns[data.columns.duplicated()]):
             raise DataError(f"2 columns are named '{twice[0]}'", fix="rename one of them")
+        data = data.copy(deep=False)
+        for name in [name for name, dtype in data.dtypes.items() if _is_named(dtype)]:
+            data[name] = data[name].map(str, na_action="ignore").astype(object)
         if media & set(data.columns):
-            return source_of(data.to_dict("records"), storage, media)
+            return _rows(data.to_dict("records"), storage, media)
         try:
             table = pa.Table.from_pandas(data, preserve_index=False)
-        except (pa.ArrowException, OverflowError):  # a column of several types, of which some rows will be rejected
-            return _kept(_json_lines(data.to_dict("records")), ".jsonl", storage)
+        except (pa.ArrowException, OverflowError, TypeError):  # a column of several types, of which some rows will be rejected; or a sparse one
+            return _rows(data.to_dict("records"), storage, media)
     else:
         raise DataError(
             f"data of type {type(data).__name__} is not accepted",
             fix="give a path, a pandas DataFrame, a Hugging Face dataset, a Ray Dataset or a list of dicts",
         )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(None), sink)
-    return _kept(sink.getvalue() if table.num_rows else b"", ".parquet", storage)
+    return _kept(_parquet(table.replace_schema_metadata(None)), ".parquet", storage)
+
+
+def _is_named(dtype: Any) -> bool:
+    """Whether a pandas column has intervals or periods, or categories of them, whose names Arrow would lose."""
+    return str(getattr(getattr(dtype, "categories", dtype), "dtype", dtype)).startswith(("interval", "period"))
+
+
+def _rows(data: list[Any], storage: str, media: set[str]) -> str:
+    """As `source_of`, for rows as dicts: JSON, or a table where there are bytes."""
+    rows = []
+    for number, row in enumerate(data):
+        if not isinstance(row, dict):
+            raise DataError(f"not a dict but {type(row).__name__}", f"row {number}", "give a list of dicts by column")
+        try:
+            rows.append({name: _cell(value, name in media) for name, value in row.items()})
+        except DataError as error:
+            raise DataError(error.what, f"row {number}", error.fix) from None
+    try:
+        return _kept("".join(json.dumps(row, default=_plain) + "\n" for row in rows).encode(), ".jsonl", storage)
+    except _Binary:
+        return _kept(_parquet(_table(rows)), ".parquet", storage)
 
 
 def _cell(value: Any, media: bool) -> Any:
-    """A cell as a file can hold it: a picture as an image's bytes, a relative path as an absolute one."""
+    """A cell as a file can hold it: a picture as an image's bytes, a relative path as an absolute one, an array as a list."""
     if media and isinstance(value, np.ndarray) and value.dtype == np.uint8:
-        value = Image.fromarray(value[:, :, 0] if value.shape[2:] == (1,) else value)
+        value = _picture(value)
     if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
         return _encoded(value)
     if media and isinstance(value, str | Path) and "://" not in str(value) and not str(value).startswith("data:"):
         return str(Path(value).expanduser().resolve())
-    if media and isinstance(value, dict) and isinstance(value.get("path"), str):
-        return value | {"path": _cell(value["path"], media)}
+    if isinstance(value, dict):
+        return {name: _cell(each, media and name == "path") for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cell(each, False) for each in value]
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
+    if hasattr(value, "tolist"):  # of NumPy, PyTorch and pandas
+        return value.tolist()
     return str(value) if isinstance(value, Path) else value
+
+
+def _picture(values: NDArray[np.uint8]) -> Image.Image:
+    try:
+        if not values.size:
+            raise ValueError
+        return Image.fromarray(values[:, :, 0] if values.shape[2:] == (1,) else values)
+    except (TypeError, ValueError):
+        shape = " × ".join(map(str, values.shape))
+        raise DataError(f"an array of {shape} is no picture", fix="give height × width, or height × width × 3, of uint8") from None
 
 
 def _encoded(picture: Image.Image) -> bytes:
@@ -101,17 +137,17 @@ def _encoded(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _json_lines(rows: list[Any]) -> bytes:
-    return "".join(json.dumps(row, default=_plain) + "\n" for row in rows).encode()
-
-
 def _plain(value: Any) -> Any:
-    """A cell that JSON has no form for: of NumPy and pandas, as Python's own, what is missing as null, a set as a list; else its text."""
+    """A cell that JSON has no form for: what is missing as null, a set as a list; else its text.
+
+    Raises:
+        _Binary: it is bytes.
+    """
+    if isinstance(value, bytes):
+        raise _Binary
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
-    if isinstance(value, set | frozenset):
-        return sorted(value, key=str)
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+    return sorted(value, key=str) if isinstance(value, set | frozenset) else str(value)
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
@@ -129,11 +165,20 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.table(columns)
 
 
+def _parquet(table: pa.Table) -> Any:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue() if table.num_rows else b""
+
+
 def _kept(content: Any, ending: str, storage: str) -> str:
     if not content:
         raise DataError("the dataset is empty")
     file = storage_path(storage) / "data" / f"{hashlib.sha256(content).hexdigest()[:16]}{ending}"
-    if not file.exists():
-        with file.whole() as out:
-            out.write(content)
+    try:
+        if not file.exists():
+            with file.whole() as out:
+                out.write(content)
+    except OSError as error:
+        raise DataError(f"can't be kept: {str(error).splitlines()[0]}", str(file), "make room there, or give another `storage`") from None
     return str(file)

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -120,7 +120,7 @@ class Deployment:
     """
 
     url: str
-    key: str
+    key: str = field(repr=False)
     name: str
     _settings: Settings
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import Field
@@ -39,7 +39,7 @@ class Deployment:
     """
 
     url: str
-    key: str
+    key: str = field(repr=False)
     name: str
     _session: ExitStack
 

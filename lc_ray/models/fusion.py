@@ -146,8 +146,9 @@ class Attention(nn.Module):
     def forward(self, hidden: list[Tensor], masks: list[Tensor], present: Tensor) -> Tensor:
         """→ (batch, width)."""
         parts = [p(n(h)) + c for p, n, h, c in zip(self.project, self.norms, hidden, self.column, strict=True)]
-        read = self.read.expand(len(present), 1, -1).to(parts[0].dtype)
-        mask = torch.cat([masks[0].new_ones(len(present), 1), *(m.to(masks[0].dtype) for m in masks)], 1)  # (batch, 1 + positions)
+        rows = present.shape[0]  # len() would be a constant where the model is traced
+        read = self.read.expand(rows, 1, -1).to(parts[0].dtype)
+        mask = torch.cat([masks[0].new_ones(rows, 1), *(m.to(masks[0].dtype) for m in masks)], 1)  # (batch, 1 + positions)
         mixed, seen = torch.cat([read, *parts], 1), mask[:, None, None].bool()
         for block in self.blocks:
             mixed = block(mixed, seen)

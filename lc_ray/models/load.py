@@ -48,8 +48,10 @@ def find(name: str) -> str:
         return str(package_path(name))
     if "://" in name:
         return _copied(name)
-    if Path(name).expanduser().exists():
-        return str(Path(name).expanduser().resolve())
+    if (folder := Path(name).expanduser()).exists():
+        if (folder / artifact.MANIFEST).exists() and not (folder / "config.json").exists():
+            raise ModelError("an artifact, which is trained already, and no base model", name, "give the folder or name that it was trained from")
+        return str(folder.resolve())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError("no such folder", name, "give a folder with config.json, a Hugging Face id, or package:NAME/path")
     return name if _in_torchvision(name) else _download(name)

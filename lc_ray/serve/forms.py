@@ -49,6 +49,9 @@ async def read_form(request: Request, max_body: int, endpoint: Endpoint) -> list
     """
     charset(request.headers["content-type"])
     body = await read_body(request, max_body)
+    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary")
+    if boundary and b"--" + boundary + b"--" not in body:
+        raise HttpError(400, "malformed_form", "the form is cut off: its closing boundary is missing")
     most = max(_FIELDS, endpoint.spec.max_instances * len(endpoint.predictor.columns))
 
     async def whole() -> AsyncGenerator[bytes, None]:

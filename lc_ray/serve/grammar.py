@@ -108,4 +108,5 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise DataError(f"the schema can't be kept to: {self._matcher.get_error()}")
+            told = self._matcher.get_error().partition("\n<state>")[0]  # of the parser, which is long
+            raise DataError(f"the schema can't be kept to: {told}")

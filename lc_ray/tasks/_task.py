@@ -44,6 +44,7 @@ class Task:
         POSITIONS: whether every position of the only input column is labelled, not the row.
         LABELLED: whether rows need a target; of a fitted task, whether they have one.
         DECODES_SCORES: whether what `score` gives can be decoded, so that mistakes can be shown.
+        COLUMNS: modalities of its input columns, by those that such columns have for other tasks.
         Options: fields of the job's task section beside `kind`.
     """
 
@@ -52,6 +53,7 @@ class Task:
     POSITIONS: ClassVar[bool] = False
     LABELLED: bool = True
     DECODES_SCORES: ClassVar[bool] = True
+    COLUMNS: ClassVar[dict[str, str]] = {}
     Options: ClassVar[type[Section]] = Section
 
     @classmethod

@@ -13,7 +13,7 @@ import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +46,7 @@ class Task(_task.Task):
 
     TYPE = pa.binary()
     objective = "r2"
+    COLUMNS: ClassVar[dict[str, str]] = {"image": "seed"}
     DECODES_SCORES = False
 
     class Options(Section):

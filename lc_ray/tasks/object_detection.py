@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,7 @@ class Task(_task.Task):
 
     TYPE = pa.list_(pa.struct({"label": pa.string(), "box": pa.list_(pa.float64())}))
     objective = "map"
+    COLUMNS: ClassVar[dict[str, str]] = {"image": "picture"}
 
     class Options(Section):
         """Fields of the task section."""

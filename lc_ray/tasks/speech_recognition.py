@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jiwer
 import torch
@@ -32,6 +32,7 @@ class Task(_task.Task):
     """
 
     objective = "word_accuracy"
+    COLUMNS: ClassVar[dict[str, str]] = {"audio": "speech"}
 
     class Options(Section):
         """Fields of the task section."""

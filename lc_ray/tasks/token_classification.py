@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ class Task(_task.Task):
 
     TYPE = pa.list_(pa.string())
     objective = "f1"
+    COLUMNS: ClassVar[dict[str, str]] = {"text": "words"}
     POSITIONS = True
     Options = classification.Task.Options
 

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import ray.data
+import torch
 from PIL import Image
 
 from lc_ray.data.files import File
-from lc_ray.data.given import source_of
+from lc_ray.data.given import media_of, source_of
 from lc_ray.data.read import Reader
+from lc_ray.errors import DataError
 from lc_ray.modalities import image
 from lc_ray.spec import InputSpec
 
@@ -23,6 +26,11 @@ SHADES = np.add.outer(np.arange(8) * 8, np.arange(12) * 16).astype(np.uint8)
 def kept(picture, storage):
     """The bytes that a job reads."""
     return pq.read_table(source_of([{"photo": picture}], str(storage), {"photo"}))["photo"][0].as_py()
+
+
+def cells(data, column, storage, media=()):
+    reader = Reader(File(source_of(data, str(storage), set(media))))
+    return [row[column] for chunk in reader.rows([column]) for row in chunk]
 
 
 @pytest.fixture
@@ -53,6 +61,45 @@ def test_an_array_of_one_channel(tmp_path, column):
     assert column.decode(kept(SHADES[:, :, None], tmp_path)) == column.decode(kept(GREY, tmp_path))
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 12), (0, 0, 3), (1, 8, 12, 3)])
+def test_an_array_that_is_no_picture(tmp_path, shape):
+    with pytest.raises(DataError, match=r"row 1: an array of .* is no picture\n.*height × width × 3"):
+        cells([{"photo": SHADES}, {"photo": np.zeros(shape, np.uint8)}], "photo", tmp_path, ["photo"])
+
+
+def test_files_as_hugging_face_keeps_them(tmp_path):
+    rows = [{"photo": {"bytes": b"x", "path": None}}, {"photo": {"bytes": b"y", "path": None}}]
+    for data in (rows, pd.DataFrame(rows)):
+        assert [cell["bytes"] for cell in cells(data, "photo", tmp_path, ["photo"])] == [b"x", b"y"]
+
+
+def test_arrays_beside_a_picture(tmp_path):
+    boxes = {"bbox": np.arange(8.0).reshape(2, 4), "label": ["a", "b"]}
+    assert cells([{"photo": SHADES, "boxes": boxes}], "boxes", tmp_path, ["photo"]) == [{"bbox": [[0, 1, 2, 3], [4, 5, 6, 7]], "label": ["a", "b"]}]
+    assert cells([{"label": torch.tensor(1)}], "label", tmp_path) == [1]
+
+
+def test_dtypes_of_pandas_that_arrow_lacks(tmp_path):
+    groups = pd.cut([1, 5, np.nan], [0, 3, 10])
+    data = pd.DataFrame({"groups": groups, "months": pd.period_range("2024-01", periods=3, freq="M"), "few": pd.arrays.SparseArray([0, 0, 1])})
+    for frame, media in ((data, []), (data.drop(columns="few"), []), (data.assign(photo=[b"x"] * 3), ["photo"])):
+        assert [None if label != label else label for label in cells(frame, "groups", tmp_path, media)] == ["(0, 3]", "(3, 10]", None]
+        assert cells(frame, "months", tmp_path, media) == ["2024-01", "2024-02", "2024-03"]
+    assert cells(data, "few", tmp_path) == [0, 0, 1]
+    assert isinstance(data["groups"].dtype, pd.CategoricalDtype)
+
+
+def test_a_stream_is_not_accepted(tmp_path):
+    with pytest.raises(DataError, match="IterableDataset is not accepted"):
+        cells(datasets.Dataset.from_dict({"text": ["a"]}).to_iterable_dataset(), "text", tmp_path)
+
+
+def test_targets_that_are_files():
+    columns = {"text": "text", "photo": "image"}
+    assert media_of(columns, "image_generation", "picture") == {"photo", "picture"}
+    assert media_of(columns, "classification", "label") == media_of(columns, "masked_language_modeling", None) == {"photo"}
+
+
 def test_a_set_is_the_same_list_each_time(tmp_path):
     (line,) = Path(source_of([{"labels": {"c", "a", "b"}}], str(tmp_path), set())).read_text().splitlines()
     assert json.loads(line) == {"labels": ["a", "b", "c"]}
@@ -66,6 +113,13 @@ def test_paths_of_a_hugging_face_dataset_are_from_here(tmp_path, monkeypatch, co
         there, missing = pq.read_table(source_of(data, str(tmp_path / "runs"), {"photo"}))["photo"].to_pylist()
         assert column.decode(there, folder="/") == column.decode(kept(GREY, tmp_path))
         assert missing is None
+
+
+@pytest.mark.cluster
+def test_arrays_of_a_ray_dataset(ray_local, tmp_path):
+    tags = [np.array([0, 1]), np.array([1]), np.zeros((2, 2))]
+    data = ray.data.from_items([{"tags": cell} for cell in tags], override_num_blocks=3)
+    assert cells(data, "tags", tmp_path) == [cell.tolist() for cell in tags]
 
 
 @pytest.mark.cluster

@@ -44,6 +44,11 @@ def no_hub(monkeypatch):
     load._download.cache_clear()
 
 
+def test_a_trained_model_is_no_base(tiny_artifact):
+    with pytest.raises(ModelError, match=r"trained already(.|\n)*that it was trained from"):
+        load.find(str(tiny_artifact))
+
+
 def test_a_stand_in_is_named(caplog, no_hub):
     with caplog.at_level(logging.WARNING), pytest.raises(ModelError, match="openai-community/gpt2"):
         load.find("gpt3")

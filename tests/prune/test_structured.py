@@ -157,7 +157,21 @@ def family_of(kind):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_what_is_left_computes_what_the_whole_does_with_the_units_at_zero(kind):
     torch.manual_seed(0)
-    model, given = family_of(kind)
+    left_computes_the_same(*family_of(kind))
+
+
+def test_what_joins_columns_keeps_the_heads_that_it_has():
+    torch.manual_seed(0)
+    columns = {name: family_of("bert") for name in ("text", "title")}
+    encoders = {name: model.encoders["text"] for name, (model, _) in columns.items()}
+    given = {key.replace("text.", f"{name}."): value for name, (_, words) in columns.items() for key, value in words.items()}
+    model = FusionModel(encoders, FusionSpec(kind="attention"), TASK, 0.1).eval()
+    pruner = left_computes_the_same(model, given)
+    assert {layer.units for layer in pruner.layers if layer.name.startswith("join.") and layer.attention is not None} == {4}
+    assert model.join.blocks[0].up.out_features < 512
+
+
+def left_computes_the_same(model, given):
     masked, names = copy.deepcopy(model), {parameter: name for name, parameter in model.named_parameters()}
     pruner = observed(model, given)
     chosen = pruner._chosen(0.5 * pruner.parameters)
@@ -172,6 +186,7 @@ def test_what_is_left_computes_what_the_whole_does_with_the_units_at_zero(kind):
         torch.testing.assert_close(model(given), masked(given), atol=1e-5, rtol=1e-4)
     assert (before - load.parameters(model)) / prunable == pytest.approx(0.5, abs=0.05)
     assert (whole - masked(given)).abs().max() > 1e-3, "something must be gone, or this shows nothing"
+    return pruner
 
 
 class Halves(nn.Module):

@@ -113,6 +113,22 @@ def test_a_row_has_one_answer_whatever_its_batch(pair, rows):
         assert difference(np.stack(small.outputs(rows, size)), reference) < 0.03
 
 
+@pytest.mark.parametrize("kind", ["concat", "attention"])
+def test_fused_columns_in_any_batch(tmp_path, rows, kind):
+    model = FusionModel({name: bert().encoders["text"] for name in ("text", "title")}, FusionSpec(kind=kind), TASK, 0.1).eval()
+    words = collate(rows, models.modalities(INPUTS))
+    both = {name.replace("text.", f"{column}."): tensor for column in ("text", "title") for name, tensor in words.items()}
+    given = both | {"text.present": torch.ones(len(SENTENCES)), "title.present": torch.arange(len(SENTENCES)).remainder(2).float()}
+    int8.build(model, [given] * 2, tmp_path)
+    run = int8.Run(tmp_path, 1)
+    reference = run(given)
+    with torch.no_grad():
+        assert difference(reference, model(given).numpy()) < 0.3
+    for size in (1, 5):
+        part = run({name: tensor[:size] for name, tensor in given.items()})
+        assert np.abs(part - reference[:size]).max() < 0.1 * reference.std()
+
+
 def test_padding_changes_nothing(pair, rows):
     _, small = pair
     batch = collate({k: v[:1] for k, v in rows.items()}, small.columns)

@@ -70,6 +70,16 @@ def test_a_form_of_as_many_instances_as_a_request_may_have(app, endpoint, fused)
     assert ask(small, "POST", PREDICT, files=form(3)).json()["error"]["code"] == "too_many_instances"
 
 
+def test_a_form_that_is_cut_off_is_not_answered_in_part(app):
+    field = '--y\r\nContent-Disposition: form-data; name="{}"\r\n\r\n{}\r\n'
+    whole = field.format("text", "good") + field.format("price", "3.5") + "--y--\r\n"
+    kind = {"content-type": "multipart/form-data; boundary=y"}
+    assert ask(app, "POST", PREDICT, content=whole, headers=kind).status_code == 200
+    response = ask(app, "POST", PREDICT, content=whole[: whole.index("3.5") + 1], headers=kind)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed_form")
+    assert "cut off" in response.json()["error"]["message"]
+
+
 def test_forms_that_are_none(app, png):
     files = [("photo", ("a.png", png)), ("photo", ("b.png", png)), ("text", (None, "one"))]
     assert "photo 2, text 1" in ask(app, "POST", PREDICT, files=files).json()["error"]["message"]

@@ -79,6 +79,12 @@ def test_bodies_that_are_refused(text, body, kind, status):
     assert invoke(text, body, kind).status_code == status
 
 
+def test_a_type_that_is_not_taken_is_told_with_those_that_are(text, fusion):
+    takes = "application/json, multipart/form-data, text/csv, text/plain"
+    for app, kinds in ((text, takes), (fusion, f"{takes}, image/*, audio/*")):
+        assert invoke(app, b"{}", "application/jsonlines").json()["error"]["message"].endswith(f"does not take application/jsonlines but {kinds}")
+
+
 def test_a_chat_is_a_text_too(tiny_language, endpoint):
     app = asgi(Models([endpoint(tiny_language)], endpoint(tiny_language).spec), {auth.digest(KEY): "test"})
     expected = tiny_language.predict(["Hello"])

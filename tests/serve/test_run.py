@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray.exceptions import ActorDiedError
 
 from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ServeError
@@ -29,6 +30,21 @@ def test_port_in_use_is_found_before_anything_starts(no_ray, tiny_artifact):
         other.listen()
         with pytest.raises(ServeError, match="can't listen"):
             run.serve_forever([tiny_artifact], ServeSpec(port=other.getsockname()[1]))
+
+
+def test_an_endpoint_whose_proxy_dies_is_told_of_as_an_error(tiny_artifact, monkeypatch):
+    def died(**_):
+        raise ActorDiedError
+
+    monkeypatch.setattr(app.ray, "nodes", list)
+    monkeypatch.setattr(app.serve, "start", died)
+    monkeypatch.setattr(app, "stop", lambda: None)
+    with pytest.raises(ServeError, match=r"can't start(.|\n)*very busy"):
+        app.start([tiny_artifact], ServeSpec(port=0), {})
+
+
+def test_any_free_port_is_none_of_outgoing_connections():
+    assert len({app._free("127.0.0.1", 0) for _ in range(20)} & set(range(20_000, 32_768))) > 10
 
 
 HAPROXY = """

@@ -80,11 +80,23 @@ async def _asked(request: Request, endpoint: Endpoint, most: int) -> tuple[Any, 
         body = body.decode("iso-8859-1").encode()
     if kind == "text/csv":
         return _rows(body, list(endpoint.predictor.columns)), None
-    wanted, texts = kind.partition("/")[0], [c for c, modality in endpoint.predictor.columns.items() if modality.spec.modality in _TEXTS]
-    columns = texts if kind == "text/plain" else [column for column, medium in endpoint.media.items() if medium == wanted]
-    if len(columns) != 1:
-        raise HttpError(415, "unsupported_type", f"{kind} needs a model with one column of it; this one has {len(columns)}", "content-type")
-    return [{columns[0]: body}], None
+    alone = _alone(endpoint)
+    column = alone.get(kind if kind in alone else f"{kind.partition('/')[0]}/*")
+    if column is None:
+        taken = ", ".join([JSON, FORM, "text/csv", *alone])
+        raise HttpError(415, "unsupported_type", f"'{endpoint.name}' does not take {kind} but {taken}", "content-type")
+    return [{column: body}], None
+
+
+def _alone(endpoint: Endpoint) -> dict[str, str]:
+    """The column whose value a whole body is, by the body's type: the only one of its kind."""
+    found: dict[str, list[str]] = {}
+    for column, modality in endpoint.predictor.columns.items():
+        if column in endpoint.media:
+            found.setdefault(f"{endpoint.media[column]}/*", []).append(column)
+        elif modality.spec.modality in _TEXTS:
+            found.setdefault("text/plain", []).append(column)
+    return {kind: columns[0] for kind, columns in found.items() if len(columns) == 1}
 
 
 def _rows(body: bytes, columns: list[str]) -> list[dict[str, Any]]:
