@@ -43,6 +43,7 @@ _FILE = "model_{}.xml"  # by stage
 _HELD = 2 << 30  # bytes: all that a Whisper hears in a recording is far larger than the recording
 _TRACED = 2  # rows: one alone could be taken for a fixed size
 _ATTENTION = ".*/aten::(matmul|bmm)/.*"  # products with keys and values that are kept: to make those int8 for each token takes longer than it saves
+_REDUCTIONS = {"ReduceSum": opset13.reduce_sum, "ReduceMean": opset13.reduce_mean, "ReduceMax": opset13.reduce_max, "ReduceMin": opset13.reduce_min}
 _PAST = "past."  # inputs, by number: keys and values (rows, heads, tokens, width) that are kept from one token to the next
 
 
@@ -218,6 +219,24 @@ def _outside(model: Any, half: bool) -> Any:
     return model
 
 
+def _unfused(model: Any) -> None:
+    """Have nothing fused into reductions, where OpenVINO 2026.4 computes scales for each channel and divisions by a number wrongly."""
+    for old in model.get_ordered_ops():
+        if (reduce := _REDUCTIONS.get(old.get_type_name())) and not old.get_attributes()["keep_dims"]:
+            data, axes = (given.get_source_output() for given in old.inputs())
+            _replace(old, opset13.squeeze(reduce(data, axes, keep_dims=True), axes))
+    for old in model.get_ordered_ops():
+        if old.get_type_name() == "Divide" and old.get_element_type().is_real():
+            data, divisor = (given.get_source_output() for given in old.inputs())
+            if divisor.get_node().get_type_name() == "Constant":
+                _replace(old, opset13.multiply(data, opset13.constant(1 / divisor.get_node().data)))
+
+
+def _replace(old: Any, new: Any) -> None:
+    new.set_friendly_name(old.get_friendly_name())
+    replace_node(old, new)
+
+
 def _look_up(model: Any) -> None:
     """Have tables in int8 looked up as they are: OpenVINO would keep them in fp32, four times as large, rather than convert what is looked up."""
     table, scale, rows, axis = WrapType("opset1.Constant"), WrapType("opset1.Constant"), AnyInput(), WrapType("opset1.Constant")
@@ -229,9 +248,7 @@ def _look_up(model: Any) -> None:
         if values[axis].get_node().data != 0 or values[scale].get_shape()[:1] != values[table].get_shape()[:1]:
             return False
         taken, factor = (opset13.gather(values[one], values[rows], values[axis]) for one in (table, scale))
-        new = opset13.multiply(opset13.convert(taken, old.get_element_type()), factor)
-        new.set_friendly_name(old.get_friendly_name())
-        replace_node(old, new)
+        _replace(old, opset13.multiply(opset13.convert(taken, old.get_element_type()), factor))
         return True
 
     manager = Manager()
@@ -286,6 +303,7 @@ def _convert(model: FusionModel, example: dict[str, NDArray[Any]]) -> Any:
         given.get_tensor().set_names({name})
     if past := {name: [-1, example[name].shape[1], -1, example[name].shape[3]] for name in _past(example)}:
         converted.reshape(past)
+    _unfused(converted)
     return converted
 
 

@@ -113,7 +113,7 @@ def test_a_row_has_one_answer_whatever_its_batch(pair, rows):
         assert difference(np.stack(small.outputs(rows, size)), reference) < 0.03
 
 
-@pytest.mark.parametrize("kind", ["concat", "attention"])
+@pytest.mark.parametrize("kind", ["concat", "gated", "attention"])
 def test_fused_columns_in_any_batch(tmp_path, rows, kind):
     model = FusionModel({name: bert().encoders["text"] for name in ("text", "title")}, FusionSpec(kind=kind), TASK, 0.1).eval()
     words = collate(rows, models.modalities(INPUTS))
@@ -127,6 +127,33 @@ def test_fused_columns_in_any_batch(tmp_path, rows, kind):
     for size in (1, 5):
         part = run({name: tensor[:size] for name, tensor in given.items()})
         assert np.abs(part - reference[:size]).max() < 0.1 * reference.std()
+
+
+REDUCTIONS = {
+    "mean": lambda hidden: hidden.mean(1),
+    "sum": lambda hidden: hidden.sum(1),
+    "largest": lambda hidden: hidden.amax(1),
+    "part": lambda hidden: hidden.sum(1) / 4.0,
+    "kept": lambda hidden: (hidden.sum(1, keepdim=True) / 4.0)[:, 0],
+}
+
+
+class Reducing(torch.nn.Module):
+    def __init__(self, reduce):
+        super().__init__()
+        self.hidden, self.outputs, self.reduce = torch.nn.Linear(16, 32), torch.nn.Linear(32, 3), reduce
+
+    def forward(self, batch):
+        return self.outputs(self.reduce(torch.tanh(self.hidden(batch["x.values"]))))
+
+
+@pytest.mark.parametrize("kind", REDUCTIONS)
+def test_what_is_reduced_is_computed_as_it_says(tmp_path, kind):
+    torch.manual_seed(0)
+    model, batch = Reducing(REDUCTIONS[kind]).eval(), {"x.values": torch.randn(32, 5, 16) * torch.linspace(0.1, 3, 16)}
+    int8.build(model, [batch], tmp_path)
+    with torch.no_grad():
+        assert difference(int8.Run(tmp_path, 1)(batch), model(batch).numpy()) < 0.05
 
 
 def test_padding_changes_nothing(pair, rows):
