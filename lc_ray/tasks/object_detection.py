@@ -54,21 +54,22 @@ class Task(_task.Task):
         """A list, or its JSON, of {"label": name, "box": [left, top, right, bottom]}, or with COCO's "bbox": [left, top, width, height] instead;
         "category" may stand for "label".
 
-        Numbers are pixels of the picture as it is shown, upright. A picture without objects has an empty list.
+        Numbers are pixels of the picture as it is shown, upright. A picture without objects has an empty list. Boxes that COCO marks as crowds
+        (`iscrowd`), which hold many objects, are left out, as DETR's and torchvision's own training does.
 
         Raises:
             DataError: missing, something else, inside out, or more than 1000 boxes.
         """
-        value = _text.listed(value)
+        value = _text.listed(value, ("[", "{"))
         if isinstance(value, dict) and value:  # as Hugging Face datasets may keep a list of them
             value = _rows(value)
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        if value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
             raise DataError("boxes missing: a picture without objects has an empty list")
         if not isinstance(value, list):
             raise DataError(f"not a list of boxes but {type(value).__name__}")
         if len(value) > _MOST:
             raise DataError(f"more than {_MOST} boxes")
-        return [_clean(item) for item in value]
+        return [_clean(item) for item in value if not (isinstance(item, dict) and item.get("iscrowd") in (1, "1"))]
 
     @staticmethod
     def check(target: list[dict[str, Any]], values: dict[str, Any]) -> None:

@@ -324,6 +324,10 @@ BOX = {"label": "a", "box": [1, 2, 3, 4]}
         str([BOX]),
         {"bbox": [[1, 2, 2, 2]], "category": ["a"], "id": [7]},
         {"bbox": [[1, 2, 2, 2]], "categories": ["a"]},
+        json.dumps({"bbox": [[1, 2, 2, 2]], "category": ["a"]}).encode(),
+        str({"bbox": [[1, 2, 2, 2]], "category": ["a"]}),
+        [BOX | {"iscrowd": 0}, {"label": "crowd", "box": [0, 0, 9, 9], "iscrowd": 1}],
+        {"bbox": [[1, 2, 2, 2], [0, 0, 9, 0]], "category": ["a", "a"], "iscrowd": [False, True]},
         {"bbox": np.array([[1, 2, 2, 2]]), "category": np.array(["a"])},
     ],
 )
@@ -342,6 +346,8 @@ def test_a_picture_without_objects_is_legal():
     [
         (None, "missing"),
         (float("nan"), "missing"),
+        (b" ", "missing"),
+        ("{no", "not valid JSON"),
         ("no", "not a list"),
         ("[no", "not valid JSON"),
         ({"label": "a"}, "not a list"),
