@@ -150,6 +150,6 @@ class Encoder(nn.Module):
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        return float(text) if "_" not in text else None  # Python reads 2020_01 as one
     except ValueError:
         return None

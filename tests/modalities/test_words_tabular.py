@@ -77,10 +77,10 @@ def test_cells_are_numbers_or_categories():
         with pytest.raises(DataError, match=reason):
             cell.decode(bad)
     assert tabular.Modality(InputSpec(column="age", modality="tabular", optional=True), "").decode(b"nan") is None
-    batch = cell.collate(cell.prepare(["3", "red", "blue", "red", None]))
-    assert batch["number"].tolist() == [3, 0, 0, 0, 0]
-    number, red, blue, again, missing = batch["category"].tolist()
-    assert number == 0 not in (red, blue, missing)
+    batch = cell.collate(cell.prepare(["3", "red", "blue", "red", None, "2020_01"]))
+    assert batch["number"].tolist() == [3, 0, 0, 0, 0, 0]
+    number, red, blue, again, missing, month = batch["category"].tolist()
+    assert number == 0 not in (red, blue, missing, month)
     assert red == again != blue
 
 
