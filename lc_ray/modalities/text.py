@@ -72,6 +72,10 @@ class Modality:
         if not self._fits(self.example):
             self.example = "a"
 
+    def keep_end(self) -> None:
+        """From now on cut longer texts at their beginning: what follows them is what is asked for."""
+        self.tokenizer.truncation_side = "left"
+
     def _fits(self, text: str) -> bool:
         return len(self.tokenizer(text)["input_ids"]) <= self.spec.max_length
 
