@@ -24,7 +24,7 @@ CHUNK = 4096  # rows at a time
 _FIRST = 128  # rows among which columns are looked for, at least
 _UNEVEN = ("json", "jsonl", "tar")  # kinds of which each row has columns of its own
 _SAVE = "save it with commas between cells, or as .tsv with tabs"
-_CORRECT = "correct `data.inputs` or `data.target`; of a file without a header, name the columns in `data.columns`"
+_CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
 _BLOCK = 2**24  # bytes of a CSV file that are read at a time; a row must fit
 _BROKEN = (pa.ArrowException, OSError, EOFError, zlib.error)  # what a file that is cut off or damaged raises
 
@@ -107,7 +107,7 @@ class Reader:
                 raise DataError(f"{there.count(name)} columns are named '{name}'", str(self.file), "rename all but one of them")
             if name not in there:
                 other = table and there and any(mark in there[0] for mark in _marks(there))
-                fix = _SAVE if other else fix
+                fix = _SAVE if other else fix + _NAME * (table and fix == _CORRECT)
                 raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), fix)
 
     def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:
