@@ -25,6 +25,7 @@ from lc_ray.tasks import _detr, _rcnn, _task, classification
 from lc_ray.units import Fraction
 
 _MOST = 1000  # boxes of a picture
+_FRACTION = 2.0  # of a left side and a width that are at most 1
 Found = dict[str, NDArray[Any]]  # boxes (found, 4) as corners in [0, 1], scores (found,) and labels (found,), best first
 
 
@@ -95,12 +96,17 @@ class Task(_task.Task):
         """Labels of the training rows, sorted.
 
         Raises:
-            DataError: no row has a box.
+            DataError: no row has a box, or all boxes are fractions of their pictures, as YOLO has them.
         """
-        labels = sorted({item["label"] for target in targets for item in target})
+        labels, farthest = set[str](), 0.0
+        for item in (item for target in targets for item in target):
+            labels.add(item["label"])
+            farthest = max(farthest, *item["box"])
         if not labels:
             raise DataError("no training row has a box", fix="check `data.target`")
-        return cls(labels, options.threshold)
+        if farthest <= _FRACTION:
+            raise DataError("all boxes lie in the first pixels: they are fractions of the pictures", fix="give them in pixels")
+        return cls(sorted(labels), options.threshold)
 
     @property
     def config(self) -> dict[str, Any]:

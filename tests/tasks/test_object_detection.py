@@ -381,10 +381,12 @@ def test_boxes_lie_inside_their_picture():
 
 def test_labels_come_from_the_training_rows_sorted():
     options = Task.options(TaskSpec(kind="object_detection", threshold=0.3))
-    task = Task.fit([[{"label": "b"}, {"label": "a"}], []], options, {})
+    task = Task.fit([[BOX | {"label": "b"}, {"label": "a", "box": [0, 0.1, 0.9, 1]}], []], options, {})
     assert task.config == {"labels": ["a", "b"], "threshold": 0.3}
     with pytest.raises(DataError, match="no training row has a box"):
         Task.fit([[], []], options, {})
+    with pytest.raises(DataError, match="they are fractions"):
+        Task.fit([[], [{"label": "a", "box": [0.9, 0.5, 1.1, 1.5]}]], options, {})
     with pytest.raises(DataError, match="never seen in training"):
         task.encode([{"label": "c", "box": [0, 0, 1, 1]}])
 
