@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lc_ray import runtime
@@ -52,14 +53,16 @@ def check(job: JobSpec) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     for file, row in itertools.islice(_rows(job, names, _LOOKED_AT), _LOOKED_AT):
+        column = ""
         try:
             if "_error" in row:
                 raise DataError(row["_error"])
             clean = batches.decode(row, columns, job.data.encoding_errors, file.folder)
+            column = job.data.target or ""
             target = {name: task.read(row[name], file.folder, reader) for name in target_column}
             task.check(next(iter(target.values()), None), clean)
         except DataError as error:
-            rejected.append({"row": row["_row"], "reason": error.what})
+            rejected.append({"row": row["_row"], "column": column or error.where, "reason": error.what})
             continue
         if len(rows) < _ROWS:
             fed = batches.prepare({name: [value] for name, value in clean.items()}, columns)
@@ -71,11 +74,11 @@ def check(job: JobSpec) -> dict[str, Any]:
             rows.append({**shown, "fed": fed})
     try:
         fitted = task.fit(_targets(job, task, reader), options, columns)
-    except DataError as error:
+    except DataError:
         if rows or not rejected:
             raise
-        why = f"none of the first {len(rejected)} rows can be used; row {rejected[0]['row']}: {rejected[0]['reason']}"
-        raise DataError(why, job.data.train, error.fix) from None
+        why = f"none of the first {len(rejected)} rows can be used; {_told(rejected[0])}"
+        raise DataError(why, job.data.train, "correct them, or `data.inputs` and `data.target`") from None
     model = load.pretrained(job.model, inputs, fitted.bind(columns))
     with runtime.session():
         nodes = runtime.nodes()
@@ -129,6 +132,11 @@ def _extent(model: Any) -> tuple[int, int]:
     return max(extents, default=(0, 0))
 
 
+def _told(row: dict[str, Any]) -> str:
+    """Which row is rejected, for which column if not as a whole, and why."""
+    return ", ".join([f"row {row['row']}", *([row["column"]] if row["column"] else [])]) + f": {row['reason']}"
+
+
 def show(report: dict[str, Any], console: Console) -> None:
     """Print what `check` found."""
     console.print(f"[bold]{report['name']}[/]: the job file is valid; {len(report['files'])} file(s) found")
@@ -138,7 +146,7 @@ def show(report: dict[str, Any], console: Console) -> None:
         table.add_row("\n".join(f"{k}: {str(v)[:200]}" for k, v in row.items() if k != "fed"), fed)
     console.print(table)
     for row in report["rejected"]:
-        console.print(f"  [yellow]row {row['row']} would be rejected: {row['reason']}[/]")
+        console.print(f"  [yellow]would be rejected: {escape(_told(row))}[/]")
     console.print(f"model: {report['parameters']:,} parameters, {report['trained']:,} trained")
     memory = Table("ZeRO stage", "memory per worker, about")
     for stage, size in report["memory"].items():

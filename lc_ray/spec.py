@@ -68,7 +68,11 @@ class InputSpec(Section):
     rate: float = Field(1.0, ge=0, description="factor on train.learning_rate for this column's encoder; 0 freezes it")
     optional: bool | None = Field(None, description="whether a row may lack it, and is then used without; yes if there are other inputs")
     path: str = Field("{}", description="image, audio: what a cell that holds a name becomes, for example images/{}.png; from the data file's folder")
-    max_length: int = Field(128, ge=2, description="text: longest sequence, in tokens; longer ones are cut, or set aside where they are to be spoken")
+    max_length: int = Field(
+        128,
+        ge=2,
+        description="text: longest sequence, in tokens; longer ones are cut, prompts and chats at their beginning, set aside where spoken",
+    )
     size: int = Field(224, ge=8, le=4096, description="image: side in pixels to which it is resized")
     seconds: Seconds = Field(10.0, description="audio: longest clip; longer ones are cut")
     augment: bool = Field(False, description="vary training rows: images are cropped, flipped and recoloured; audio is shifted, masked and noisy")

@@ -48,7 +48,10 @@ def test_rows_that_will_be_rejected_are_shown(job, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "good", "label": "x"}\n{"text": null, "label": "y"}\n{oops\n{"text": "bad", "label": "y"}\n', "utf-8")
     found = preflight.check(job(**{"data.train": str(file)}))
-    assert [(r["row"], r["reason"]) for r in found["rejected"]] == [(1, "null"), (2, "not valid JSON")]
+    assert [tuple(r.values()) for r in found["rejected"]] == [(1, "text", "null"), (2, "", "not valid JSON")]
+    preflight.show(found, Console(file=(page := io.StringIO()), width=100))
+    assert "would be rejected: row 1, text: null\n" in page.getvalue()
+    assert "would be rejected: row 2: not valid JSON\n" in page.getvalue()
 
 
 def test_pictures_are_shown_by_their_size(job, tmp_path):
@@ -68,7 +71,7 @@ def test_rows_of_which_none_can_be_used_stand_in_the_way(job, tmp_path):
     assert preflight.check(job(**{"data.train": str(tmp_path), "data.inputs": pictures}))["missing"] == ["none of the first 256 rows can be used"]
     assert len(preflight.check(job(**{"data.train": str(tmp_path)}))["rows"]) == 5, "the first file is empty, the second is not"
     (tmp_path / "2.csv").write_text("text,label\n" + "good,sch\xf6n\nbad,\xfcbel\n" * 20, "latin-1")
-    with pytest.raises(DataError, match="none of the first 40 rows can be used; row 0: not valid UTF-8"):
+    with pytest.raises(DataError, match=r"none of the first 40 rows can be used; row 0, label: not valid UTF-8\n.*correct them"):
         preflight.check(job(**{"data.train": str(tmp_path)}))
 
 

@@ -40,7 +40,7 @@ from lc_ray.storage import StoragePath, storage_path
 
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
 _BLOBS, _RECORD = "blobs", "data.json"
-_FORMAT = 4  # of what is kept, and how it is read
+_FORMAT = 5  # of what is kept, and how it is read
 _STALE = 86400  # seconds after which a try that was not finished is one that was killed
 _TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
 _TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
@@ -303,7 +303,9 @@ def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: Storage
 
 
 def _write_part(table: pa.Table, job: JobSpec, folder: StoragePath) -> str:
-    _, columns = cells.parted(cells.columns(tuple(job.inputs())))
+    inputs, kind = cells.columns(tuple(job.inputs())), task_kind(job)
+    kind.reader(kind.options(job.task), inputs)  # which may say what of a long text is kept
+    _, columns = cells.parted(inputs)
     if columns:
         prepared = batches.prepare({name: table[name].to_pylist() for name in columns}, columns)
         if "_size" in table.column_names:

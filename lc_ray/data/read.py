@@ -23,6 +23,8 @@ from lc_ray.errors import DataError
 CHUNK = 4096  # rows at a time
 _FIRST = 128  # rows among which columns are looked for, at least
 _UNEVEN = ("json", "jsonl", "tar")  # kinds of which each row has columns of its own
+_SAVE = "save it with commas between cells, or as .tsv with tabs"
+_CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
 _BLOCK = 2**24  # bytes of a CSV file that are read at a time; a row must fit
 _BROKEN = (pa.ArrowException, OSError, EOFError, zlib.error)  # what a file that is cut off or damaged raises
 
@@ -89,17 +91,23 @@ class Reader:
         there = names if self.kind in _UNEVEN else self.columns()
         return [name for name in names if name in there]
 
-    def require(self, wanted: Sequence[str], fix: str = "correct `data.inputs` or `data.target`") -> None:
-        """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice; or if names were given that it has itself."""
-        there = self.columns(wanted)
-        if self.names and self.kind in ("csv", "tsv") and Reader(self.file).columns() == self.names:
-            raise DataError("its first row has the names of the columns", str(self.file), "leave out `data.columns`, or that row")
+    def require(self, wanted: Sequence[str], fix: str = _CORRECT) -> None:
+        """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice; or if names were given that it has itself,
+        or that fit only if other marks separate its cells.
+        """
+        there, table = self.columns(wanted), self.kind in ("csv", "tsv")
+        if self.names and table:
+            first, own = Reader(self.file).columns(), _csv(self.kind).delimiter
+            if first == self.names:
+                raise DataError("its first row has the names of the columns", str(self.file), "leave out `data.columns`, or that row")
+            if len(first) != len(self.names) and any(len(own.join(first).split(mark)) == len(self.names) for mark in _marks(first)):
+                raise DataError("its cells are separated by another mark", str(self.file), _SAVE)
         for name in wanted:
             if there.count(name) > 1:
                 raise DataError(f"{there.count(name)} columns are named '{name}'", str(self.file), "rename all but one of them")
             if name not in there:
-                other = self.kind in ("csv", "tsv") and len(there) == 1 and any(mark in there[0] for mark in ",;\t|")
-                fix = "save it with commas between cells, or as .tsv with tabs" if other else fix
+                other = table and there and any(mark in there[0] for mark in _marks(there))
+                fix = _SAVE if other else fix + _NAME * (table and fix == _CORRECT)
                 raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), fix)
 
     def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:
@@ -345,6 +353,11 @@ def _header(content: BinaryIO, kind: str) -> list[str]:
     if any("\udc80" <= c <= "\udcff" or c == "\0" for name in names for c in name):  # the latter of UTF-16
         raise ValueError("the header is not valid UTF-8; save the file as UTF-8")
     return names
+
+
+def _marks(first: list[str]) -> str:
+    """What may separate cells in place of the mark that gave these of the first row. Texts have commas and semicolons."""
+    return ",;\t|" if len(first) == 1 else "\t|"
 
 
 def _first_line(error: BaseException) -> str:

@@ -43,7 +43,7 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
                 label = predictor.task.read(row[target], file.folder, predictor.task) if target else None
                 predictor.task.check(label, clean)
             except DataError as error:
-                rejected[error.what] += 1
+                rejected[f"{error.where}: {error.what}" if error.where else error.what] += 1
                 continue
             try:
                 targets.append(predictor.task.encode(label))

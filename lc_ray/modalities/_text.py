@@ -33,8 +33,12 @@ def unicode(value: str | bytes, errors: str = "strict") -> str:
     return value
 
 
-def listed(value: Any) -> Any:
+def listed(value: Any, starts: tuple[str, ...] = ("[",)) -> Any:
     """A list as one, be it an array, or the text that JSON or Python writes of it; what is none stays as it is.
+
+    Args:
+        value: a cell.
+        starts: what such a text begins with.
 
     Raises:
         DataError: not UTF-8, or a text that begins as a list and is neither's.
@@ -43,7 +47,7 @@ def listed(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, bytes):
         value = unicode(value)
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
+    if not isinstance(value, str) or not value.lstrip().startswith(starts):
         return value
     try:
         return json.loads(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +21,7 @@ from lc_ray.spec import InputSpec
 _BUCKETS = 4096  # of categories; 0 is for numbers
 _WIDTH = 64
 _LEAST, _FARTHEST = 1e-12, 10.0  # variance that counts; standard deviations from the mean, beyond which values are alike
+_GROUPED = re.compile(r"[-+]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")  # as tables write thousands
 
 
 class Modality:
@@ -41,7 +43,8 @@ class Modality:
         """A cell as the text of a number or a category's name; None for a written NaN, if a row may lack it.
 
         Raises:
-            DataError: null, empty, infinite, not UTF-8, or neither a number nor a text.
+            DataError: null, empty, infinite, not UTF-8, neither a number nor a text, or a number whose thousands are separated by commas: it
+                would be a category, where those below a thousand are numbers.
         """
         if isinstance(value, str | bytes):
             value = _text.unicode(value, errors)
@@ -54,6 +57,8 @@ class Modality:
                 return None
             raise DataError("null" if math.isnan(number) else "not a finite number")
         text = str(value).strip()
+        if _GROUPED.fullmatch(text):
+            raise DataError("a number with commas; write it without")
         return text.capitalize() if text.lower() in ("true", "false") else text  # a table writes true, and JSON's true is True
 
     def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
@@ -150,6 +155,6 @@ class Encoder(nn.Module):
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        return float(text) if "_" not in text else None  # Python reads 2020_01 as one
     except ValueError:
         return None

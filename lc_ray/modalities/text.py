@@ -16,6 +16,8 @@ from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import _hub, _text
 from lc_ray.spec import InputSpec
 
+_NOWHERE = "\uffff"  # in no vocabulary: no character
+
 
 class Modality:
     """One text column.
@@ -47,8 +49,8 @@ class Modality:
         """A cell as text. Bytes are decoded as UTF-8, with `errors` "strict" or "replace".
 
         Raises:
-            DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read; too long,
-                if not cut.
+            DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read; too long or
+                without a letter that the tokenizer knows, if not cut.
         """
         if value is None or (isinstance(value, float) and np.isnan(value)):
             raise DataError("null")
@@ -57,8 +59,8 @@ class Modality:
         text = _text.unicode(value, errors)
         if not text.strip():
             raise DataError("empty text")
-        if not self.cut and not self._fits(text):
-            raise DataError(f"longer than {self.spec.max_length} tokens")
+        if not self.cut and (wrong := self._wrong(text)):
+            raise DataError(wrong)
         return text
 
     @property
@@ -67,13 +69,19 @@ class Modality:
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
     def keep_whole(self) -> None:
-        """From now on refuse longer texts: what belongs to them can't be cut with them."""
-        self.cut = False
-        if not self._fits(self.example):
-            self.example = "a"
+        """From now on refuse texts that are longer, as what belongs to them can't be cut with them, and those that have no letter for the model."""
+        self.cut, letters = False, (token for token in self.tokenizer.get_vocab() if len(token) == 1 and token.isalpha())
+        self.example = next((text for text in (self.example, "a", *letters) if not self._wrong(text)), self.example)
 
-    def _fits(self, text: str) -> bool:
-        return len(self.tokenizer(text)["input_ids"]) <= self.spec.max_length
+    def keep_end(self) -> None:
+        """From now on cut longer texts at their beginning: what follows them is what is asked for."""
+        self.tokenizer.truncation_side = "left"
+
+    def _wrong(self, text: str) -> str | None:
+        ids, nothing = self.tokenizer([text, _NOWHERE])["input_ids"]
+        if len(ids) > self.spec.max_length:
+            return f"longer than {self.spec.max_length} tokens"
+        return "the base model's vocabulary has no letter of the text" if set(ids) <= set(nothing) else None
 
     def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
         """Each text, and its token ids, cut at `max_length`, not padded."""

@@ -17,6 +17,7 @@ from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._language import IGNORED
 from lc_ray.tasks._task import Batch, Run
 
+_QUOTE = "\u2019"
 _SURE = 1e4  # logit of the blank in frames of padding
 
 
@@ -94,9 +95,10 @@ class Reading:
         self._known = {*letters, *(token for token in self.tokenizer.get_vocab() if len(token) == 1)}
 
     def spoken(self, text: str) -> str:
-        """A transcript in the vocabulary's case, without punctuation that it lacks."""
-        cased = self._case(" ".join(text.split()))
-        return "".join(c for c in cased if c in self._known or c == " " or not unicodedata.category(c).startswith(("P", "S")))
+        """A transcript in the vocabulary's case, without punctuation that it lacks; an apostrophe that is printed as a quote is one."""
+        cased = self._case(text if _QUOTE in self._known else text.replace(_QUOTE, "'"))
+        said = "".join(c for c in cased if c in self._known or not unicodedata.category(c).startswith(("P", "S")))
+        return " ".join(said.split())  # a dash that stood alone leaves one space, not two
 
     def encode(self, text: str) -> list[int]:
         """Token ids of what is spoken."""

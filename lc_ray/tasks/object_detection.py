@@ -25,6 +25,7 @@ from lc_ray.tasks import _detr, _rcnn, _task, classification
 from lc_ray.units import Fraction
 
 _MOST = 1000  # boxes of a picture
+_FRACTION = 2.0  # of a left side and a width that are at most 1
 Found = dict[str, NDArray[Any]]  # boxes (found, 4) as corners in [0, 1], scores (found,) and labels (found,), best first
 
 
@@ -55,21 +56,22 @@ class Task(_task.Task):
         """A list, or its JSON, of {"label": name, "box": [left, top, right, bottom]}, or with COCO's "bbox": [left, top, width, height] instead;
         "category" may stand for "label".
 
-        Numbers are pixels of the picture as it is shown, upright. A picture without objects has an empty list.
+        Numbers are pixels of the picture as it is shown, upright. A picture without objects has an empty list. Boxes that COCO marks as crowds
+        (`iscrowd`), which hold many objects, are left out, as DETR's and torchvision's own training does.
 
         Raises:
             DataError: missing, something else, inside out, or more than 1000 boxes.
         """
-        value = _text.listed(value)
+        value = _text.listed(value, ("[", "{"))
         if isinstance(value, dict) and value:  # as Hugging Face datasets may keep a list of them
             value = _rows(value)
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        if value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
             raise DataError("boxes missing: a picture without objects has an empty list")
         if not isinstance(value, list):
             raise DataError(f"not a list of boxes but {type(value).__name__}")
         if len(value) > _MOST:
             raise DataError(f"more than {_MOST} boxes")
-        return [_clean(item) for item in value]
+        return [_clean(item) for item in value if not (isinstance(item, dict) and item.get("iscrowd") in (1, "1"))]
 
     @staticmethod
     def check(target: list[dict[str, Any]], values: dict[str, Any]) -> None:
@@ -95,12 +97,17 @@ class Task(_task.Task):
         """Labels of the training rows, sorted.
 
         Raises:
-            DataError: no row has a box.
+            DataError: no row has a box, or all boxes are fractions of their pictures, as YOLO has them.
         """
-        labels = sorted({item["label"] for target in targets for item in target})
+        labels, farthest = set[str](), 0.0
+        for item in (item for target in targets for item in target):
+            labels.add(item["label"])
+            farthest = max(farthest, *item["box"])
         if not labels:
             raise DataError("no training row has a box", fix="check `data.target`")
-        return cls(labels, options.threshold)
+        if farthest <= _FRACTION:
+            raise DataError("all boxes lie in the first pixels: they are fractions of the pictures", fix="give them in pixels")
+        return cls(sorted(labels), options.threshold)
 
     @property
     def config(self) -> dict[str, Any]:

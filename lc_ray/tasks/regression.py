@@ -43,6 +43,8 @@ class Task(_task.Task):
         if value is None or (isinstance(value, str) and not value.strip()):
             raise DataError("target missing")
         try:
+            if isinstance(value, str) and "_" in value:
+                raise ValueError  # Python reads 2020_01 as a number
             number = float(value)
         except (TypeError, ValueError, OverflowError):
             raise DataError("target is not a number") from None
@@ -55,12 +57,16 @@ class Task(_task.Task):
         """Mean and standard deviation of the training rows.
 
         Raises:
-            DataError: all targets are equal.
+            DataError: all targets are equal, or so large or close that their deviation is no number.
         """
         values = np.fromiter(targets, np.float64)
         if not len(values) or values.min() == values.max():  # of equal values, the deviation need not be 0
             raise DataError("all training targets are equal", fix="check `data.target`")
-        return cls(float(values.mean()), float(values.std()))
+        with np.errstate(over="ignore"):
+            mean, std = float(values.mean()), float(values.std())
+        if not 0 < std < math.inf:
+            raise DataError(f"training targets from {values.min():g} to {values.max():g} can't be standardised", fix="give them in another unit")
+        return cls(mean, std)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -55,6 +55,16 @@ class Task(_language.Task):
         """
         return _language.written(value, "completion")
 
+    @classmethod
+    def reader(cls, options: Any, columns: dict[str, Any]) -> Any:
+        """The options; texts are cut at their beginning from now on, as `bind` has it.
+
+        Raises:
+            SpecError: see `fit`.
+        """
+        _language.single(columns).keep_end()
+        return options
+
     @staticmethod
     def check(target: str | None, values: dict[str, Any]) -> None:
         """Whether there is something to learn.
@@ -75,6 +85,11 @@ class Task(_language.Task):
         """
         _language.single(columns)
         return cls(next(iter(targets), None) is not None, **options.model_dump())
+
+    def bind(self, columns: dict[str, Any]) -> Self:
+        """Have the one column's texts cut at their beginning: a prompt's end is what is answered."""
+        _language.single(columns).keep_end()
+        return super().bind(columns)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -129,7 +144,7 @@ class Task(_language.Task):
             return ids, torch.arange(len(ids)) >= len(prompt)
         if isinstance(self.modality, chat.Modality):
             return prompt, mask[mask > 0] == chat.SAID
-        ids = torch.cat([prompt, ends])[: self.max_length]
+        ids = torch.cat([prompt, ends])[-self.max_length :]
         return ids, torch.ones(len(ids), dtype=torch.bool)
 
     def _batch(self, tokens: list[Tensor], masks: list[Tensor]) -> Batch:

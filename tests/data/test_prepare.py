@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
 from lc_ray import spec
 from lc_ray.data import prepare as prepares
@@ -53,6 +54,12 @@ def test_rows_are_split_tokenised_and_kept_once(job):
     rows = first.rows("train")
     assert all(len(ids) == size <= 8 for ids, size in zip(rows["text.input_ids"], rows["_size"], strict=True))
     assert len(first.parts("train")) >= 16  # enough for 16 workers
+
+
+def test_prompts_keep_their_end(job, tiny_base):
+    prepared, _ = prepare(job(ROWS, **{"task": {"kind": "text_generation"}, "data.inputs.0.max_length": 4}))
+    rows, tokenizer = prepared.rows("train"), AutoTokenizer.from_pretrained(tiny_base)
+    assert [tokenizer.decode(ids[1:-1]).split() for ids in rows["text.input_ids"]] == [text.split()[1:] for text in rows["text.text"]]
 
 
 def test_many_parts_are_written_by_few_tasks(job, monkeypatch):

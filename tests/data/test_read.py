@@ -238,6 +238,19 @@ def test_a_missing_column_lists_those_there_are(tmp_path):
         read.Reader(File(str(file))).require(["text"])
 
 
+def test_cells_that_another_mark_separates(tmp_path):
+    """As in LJSpeech, whose texts have commas."""
+    file = tmp_path / "metadata.csv"
+    file.write_text("LJ001-0001|Printing, in the only sense|printing in the only sense\nLJ001-0002|in being|in being\n", "utf-8")
+    with pytest.raises(DataError, match=r"separated by another mark\n.*or as .tsv"):
+        read.Reader(File(str(file)), ["id", "text", "plain"]).require(["text"])
+    with pytest.raises(DataError, match=r"no column 'text'; there are: LJ001.*\n.*or as .tsv"):
+        read.Reader(File(str(file))).require(["text"])
+    file.write_text("a, b; c, d\n", "utf-8")
+    read.Reader(File(str(file)), ["one", "other"]).require(["one"])
+    read.Reader(File(str(file)), ["one", "two", "three"]).require(["one"])
+
+
 @pytest.mark.parametrize(("name", "content"), [("a.parquet", b"not parquet"), ("a.csv", b""), ("b.csv", b"\n"), ("a.jsonl", b"{")])
 def test_files_without_a_header(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)

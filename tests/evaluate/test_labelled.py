@@ -66,7 +66,7 @@ def test_a_column_that_rows_may_lack_counts_wherever_it_begins(tiny_base, tmp_pa
 def test_nothing_usable(model, tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("text,label\n,x\n", "utf-8")
-    with pytest.raises(DataError, match=r"no row can be used \(1 rejected; empty text\)"):
+    with pytest.raises(DataError, match=r"no row can be used \(1 rejected; text: empty text\)"):
         evaluate(model, str(file), "label")
 
 

@@ -73,14 +73,15 @@ def test_cells_are_numbers_or_categories():
     cell = tabular.Modality(InputSpec(column="age", modality="tabular"), "")
     assert [cell.decode(v) for v in (3, 2.5, "7", b" red ", True, b"true", Decimal("1.50"))] == ["3", "2.5", "7", "red", "True", "True", "1.50"]
     bad_cells = [(None, "null"), ("  ", "null"), (float("inf"), "not a finite"), ([1], "neither a number nor a text"), (b"\xff", "UTF-8")]
-    for bad, reason in [*bad_cells, ("\ud83d", "Unicode"), (b"NaN", "null")]:
+    for bad, reason in [*bad_cells, ("\ud83d", "Unicode"), (b"NaN", "null"), (b"1,234.5", "without"), ("-12,345,678", "without")]:
         with pytest.raises(DataError, match=reason):
             cell.decode(bad)
     assert tabular.Modality(InputSpec(column="age", modality="tabular", optional=True), "").decode(b"nan") is None
-    batch = cell.collate(cell.prepare(["3", "red", "blue", "red", None]))
-    assert batch["number"].tolist() == [3, 0, 0, 0, 0]
-    number, red, blue, again, missing = batch["category"].tolist()
-    assert number == 0 not in (red, blue, missing)
+    assert [cell.decode(v) for v in ("1,2", "12,34", "1,234 m")] == ["1,2", "12,34", "1,234 m"]
+    batch = cell.collate(cell.prepare(["3", "red", "blue", "red", None, "2020_01"]))
+    assert batch["number"].tolist() == [3, 0, 0, 0, 0, 0]
+    number, red, blue, again, missing, month = batch["category"].tolist()
+    assert number == 0 not in (red, blue, missing, month)
     assert red == again != blue
 
 

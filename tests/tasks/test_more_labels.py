@@ -36,7 +36,7 @@ def test_regression_has_the_targets_unit(unit):
     ("value", "reason"),
     [
         *(("", "missing"), (None, "missing"), ("tall", "not a number"), (float("inf"), "not a finite"), ([1], "not a number")),
-        *(("1,234.5", "not a number"), (10**400, "not a number")),
+        *(("1,234.5", "not a number"), (b"2020_01", "not a number"), (10**400, "not a number")),
     ],
 )
 def test_bad_numbers_are_told_apart(value, reason):
@@ -47,6 +47,9 @@ def test_bad_numbers_are_told_apart(value, reason):
 def test_equal_targets_teach_nothing():
     with pytest.raises(DataError, match="all training targets are equal"):
         fit(regression, [0.1] * 10)
+    for targets in ([1e200, 2e200], [1e-200, 2e-200]):
+        with pytest.raises(DataError, match="can't be standardised"):
+            fit(regression, targets)
 
 
 def test_multilabel_metrics_are_those_of_scikit_learn():

@@ -324,6 +324,10 @@ BOX = {"label": "a", "box": [1, 2, 3, 4]}
         str([BOX]),
         {"bbox": [[1, 2, 2, 2]], "category": ["a"], "id": [7]},
         {"bbox": [[1, 2, 2, 2]], "categories": ["a"]},
+        json.dumps({"bbox": [[1, 2, 2, 2]], "category": ["a"]}).encode(),
+        str({"bbox": [[1, 2, 2, 2]], "category": ["a"]}),
+        [BOX | {"iscrowd": 0}, {"label": "crowd", "box": [0, 0, 9, 9], "iscrowd": 1}],
+        {"bbox": [[1, 2, 2, 2], [0, 0, 9, 0]], "category": ["a", "a"], "iscrowd": [False, True]},
         {"bbox": np.array([[1, 2, 2, 2]]), "category": np.array(["a"])},
     ],
 )
@@ -342,6 +346,8 @@ def test_a_picture_without_objects_is_legal():
     [
         (None, "missing"),
         (float("nan"), "missing"),
+        (b" ", "missing"),
+        ("{no", "not valid JSON"),
         ("no", "not a list"),
         ("[no", "not valid JSON"),
         ({"label": "a"}, "not a list"),
@@ -375,10 +381,12 @@ def test_boxes_lie_inside_their_picture():
 
 def test_labels_come_from_the_training_rows_sorted():
     options = Task.options(TaskSpec(kind="object_detection", threshold=0.3))
-    task = Task.fit([[{"label": "b"}, {"label": "a"}], []], options, {})
+    task = Task.fit([[BOX | {"label": "b"}, {"label": "a", "box": [0, 0.1, 0.9, 1]}], []], options, {})
     assert task.config == {"labels": ["a", "b"], "threshold": 0.3}
     with pytest.raises(DataError, match="no training row has a box"):
         Task.fit([[], []], options, {})
+    with pytest.raises(DataError, match="they are fractions"):
+        Task.fit([[], [{"label": "a", "box": [0.9, 0.5, 1.1, 1.5]}]], options, {})
     with pytest.raises(DataError, match="never seen in training"):
         task.encode([{"label": "c", "box": [0, 0, 1, 1]}])
 

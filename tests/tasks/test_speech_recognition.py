@@ -284,6 +284,10 @@ def test_letters_of_a_ctc_vocabulary(tmp_path):
     columns = load.modalities([column(wav2vec2(tmp_path / "base"))])
     reading = _ctc.Reading("clip", columns["clip"], 16, None)
     assert reading.text(reading.encode("Ab,  cd!")) == "AB CD"
+    assert reading.encode("- Ab \u2013 c-d \u2026") == reading.encode("AB CD"), "no word lies between signs that stand alone"
+    assert reading.spoken("d\u2019a") == "DA"
+    reading._known.add("'")
+    assert reading.spoken("d\u2019a") == "D'A"
     assert reading.text([5, 5, 4, 6]) == "AA B"
     outputs = torch.zeros(1, 7, 9)
     for frame, token in enumerate([5, 5, 0, 5, 6, 6, 0]):

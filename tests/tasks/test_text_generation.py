@@ -208,14 +208,14 @@ def test_only_the_completion_is_learned_and_both_fit(bases):
     batch, targets = feed(prepared(columns, [("ab", "cd"), (long, "xy"), ("ab", long), (long, long)]), columns, task)
     ids, mask = batch["prompt.input_ids"], batch["prompt.attention_mask"]
     decoded = [tokenizer().decode(row[: int(m.sum())]) for row, m in zip(ids, mask, strict=True)]
-    assert decoded == ["abcd<end>", "defghijkl" + "xy<end>", "ababcdefghij", "ghijkl" + "abcdef"]
+    assert decoded == ["abcd<end>", "hijklmnop" + "xy<end>", "ababcdefghij", "klmnop" + "abcdef"], "a prompt keeps its end"
     assert [tokenizer().decode(row[row >= 0]) for row in targets] == ["cd<end>", "xy<end>", "abcdefghij", "abcdef"]
 
 
 def test_all_of_an_unlabelled_text_is_learned(bases):
     _, columns, task = setting(bases["gpt2"], labelled=False, max_length=8)
     _, targets = feed(prepared(columns, [("abc", None), ("abcdefghijk", None)]), columns, task)
-    assert [tokenizer().decode(row[row >= 0]) for row in targets] == ["bc<end>", "bcdefgh"]
+    assert [tokenizer().decode(row[row >= 0]) for row in targets] == ["bc<end>", "fghijk<end>"]
 
 
 def test_conversations_teach_what_the_assistant_says(bases, tmp_path):

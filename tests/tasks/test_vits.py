@@ -329,3 +329,7 @@ def test_what_does_not_fit(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="no VITS can be loaded"):
         load.pretrained(ModelSpec(), [column(tmp_path / "base")], task)
     assert columns["text"].tokenizer("ab", add_special_tokens=False)["input_ids"] == [0, 1, 0, 2, 0]
+    assert columns["text"].decode("2 d") == "2 d"
+    for text in ("2024", "\u0434\u0430", "..."):
+        with pytest.raises(DataError, match="no letter of the text"):
+            columns["text"].decode(text)
