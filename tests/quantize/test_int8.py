@@ -1,3 +1,4 @@
+import logging
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -236,6 +237,7 @@ def test_a_model_that_can_not_be_converted(tmp_path, rows):
     with pytest.raises(ModelError, match=r"can't be made int8: .*\n.*leave out `quantize`") as raised:
         int8.build(Odd().eval(), [batch], tmp_path / "engine")
     assert "\n" not in raised.value.what
+    assert logging.getLogger().level == logging.WARNING
 
 
 def test_no_calibration_rows_is_an_error(tmp_path):
