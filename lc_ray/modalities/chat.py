@@ -77,7 +77,7 @@ class Modality(text.Modality):
             value = value.tolist()
         if not isinstance(value, list):
             value = _listed(super().decode(value, errors))
-        said = [(number, message) for number, message in enumerate(map(_plain, value)) if message != _UNSAID]
+        said = [(number, message) for number, message in enumerate(map(_plain, value)) if message is not _UNSAID]
         if not said or len(value) > _MESSAGES:
             raise DataError(f"a conversation has 1 to {_MESSAGES} messages, not {len(value) if said else 0}")
         messages = [self._message(number, message, errors) for number, message in said]
@@ -140,10 +140,12 @@ def _plain(message: Any) -> Any:
         return message
     shared = message.get("role") is None
     role, content = (message.get("from"), message.get("value")) if shared else (message["role"], message.get("content"))
+    content = content.tolist() if isinstance(content, np.ndarray) else content
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text", "")) for part in content)
     role = _ALIKE.get(role, role) if isinstance(role, str) else role
-    return _UNSAID if role == "system" and content in ("", None) else {"role": role, "content": content}
+    silent = content is None or (isinstance(content, str) and not content)
+    return _UNSAID if silent and role == "system" else {"role": role, "content": content}
 
 
 def _listed(text: str) -> list[Any]:

@@ -45,6 +45,7 @@ SILENT = [{"role": "system", "content": ""}], [{"from": "system", "value": None}
 
 
 CONVERSATIONS = [TALK, SHARED, *WRITTEN, PARTS, np.array(TALK), [{**m, "id": 3} for m in TALK], SILENT[0] + TALK, SILENT[1] + SHARED]
+CONVERSATIONS += [[{**m, "content": np.array(m["content"])} for m in PARTS]]  # as pandas has lists within lists
 
 
 @pytest.mark.parametrize("value", CONVERSATIONS)
@@ -71,6 +72,8 @@ def test_a_text_is_what_the_user_says(chat, text):
         (SILENT[0], "1 to 256 messages, not 0"),
         ([*SILENT[0], {"role": "user", "content": [{"type": "image_url"}]}], "message 1: "),
         (["hi"], "message 0 is not"),
+        ([np.array(["hi", "you"])], "message 0 is not"),
+        ([{"role": "system", "content": np.array([1, 2])}, *TALK], "message 0: not text"),
         ([TALK[0], {"from": "tool", "value": "x"}], "message 1 is not"),
         ([{"role": "robot", "content": "x"}], "role"),
         ([{"from": [], "value": "x"}], "message 0 is not"),
