@@ -55,19 +55,17 @@ def session(cpus: int | None = None) -> Iterator[None]:
     """
     global _sessions, _started
     with _turn:
-        found = ray.is_initialized() and not _sessions  # the program has connected it, and will end it
+        ours = _sessions > 0 or not ray.is_initialized()  # else the program has connected it, and will end it
         if not ray.is_initialized():
             _connect(cpus)
             _sessions = 0
-        if not found:
-            _sessions += 1
+        _sessions += ours
     try:
         yield
     finally:
         with _turn:
-            if not found:
-                _sessions -= 1
-            if not found and not _sessions:
+            _sessions -= ours
+            if ours and not _sessions:
                 _started = False
                 ray.shutdown()
 

@@ -193,9 +193,7 @@ def _group(row: dict[str, Any], job: JobSpec) -> Any:
 def _write(batch: dict[str, Any], job: JobSpec, folder: StoragePath, blob: tuple[StoragePath, str], size: int, last: int) -> Iterator[pa.Table]:
     """Read a share of a file; decode each cell of the rows up to a place and keep it; say per row where it is, or what is wrong with it."""
     memory.keep_freed()
-    inputs = columns(tuple(job.inputs()))
-    kind = family.load("tasks", job.task.kind).Task
-    reader = kind.reader(kind.options(job.task), inputs)
+    kind, inputs, reader = reading(job)
     with blobs.Writer(blob[0], f"{blob[1]}/{batch['task'][0]:05d}") as writer:
         for where, file, chunk in _read(batch, job, size):
             used = chunk if last == _ORDERS else [row for row in chunk if _raw_order(row, job) <= last]
@@ -271,3 +269,9 @@ _JSON = json.JSONEncoder(ensure_ascii=False, default=_fingerprint).encode
 def columns(inputs: tuple[InputSpec, ...]) -> dict[str, Any]:
     """Modalities, loaded once per process."""
     return modalities(list(inputs))
+
+
+def reading(job: JobSpec) -> tuple[Any, dict[str, Any], Any]:
+    """A job's task; its columns, of which the task may say what of a long cell is kept; and what the task reads targets with."""
+    kind, inputs = family.load("tasks", job.task.kind).Task, columns(tuple(job.inputs()))
+    return kind, inputs, kind.reader(kind.options(job.task), inputs)

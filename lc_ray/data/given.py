@@ -43,10 +43,11 @@ def source_of(data: Any, storage: str, media: set[str]) -> str:
     if hasattr(data, "to_arrow_refs"):
         import ray
 
-        blocks = ray.get(data.to_arrow_refs())
-        arrays = any(isinstance(kind, pa.BaseExtensionType) for block in blocks for kind in block.schema.types)
-        if arrays or media & set(data.columns() or ()):  # arrays become pictures, or lists
+        if media & set(data.columns() or ()):  # arrays among them become pictures
             return _rows(data.take_all(), storage, media)
+        blocks = ray.get(data.to_arrow_refs())
+        if any(isinstance(kind, pa.BaseExtensionType) for block in blocks for kind in block.schema.types):  # arrays, which become lists
+            return _rows(ray.data.from_arrow(blocks).take_all(), storage, media)
         table = pa.concat_tables(blocks, promote_options="permissive")
     elif isinstance(data, dict) and hasattr(data, "with_format"):  # a Hugging Face DatasetDict
         raise DataError(f"this is several: {', '.join(map(str, data))}", fix="give one of them, for example data['train']")

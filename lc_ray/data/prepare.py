@@ -303,8 +303,7 @@ def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: Storage
 
 
 def _write_part(table: pa.Table, job: JobSpec, folder: StoragePath) -> str:
-    inputs, kind = cells.columns(tuple(job.inputs())), task_kind(job)
-    kind.reader(kind.options(job.task), inputs)  # which may say what of a long text is kept
+    _, inputs, _ = cells.reading(job)
     _, columns = cells.parted(inputs)
     if columns:
         prepared = batches.prepare({name: table[name].to_pylist() for name in columns}, columns)

@@ -91,7 +91,7 @@ class Reader:
         there = names if self.kind in _UNEVEN else self.columns()
         return [name for name in names if name in there]
 
-    def require(self, wanted: Sequence[str], fix: str = _CORRECT) -> None:
+    def require(self, wanted: Sequence[str], fix: str = "") -> None:
         """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice; or if names were given that it has itself,
         or that fit only if other marks separate its cells.
         """
@@ -107,8 +107,8 @@ class Reader:
                 raise DataError(f"{there.count(name)} columns are named '{name}'", str(self.file), "rename all but one of them")
             if name not in there:
                 other = table and there and any(mark in there[0] for mark in _marks(there))
-                fix = _SAVE if other else fix + _NAME * (table and fix == _CORRECT)
-                raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), fix)
+                usual = _CORRECT + _NAME if table else _CORRECT
+                raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), _SAVE if other else fix or usual)
 
     def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:
         """How many tasks are worth sharing the file in chunks of `size` rows, at least one: none would be left without rows."""

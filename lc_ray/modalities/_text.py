@@ -33,6 +33,17 @@ def unicode(value: str | bytes, errors: str = "strict") -> str:
     return value
 
 
+def number(text: str) -> float:
+    """The number that a table writes so.
+
+    Raises:
+        ValueError: it is none, such as 2020_01, which Python reads as one.
+    """
+    if "_" in text:
+        raise ValueError
+    return float(text)
+
+
 def listed(value: Any, starts: tuple[str, ...] = ("[",)) -> Any:
     """A list as one, be it an array, or the text that JSON or Python writes of it; what is none stays as it is.
 

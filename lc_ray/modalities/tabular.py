@@ -155,6 +155,6 @@ class Encoder(nn.Module):
 
 def _number(text: str) -> float | None:
     try:
-        return float(text) if "_" not in text else None  # Python reads 2020_01 as one
+        return _text.number(text)
     except ValueError:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -78,10 +79,15 @@ class Modality:
         self.tokenizer.truncation_side = "left"
 
     def _wrong(self, text: str) -> str | None:
-        ids, nothing = self.tokenizer([text, _NOWHERE])["input_ids"]
+        ids = self.tokenizer(text)["input_ids"]
         if len(ids) > self.spec.max_length:
             return f"longer than {self.spec.max_length} tokens"
-        return "the base model's vocabulary has no letter of the text" if set(ids) <= set(nothing) else None
+        return "the base model's vocabulary has no letter of the text" if self._nothing.issuperset(ids) else None
+
+    @functools.cached_property
+    def _nothing(self) -> frozenset[int]:
+        """Tokens of a text that has no letter for the model."""
+        return frozenset(self.tokenizer(_NOWHERE)["input_ids"])
 
     def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
         """Each text, and its token ids, cut at `max_length`, not padded."""

@@ -225,8 +225,7 @@ def _unfused(model: Any) -> None:
         if (reduce := _REDUCTIONS.get(old.get_type_name())) and not old.get_attributes()["keep_dims"]:
             data, axes = (given.get_source_output() for given in old.inputs())
             _replace(old, opset13.squeeze(reduce(data, axes, keep_dims=True), axes))
-    for old in model.get_ordered_ops():
-        if old.get_type_name() == "Divide" and old.get_element_type().is_real():
+        elif old.get_type_name() == "Divide" and old.get_element_type().is_real():
             data, divisor = (given.get_source_output() for given in old.inputs())
             if divisor.get_node().get_type_name() == "Constant":
                 _replace(old, opset13.multiply(data, opset13.constant(1 / divisor.get_node().data)))

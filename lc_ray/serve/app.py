@@ -326,13 +326,7 @@ def _side_ports() -> dict[str, str]:
     """Serve's other ports, where another cluster on this machine has the usual ones: it would share them unnoticed."""
     usual = {"RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500, "RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
     usual["RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"] = 9500
-    taken = {}
-    for name, port in usual.items():
-        try:
-            _free("0.0.0.0", port)
-        except OSError:
-            taken[name] = str(_free("0.0.0.0", 0))
-    return taken
+    return {name: str(_free("0.0.0.0", 0)) for name, port in usual.items() if not _is_free("0.0.0.0", port)}
 
 
 def _listens(host: str, port: int, fix: str) -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError
+from lc_ray.modalities import _text
 from lc_ray.tasks import _task
 
 
@@ -43,9 +44,7 @@ class Task(_task.Task):
         if value is None or (isinstance(value, str) and not value.strip()):
             raise DataError("target missing")
         try:
-            if isinstance(value, str) and "_" in value:
-                raise ValueError  # Python reads 2020_01 as a number
-            number = float(value)
+            number = _text.number(value) if isinstance(value, str) else float(value)
         except (TypeError, ValueError, OverflowError):
             raise DataError("target is not a number") from None
         if not math.isfinite(number):
