@@ -114,12 +114,16 @@ class LangChain(Model):
         tokenizer: of a loaded model; not needed for a name.
         text: column with the text; of `token_classification` with its words.
         max_length: longest text in tokens; longer ones are cut.
+        chat: whether the column has conversations, which the model's chat template writes; for `task="text_generation", target=None`.
         **options: of `Model`: `dataset`, `validation`, `target`, `task`, `storage`.
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, text: str = "text", max_length: int = 128, **options: Any) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any = None, text: str = "text", max_length: int = 128, chat: bool = False, **options: Any
+    ) -> None:
         self.storage = os.fspath(options.get("storage", "runs"))
-        column = {"column": text, "modality": _modality("text", options), "base": self._base(model, tokenizer), "max_length": max_length}
+        modality = "chat" if chat else _modality("text", options)
+        column = {"column": text, "modality": modality, "base": self._base(model, tokenizer), "max_length": max_length}
         super().__init__([column], **options)
 
     def _base(self, model: Any, tokenizer: Any) -> str:

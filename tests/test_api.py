@@ -177,6 +177,16 @@ def test_a_text_may_be_longer(tiny_base, tiny_rows):
     assert [plan.data.inputs[0].max_length for plan in plans] == [128, 16]
 
 
+def test_conversations(tiny_base, folder):
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    rows = [{"messages": talk} for _ in range(20)]
+    gpt = LangChain(tiny_base, text="messages", chat=True, task="text_generation", target=None, dataset=rows)
+    plan = AutoHyperparameterOptimizer(gpt).plan()
+    assert [(i.column, i.modality) for i in plan.data.inputs] == [("messages", "chat")]
+    (file,) = files(plan.data.train)
+    assert next(iter(read.Reader(file).rows(["messages"])))[0]["messages"] == talk
+
+
 def test_a_path_for_a_name(tiny_base, tiny_rows, folder):
     plan = AutoHyperparameterOptimizer(LangChain(tiny_base, storage=folder / "kept"), dataset=pd.read_csv(tiny_rows)).plan()
     assert plan.storage == str(folder / "kept")

@@ -149,6 +149,9 @@ class Encoder(nn.Module):
         """
         weights = spec.weights or "pretrained"
         if in_torchvision(source):
+            if source not in torchvision.models.list_models(torchvision.models):
+                fix = "for example resnet50 or convnext_tiny; Faster R-CNN is for task object_detection"
+                raise ModelError("a model of torchvision that does not classify images", source, fix)
             whole = torchvision.models.get_model(source, weights=None)
             if weights != "random":
                 fill(whole, source, weights)
@@ -300,7 +303,8 @@ def _trunk(model: nn.Module, name: str) -> nn.Module:
         return nn.Sequential(*(part for part_name, part in model.named_children() if part_name not in ("avgpool", "fc")))
     if hasattr(model, "trunk_output"):
         return nn.Sequential(cast(nn.Module, model.stem), cast(nn.Module, model.trunk_output))
-    raise ModelError("this torchvision model has no convolutional trunk to build on", name, "for example resnet50 or convnext_tiny")
+    fix = "for example resnet50, convnext_tiny, or google/vit-base-patch16-224"
+    raise ModelError("this torchvision model has no convolutional trunk to build on", name, fix)
 
 
 def statistics(folder: Path) -> dict[str, Any]:

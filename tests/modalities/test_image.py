@@ -236,6 +236,13 @@ def test_a_part_of_a_model_that_can_not_stand_alone_is_told(tmp_path):
         Encoder.pretrained(InputSpec(column="image", size=SIDE), str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "deeplabv3_resnet50", "r3d_18"])
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_model_of_another_task_is_told_before_weights_are_asked_for(name, weights):
+    with pytest.raises(ModelError, match="does not classify images"):
+        Encoder.pretrained(InputSpec(column="image", base=name, weights=weights), name)
+
+
 def test_a_size_that_does_not_fit_is_told(tmp_path):
     AutoModel.from_config(CONFIGS["vit"]).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"images of 64 × 64 pixels do not fit the model: .*32"):
