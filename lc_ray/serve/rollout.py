@@ -169,6 +169,16 @@ def runs(address: str) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Alone in starting an endpoint of this machine's user: Serve listens seconds after its ports were found to be free."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a file system without locks; what can't be written `begin` tells
+            root().mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(root()))
+        yield
+
+
 def begin(port: int, address: str, url: str, models: Served) -> Path:
     """The folder of a new endpoint's state, in which its artifacts are kept. Those of endpoints that were killed are removed.
 
@@ -273,7 +283,7 @@ def running() -> list[State]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Alone in changing an endpoint's state: others wait."""
+    """Alone in changing what is in a folder: others wait."""
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

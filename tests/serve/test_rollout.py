@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import threading
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -117,10 +118,25 @@ def test_altered_artifact_is_not_rolled_out(home, tiny_artifact, tmp_path):
         rollout.keep(folder, mine)
 
 
+def test_endpoints_start_one_after_the_other(home):
+    begun = threading.Event()
+
+    def second():
+        with rollout.starting():
+            begun.set()
+
+    thread = threading.Thread(target=second)
+    with rollout.starting():
+        thread.start()
+        assert not begun.wait(0.3)
+    assert begun.wait(10)
+    thread.join()
+
+
 def test_state_that_can_not_be_kept(tiny_artifact, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    with pytest.raises(ServeError, match="set XDG_STATE_HOME"):
+    with rollout.starting(), pytest.raises(ServeError, match="set XDG_STATE_HOME"):
         rollout.begin(8123, "there", "http://there", rollout.served([tiny_artifact]))
 
 
