@@ -14,6 +14,7 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.section import Section
 
 _FILE = "state.json"
+_STARTS = 60.0  # seconds that another endpoint may take to start
 _KEPT = 10  # earlier states of a model
 
 
@@ -171,11 +173,17 @@ def runs(address: str) -> bool:
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Alone in starting an endpoint of this machine's user: Serve listens seconds after its ports were found to be free."""
+    """Alone in starting an endpoint of this machine's user, unless another one takes long: Serve listens seconds after its ports were found free."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a file system without locks; what can't be written `begin` tells
             root().mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(root()))
+            file, end = stack.enter_context(open(root() / ".lock", "w")), time.monotonic() + _STARTS
+            while time.monotonic() < end:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.1)
         yield
 
 
@@ -283,7 +291,7 @@ def running() -> list[State]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Alone in changing what is in a folder: others wait."""
+    """Alone in changing an endpoint's state: others wait."""
     with open(folder / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

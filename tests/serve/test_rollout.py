@@ -133,6 +133,12 @@ def test_endpoints_start_one_after_the_other(home):
     thread.join()
 
 
+def test_an_endpoint_that_takes_long_to_start_keeps_no_other_from_it(home, monkeypatch):
+    monkeypatch.setattr(rollout, "_STARTS", 0.2)
+    with rollout.starting(), rollout.starting():
+        pass
+
+
 def test_state_that_can_not_be_kept(tiny_artifact, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
