@@ -173,6 +173,10 @@ class Worker:
         """The DeepSpeed engine around the model."""
         build()
         self.shapes = difference(self.model, self._original())  # before ZeRO-3 leaves this worker with a slice of each tensor
+        scalars = {name: p for name, p in self.model.named_parameters() if not p.ndim}
+        for parameter in scalars.values():  # as SpeechT5 has; DeepSpeed sends none to other workers, so that they have a dimension while training
+            parameter.data = parameter.data.view(1)
+        self.scalars = frozenset(scalars)
         self.model.train()
         groups = self._groups()
         self.groups = list(groups)
@@ -299,6 +303,7 @@ class Worker:
     def write_artifact(self, weights: dict[str, Tensor], metrics: dict[str, float]) -> None:
         """The model as it is now."""
         shapes, attributes = self.shapes
+        weights = {name: w.squeeze() if name in self.scalars else w for name, w in weights.items()}
         manifest = Manifest(
             name=self.spec.name,
             task={"kind": self.spec.task.kind, **self.task.config},
