@@ -173,10 +173,11 @@ class Worker:
         """The DeepSpeed engine around the model."""
         build()
         self.shapes = difference(self.model, self._original())  # before ZeRO-3 leaves this worker with a slice of each tensor
-        scalars = {name: p for name, p in self.model.named_parameters() if not p.ndim}
-        for parameter in scalars.values():  # as SpeechT5 has; DeepSpeed sends none to other workers, so that they have a dimension while training
-            parameter.data = parameter.data.view(1)
-        self.scalars = frozenset(scalars)
+        self.scalars = {name: p for name, p in self.model.named_parameters() if not p.ndim}  # such as SpeechT5's
+        for name, parameter in self.scalars.items():  # which DeepSpeed can't send to other workers: while training they have a dimension
+            path, _, leaf = name.rpartition(".")
+            longer = nn.Parameter(parameter.detach().view(1), parameter.requires_grad)
+            setattr(self.model.get_submodule(path), leaf, longer)
         self.model.train()
         groups = self._groups()
         self.groups = list(groups)

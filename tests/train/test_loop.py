@@ -86,7 +86,10 @@ def test_a_weight_without_a_dimension_learns_and_is_kept_as_it_is(alone, tmp_pat
     self.data, scale = SimpleNamespace(key="data"), nn.Parameter(torch.tensor(2.0))
     self.model.head.register_parameter("scale", scale)
     self.model.head.register_forward_hook(lambda head, _, outputs: outputs * head.scale)
-    self.shapes, self._original = ({}, {}), lambda: self.model
+    self._original = lambda: self.model
+    seen = self.model({"x.number": torch.ones(4), "x.category": torch.zeros(4, dtype=torch.long)})
+    seen.sum().backward()  # as pruning does, and keeps
+    self.model.zero_grad()
     engine = self.initialize()
     step(self, engine)
     kept = []
