@@ -235,6 +235,14 @@ def test_no_text_is_cut(tmp_path):
     assert predictor.columns["text"].decode(predictor.columns["text"].example)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5])
+def test_what_ends_at_once_is_sound_too(frames):
+    samples, rate = samples_of(Task().decode(np.full((frames, _mel.bins()), -1.0, np.float32), {}))
+    assert rate == RATE
+    assert len(samples) >= (frames - 1) * 256
+    assert np.abs(samples).max() > 0.01
+
+
 def test_what_does_not_fit(tmp_path, tiny_base):
     task = Task(seconds=1)
     for cell, reason in ((None, "null"), (b"RIFFxxxx", "not audio"), ("none.wav", "no such file"), (TONES.spoken("abcdabcdabcd"), "longer than 1 s")):
