@@ -160,7 +160,7 @@ def task_kind(job: JobSpec) -> Any:
         SpecError: there is none, or it needs a label, which the job's rows lack.
     """
     kind = family.load("tasks", job.task.kind).Task
-    if job.data.stratify and (job.data.target is None or kind.TYPE in (pa.binary(), pa.float64())):
+    if job.data.stratify and not kind.STRATIFIES:
         raise SpecError(f"data.stratify: rows of the task '{job.task.kind}' have no labels")
     if kind.LABELLED and job.data.target is None:
         raise SpecError(f"data.target: the task '{job.task.kind}' needs a column with the label")
