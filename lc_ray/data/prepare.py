@@ -254,7 +254,7 @@ def _sides(job: JobSpec, folder: StoragePath) -> tuple[_Side, _Side, Counter[str
         index, rejects[name] = cells.check(job, source, place, (folder / _BLOBS, name), limit)
         found[name] = _Side(index, place, blobs.Reader(folder / _BLOBS))
         seen += index.num_rows + rejects[name].num_rows
-        reasons.update(f"{c}: {r}" for c, r in zip(*(rejects[name][c].to_pylist() for c in ("column", "reason")), strict=True))
+        reasons.update(f"{c}: {r}" if c else r for c, r in zip(*(rejects[name][c].to_pylist() for c in ("column", "reason")), strict=True))
     _keep(rejects, folder / "rejects")
     if reasons.total() > data.reject.limit * seen:
         common = "\n  ".join(f"{n} × {reason}" for reason, n in reasons.most_common(5))
