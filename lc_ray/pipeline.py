@@ -156,6 +156,7 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
         "rows": {"train": data.count("train"), "validation": data.count("validation"), "rejected": data.record["rejected"]},
         "rejects": data.record["reasons"],
         "objective": objective,
+        "stepwise": data.task().STEPWISE,
         "models": measured,
         "accept": accept,
         "segments": lineage.table(segments),

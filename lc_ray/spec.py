@@ -261,7 +261,7 @@ class AcceptSpec(Section):
     """The gate: what the finished model must be, beside the dense fine-tuned one."""
 
     max_drop: Points = Field(0.01, description="largest loss of the task's own metric")
-    min_speedup: float = Field(1.5, ge=0, description="least throughput at the serving batch, as a multiple")
+    min_speedup: float = Field(1.5, ge=0, description="least throughput at the serving batch, as a multiple; of one pass, where answers take many")
 
 
 class JobSpec(Section):

@@ -78,8 +78,9 @@ def test_rows_of_which_none_can_be_used_stand_in_the_way(job, tmp_path):
 def test_labels_that_there_are_not(job):
     with pytest.raises(SpecError, match=r"data\.target: the task 'classification' needs a column"):
         preflight.check(job(**{"data.target": None}))
-    with pytest.raises(SpecError, match=r"data\.stratify: rows of the task 'regression' have no labels"):
-        preflight.check(job(**{"data.stratify": True, "task.kind": "regression"}))
+    for task in ("regression", "token_classification", "object_detection", "speech_recognition", "text_generation"):
+        with pytest.raises(SpecError, match=rf"data\.stratify: rows of the task '{task}' have no labels"):
+            preflight.check(job(**{"data.stratify": True, "task.kind": task}))
 
 
 def test_a_file_sorted_by_label_is_read_to_the_last_one(job, tmp_path):

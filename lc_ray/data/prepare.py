@@ -160,7 +160,7 @@ def task_kind(job: JobSpec) -> Any:
         SpecError: there is none, or it needs a label, which the job's rows lack.
     """
     kind = family.load("tasks", job.task.kind).Task
-    if job.data.stratify and (job.data.target is None or kind.TYPE in (pa.binary(), pa.float64())):
+    if job.data.stratify and not kind.STRATIFIES:
         raise SpecError(f"data.stratify: rows of the task '{job.task.kind}' have no labels")
     if kind.LABELLED and job.data.target is None:
         raise SpecError(f"data.target: the task '{job.task.kind}' needs a column with the label")
@@ -254,7 +254,7 @@ def _sides(job: JobSpec, folder: StoragePath) -> tuple[_Side, _Side, Counter[str
         index, rejects[name] = cells.check(job, source, place, (folder / _BLOBS, name), limit)
         found[name] = _Side(index, place, blobs.Reader(folder / _BLOBS))
         seen += index.num_rows + rejects[name].num_rows
-        reasons.update(f"{c}: {r}" for c, r in zip(*(rejects[name][c].to_pylist() for c in ("column", "reason")), strict=True))
+        reasons.update(f"{c}: {r}" if c else r for c, r in zip(*(rejects[name][c].to_pylist() for c in ("column", "reason")), strict=True))
     _keep(rejects, folder / "rejects")
     if reasons.total() > data.reject.limit * seen:
         common = "\n  ".join(f"{n} × {reason}" for reason, n in reasons.most_common(5))

@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoTokenizer
 
-from lc_ray.errors import ModelError
+from lc_ray.errors import LcRayError, ModelError
+
+_FILES = "the folder needs its files, as tokenizer.save_pretrained(folder) writes them"
 
 
 @contextmanager
@@ -22,8 +25,26 @@ def loading(what: str, source: str) -> Iterator[None]:
     """
     try:
         yield
+    except LcRayError:  # which says more
+        raise
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"no {what} can be loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}", source) from None
+
+
+def tokenizer(source: str) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        ModelError: there is none. Where a folder has no file of one, transformers may make one up that knows no word.
+    """
+    try:
+        found = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, ImportError, AttributeError, TypeError) as error:
+        told = str(error).strip().partition("\n")[0].rstrip(": ")
+        raise ModelError(f"no tokenizer can be loaded: {told}", source, _FILES) from None
+    if len(found) < len(set(found.all_special_ids)) + 2:
+        raise ModelError("there is no tokenizer", source, _FILES)
+    return found
 
 
 def headless(model: Any, *heads: str) -> Any:

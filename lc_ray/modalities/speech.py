@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
-from lc_ray.errors import ModelError
-from lc_ray.modalities import audio
+from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec
 
 
@@ -26,10 +24,7 @@ class Modality(audio.Modality):
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         super().__init__(spec, source)
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(source))
-        except (OSError, ValueError, ImportError, AttributeError) as error:
-            raise ModelError(f"no tokenizer can be loaded: {str(error).splitlines()[0]}", str(source)) from None
+        self.tokenizer = _hub.tokenizer(str(source))
         try:
             self.generation = GenerationConfig.from_pretrained(str(source))
         except OSError:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import _hub, _text
@@ -41,8 +41,7 @@ class Modality:
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         self.spec = spec
-        with _hub.loading("tokenizer", str(source)):
-            self.tokenizer = AutoTokenizer.from_pretrained(str(source))
+        self.tokenizer = _hub.tokenizer(str(source))
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 

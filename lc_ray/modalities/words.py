@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import _text, text
 from lc_ray.spec import InputSpec
 
@@ -19,7 +19,11 @@ _SPACE = "Ġ"  # as byte-level tokenizers write it
 
 
 class Modality(text.Modality):
-    """One column of words. See `text.Modality`."""
+    """One column of words. See `text.Modality`.
+
+    Raises:
+        ModelError: the tokenizer is not one of the `tokenizers` package.
+    """
 
     TYPE = pa.list_(pa.string())
     SCHEMA: ClassVar[dict[str, Any]] = {
@@ -30,6 +34,9 @@ class Modality(text.Modality):
 
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         super().__init__(spec, source)
+        if not self.tokenizer.is_fast:
+            kind = type(self.tokenizer).__name__
+            raise ModelError(f"this tokenizer does not tell of which word a token is: {kind}", str(source), "use a model that has a tokenizer.json")
         bytewise = "".join(self.tokenizer.tokenize(" a")).startswith(_SPACE)
         self._before = " " if bytewise else ""  # of each word, or such a tokenizer reads all of them as one
 

@@ -114,7 +114,10 @@ def modalities(inputs: list[InputSpec], processors: Path | None = None) -> dict[
 
 
 def _source(spec: InputSpec) -> str:
-    return find(spec.base) if spec.base else ""
+    found = find(spec.base) if spec.base else ""
+    if found and "/" not in found and getattr(family.load("modalities", spec.modality).Modality, "MEDIA", "") != "image":
+        raise ModelError("a model of torchvision, which sees pictures alone", found, f"give column '{spec.column}' a `base` of its own")
+    return found
 
 
 def pretrained(spec: ModelSpec, inputs: list[InputSpec], task: Any) -> nn.Module:

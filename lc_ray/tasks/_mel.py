@@ -11,7 +11,8 @@ import torchaudio.functional
 from numpy.typing import NDArray
 from transformers import SpeechT5FeatureExtractor
 
-_ITERATIONS, _MOMENTUM = 60, 0.99  # of Griffin-Lim
+_ITERATIONS, _MOMENTUM, _FRAMES = 60, 0.99, 4  # of Griffin-Lim, and how many it takes, at least
+_SILENCE, _LOUD = -10, 3
 
 
 @functools.lru_cache(maxsize=1)
@@ -40,9 +41,13 @@ def spectrogram(samples: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def sound(mel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A spectrogram (frames, bins) → samples, by the fast Griffin-Lim algorithm (Perraudin et al. 2013). The same each time."""
+    """A spectrogram (frames, bins) → samples, by the fast Griffin-Lim algorithm (Perraudin et al. 2013). The same each time.
+
+    What is too short for it, as a model says that ends at once, is followed by silence.
+    """
     extractor = _extractor()
-    amplitudes = 10.0 ** np.clip(mel.T.astype(np.float64), -10, 3)  # (bins, frames)
+    mel = np.pad(mel, ((0, max(0, _FRAMES - len(mel))), (0, 0)), constant_values=_SILENCE)
+    amplitudes = 10.0 ** np.clip(mel.T.astype(np.float64), _SILENCE, _LOUD)  # (bins, frames)
     linear = np.maximum(np.linalg.pinv(extractor.mel_filters.T) @ amplitudes, 0)  # (frequencies, frames)
     window = torch.from_numpy(np.asarray(extractor.window, np.float32))
     found = torchaudio.functional.griffinlim(

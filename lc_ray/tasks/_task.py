@@ -44,6 +44,8 @@ class Task:
         POSITIONS: whether every position of the only input column is labelled, not the row.
         LABELLED: whether rows need a target; of a fitted task, whether they have one.
         DECODES_SCORES: whether what `score` gives can be decoded, so that mistakes can be shown.
+        STEPWISE: whether an answer may take several passes of the model, whose cost is measured as that of one.
+        STRATIFIES: whether the same fraction of each target can be held out: other rows have it too.
         COLUMNS: modalities of its input columns, by those that such columns have for other tasks.
         Options: fields of the job's task section beside `kind`.
     """
@@ -53,6 +55,8 @@ class Task:
     POSITIONS: ClassVar[bool] = False
     LABELLED: bool = True
     DECODES_SCORES: ClassVar[bool] = True
+    STEPWISE: ClassVar[bool] = False
+    STRATIFIES: ClassVar[bool] = False
     COLUMNS: ClassVar[dict[str, str]] = {}
     Options: ClassVar[type[Section]] = Section
 

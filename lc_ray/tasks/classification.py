@@ -35,6 +35,7 @@ class Task(_task.Task):
 
     TYPE = pa.string()
     objective = "accuracy"
+    STRATIFIES = True
 
     class Options(Section):
         """Fields of the task section."""

@@ -46,6 +46,7 @@ class Task(_task.Task):
 
     TYPE = pa.binary()
     objective = "r2"
+    STEPWISE = True
     COLUMNS: ClassVar[dict[str, str]] = {"image": "seed"}
     DECODES_SCORES = False
 

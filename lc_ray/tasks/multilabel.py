@@ -32,6 +32,7 @@ class Task(_task.Task):
 
     TYPE = pa.list_(pa.string())
     objective = "micro_f1"
+    STRATIFIES = True
     Options = classification.Task.Options
 
     def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:

@@ -17,6 +17,8 @@ from lc_ray.errors import DataError
 from lc_ray.modalities import _text
 from lc_ray.tasks import _task
 
+_LEAST = 1e-12  # variance, in squares of standard deviations, that counts
+
 
 class Task(_task.Task):
     """One number.
@@ -93,10 +95,11 @@ class Task(_task.Task):
         return F.mse_loss(outputs.float(), teacher.float())
 
     def metrics(self, scores: list[NDArray[np.float32]], encoded: list[float]) -> dict[str, float]:
-        """R², and mean absolute and root mean squared error in the target's unit."""
+        """R², 0 or 1 where all targets are equal, as scikit-learn has it; and mean absolute and root mean squared error in the target's unit."""
         error = np.stack(scores).astype(np.float64)[:, 0] - np.array(encoded)  # in standard deviations
         squares, spread = float((error**2).mean()), float(np.var(encoded))
-        return {"r2": 1 - squares / max(spread, 1e-12), "mae": float(np.abs(error).mean()) * self.std, "rmse": math.sqrt(squares) * self.std}
+        r2 = 1 - squares / spread if spread > _LEAST else float(squares <= _LEAST)
+        return {"r2": r2, "mae": float(np.abs(error).mean()) * self.std, "rmse": math.sqrt(squares) * self.std}
 
     def decode(self, output: NDArray[np.float32], parts: dict[str, Any]) -> dict[str, Any]:
         """The number."""

@@ -32,6 +32,7 @@ class Task(_task.Task):
     """
 
     objective = "word_accuracy"
+    STEPWISE = True
     COLUMNS: ClassVar[dict[str, str]] = {"audio": "speech"}
 
     class Options(Section):

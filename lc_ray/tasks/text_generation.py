@@ -35,6 +35,7 @@ class Task(_language.Task):
     """
 
     TYPE = pa.string()
+    STEPWISE = True
 
     class Options(Section):
         """Fields of the task section."""

@@ -35,6 +35,7 @@ class Task(_task.Task):
 
     TYPE = pa.binary()
     objective = "r2"
+    STEPWISE = True
     DECODES_SCORES = False
 
     class Options(Section):

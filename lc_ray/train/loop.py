@@ -173,6 +173,11 @@ class Worker:
         """The DeepSpeed engine around the model."""
         build()
         self.shapes = difference(self.model, self._original())  # before ZeRO-3 leaves this worker with a slice of each tensor
+        self.scalars = {name: p for name, p in self.model.named_parameters() if not p.ndim}  # such as SpeechT5's
+        for name, parameter in self.scalars.items():  # which DeepSpeed can't send to other workers: while training they have a dimension
+            path, _, leaf = name.rpartition(".")
+            longer = nn.Parameter(parameter.detach().view(1), parameter.requires_grad)
+            setattr(self.model.get_submodule(path), leaf, longer)
         self.model.train()
         groups = self._groups()
         self.groups = list(groups)
@@ -299,6 +304,7 @@ class Worker:
     def write_artifact(self, weights: dict[str, Tensor], metrics: dict[str, float]) -> None:
         """The model as it is now."""
         shapes, attributes = self.shapes
+        weights = {name: w.squeeze() if name in self.scalars else w for name, w in weights.items()}
         manifest = Manifest(
             name=self.spec.name,
             task={"kind": self.spec.task.kind, **self.task.config},

@@ -145,7 +145,7 @@ def test_bad_rows_are_set_aside_with_their_reason(job, tmp_path):
     by_row = rejects.set_index("row")["reason"].to_dict()
     for i, reason in enumerate(["null", "not text but int", "label missing", "not valid JSON", "not valid Unicode"]):
         assert by_row[len(ROWS) + i].startswith(reason)
-    with pytest.raises(DataError, match=r"5 of 41 rows can't be used(.|\n)*1 × text: null") as error:
+    with pytest.raises(DataError, match=r"5 of 41 rows can't be used(.|\n)*1 × text: null(.|\n)*1 × not valid JSON") as error:
         prepare(job(file, **{"data.reject.limit": "1%"}))
     kept = error.value.fix.split("kept in ")[1].split(";")[0]
     assert len(pd.read_parquet(kept)) == 5

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tokens import byte_tokenizer
-from transformers import AutoConfig, AutoModel, BertConfig, BertModel, CLIPConfig, GPT2Config, RobertaConfig
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, CLIPConfig, GPT2Config, LlamaConfig, RobertaConfig, T5Config, Wav2Vec2Config
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities.text import Encoder, Modality
@@ -36,6 +36,14 @@ def test_unusable_cells_say_why(modality, value, reason):
 
 def test_broken_utf8_is_replaced_on_request(modality):
     assert modality.decode(b"caf\xff", "replace") == "caf\ufffd"
+
+
+@pytest.mark.parametrize("config", [BertConfig(), GPT2Config(), T5Config(), LlamaConfig(), Wav2Vec2Config()])
+def test_a_folder_without_a_tokenizer_is_no_source_of_one_that_knows_no_word(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no tokenizer.*\n.*tokenizer\.save_pretrained") as told:
+        Modality(InputSpec(column="text"), tmp_path)
+    assert ":\n" not in str(told.value)
 
 
 def test_long_texts_are_cut(modality):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from tokens import byte_tokenizer
-from transformers import GPT2Tokenizer, RobertaTokenizer
+from transformers import GPT2Tokenizer, RobertaTokenizer, Wav2Vec2CTCTokenizer
 
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import tabular, words
 from lc_ray.modalities._text import listed
 from lc_ray.spec import InputSpec
@@ -27,6 +27,13 @@ def test_words_come_as_list_or_text(column):
     for bad, reason in (([], "no words"), (None, "null"), (["good", None], "null"), (["good", ""], "empty"), (7, "not text")):
         with pytest.raises(DataError, match=reason):
             column.decode(bad)
+
+
+def test_a_tokenizer_that_knows_no_words_of_tokens_is_refused(tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(["<pad>", "<unk>", "|", "a", "b"])}), "utf-8")
+    Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json")).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="of which word a token is: Wav2Vec2CTCTokenizer"):
+        words.Modality(InputSpec(column="words", modality="words"), tmp_path)
 
 
 def test_each_word_is_read_at_its_first_token_and_late_ones_are_cut_off(column, tiny_base):

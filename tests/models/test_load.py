@@ -49,6 +49,12 @@ def test_a_trained_model_is_no_base(tiny_artifact):
         load.find(str(tiny_artifact))
 
 
+@pytest.mark.parametrize("modality", ["text", "words", "speech", "seed"])
+def test_a_model_of_pictures_reads_nothing_else(modality):
+    with pytest.raises(ModelError, match=r"resnet18: .* sees pictures alone\n.*column 'x'"):
+        load.modalities([InputSpec(column="x", modality=modality, base="resnet18")])
+
+
 def test_a_stand_in_is_named(caplog, no_hub):
     with caplog.at_level(logging.WARNING), pytest.raises(ModelError, match="openai-community/gpt2"):
         load.find("gpt3")

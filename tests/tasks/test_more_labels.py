@@ -32,6 +32,13 @@ def test_regression_has_the_targets_unit(unit):
     assert task.collate([task.encode(t) for t in targets]).std().item() == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("guesses", [[7.0, 7.0], [7.0, 9.0], [7.0], [9.0]])
+def test_targets_that_are_all_equal_have_no_boundless_r2(guesses):
+    task, targets = fit(regression, [1.0, 7.0]), [7.0] * len(guesses)
+    found = task.metrics([np.array([task.encode(guess)], np.float32) for guess in guesses], [task.encode(target) for target in targets])
+    assert found["r2"] == (1.0 if guesses == targets else 0.0)
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [

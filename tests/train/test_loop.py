@@ -1,5 +1,6 @@
 """A worker's parts on a real DeepSpeed engine, alone and without Ray."""
 
+import contextlib
 import shutil
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import ray.train
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from lc_ray import spec
 from lc_ray.artifact import Manifest
@@ -76,6 +78,29 @@ def test_gradients_are_computed_in_bf16_and_reduced_in_fp32(alone, tmp_path):
     step(self, engine, take=False)
     total = safe_get_full_grad(self.model.head.weight)  # of two gradients, each in bf16
     assert not torch.equal(total, total.bfloat16().float())
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(0, "none"), (2, "cpu"), (3, "cpu")])
+def test_a_weight_without_a_dimension_learns_and_is_kept_as_it_is(alone, tmp_path, stage, offload):
+    self = worker(tmp_path, **{"train.zero": {"stage": stage, "offload": offload}})
+    self.data, scale = SimpleNamespace(key="data"), nn.Parameter(torch.tensor(2.0))
+    self.model.head.register_parameter("scale", scale)
+    self.model.head.register_forward_hook(lambda head, _, outputs: outputs * head.scale)
+    self._original = lambda: self.model
+    seen = self.model({"x.number": torch.ones(4), "x.category": torch.zeros(4, dtype=torch.long)})
+    seen.sum().backward()  # as pruning does, and keeps
+    self.model.zero_grad()
+    engine = self.initialize()
+    step(self, engine)
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "save", lambda folder, manifest, weights, columns: kept.append(weights))
+        patch.setattr(StoragePath, "filled", lambda path, last: contextlib.nullcontext(tmp_path))
+        self.columns = {}
+        self.write_artifact(checkpoint.whole_weights(engine), {})
+    ((found),) = [weights["head.scale"] for weights in kept]
+    assert found.shape == ()
+    assert found != 2
 
 
 def test_biases_and_normalisation_do_not_decay(alone, tmp_path):
