@@ -56,6 +56,7 @@ class Modality(text.Modality):
         if not self.tokenizer.chat_template:
             fix = "use a model that was made to chat, or give a prompt and its completion: modality text, and data.target"
             raise ModelError("the tokenizer has no chat template", str(source), fix)
+        self.keep_end()
 
     @functools.cached_property
     def end(self) -> list[int]:  # type: ignore[override]
@@ -118,7 +119,7 @@ class Modality(text.Modality):
                     pieces += [(whole[done : len(before)], 1), (whole[len(before) : len(after)], SAID)]
                     done = len(after)
         pieces += [(whole[done:], 1)] if whole[done:] else []
-        coded = self.tokenizer([piece for piece, _ in pieces], add_special_tokens=False)["input_ids"]
+        coded = self.tokenizer([self.near(piece) for piece, _ in pieces], add_special_tokens=False)["input_ids"]
         mask = [kind for ids, (_, kind) in zip(coded, pieces, strict=True) for _ in ids]
         return [token for ids in coded for token in ids], mask
 

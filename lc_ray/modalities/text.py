@@ -18,6 +18,7 @@ from lc_ray.modalities import _hub, _text
 from lc_ray.spec import InputSpec
 
 _NOWHERE = "\uffff"  # in no vocabulary: no character
+_LONG = 64  # characters per token, from which on a text is not read whole: its tokens are hardly ever so long
 
 
 class Modality:
@@ -77,8 +78,17 @@ class Modality:
         """From now on cut longer texts at their beginning: what follows them is what is asked for."""
         self.tokenizer.truncation_side = "left"
 
+    def near(self, text: str) -> str:
+        """A text without what will be cut of it anyway, if it is very long: to read a book's tokens takes half a minute, for which others wait."""
+        most, last = _LONG * self.spec.max_length, self.tokenizer.truncation_side == "left"
+        if len(text) <= most:
+            return text
+        part = text[-most:] if last else text[:most]
+        # Where it ends, its tokens are other ones than the whole text's; those are among the ones that are cut.
+        return part if len(self.tokenizer(part, verbose=False)["input_ids"]) > 2 * self.spec.max_length else text
+
     def _wrong(self, text: str) -> str | None:
-        ids = self.tokenizer(text)["input_ids"]
+        ids = self.tokenizer(self.near(text))["input_ids"]
         if len(ids) > self.spec.max_length:
             return f"longer than {self.spec.max_length} tokens"
         return "the base model's vocabulary has no letter of the text" if self._nothing.issuperset(ids) else None
@@ -90,7 +100,7 @@ class Modality:
 
     def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
         """Each text, and its token ids, cut at `max_length`, not padded."""
-        ids = self.tokenizer([value or "" for value in values], truncation=True, max_length=self.spec.max_length)["input_ids"]
+        ids = self.tokenizer([self.near(value or "") for value in values], truncation=True, max_length=self.spec.max_length)["input_ids"]
         return {"text": values, "input_ids": list(ids)}
 
     def show(self, parts: dict[str, Any]) -> Any:

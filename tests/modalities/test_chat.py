@@ -119,3 +119,26 @@ def test_the_encoder_reads_all(chat, base):
     hidden, mask = encoder(**tensors)
     assert hidden.shape == (1, 16, 32)
     assert mask.max() == 1
+
+
+def test_of_a_book_no_more_is_read_than_its_end(chat, monkeypatch):
+    talk = [{"role": "user", "content": "bad " * 100_000 + "good day"}, TALK[1]]
+    short = chat.prepare([[{"role": "user", "content": "bad " * 100 + "good day"}, TALK[1]]])
+    read, tokenizer = [], chat.tokenizer
+    monkeypatch.setattr(chat, "tokenizer", Reading(tokenizer, read))
+    assert {**chat.prepare([talk]), "messages": short["messages"]} == short
+    assert max(len(text) for texts in read for text in texts) < 2000
+
+
+class Reading:
+    """A tokenizer that notes what it reads."""
+
+    def __init__(self, tokenizer, read):
+        self.tokenizer, self.read = tokenizer, read
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, texts, **how):
+        self.read.append([texts] if isinstance(texts, str) else texts)
+        return self.tokenizer(texts, **how)

@@ -80,6 +80,41 @@ def test_texts_that_are_all_missing(tmp_path):
         torch.testing.assert_close(*outputs)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", ["many words", "one word", "few words"])
+def test_of_a_book_no_more_is_read_than_is_kept(tiny_base, monkeypatch, side, kind):
+    modality = Modality(InputSpec(column="text", max_length=12), tiny_base)
+    modality.tokenizer.truncation_side = side
+    book = {"many words": "good day bad " * 50_000, "one word": "a" * 500_000, "few words": f"good{' ' * 250_000}day{' ' * 250_000}bad"}[kind]
+    whole = modality.tokenizer(book, truncation=True, max_length=12)["input_ids"]
+    read, tokenizer = [], modality.tokenizer
+
+    def reading(texts, **how):
+        read.extend([texts] if isinstance(texts, str) else texts)
+        return tokenizer(texts, **how)
+
+    reading.truncation_side = side
+    monkeypatch.setattr(modality, "tokenizer", reading)
+    assert modality.prepare([book, "good day"])["input_ids"] == [whole, tokenizer("good day")["input_ids"]]
+    assert (max(map(len, read)) < 1000) == (kind == "many words")
+
+
+def test_a_book_is_refused_unread_where_texts_are_kept_whole(tiny_base, monkeypatch):
+    modality = Modality(InputSpec(column="text", max_length=12), tiny_base)
+    modality.keep_whole()
+    read, tokenizer = [], modality.tokenizer
+
+    def reading(text, **how):
+        read.append(text)
+        return tokenizer(text, **how)
+
+    reading.truncation_side = "right"
+    monkeypatch.setattr(modality, "tokenizer", reading)
+    with pytest.raises(DataError, match="longer than 12 tokens"):
+        modality.decode("good day bad " * 50_000)
+    assert max(map(len, read)) < 1000
+
+
 def test_encoder_equals_the_pretrained_model(modality, tiny_base):
     batch = modality.collate(modality.prepare(["good day", "bad"]))
     reference = BertModel.from_pretrained(tiny_base, add_pooling_layer=False).eval()

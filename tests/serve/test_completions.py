@@ -188,6 +188,7 @@ def test_the_best_of_several_answers(client):
         ({"prompt": [[999]], "echo": True}, "prompt", "no token 999"),
         ({"prompt": "x" * 641, "echo": True, "max_tokens": 0}, "prompt", "reads 640 tokens"),
         ({"prompt": "x" * 640, "echo": True}, "prompt", "reads 640 tokens"),
+        ({"prompt": "x" * 50_000}, "prompt", "more than twice as many"),
         ({"prompt": ["x" * 600] * 20, "n": 4, "echo": True, "max_tokens": 0, "logprobs": 5}, "prompt", "fewer prompts at a time"),
         ({"suffix": "x"}, "suffix", "None"),
     ],

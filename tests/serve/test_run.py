@@ -43,6 +43,12 @@ def test_an_endpoint_whose_proxy_dies_is_told_of_as_an_error(tiny_artifact, monk
         app.start([tiny_artifact], ServeSpec(port=0), {})
 
 
+def test_who_asks_nothing_keeps_a_connection_no_longer_than_a_request_may_take():
+    told = "from ray.serve._private.haproxy import HAProxyConfig; print(HAProxyConfig().timeout_client_s)"
+    variables = os.environ | app.environment(ServeSpec(timeout=2.5))
+    assert subprocess.run([sys.executable, "-c", told], env=variables, capture_output=True, text=True, check=True).stdout == "4\n"
+
+
 def test_any_free_port_is_none_of_outgoing_connections():
     assert len({app._free("127.0.0.1", 0) for _ in range(20)} & set(range(20_000, 32_768))) > 10
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import time
 import uuid
@@ -35,6 +36,7 @@ from lc_ray.serve.protocols._openai_body import Body, ChatBody, CompletionBody
 PUBLIC = ()
 _SHARE = 0.97  # of the longest time a request may take: then a stream still ends with a sentence
 _MOST_PROMPTS = 64
+_LONG = 64  # characters per token, from which on it is looked at a prompt's beginning first
 _MOST_TOLD = 250_000  # log-probabilities of prompts in a request; each is some 40 bytes of its answer
 _MISTAKE = "invalid_request_error"
 _TYPES = {"unauthorized": "authentication_error"} | dict.fromkeys(("overloaded", "timeout", "internal"), "server_error")
@@ -102,7 +104,7 @@ def _language(endpoint: Endpoint) -> Generator:
 
 
 def _chat_ask(body: ChatBody, generator: Generator) -> Ask:
-    ids = _tokens(tools.prompt(body, generator.tokenizer), generator, special=False)
+    ids = _tokens(tools.prompt(body, generator.tokenizer), generator, "messages")
     schema = tools.schema(body)
     try:
         matcher = None if schema is None else generator.grammars.matcher(schema, tools.lenient(body))
@@ -120,7 +122,7 @@ def _completion_asks(body: CompletionBody, generator: Generator) -> tuple[list[A
     prompts: list[Any] = [given] if given and isinstance(given[0], int) else list(given)
     if not prompts or len(prompts) > _MOST_PROMPTS:
         raise HttpError(400, "invalid_value", f"a request has 1 to {_MOST_PROMPTS} prompts, not {len(prompts)}", "prompt")
-    coded = [_tokens(one, generator, special=True) if isinstance(one, str) else _known(one, generator) for one in prompts]
+    coded = [_tokens(one, generator, "prompt") if isinstance(one, str) else _known(one, generator) for one in prompts]
     logprobs = 0 if body.logprobs is None and body.drawn > body.n else body.logprobs
     how = {"prompt_logprobs": body.echo and body.logprobs is not None, "continues": True}
     if how["prompt_logprobs"] and sum(map(len, coded)) * body.drawn * (1 + (logprobs or 0)) > _MOST_TOLD:
@@ -129,10 +131,19 @@ def _completion_asks(body: CompletionBody, generator: Generator) -> tuple[list[A
     return asks, [one if isinstance(one, str) else str(generator.tokenizer.decode(one)) for one in prompts] if body.echo else []
 
 
-def _tokens(text: str, generator: Generator, special: bool) -> list[int]:
+def _tokens(text: str, generator: Generator, where: str) -> list[int]:
+    """A prompt's tokens, with those that a tokenizer adds unless it is a conversation, whose template has them.
+
+    Raises:
+        HttpError: 400, it is no Unicode, or so long that reading its tokens would take longer than a request may.
+    """
     if any("\ud800" <= c <= "\udfff" for c in text):
-        raise HttpError(400, "invalid_value", "not valid Unicode: half of a surrogate pair", "prompt" if special else "messages")
-    return list(generator.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        raise HttpError(400, "invalid_value", "not valid Unicode: half of a surrogate pair", where)
+    read = functools.partial(generator.tokenizer, add_special_tokens=where == "prompt", verbose=False)
+    most, part = generator.positions, text[: _LONG * generator.positions]
+    if len(part) < len(text) and len(read(part)["input_ids"]) > 2 * most:
+        raise HttpError(400, "context_length_exceeded", f"the model reads {most} tokens; the prompt has more than twice as many", where)
+    return list(read(text)["input_ids"])
 
 
 def _known(ids: list[int], generator: Generator) -> list[int]:
