@@ -238,7 +238,7 @@ def _started(paths: Sequence[str | Path], models: Served, spec: ServeSpec, keys:
             http_options={"host": spec.host, "port": port} | certificate,
             grpc_options={"port": spec.grpc_port, "grpc_servicer_functions": [_REGISTER], "enable_reflection": False} if spec.grpc_port else None,
             logging_config=LoggingConfig(**_QUIET),
-            controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports(spec)}},
+            controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports()}},
         )
         source = str(rollout.begin(port, address(), url, models)) if alone else State(address=address(), url=url, models=models)
         serve.run(application(source, spec, keys, environment(spec)), name=NAME, route_prefix="/")
@@ -330,14 +330,11 @@ def _certified(tls: TlsSpec) -> None:
         raise ServeError(f"no certificate and its key: {error}", f"{tls.certificate}, {tls.key}", fix) from None
 
 
-def _side_ports(spec: ServeSpec) -> dict[str, str]:
-    """Serve's other ports, where another cluster on this machine has the usual ones: it would share them unnoticed.
-
-    An endpoint at any port, as a run's that asks one question, has any others too: two that start at once would both find the usual ones free.
-    """
+def _side_ports() -> dict[str, str]:
+    """Serve's other ports, where another cluster on this machine has the usual ones: it would share them unnoticed."""
     usual = {"RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500, "RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
     usual["RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"] = 9500
-    return {name: str(_free("0.0.0.0", 0)) for name, port in usual.items() if not (spec.port and _is_free("0.0.0.0", port))}
+    return {name: str(_free("0.0.0.0", 0)) for name, port in usual.items() if not _is_free("0.0.0.0", port)}
 
 
 def _listens(host: str, port: int, fix: str) -> int:

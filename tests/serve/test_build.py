@@ -67,14 +67,6 @@ def test_another_artifact_than_was_deployed_is_not_served(tiny_artifact, monkeyp
         rollout.served([tiny_artifact], ["0123"])
 
 
-def test_an_endpoint_at_any_port_has_no_other_port_that_one_beside_it_may_want(monkeypatch):
-    monkeypatch.setattr(app, "_is_free", lambda host, port: True)
-    assert app._side_ports(ServeSpec()) == {}
-    found = app._side_ports(ServeSpec(port=0))
-    assert len(found) == 4
-    assert not {"8500", "8404", "9101", "9500"} & set(found.values())
-
-
 @pytest.mark.cluster
 def test_the_config_of_k8s_on_ray_serve(ray_local, tiny_artifact, config):
     (application,) = config["applications"]
@@ -82,7 +74,7 @@ def test_the_config_of_k8s_on_ray_serve(ray_local, tiny_artifact, config):
     application["args"] = {"artifacts": [str(tiny_artifact)], "digests": digests, "serve": {"replicas": {"cpu": 1}}}
     application["runtime_env"] = {"env_vars": {auth.VARIABLE: KEY}}
     port = app._free("127.0.0.1", 0)
-    variables = rayservice_variables() | app._side_ports(ServeSpec())
+    variables = rayservice_variables() | app._side_ports()
     http = {"host": "127.0.0.1", "port": port}
     serve.start(proxy_location="HeadOnly", http_options=http, controller_options={"runtime_env": {"env_vars": variables}})
     try:
