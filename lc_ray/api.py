@@ -102,7 +102,7 @@ class Model:
         return self.result.artifact
 
     def predict(self, rows: Any) -> list[dict[str, Any]]:
-        """Answers for a list or DataFrame of values or rows, from the trained model."""
+        """Answers for a list or DataFrame of values or rows, from the trained model. Pictures and sounds are bytes or base64, no files' names."""
         return self.predictor.predict(rows)
 
 

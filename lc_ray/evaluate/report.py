@@ -100,7 +100,7 @@ def headline(record: Record) -> str:
 def comparison(record: Record) -> list[Row]:
     """The models side by side: metrics with their difference from the first model's, costs with their ratio to it."""
     models, base = record["models"], record["models"][0]
-    one = "one pass" if record.get("stepwise") else ""  # of the several that an answer takes
+    one = "1 pass" if record.get("stepwise") else ""  # of the several that an answer takes
     batch = ((record.get("job") or {}).get("serve") or {}).get("batch", {}).get("max")
     rows = []
     for name in base["metrics"]:

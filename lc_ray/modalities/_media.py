@@ -121,7 +121,7 @@ def _decoded(text: str) -> bytes:
         content = text.partition("base64,")[2] if text.startswith("data:") else text
         return base64.b64decode("".join(content.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise DataError("not base64") from None
+        raise DataError("not base64; of a file give the bytes, as they are or in base64") from None
 
 
 def _read(name: str, folder: Path | str) -> bytes:

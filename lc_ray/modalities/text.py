@@ -187,8 +187,9 @@ class Encoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """Length of a hidden vector."""
-        return int(cast(Any, self.model.config).hidden_size)
+        """Length of a hidden vector; OPT's may be projected to that of its embeddings."""
+        config = cast(Any, self.model.config)
+        return int(getattr(config, "word_embed_proj_dim", config.hidden_size))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Returns hidden (batch, positions, width) and mask (batch, positions)."""

@@ -194,7 +194,8 @@ class Model(nn.Module):
         """
         own = _task.named(batch, self.column)
         with only(own.get("asked")):
-            return cast(Tensor, self.model(**self.arguments(own)).logits)
+            logits = cast(Tensor, self.model(**self.arguments(own)).logits)
+            return _at(logits, _ASKED.get())  # which are left of a head that does not call its layer, as MobileBERT's
 
     def arguments(self, tensors: Batch) -> dict[str, Any]:
         """What the Hugging Face model is called with."""
@@ -214,4 +215,10 @@ def only(asked: Tensor | None) -> Iterator[None]:
 def _only_asked(module: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
     """Hidden states (rows, positions, width) on their way into the vocabulary's layer, by far the widest: those at the positions asked."""
     (hidden,), asked = arguments, _ASKED.get()
-    return (hidden if asked is None else hidden.gather(1, asked.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])),)
+    _ASKED.set(None)  # until `only` ends
+    return (_at(hidden, asked),)
+
+
+def _at(vectors: Tensor, asked: Tensor | None) -> Tensor:
+    """Of (rows, positions, width) those at the positions asked."""
+    return vectors if asked is None else vectors.gather(1, asked.unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))

@@ -196,7 +196,7 @@ def test_terminal_table_has_ratios() -> None:
 def test_times_of_one_pass_are_not_told_as_those_of_answers(tmp_path: Path) -> None:
     record = made_record() | {"stepwise": True}
     table, page = terminal_of(record), page_of(record, tmp_path)
-    for told in ("one pass p50, batch 1", "one pass p95, batch 1", "one pass, batch 32"):
+    for told in ("1 pass p50, batch 1", "1 pass p95, batch 1", "1 pass, batch 32"):
         assert told in table
         assert told in page
     assert "latency" not in table

@@ -124,7 +124,7 @@ def test_a_request_may_carry_base64_but_never_opens_a_file(tmp_path):
     assert IMAGE.decode({"b64": plain}) == IMAGE.decode({"b64": plain}, folder=tmp_path) == IMAGE.decode(picture())
     assert IMAGE.decode(plain) == IMAGE.decode("data:image/png;base64," + plain) == IMAGE.decode(picture())
     assert IMAGE.decode("a.png", folder=tmp_path) == IMAGE.decode({"bytes": None, "path": "a.png"}, folder=tmp_path) == IMAGE.decode(picture())
-    with pytest.raises(DataError, match="not base64"):
+    with pytest.raises(DataError, match="not base64; of a file give the bytes"):
         IMAGE.decode(str(tmp_path / "a.png"))
     with pytest.raises(DataError, match="not base64"):
         IMAGE.decode({"bytes": None, "path": str(tmp_path / "a.png")})

@@ -1,10 +1,24 @@
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tokens import byte_tokenizer
-from transformers import AutoConfig, AutoModel, BertConfig, BertModel, CLIPConfig, GPT2Config, LlamaConfig, RobertaConfig, T5Config, Wav2Vec2Config
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    OPTModel,
+    RobertaConfig,
+    T5Config,
+    Wav2Vec2Config,
+)
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities.text import Encoder, Modality
@@ -55,6 +69,16 @@ def test_padding_is_masked(modality):
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 8)
     assert batch["attention_mask"].sum(1).tolist() == [3, 6]
     assert (batch["input_ids"][batch["attention_mask"] == 0] == modality.tokenizer.pad_token_id).all()
+
+
+def test_vectors_that_are_projected_have_the_width_that_they_are_projected_to(tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "base")
+    shape = {"hidden_size": 32, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 200, "max_position_embeddings": 16}
+    OPTModel(OPTConfig(**shape, word_embed_proj_dim=16)).save_pretrained(tmp_path / "base")
+    spec = InputSpec(column="text", base=str(tmp_path / "base"), max_length=8)
+    column, encoder = Modality(spec, tmp_path / "base"), Encoder.pretrained(spec, str(tmp_path / "base"))
+    hidden, _ = encoder(**column.collate(column.prepare(["good day"])))
+    assert hidden.shape[-1] == encoder.width == 16
 
 
 def test_texts_that_are_all_missing(tmp_path):

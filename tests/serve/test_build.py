@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from artifacts import copied
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
@@ -93,6 +94,13 @@ def test_the_config_of_k8s_on_ray_serve(ray_local, tiny_artifact, config):
             client.predict(["good"])
     finally:
         app.stop()
+
+
+@pytest.mark.cluster
+def test_what_a_replica_fails_with_is_told(ray_local, tiny_artifact, tmp_path):
+    architecture = artifact.read(tiny_artifact).manifest.architecture | {"shapes": {"head.bias": [7]}}
+    with pytest.raises(ServeError, match=r"the endpoint can't start: .*the weights do not fit"):
+        app.start([copied(tiny_artifact, tmp_path / "tiny", architecture=architecture)], ServeSpec(port=0), {})
 
 
 def rayservice_variables():

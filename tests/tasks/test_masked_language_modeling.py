@@ -4,7 +4,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, BertForMaskedLM, DebertaV2Config, DebertaV2ForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MobileBertConfig,
+    MobileBertForMaskedLM,
+)
 
 from lc_ray.artifact import Manifest
 from lc_ray.errors import ModelError, SpecError
@@ -205,6 +215,22 @@ def test_encoders_of_any_attention_learn(tiny_base, tmp_path):
     expected = measured(forward(model), task, columns, UNSEEN)
     found = Predictor(artifact(tmp_path / "model", model, inputs, columns), 1)
     assert measured(found.engine, found.task, found.columns, UNSEEN) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_head_that_does_not_call_its_layer_is_asked_for_the_same_positions(tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "base")
+    shape = {"hidden_size": 32, "true_hidden_size": 16, "intra_bottleneck_size": 16, "embedding_size": 8, "intermediate_size": 32}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 200}
+    MobileBertForMaskedLM(MobileBertConfig(**shape, **layers)).save_pretrained(tmp_path / "base")
+    inputs, columns, task = setting(tmp_path / "base")
+    model = load.pretrained(ModelSpec(), inputs, task).eval()
+    batch, targets = feed(prepared(columns, TEXTS[:8]), columns, task)
+    found = forward(model)(batch)
+    assert found.shape[:2] == targets.shape
+    with torch.no_grad():
+        every = model({name: tensor for name, tensor in batch.items() if name != "text.asked"})
+    asked = batch["text.asked"].unsqueeze(-1).expand(-1, -1, every.shape[-1])
+    np.testing.assert_allclose(found, every.gather(1, asked).numpy(), atol=1e-5)
 
 
 def test_a_target_or_a_tokenizer_without_mask_is_refused(tiny_base):
