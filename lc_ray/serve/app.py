@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import random
+import re
 import socket
 import ssl
 import time
@@ -238,12 +239,25 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
         source = str(rollout.begin(port, address(), url, models)) if alone else State(address=address(), url=url, models=models)
         serve.run(application(source, spec, keys, environment(spec)), name=NAME, route_prefix="/")
     except BaseException as error:
+        told = _why(error) if isinstance(error, RuntimeError) else str(error)
         stop()
         if isinstance(error, RuntimeError | TimeoutError | RayError):
             fix = "" if isinstance(error, RuntimeError) else "is the machine very busy?"
-            raise ServeError(f"the endpoint can't start: {error}", ", ".join(map(str, paths)), fix) from None
+            raise ServeError(f"the endpoint can't start: {told}", ", ".join(map(str, paths)), fix) from None
         raise
     return url
+
+
+def _why(error: RuntimeError) -> str:
+    """What has become of the replicas, of which Serve's own error tells nothing; that error, where there are none."""
+    with contextlib.suppress(Exception):
+        return reason(serve.status().applications[NAME].deployments[NAME].message) or str(error)
+    return str(error)
+
+
+def reason(told: str) -> str:
+    """What Serve tells, or of a traceback in it the error, whose further lines are indented."""
+    return re.sub(r"^[\w.]+: ", "", re.split(r"\n(?=\S)", told.strip())[-1])
 
 
 def stop() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -170,17 +169,12 @@ def _run(given: Given) -> None:
     serve.run_many([serve.RunTarget(app.bound(given), name=NAME, route_prefix="/")], wait_for_applications_running=False)
     end = time.monotonic() + _PATIENCE
     while (now := serve.status().applications[NAME]).status != ApplicationStatus.RUNNING:
-        told = _reason(now.deployments[NAME].message if NAME in now.deployments else now.message)
+        told = app.reason(now.deployments[NAME].message if NAME in now.deployments else now.message)
         if now.status == ApplicationStatus.DEPLOY_FAILED:
             raise ServeError(told)
         if time.monotonic() > end:
             raise ServeError(f"new replicas are not up after {_PATIENCE:.0f} s: {told}", fix="is there room for one more beside those that run?")
         time.sleep(0.2)
-
-
-def _reason(told: str) -> str:
-    """What Serve tells, or of a traceback in it the error, whose further lines are indented."""
-    return re.sub(r"^[\w.]+: ", "", re.split(r"\n(?=\S)", told.strip())[-1])
 
 
 class _Turn:
