@@ -18,7 +18,7 @@ from lc_ray.modalities import _hub, _text
 from lc_ray.spec import InputSpec
 
 _NOWHERE = "\uffff"  # in no vocabulary: no character
-_LONG = 64  # characters per token, from which on a text is not read whole: its tokens are hardly ever so long
+LONG = 64  # characters, or words, per token, from which on a text is not read whole: it hardly ever has so few tokens
 
 
 class Modality:
@@ -80,7 +80,7 @@ class Modality:
 
     def near(self, text: str) -> str:
         """A text without what will be cut of it anyway, if it is very long: to read a book's tokens takes half a minute, for which others wait."""
-        most, last = _LONG * self.spec.max_length, self.tokenizer.truncation_side == "left"
+        most, last = LONG * self.spec.max_length, self.tokenizer.truncation_side == "left"
         if len(text) <= most:
             return text
         part = text[-most:] if last else text[:most]

@@ -16,9 +16,11 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from lc_ray.errors import ServeError
 from lc_ray.serve.record import Record
 
 STDERR = "-"
@@ -30,21 +32,33 @@ class Log:
 
     Args:
         path: of the file, or `STDERR`.
+
+    Raises:
+        ServeError: there can be no such file.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        try:
+            if path != STDERR:
+                Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+                os.close(self._opened())
+        except OSError as error:
+            raise ServeError(f"no access log can be written: {error.strerror}", path, "give another serve.access_log") from None
 
     def write(self, records: Iterable[Record]) -> None:
         """Add a line for each request. Each is written at once, so that no other replica's comes between."""
         # Standard error by its number, since Serve has sys.stderr write to its own log.
-        descriptor = 2 if self.path == STDERR else os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        descriptor = 2 if self.path == STDERR else self._opened()
         try:
             for one in records:
                 os.write(descriptor, json.dumps(line(one)).encode() + b"\n")
         finally:
             if descriptor != 2:
                 os.close(descriptor)
+
+    def _opened(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
 
 
 def line(seen: Record) -> dict[str, Any]:

@@ -244,7 +244,7 @@ def _started(paths: Sequence[str | Path], models: Served, spec: ServeSpec, keys:
         source = str(rollout.begin(port, address(), url, models)) if alone else State(address=address(), url=url, models=models)
         serve.run(application(source, spec, keys, environment(spec)), name=NAME, route_prefix="/")
     except BaseException as error:
-        told = _told(error)
+        told = _why(error) if isinstance(error, RuntimeError) else str(error)
         stop()
         if isinstance(error, RuntimeError | TimeoutError | RayError):
             fix = "" if isinstance(error, RuntimeError) else "is the machine very busy?"
@@ -253,11 +253,10 @@ def _started(paths: Sequence[str | Path], models: Served, spec: ServeSpec, keys:
     return url
 
 
-def _told(error: BaseException) -> str:
-    """What the replica failed with, of which Serve's own error has no word; or else that error."""
+def _why(error: RuntimeError) -> str:
+    """What has become of the replicas, of which Serve's own error tells nothing; that error, where there are none."""
     with contextlib.suppress(RayError, RayServeException, KeyError):
-        if isinstance(error, RuntimeError):
-            return reason(serve.status().applications[NAME].deployments[NAME].message) or str(error)
+        return reason(serve.status().applications[NAME].deployments[NAME].message) or str(error)
     return str(error)
 
 

@@ -32,7 +32,7 @@ def find() -> str | None:
         ServeError: the key file can't be read, or no header can carry the key.
     """
     try:
-        key = _told() or key_file().read_text("utf-8").strip() or None
+        key = _told() or key_file().read_text("utf-8-sig").strip() or None
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -96,7 +96,7 @@ def read(path: str | Path) -> dict[str, str]:
     found: dict[str, str] = {}
     fix = "a line for each key: NAME:KEY"
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ServeError(f"the API keys can't be read: {error}", str(path), fix) from None
     for number, line in enumerate(lines, 1):

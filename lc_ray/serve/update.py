@@ -79,9 +79,13 @@ def replace(folder: Path, state: State) -> None:
     except DeploymentUnavailableError:
         rollout.write(folder, state)
         return
-    except Exception as error:
+    except BaseException as error:  # also where whoever asked hangs up: what is loaded by then would stay
         with contextlib.suppress(Exception):
-            handle.broadcast("adopt", rollout.read(folder).models).results()
+            served = rollout.read(folder)
+            handle.broadcast("adopt", served.models).results()
+            rollout.write(folder, served)  # removes the copy that was made for this
+        if not isinstance(error, Exception):
+            raise
         raise ServeError(f"not replaced, what was served goes on: {unwrap(error)}", state.url) from None
     rollout.write(folder, state)
     with contextlib.suppress(Exception):  # of a replica that dies at this moment: the one in its place reads the state

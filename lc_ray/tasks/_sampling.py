@@ -112,7 +112,7 @@ class Sampler:
         """One number is drawn per token, so that the numbers an answer gets depend on nothing but its seed."""
         if not self.sampling.temperature:
             return int(logits.argmax())
-        scaled = (logits - logits.max()).div(self.sampling.temperature).double()
+        scaled = (logits - logits.max()).double().div(self.sampling.temperature)  # which may be 0 as a float
         probabilities, tokens = scaled.softmax(-1), None
         if self.sampling.top_p < 1:
             probabilities, tokens = _nucleus(probabilities, self.sampling.top_p)

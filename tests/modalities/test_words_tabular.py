@@ -51,6 +51,20 @@ def test_each_word_is_read_at_its_first_token_and_late_ones_are_cut_off(column, 
     torch.testing.assert_close(hidden[0, :3], alone[0], rtol=1e-4, atol=1e-5)
 
 
+def test_of_a_book_no_more_is_read_than_is_kept(column, monkeypatch):
+    short = column.prepare([["good", "day"] * 15])
+    read, tokenizer = [], column.tokenizer
+
+    def reading(texts, **how):
+        read.extend(texts)
+        return tokenizer(texts, **how)
+
+    monkeypatch.setattr(column, "tokenizer", reading)
+    reading.truncation_side = "right"
+    assert {**column.prepare([["good", "day"] * 100_000]), "words": short["words"]} == short
+    assert len(read[0]) < 1000
+
+
 def test_words_that_the_tokenizer_drops_move_no_other(column):
     parts = column.prepare([["\u200b", "good", "\ufe0f", "day", "\u200b"]])
     tokens = column.tokenizer.convert_ids_to_tokens(parts["input_ids"][0])

@@ -78,6 +78,8 @@ def test_digest_hides_the_key():
 def test_keys_of_a_file(tmp_path):
     (tmp_path / "keys").write_text("# of the team\n\nanna: one:two\n bert :three\n")
     assert auth.read(tmp_path / "keys") == {"anna": "one:two", "bert": "three"}
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbf# of the team\r\nanna:one\r\n")  # as Windows' editor writes it
+    assert auth.read(tmp_path / "keys") == {"anna": "one"}
 
 
 @pytest.mark.parametrize(

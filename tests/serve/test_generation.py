@@ -229,6 +229,15 @@ def test_the_nucleus_is_the_smallest_that_has_enough():
     assert _nucleus(torch.tensor([0.1, 0.6, 0.3]), 0.7)[1].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("temperature", [1e-8, 1e-45, 1e-320])
+@pytest.mark.parametrize("top_p", [1.0, 0.5, 1e-300])
+def test_hardly_any_temperature_takes_the_likeliest(temperature, top_p):
+    logits, allowed = torch.tensor([1.0, 0.9, 3.0, 0.1]), torch.tensor([True, True, False, True])
+    for seed in range(5):
+        sampler = Sampler(Sampling(temperature, top_p, seed), 0, None)
+        assert [sampler.draw(logits).id, sampler.draw(logits, allowed).id] == [2, 0]
+
+
 def test_penalties_and_biases():
     logits = torch.tensor([1.0, 0.9, 0.1])
     sampler = Sampler(Sampling(0, presence=0.5), 0, None)

@@ -14,6 +14,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import KEY, ask
 
+from lc_ray.errors import ServeError
 from lc_ray.evaluate import drift
 from lc_ray.serve import access, auth, background, metrics
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
@@ -303,6 +304,14 @@ def test_the_access_log_goes_on_in_a_new_file_once_it_is_moved(tmp_path):
     (tmp_path / "log").rename(tmp_path / "log.1")
     log.write([Record(id="b")])
     assert [json.loads((tmp_path / name).read_text())["id"] for name in ("log.1", "log")] == ["a", "b"]
+
+
+def test_an_access_log_that_cant_be_is_refused_before_anything_is_lost(tmp_path):
+    access.Log(str(tmp_path / "new" / "folder" / "log")).write([Record()])
+    assert json.loads((tmp_path / "new" / "folder" / "log").read_text())
+    for path in (tmp_path, tmp_path / "new" / "folder" / "log" / "of a file"):
+        with pytest.raises(ServeError, match=f"{path}: no access log can be written"):
+            access.Log(str(path))
 
 
 def test_replicas_lines_come_out_of_the_process_that_serves():

@@ -339,6 +339,29 @@ def test_model_is_replaced_under_load_without_a_failed_request(home, ray_local, 
     assert rollout.running() == []
 
 
+@pytest.mark.parametrize(("error", "told"), [(KeyboardInterrupt, KeyboardInterrupt), (ValueError, ServeError)])
+def test_of_a_rollout_that_is_given_up_nothing_stays(home, addresses, tiny_artifact, second_artifact, monkeypatch, error, told):
+    folder = rollout.begin(8000, addresses[0], "http://127.0.0.1:8000", rollout.served([tiny_artifact]))
+    was, calls = rollout.read(folder), []
+
+    class Replicas:
+        def broadcast(self, method, models):
+            calls.append((method, models))
+            self.results = {"load": self.interrupted, "adopt": list}[method]
+            return self
+
+        def interrupted(self):
+            raise error
+
+    monkeypatch.setattr(serve, "get_app_handle", lambda name: Replicas())
+    name, new = rollout.keep(folder, second_artifact)
+    with pytest.raises(told):
+        update.replace(folder, rollout.rolled(was, name, new))
+    assert calls[1:] == [("adopt", was.models)], "replicas let go of what they have loaded"
+    assert rollout.read(folder) == was
+    assert [one.name for one in (folder / "models").iterdir()] == [artifact.read(tiny_artifact).digest]
+
+
 @serve.deployment
 class Theirs:
     def __call__(self) -> str:

@@ -43,6 +43,14 @@ def test_an_endpoint_whose_proxy_dies_is_told_of_as_an_error(tiny_artifact, monk
         app.start([tiny_artifact], ServeSpec(port=0), {})
 
 
+@pytest.mark.cluster
+def test_why_a_replica_cant_start_is_told(ray_local, tiny_artifact, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(ServeError, match=r"can't start: .*file/log: no folder for the prediction log: .*\n.*give another serve\.log\.path$"):
+        app.start([tiny_artifact], ServeSpec(port=0, log={"path": str(tmp_path / "file" / "log")}), {})
+
+
 def test_who_asks_nothing_keeps_a_connection_no_longer_than_a_request_may_take():
     told = "from ray.serve._private.haproxy import HAProxyConfig; print(HAProxyConfig().timeout_client_s)"
     variables = os.environ | app.environment(ServeSpec(timeout=2.5))
