@@ -131,24 +131,28 @@ def predict(
     url: Annotated[str | None, typer.Option(help="an endpoint, for example http://127.0.0.1:8000")] = None,
     artifact: Annotated[Path | None, typer.Option(help="an artifact, predicted here without an endpoint")] = None,
     key: Annotated[str | None, typer.Option(help="API key; else LC_RAY_API_KEY or the key file", envvar="LC_RAY_API_KEY")] = None,
+    model: Annotated[str | None, typer.Option(help="which of an endpoint's models; else its first")] = None,
+    files: Annotated[bool, typer.Option("--files", help="the inputs are files, pictures or sounds, of a model with one such column")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for pictures and sounds of the answers: 0.png, 1.png, ...")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask an endpoint (--url) or an artifact (--artifact)."""
     lines = [line.rstrip("\n") for line in sys.stdin or ()] if inputs == ["-"] else inputs
-    rows = [_row(line) for line in lines]
+    rows = [_content(line) if files else _row(line) for line in lines]
     if (url is None) == (artifact is None):
         raise SpecError("give either --url or --artifact")
+    if model is not None and url is None:
+        raise SpecError("--model is for an endpoint: give --url")
     if url is not None:
         from lc_ray.client import Client
 
-        client = Client(url, key)
-        answers = [answer for start in range(0, len(rows), _ASKED) for answer in client.predict(rows[start : start + _ASKED])]
+        client, some = Client(url, key), 1 if files else _ASKED
+        answers = [answer for start in range(0, len(rows), some) for answer in client.predict(rows[start : start + some], model)]
     else:
         from lc_ray.predictor import load
 
         answers = load(str(artifact)).predict(rows)
-    for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+    for number, (row, answer) in enumerate(zip(lines if files else rows, answers, strict=True)):
         answer = _saved(answer, output, number) if output else answer
         if as_json:
             print(json.dumps(answer))
@@ -255,6 +259,14 @@ def _row(line: str) -> Any:
         return json.loads(line)
     except ValueError as error:
         raise SpecError(f"not JSON: {error}", line[:80], "a text that begins with { is given as a JSON object by column") from None
+
+
+def _content(file: str) -> str:
+    """A file, as requests have it."""
+    try:
+        return base64.b64encode(Path(file).read_bytes()).decode()
+    except OSError as error:
+        raise SpecError(f"can't be read: {error.strerror}", file, "with --files, inputs are names of files") from None
 
 
 def main() -> None:

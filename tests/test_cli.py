@@ -137,12 +137,24 @@ def test_predict_from_an_artifact(lc, tiny_artifact, monkeypatch):
 
 def test_an_endpoint_is_asked_for_many_lines_in_parts(lc, monkeypatch):
     asked = []
-    monkeypatch.setattr(lc_ray.Client, "predict", lambda self, rows: asked.append(len(rows)) or [{"text": row} for row in rows])
+    monkeypatch.setattr(lc_ray.Client, "predict", lambda self, rows, model: asked.append(len(rows)) or [{"text": row} for row in rows])
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"line {i}\n" for i in range(1000))))
     code, out, _ = lc("predict", "--url", "http://127.0.0.1:9", "--key", "k", "--json", "-")
     assert code == 0
     assert [json.loads(line)["text"] for line in out.splitlines()] == [f"line {i}" for i in range(1000)]
     assert max(asked) <= 256
+
+
+def test_files_are_sent_to_the_model_that_is_named(lc, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(lc_ray.Client, "predict", lambda self, rows, model: asked.append((rows, model)) or [{"label": "cat"}])
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    code, out, _ = lc("predict", "--url", "http://127.0.0.1:9", "--key", "k", "--model", "pets", "--files", *files)
+    assert code == 0
+    assert asked == [([base64.b64encode(file.name.encode()).decode()], "pets") for file in files]
+    assert [line.split() for line in out.splitlines()] == [["{'label':", "'cat'}", str(file)] for file in files]
 
 
 def test_pictures_and_sounds_of_answers_are_shown_in_brief_or_written(lc, tiny_artifact, tmp_path, monkeypatch):
@@ -161,6 +173,8 @@ def test_pictures_and_sounds_of_answers_are_shown_in_brief_or_written(lc, tiny_a
         (["good"], "either --url or --artifact"),
         (["good", "--url", "http://127.0.0.1:9"], "can't be reached"),
         (["good", "--artifact", "nothing"], "no manifest.json"),
+        (["good", "--artifact", "nothing", "--model", "pets"], "give --url"),
+        (["good.png", "--artifact", "nothing", "--files"], "can't be read: No such file"),
         (["{oops", "--artifact", "nothing"], "not JSON"),
         (["good", "--url", "http://host:port"], "not a URL"),
         (["good", "--url", "http://127.0.0.1:9", "--key", "ü"], "the API key has characters"),

@@ -221,18 +221,18 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
     """
     models = rollout.served(paths)
     _redacted(paths, spec)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    needs = {"CPU": spec.replicas.max * spec.replicas.cpu, "GPU": spec.replicas.max * spec.replicas.gpu}
-    alone = len(nodes) == 1 and all(nodes[0].get(name, 0.0) >= amount for name, amount in needs.items())  # else an autoscaler may bring more
-    with rollout.starting() if alone else contextlib.nullcontext():
-        return _started(paths, models, spec, keys, alone)
+    with rollout.starting():
+        return _started(paths, models, spec, keys)
 
 
-def _started(paths: Sequence[str | Path], models: Served, spec: ServeSpec, keys: Mapping[str, str], alone: bool) -> str:
+def _started(paths: Sequence[str | Path], models: Served, spec: ServeSpec, keys: Mapping[str, str]) -> str:
     port = check(spec)
     url = f"{'https' if spec.tls else 'http'}://{'127.0.0.1' if spec.host == '0.0.0.0' else spec.host}:{port}"
     certificate = {"ssl_certfile": str(Path(spec.tls.certificate).resolve()), "ssl_keyfile": str(Path(spec.tls.key).resolve())} if spec.tls else {}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needs = {"CPU": spec.replicas.max * spec.replicas.cpu, "GPU": spec.replicas.max * spec.replicas.gpu}
+    alone = len(nodes) == 1 and all(nodes[0].get(name, 0.0) >= amount for name, amount in needs.items())  # else an autoscaler may bring more
     try:
         serve.start(
             proxy_location="HeadOnly",
