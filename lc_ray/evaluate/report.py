@@ -100,7 +100,8 @@ def headline(record: Record) -> str:
 def comparison(record: Record) -> list[Row]:
     """The models side by side: metrics with their difference from the first model's, costs with their ratio to it."""
     models, base = record["models"], record["models"][0]
-    one = "1 pass" if record.get("stepwise") else ""  # of the several that an answer takes
+    # Of the several passes that an answer takes one is measured.
+    latency, throughput = ("1 pass", "1 pass") if record.get("stepwise") else ("latency", "throughput")
     batch = ((record.get("job") or {}).get("serve") or {}).get("batch", {}).get("max")
     rows = []
     for name in base["metrics"]:
@@ -110,9 +111,9 @@ def comparison(record: Record) -> list[Row]:
     for part, name, write in (
         ("parameters", "parameters", plots.number),
         ("bytes", "size on disk", plots.size),
-        ("latency_ms", f"{one or 'latency'} p50, batch 1", "{:.1f} ms".format),
-        ("latency_p95_ms", f"{one or 'latency'} p95, batch 1", "{:.1f} ms".format),
-        ("throughput", f"{one or 'throughput'}, batch {batch}" if batch else one or "throughput", "{:,.0f} rows/s".format),
+        ("latency_ms", f"{latency} p50, batch 1", "{:.1f} ms".format),
+        ("latency_p95_ms", f"{latency} p95, batch 1", "{:.1f} ms".format),
+        ("throughput", f"{throughput}, batch {batch}" if batch else throughput, "{:,.0f} rows/s".format),
     ):
         values = [m["cost"][part] for m in models]
         rows.append(Row(name, [(write(v), f"{v / values[0]:.2f}×" if i else "") for i, v in enumerate(values)]))

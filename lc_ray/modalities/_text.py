@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Callable, Sized
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from lc_ray.errors import DataError
 # NumPy writes lists without commas, and Python reads neighbouring strings as one.
 _NO_COMMA = re.compile(r"""(['"])\s+['"]""")
 _WRITTEN = 2**16  # characters of a list as Python writes it: reading one takes hundreds of times its size
+LONG = 64  # characters, or words, per token, from which on a text is not read whole: it hardly ever has so few tokens
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
@@ -31,6 +33,22 @@ def unicode(value: str | bytes, errors: str = "strict") -> str:
     if not value.isascii() and _HALF.search(value):
         raise DataError("not valid Unicode: half of a surrogate pair")
     return value
+
+
+def enough(text: str, most: int, read: Callable[[str], Sized], last: bool = False) -> str:
+    """Of a very long text a part that has more than twice as many tokens as are kept, any other one whole.
+
+    To read a book's tokens takes half a minute, for which others wait. Where the part ends its tokens are other ones than the whole text's; they are
+    not among those that are kept.
+
+    Args:
+        text: any.
+        most: tokens that are kept.
+        read: its tokens.
+        last: whether they are the last.
+    """
+    part = text[-LONG * most :] if last else text[: LONG * most]
+    return part if len(part) < len(text) and len(read(part)) > 2 * most else text
 
 
 def number(text: str) -> float:

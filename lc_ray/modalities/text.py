@@ -18,7 +18,6 @@ from lc_ray.modalities import _hub, _text
 from lc_ray.spec import InputSpec
 
 _NOWHERE = "\uffff"  # in no vocabulary: no character
-LONG = 64  # characters, or words, per token, from which on a text is not read whole: it hardly ever has so few tokens
 
 
 class Modality:
@@ -79,13 +78,9 @@ class Modality:
         self.tokenizer.truncation_side = "left"
 
     def near(self, text: str) -> str:
-        """A text without what will be cut of it anyway, if it is very long: to read a book's tokens takes half a minute, for which others wait."""
-        most, last = LONG * self.spec.max_length, self.tokenizer.truncation_side == "left"
-        if len(text) <= most:
-            return text
-        part = text[-most:] if last else text[:most]
-        # Where it ends, its tokens are other ones than the whole text's; those are among the ones that are cut.
-        return part if len(self.tokenizer(part, verbose=False)["input_ids"]) > 2 * self.spec.max_length else text
+        """A text without what will be cut of it anyway, if it is very long."""
+        last = self.tokenizer.truncation_side == "left"
+        return _text.enough(text, self.spec.max_length, lambda part: self.tokenizer(part, verbose=False)["input_ids"], last)
 
     def _wrong(self, text: str) -> str | None:
         ids = self.tokenizer(self.near(text))["input_ids"]

@@ -60,7 +60,7 @@ class Modality(text.Modality):
 
         A word of which the tokenizer leaves nothing, such as a zero-width space, has that of the word before it.
         """
-        most = text.LONG * self.spec.max_length  # words: those behind have no start, and to read a book's takes seconds
+        most = _text.LONG * self.spec.max_length  # words: those behind have no start, and to read a book's takes seconds
         spaced = [[self._before + self.near(word) for word in (value or [])[:most]] or [""] for value in values]
         coded = self.tokenizer(spaced, is_split_into_words=True, truncation=True, max_length=self.spec.max_length)
         starts: list[list[int]] = []

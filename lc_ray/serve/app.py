@@ -255,9 +255,10 @@ def _started(paths: Sequence[str | Path], models: Served, spec: ServeSpec, keys:
 
 def _why(error: RuntimeError) -> str:
     """What has become of the replicas, of which Serve's own error tells nothing; that error, where there are none."""
+    told = ""
     with contextlib.suppress(RayError, RayServeException, KeyError):
-        return reason(serve.status().applications[NAME].deployments[NAME].message) or str(error)
-    return str(error)
+        told = reason(serve.status().applications[NAME].deployments[NAME].message)
+    return told or str(error)
 
 
 def reason(told: str) -> str:

@@ -1,8 +1,9 @@
-"""Models that tests of the endpoint share."""
+"""What tests of the endpoint share."""
 
 from __future__ import annotations
 
 import io
+import socket
 import subprocess
 import threading
 import time
@@ -191,3 +192,17 @@ def client(url: str) -> Iterator[Any]:
 
     with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where endpoints keep their state."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def addresses() -> Iterator[list[str]]:
+    """Of two Rays that run."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        yield [f"127.0.0.1:{server.getsockname()[1]}" for server in (one, two)]

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import time
 import uuid
@@ -22,6 +21,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lc_ray.errors import DataError
+from lc_ray.modalities import _text
 from lc_ray.serve import openapi, record
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.endpoint import Endpoint, Models
@@ -36,7 +36,6 @@ from lc_ray.serve.protocols._openai_body import Body, ChatBody, CompletionBody
 PUBLIC = ()
 _SHARE = 0.97  # of the longest time a request may take: then a stream still ends with a sentence
 _MOST_PROMPTS = 64
-_LONG = 64  # characters per token, from which on it is looked at a prompt's beginning first
 _MOST_TOLD = 250_000  # log-probabilities of prompts in a request; each is some 40 bytes of its answer
 _MISTAKE = "invalid_request_error"
 _TYPES = {"unauthorized": "authentication_error"} | dict.fromkeys(("overloaded", "timeout", "internal"), "server_error")
@@ -139,11 +138,13 @@ def _tokens(text: str, generator: Generator, where: str) -> list[int]:
     """
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise HttpError(400, "invalid_value", "not valid Unicode: half of a surrogate pair", where)
-    read = functools.partial(generator.tokenizer, add_special_tokens=where == "prompt", verbose=False)
-    most, part = generator.positions, text[: _LONG * generator.positions]
-    if len(part) < len(text) and len(read(part)["input_ids"]) > 2 * most:
+
+    def read(part: str) -> list[int]:
+        return list(generator.tokenizer(part, add_special_tokens=where == "prompt", verbose=False)["input_ids"])
+
+    if len(_text.enough(text, most := generator.positions, read)) < len(text):
         raise HttpError(400, "context_length_exceeded", f"the model reads {most} tokens; the prompt has more than twice as many", where)
-    return list(read(text)["input_ids"])
+    return read(text)
 
 
 def _known(ids: list[int], generator: Generator) -> list[int]:
