@@ -137,22 +137,26 @@ class Run:
     """
 
     def __init__(self, folder: Path, threads: int, exact: bool = False) -> None:
-        options = {
+        self._options = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,  # every replica on a node would pin itself to the same first cores
         } | ({"INFERENCE_PRECISION_HINT": "f32"} if exact else {})
-        core, files = openvino.Core(), sorted(folder.glob(_FILE.format("*")))
-        half = not exact and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        stages = [core.compile_model(_outside(core.read_model(file), half), "CPU", options) for file in files]
-        # By the names of its inputs a stage is known, but for what is kept.
-        self._compiled = {frozenset(names).difference(_past(names)): stage for names, stage in zip(map(_names, stages), stages, strict=True)}
+        self._folder, self._exact = folder, exact
+        self._compiled = self._compile()
         self._kept = {names: [stage.input(name) for name in _past(_names(stage))] for names, stage in self._compiled.items()}
         self._own = threading.local()
         names, kept = next(iter(self._kept.items()))
         if kept:
             self.decoder = lambda: Cached(_Language(self, names), threads, torch.device("cpu"))
+
+    def _compile(self) -> dict[frozenset[str], Any]:
+        """Stages, by the names of their inputs but for what is kept."""
+        core, files = openvino.Core(), sorted(self._folder.glob(_FILE.format("*")))
+        half = not self._exact and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        stages = [core.compile_model(_outside(core.read_model(file), half), "CPU", self._options) for file in files]
+        return {frozenset(names).difference(_past(names)): stage for names, stage in zip(map(_names, stages), stages, strict=True)}
 
     def __call__(self, batch: dict[str, Tensor]) -> NDArray[np.float32]:
         """Outputs (rows, outputs) of tensors named `column.tensor`."""
@@ -174,7 +178,12 @@ class Run:
         given: dict[str, Any] = {name: tensor.numpy() for name, tensor in batch.items()}
         for number, port in enumerate(self._kept[stage]):
             given[port.any_name] = _given(past[number], port.element_type) if number < len(past) else _nothing(rows, port)
-        request.infer(given, share_outputs=True)  # they are copied below
+        try:
+            request.infer(given, share_outputs=True)  # they are copied below
+        except RuntimeError:
+            self._compiled = self._compile()  # OpenVINO 2026.4 would take the next rows of like shape for those that failed
+            del self._own.requests
+            raise
         found, *new = (_taken(tensor) for tensor in request.output_tensors)
         return found, new
 
