@@ -144,6 +144,16 @@ def need_positions(model: Any, tokens: int, source: str) -> None:
         raise ModelError(f"the model reads {known - before} tokens; this job may give it {tokens}", source, "lower data.inputs.max_length")
 
 
+def know_tokens(model: Any, source: str) -> None:
+    """Give a model embeddings of the tokens that only its tokenizer knows, such as a padding token that was added to it alone."""
+    try:
+        table = model.get_input_embeddings()
+    except NotImplementedError:  # CANINE reads characters
+        return
+    if isinstance(table, nn.Embedding) and (tokens := 1 + max(_hub.tokenizer(source).get_vocab().values())) > table.num_embeddings:
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+
+
 class Encoder(nn.Module):
     """A Hugging Face text model without its head; of an encoder with a decoder, such as T5, the encoder."""
 
@@ -167,6 +177,7 @@ class Encoder(nn.Module):
         if not hasattr(model.config, "hidden_size"):
             raise ModelError(f"this model does not encode texts alone: {model.config.model_type}", source, "use a text model such as BERT")
         need_positions(model, padded(spec.max_length), source)
+        know_tokens(model, source)
         return cls(model)
 
     @classmethod

@@ -172,6 +172,7 @@ class Model(nn.Module):
                 else cls.AUTO.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **cls.OPTIONS)
             )
         text.need_positions(model, task.positions, source)
+        text.know_tokens(model, source)
         return cls(model, module_name(inputs[0].column))
 
     @classmethod

@@ -25,7 +25,7 @@ from lc_ray.modalities.text import Encoder, Modality
 from lc_ray.models import load
 from lc_ray.models.batches import collate, prepare
 from lc_ray.spec import InputSpec, ModelSpec
-from lc_ray.tasks import masked_language_modeling
+from lc_ray.tasks import masked_language_modeling, text_generation
 from lc_ray.tasks.classification import Task
 
 
@@ -79,6 +79,22 @@ def test_vectors_that_are_projected_have_the_width_that_they_are_projected_to(ti
     column, encoder = Modality(spec, tmp_path / "base"), Encoder.pretrained(spec, str(tmp_path / "base"))
     hidden, _ = encoder(**column.collate(column.prepare(["good day"])))
     assert hidden.shape[-1] == encoder.width == 16
+
+
+def test_tokens_that_only_the_tokenizer_knows(tmp_path):
+    """A padding token was added to it, and not to the model: of classifiers, and of language models."""
+    base = tmp_path / "gpt2"
+    tokenizer = byte_tokenizer("")
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(base)
+    GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=260, n_positions=128, bos_token_id=1, eos_token_id=1).save_pretrained(base)
+    inputs = [InputSpec(column="text", base=str(base), weights="random", max_length=12)]
+    columns = load.modalities(inputs)
+    batch = collate(prepare({"text": ["a", "abc"]}, columns), columns)
+    assert batch["text.input_ids"].max() == 260
+    for task in (Task(["no", "yes"]), text_generation.Task.fit(iter([None]), text_generation.Task.Options(), columns).bind(columns)):
+        model = load.pretrained(ModelSpec(base=str(base)), inputs, task)
+        model(batch | {"text.asked": torch.zeros(2, 1, dtype=torch.int64)} if "generation" in type(task).__module__ else batch).sum().backward()
 
 
 def test_texts_that_are_all_missing(tmp_path):
@@ -169,6 +185,7 @@ def test_weights_in_pickle_are_refused(tiny_base, tmp_path):
 def test_texts_longer_than_a_model_reads(tmp_path, config, most):
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
     config(**shape, max_position_embeddings=20, pad_token_id=1).save_pretrained(tmp_path)
+    byte_tokenizer("").save_pretrained(tmp_path)
     spec = InputSpec(column="text", weights="random", max_length=16)
     encoder = Encoder.pretrained(spec, str(tmp_path))
     assert encoder(torch.full((1, 16), 5), torch.ones(1, 16))[0].isfinite().all()
@@ -194,6 +211,7 @@ def test_encoders_of_other_shapes(modality, kind, tmp_path):
     sizes = {"t5": {"d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}, "xlnet": {"n_layer": 1, "n_head": 2, "d_inner": 32}}[kind]
     torch.manual_seed(0)
     AutoModel.from_config(AutoConfig.for_model(kind, vocab_size=200, d_model=16, **sizes)).save_pretrained(tmp_path)
+    modality.tokenizer.save_pretrained(tmp_path)
     encoder = Encoder.pretrained(modality.spec, str(tmp_path)).eval()
     again = Encoder.rebuild(encoder.config).eval()
     again.load_state_dict(encoder.state_dict())
