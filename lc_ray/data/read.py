@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from lc_ray.data import coco
 from lc_ray.data.files import IMAGES, File
 from lc_ray.errors import DataError
 
@@ -33,14 +34,14 @@ class Reader:
     """Reads labelled rows of one file.
 
     Args:
-        file: CSV, TSV, JSON Lines, JSON (a list of objects or of lists), Parquet, Arrow (of a Hugging Face dataset that was saved to disk), a
-            WebDataset's tar, or a folder with a subfolder per label.
+        file: CSV, TSV, JSON Lines, JSON (a list of objects or of lists, or COCO's), Parquet, Arrow (of a Hugging Face dataset that was saved to
+            disk), a WebDataset's tar, or a folder with a subfolder per label.
         names: of the columns, for a file without a header.
     """
 
     def __init__(self, file: File, names: Sequence[str] | None = None) -> None:
         self.file, self.names, self.kind = file, list(names) if names else None, file.kind
-        if self.kind == "jsonl" and _is_list(file):
+        if self.kind == "jsonl" and _is_whole(file):
             self.kind = "json"
         self._open = False  # whether the last of them ends within a quote
         self._ragged: dict[int, str] = {}  # row number → what is wrong, of CSV rows that were skipped
@@ -244,7 +245,8 @@ class Reader:
     def _list(self) -> list[Any]:
         try:
             with self.file.open() as content:
-                return list(json.loads(content.read().removeprefix(codecs.BOM_UTF8)))
+                found = json.loads(content.read().removeprefix(codecs.BOM_UTF8))
+                return coco.rows(found) if isinstance(found, dict) else list(found)
         except (ValueError, RecursionError) as error:
             raise DataError(f"not valid JSON: {_first_line(error)}", str(self.file)) from None
 
@@ -322,14 +324,15 @@ def _arrow(content: Any) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
     return file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
 
 
-def _is_list(file: File) -> bool:
-    """Whether a file of JSON is one list: in a .jsonl, a list of objects, as its lines may be lists."""
+def _is_whole(file: File) -> bool:
+    """Whether a file of JSON is COCO's, or one list: in a .jsonl, a list of objects, as its lines may be lists."""
     try:
         with file.open() as content:
             start = b"".join(content.read(256).removeprefix(codecs.BOM_UTF8).split())
     except _BROKEN:
         return False  # said when its columns are asked for
-    return start.startswith(b"[" if file.name.lower().removesuffix(".gz").endswith(".json") else b"[{")
+    lines = not file.name.lower().removesuffix(".gz").endswith(".json")
+    return start.startswith(b"[{" if lines else b"[") or (not lines and coco.begins(start))
 
 
 def _is_rest(cell: Any, file: File) -> bool:
