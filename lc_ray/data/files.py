@@ -17,7 +17,7 @@ from lc_ray.storage import system_of
 
 KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
-    **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".tar": "tar"},
+    **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".tar": "tar", ".conll": "conll"},
 }
 # Those that no decoder here reads are among them: such a file is a rejected row, not one that nobody misses.
 IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".svg"}
@@ -52,7 +52,7 @@ class File:
 
     @property
     def kind(self) -> str:
-        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar` or `labels`, for a folder per label."""
+        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar`, `conll` or `labels`, for a folder per label."""
         return KINDS.get(_ending(self.name), "labels")
 
     def open(self) -> BinaryIO:

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from lc_ray.data import coco
+from lc_ray.data import coco, conll
 from lc_ray.data.files import IMAGES, File
 from lc_ray.errors import DataError
 
 CHUNK = 4096  # rows at a time
 _FIRST = 128  # rows among which columns are looked for, at least
-_UNEVEN = ("json", "jsonl", "tar")  # kinds of which each row has columns of its own
+_UNEVEN = ("json", "jsonl", "tar", "conll")  # kinds of which each row has columns of its own
 _SAVE = "save it with commas between cells, or as .tsv with tabs"
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
 _BLOCK = 2**24  # bytes of a CSV file that are read at a time; a row must fit
@@ -35,7 +35,7 @@ class Reader:
 
     Args:
         file: CSV, TSV, JSON Lines, JSON (a list of objects or of lists, or COCO's), Parquet, Arrow (of a Hugging Face dataset that was saved to
-            disk), a WebDataset's tar, or a folder with a subfolder per label.
+            disk), CoNLL's, a WebDataset's tar, or a folder with a subfolder per label.
         names: of the columns, for a file without a header.
     """
 
@@ -173,6 +173,9 @@ class Reader:
             case "jsonl":
                 with self.file.open() as lines:
                     yield from _batched((self._line(line, wanted) for line in lines if line.strip()), size)
+            case "conll":
+                with self.file.open() as lines:
+                    yield from _batched((self._row(row, wanted) for row in conll.rows(lines)), size)
             case kind:
                 read, parse = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False, block_size=_BLOCK), _csv(kind)
                 parse.invalid_row_handler = self._skip

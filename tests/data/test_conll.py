@@ -1,0 +1,32 @@
+import pytest
+
+from lc_ray.data import read
+from lc_ray.data.files import files
+
+SENTENCES = [["Ann", "lives", "in", "Bonn", "."], ["#ok"]]
+TAGS = [["B-PER", "O", "O", "B-LOC", "O"], ["O"]]
+
+
+def read_all(tmp_path, content, wanted):
+    (tmp_path / "train.conll").write_bytes(content)
+    (file,) = files(str(tmp_path))
+    reader = read.Reader(file)
+    reader.require(wanted)
+    return [row for chunk in reader.rows(wanted) for row in chunk]
+
+
+@pytest.mark.parametrize("between", ["\t", " NNP I-NP ", " "])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("first", ["", "-DOCSTART- -X- O O\n\n", "-DOCSTART- O\n", "\n\n", "\ufeff"])
+def test_sentences_are_rows(tmp_path, between, end, first):
+    sentences = ["".join(f"{word}{between}{tag}\n" for word, tag in zip(*both, strict=True)) for both in zip(SENTENCES, TAGS, strict=True)]
+    rows = read_all(tmp_path, (first + "\n \n".join(sentences)).replace("\n", end).encode(), ["tokens", "ner_tags"])
+    assert [row["tokens"] for row in rows] == SENTENCES
+    assert [row["ner_tags"] for row in rows] == TAGS
+
+
+def test_sentences_that_are_broken(tmp_path):
+    content = b"a O\n\nb\n\n\xff O\n\nc O\n"
+    rows = read_all(tmp_path, content, ["tokens"])
+    assert [row.get("_error") for row in rows] == [None, "a word without a tag", "not valid UTF-8", None]
+    assert rows[3]["tokens"] == ["c"]
