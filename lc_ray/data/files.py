@@ -17,7 +17,7 @@ from lc_ray.storage import system_of
 
 KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
-    **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".tar": "tar", ".conll": "conll"},
+    **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".tar": "tar", ".conll": "conll", ".txt": "txt"},
 }
 # Those that no decoder here reads are among them: such a file is a rejected row, not one that nobody misses.
 IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".svg"}
@@ -52,7 +52,7 @@ class File:
 
     @property
     def kind(self) -> str:
-        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar`, `conll` or `labels`, for a folder per label."""
+        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar`, `conll`, `txt` or `labels`, for a folder per label."""
         return KINDS.get(_ending(self.name), "labels")
 
     def open(self) -> BinaryIO:
@@ -102,6 +102,8 @@ def files(source: str) -> list[File]:
         raise DataError("a file's name is not valid UTF-8", error.object.decode("utf-8", "replace"), "rename it") from None
     if found.type == pyarrow.fs.FileType.NotFound:
         raise DataError("no such file or folder", source, "give the path from the folder you run in, or an absolute one")
+    if not found.is_file:  # texts in folders are notes
+        every = [f for f in every if _ending(f.path) != ".txt"]
     _one_split(source, every, len(path.rstrip("/")) + 1)
     if rows := sorted(f.path for f in every if _has_rows(f)):
         root = source.rstrip("/")

@@ -23,7 +23,7 @@ from lc_ray.errors import DataError
 
 CHUNK = 4096  # rows at a time
 _FIRST = 128  # rows among which columns are looked for, at least
-_UNEVEN = ("json", "jsonl", "tar", "conll")  # kinds of which each row has columns of its own
+_UNEVEN = ("json", "jsonl", "tar", "conll", "txt")  # kinds of which each row has columns of its own
 _SAVE = "save it with commas between cells, or as .tsv with tabs"
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
 _BLOCK = 2**24  # bytes of a CSV file that are read at a time; a row must fit
@@ -35,7 +35,7 @@ class Reader:
 
     Args:
         file: CSV, TSV, JSON Lines, JSON (a list of objects or of lists, or COCO's), Parquet, Arrow (of a Hugging Face dataset that was saved to
-            disk), CoNLL's, a WebDataset's tar, or a folder with a subfolder per label.
+            disk), CoNLL's, text of a row per line, a WebDataset's tar, or a folder with a subfolder per label.
         names: of the columns, for a file without a header.
     """
 
@@ -176,6 +176,9 @@ class Reader:
             case "conll":
                 with self.file.open() as lines:
                     yield from _batched((self._row(row, wanted) for row in conll.rows(lines)), size)
+            case "txt":
+                with self.file.open() as lines:
+                    yield from _batched((self._row(_text(line), wanted) for line in lines if line.strip()), size)
             case kind:
                 read, parse = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False, block_size=_BLOCK), _csv(kind)
                 parse.invalid_row_handler = self._skip
@@ -348,6 +351,11 @@ def _is_rest(cell: Any, file: File) -> bool:
     opened = (b'"' + cell).rstrip(b"\r\n")
     shared = min(len(opened), len(end))
     return bool(opened[-shared:] == end[-shared:])
+
+
+def _text(line: bytes) -> dict[str, Any]:
+    """A line of a text; of UTF-16 all but the first could be taken for UTF-8."""
+    return {"_error": "not valid UTF-8"} if b"\0" in line else {"text": line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")}
 
 
 def _header(content: BinaryIO, kind: str) -> list[str]:

@@ -68,6 +68,16 @@ def test_json_lines_with_broken_lines(tmp_path):
     assert rows[3]["text"] is None
 
 
+def test_lines_of_a_text(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_bytes(BOM + b"one\r\n\n  two, 2\nthr\0ee\nfour")
+    rows = all_rows(file, ["text"])
+    assert [row.get("text") for row in rows] == [b"one", b"  two, 2", None, b"four"]
+    assert rows[2]["_error"] == "not valid UTF-8"
+    (tmp_path / "b.csv").write_text("text\n", "utf-8")
+    assert [f.name for f in files(str(tmp_path))] == ["b.csv"], "in a folder it may be anything"
+
+
 def test_parquet_in_chunks(tmp_path):
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [str(i) for i in range(10_000)], "other": [0] * 10_000}), file)
