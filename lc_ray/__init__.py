@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from lc_ray.pipeline import RunResult, run
     from lc_ray.predictor import Predictor, load
     from lc_ray.spec import JobSpec
+
+# What Ray prints however quiet it is asked to be, and means nothing here. It reads this once, when it is imported.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "graceful_shutdown failed|worker processes have been started")
 
 __version__ = "0.1.0"
 __all__ = [

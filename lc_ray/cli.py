@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,9 +15,6 @@ from typer.core import TyperGroup
 from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
 from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, short, values
-
-# What Ray prints however quiet it is asked to be, and means nothing here. It reads this once, when it is imported.
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "graceful_shutdown failed|worker processes have been started")
 
 _ASKED = 32  # rows in a request to an endpoint, which takes no more than `serve.max_instances`
 

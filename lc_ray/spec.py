@@ -20,6 +20,7 @@ from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 
 UNREAD = ("seed",)  # modalities of columns that only requests have
 _OWN_ENCODERS = ("tabular",)  # modalities that need no base model
+_TAKEN = ("_chunk", "_column", "_error", "_file", "_order", "_place", "_reason", "_row", "_size", "_source", "_target", "_task", "_value")
 _MINIMISED = ("loss", "error", "perplexity", "distance", "mae", "mse", "rmse", "l1", "wer", "cer")  # of metrics, better the smaller
 
 
@@ -107,6 +108,8 @@ class DataSpec(Section):
         columns = [i.column for i in self.inputs]
         if self.target in columns:
             raise ValueError(f"target: '{self.target}' is an input too")
+        if taken := {*columns, self.target or "", self.split or ""}.intersection(_TAKEN):
+            raise ValueError(f"a column can't be named {', '.join(sorted(taken))}, as rows have such cells beside the data's own: rename it")
         if self.split and self.stratify:
             raise ValueError("stratify: can't hold out the same fraction of every label and keep the rows of a split column together")
         alike = len({re.sub(r"\W", "_", c).rstrip("_") for c in columns}) < len(columns)

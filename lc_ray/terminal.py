@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 out, err = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
 
 _WIDEST = 10_000  # columns, more than a table has
+_MANY, _LIKELIEST = 20, 5  # labels: more than so many are not all printed, but so many of them
 _ARTIFACT = "the folder that [bold]lc-ray run[/] printed, or one in a bucket (s3://, gs://)"
 ArtifactPath = Annotated[str, typer.Argument(help=f"an artifact: {_ARTIFACT}", show_default=False)]
 ArtifactPaths = Annotated[list[str], typer.Argument(help=f"artifacts: {_ARTIFACT}", show_default=False)]
@@ -84,8 +86,10 @@ def near(path: Path) -> Path:
 
 
 def short(answer: dict[str, Any]) -> str:
-    """An answer on one line: the label, and the probability of each."""
-    odds = ", ".join(f"{name} {p:.2f}" for name, p in answer.get("probabilities", {}).items())
+    """An answer on one line: the label, and the probability of each, or of the likeliest where there are many."""
+    known = answer.get("probabilities", {})
+    shown = known if len(known) <= _MANY else {name: known[name] for name in heapq.nlargest(_LIKELIEST, known, key=known.get)}
+    odds = ", ".join([*(f"{name} {p:.2f}" for name, p in shown.items()), *["..."] * (len(shown) < len(known))])
     return f"{answer.get('label', answer)} ({odds})" if odds else str(plain(answer))
 
 

@@ -22,6 +22,7 @@ from lc_ray.cluster import submit
 from lc_ray.cluster.jobs import Job
 from lc_ray.errors import ServeError
 from lc_ray.serve import rollout
+from lc_ray.terminal import short
 
 
 @pytest.fixture
@@ -387,3 +388,9 @@ def test_wrong_settings_of_an_endpoint_are_named(lc, tiny_artifact, options, sai
     code, _, err = lc("serve", tiny_artifact, *options)
     assert code == 1
     assert said in err
+
+
+def test_of_many_labels_the_likeliest_are_printed():
+    few, many = ({f"label {i}": i / count for i in range(count)} for count in (2, 200))
+    assert short({"label": "label 1", "probabilities": few}) == "label 1 (label 0 0.00, label 1 0.50)"
+    assert short({"label": "x", "probabilities": many}) == "x (label 199 0.99, label 198 0.99, label 197 0.98, label 196 0.98, label 195 0.97, ...)"

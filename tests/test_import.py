@@ -11,6 +11,10 @@ def test_importing_lc_ray_loads_nothing_heavy():
     assert run(code) == ""
 
 
+def test_ray_leaves_out_what_means_nothing_here_for_programs_too():
+    assert "graceful_shutdown" in run("import lc_ray, ray; print(ray._private.ray_constants.RAY_DEDUP_LOGS_SKIP_REGEX)")
+
+
 def test_every_public_name_is_there():
     assert run("import lc_ray; print(all(hasattr(lc_ray, name) for name in lc_ray.__all__))") == "True"
 

@@ -62,6 +62,8 @@ def test_sections_are_frozen():
         ({"search": {"genes": {"train.learning_rate": {"normal": [0, 1]}}}}, "expected one of uniform"),
         ({"serve.replicas": {"min": 3, "max": 2}}, "min"),
         ({"data.target": "text"}, "is an input too"),
+        ({"data.target": "_row"}, "can't be named _row"),
+        ({"data.split": "_file"}, "can't be named _file"),
         ({"data.inputs": [{"column": "a b"}, {"column": "a.b"}]}, "columns must differ"),
         ({"data.inputs": [{"column": "type"}, {"column": "type_"}]}, "columns must differ"),
         ({"data.inputs": []}, r"data\.inputs"),

@@ -40,7 +40,7 @@ from lc_ray.storage import StoragePath, storage_path
 
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
 _BLOBS, _RECORD = "blobs", "data.json"
-_FORMAT = 5  # of what is kept, and how it is read
+_FORMAT = 6  # of what is kept, and how it is read
 _STALE = 86400  # seconds after which a try that was not finished is one that was killed
 _TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
 _TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
@@ -194,8 +194,13 @@ def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
     for name, side, source in (("training", train, job.data.train), ("validation", validation, held_out)):
         if not side.index.num_rows:
             raise DataError(f"no {name} rows are left", source, "give more rows, or another `data.validation`")
-    task = kind.fit((t for t, _ in train.targets()), options, columns).bind(columns)
-    if unseen := validation.unseen(task):
+    try:
+        task = kind.fit((t for t, _ in train.targets()), options, columns).bind(columns)
+        unseen = validation.unseen(task)
+    except DataError as error:  # perhaps of chance, which left training with one label alone
+        if not (unseen := dict.fromkeys(validation.others(train), error)):
+            raise
+    if unseen:
         if isinstance(job.data.validation, str) or job.data.split or len(unseen) == validation.index.num_rows:
             raise next(iter(unseen.values()))
         # Of a label so rare that chance left training without it, all rows are for training.
@@ -233,6 +238,11 @@ class _Side:
             table = cells.gather(self.index.slice(start, _TARGETS), self.cells, [TARGET, "_file", "_row"])
             for target, file, row in zip(*self.media.values(table).values(), strict=True):
                 yield target, f"{file}, row {row}"
+
+    def others(self, side: _Side) -> list[int]:
+        """Places of the rows whose targets no row of another side has."""
+        known = {cells.order(0, [], target) for target, _ in side.targets()}
+        return [place for place, (target, _) in enumerate(self.targets()) if cells.order(0, [], target) not in known]
 
     def unseen(self, task: Any) -> dict[int, DataError]:
         """Why the task can't encode a row's target, by the row's place."""

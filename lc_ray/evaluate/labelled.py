@@ -6,11 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lc_ray.data import read
 from lc_ray.data.files import files
+from lc_ray.data.read import Reader
 from lc_ray.errors import DataError
 from lc_ray.models.batches import TARGET, prepare
 from lc_ray.predictor import Predictor, load
+from lc_ray.spec import UNREAD
+
+_FIX = "name the columns as those of training, and add it, empty, if no row has it; `target` (--target) is the label's"
 
 
 def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> dict[str, Any]:
@@ -29,12 +32,14 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
     wanted = [target] if target else []
     names = [i.column for i in predictor.inputs]
     required = [i.column for i in predictor.inputs if not i.optional]
+    read = [i.column for i in predictor.inputs if i.modality not in UNREAD]
     values: dict[str, list[Any]] = {name: [] for name in names}
     labels: list[Any] = []
     targets, rejected = [], Counter[str]()
     for file in files(source):
-        reader = read.Reader(file)
-        reader.require([*required, *wanted], "name the columns as those of training; `target` (--target) is the label's")
+        reader = Reader(file)
+        others = set(reader.columns(names)) - {*names, *wanted}  # one of which may be the name, misspelt, of a column that rows may lack
+        reader.require([*(read if others else required), *wanted], _FIX)
         for row in (row for chunk in reader.rows(reader.among([*names, *wanted])) for row in chunk):
             try:
                 if "_error" in row:

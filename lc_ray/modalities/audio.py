@@ -30,7 +30,7 @@ _RATES = (1_000, 384_000)  # Hz
 _STEPS = 640  # most that rates are resampled by, as from 11,025 to 16,000 Hz: filters of odd rates' own ratios would take gigabytes
 _TOLERANCE = 0.05  # seconds
 _LOUDEST = 16.0  # where 1 is full scale; more is another scale, or noise
-_SHORTEST = 0.025  # seconds: one frame of every feature extractor; shorter clips are padded
+_SHORTEST = 0.1  # seconds, to which shorter clips are padded: one frame of 25 ms is too few for models that pool neighbouring ones, such as SEW
 _COUNTED = re.compile(rb"\xff[\xe2-\xfb]..(?:.{9}|.{17}|.{32})(?:Xing|Info)", re.DOTALL)  # an MP3's first frame, if it tells of how many there are
 
 

@@ -54,7 +54,7 @@ class Task(_task.Task):
         if not isinstance(value, list):
             missing = value is None or (isinstance(value, float) and np.isnan(value))
             raise DataError("labels missing" if missing else f"not a list of labels but {type(value).__name__}")
-        if len(value) > 2 and all(isinstance(label, int | float) and label in (0, 1) for label in value):
+        if all(isinstance(label, int | float) and label in (0, 1) for label in value) and len(set(value)) < len(value):  # none is twice among names
             raise DataError("a 0 or 1 per label; give the names of those that a row has")
         return sorted({classification.Task.clean(label) for label in value})
 

@@ -108,6 +108,16 @@ def test_a_label_too_rare_for_both_sides_is_learned(job):
     assert order == sorted(order)
 
 
+def test_one_of_two_labels_too_rare_for_both_sides_is_learned(job):
+    held_out = next(text for text in TEXTS if order(0, [text], "rare") < 2**62)  # in the first half of all places
+    rows = [(text, "rare" if text == held_out else "usual") for text in TEXTS]
+    found, _ = prepare(job(rows, validation="50%"))
+    assert found.rows("train")["_target"].count("rare") == 1
+    assert set(found.rows("validation")["_target"]) == {"usual"}
+    with pytest.raises(DataError, match="at least 2 labels"):
+        prepare(job([(text, "usual") for text in TEXTS], validation="50%"))
+
+
 def test_storage_that_no_machine_mounts(job, tmp_path):
     """The way of s3:// and gs://, on the one such file system that is always there."""
     here, _ = prepare(job(ROWS))

@@ -61,6 +61,9 @@ def test_a_column_that_rows_may_lack_counts_wherever_it_begins(tiny_base, tmp_pa
     assert [row["cell"] for row in seen[-2:]] == [None, "3"]
     (tmp_path / "rows.csv").write_text("text,label\ngood,yes\n", "utf-8")
     assert evaluate(model, str(tmp_path / "rows.csv"), "label")["rows"] == 1
+    (tmp_path / "rows.csv").write_text("text,Cell,label\ngood,3,yes\n", "utf-8")
+    with pytest.raises(DataError, match=r"no column 'cell'; there are: text, Cell, label\n.*add it, empty"):
+        evaluate(model, str(tmp_path / "rows.csv"), "label")
 
 
 def test_nothing_usable(model, tmp_path):

@@ -11,6 +11,8 @@ from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
     ASTModel,
+    SEWConfig,
+    SEWModel,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
@@ -105,7 +107,19 @@ def test_odd_rates_need_no_large_filter(speech, rate, monkeypatch):
 
 def test_long_clips_are_cut_and_short_ones_padded(speech):
     assert len(modality(speech, "raw").decode(tone(seconds=3))) == 2 * RATE
-    assert len(modality(speech, "raw").decode(tone(seconds=0.001))) == 2 * round(0.025 * RATE)
+    assert len(modality(speech, "raw").decode(tone(seconds=0.001))) == 2 * round(0.1 * RATE)
+
+
+def test_the_shortest_clip_is_long_enough_for_a_model_that_pools_frames(tmp_path):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "conv_dim": (16,) * 13}
+    SEWModel(SEWConfig(**shape, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)).save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    spec = InputSpec(column="audio", modality="audio", seconds=1.0)
+    column = Modality(spec, tmp_path)
+    batch = column.collate(column.prepare([column.decode(tone(seconds=0.001))]))
+    hidden, mask = Encoder.pretrained(spec, str(tmp_path)).eval()(**batch)
+    assert hidden.shape[1] > 0
+    assert mask.all()
 
 
 def header(rate=RATE, frames=None):

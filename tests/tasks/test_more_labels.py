@@ -84,6 +84,7 @@ def test_labels_come_in_several_forms_and_rare_ones_may_weigh_more():
     assert fit(multilabel, rows).weights is None
     assert fit(multilabel, rows, class_weights="balanced").weights == [1.0, 3.0]
     bad = [(None, "labels missing"), (float("nan"), "labels missing"), (b"\xff", "not valid UTF-8"), ([0, 1, 1], "a 0 or 1 per label")]
+    bad += [(hot, "a 0 or 1 per label") for hot in ([0, 0], [1.0, 1.0])]  # of two labels; [0, 1] may be their numbers
     for value, reason in [*bad, ("['a' 'b']", "not valid JSON"), ("[a, b]", "not valid JSON"), ("[" * 9999, "not valid JSON")]:
         with pytest.raises(DataError, match=reason):
             multilabel.Task.clean(value)
