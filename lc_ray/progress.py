@@ -137,6 +137,9 @@ class Display:
                 self.console.print(f"[bold]▸ {event['title']}[/]")
             case "stage_end":
                 self.console.print(f"  [green]✓[/] {event['title']}")
+            case "full":
+                for column, share in event["columns"].items():
+                    self.console.print(f"  {column}: {share:.0%} of the rows fill its max_length, beyond which texts are cut")
             case "submitted":
                 self.console.print(f"  job [bold]{event['job']}[/]")
             case "worker":

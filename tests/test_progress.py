@@ -8,3 +8,8 @@ def test_a_member_whose_steps_are_others_has_a_bar_of_its_own_length():
     for member, steps in ((0, 100), (1, 50), (1, 80)):  # the last after it has inherited
         display.show({"event": "worker", "member": member, "steps": steps})
     assert [task.total for task in display._bars.tasks] == [100, 80]
+
+
+def test_texts_that_are_cut_are_told(capsys):
+    Display(None, "bars").show({"event": "full", "columns": {"review": 0.25}})
+    assert "review: 25% of the rows fill its max_length, beyond which texts are cut" in capsys.readouterr().out

@@ -17,7 +17,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from lc_ray.errors import DataError, SpecError
 from lc_ray.models import batches
 from lc_ray.models.batches import TARGET
 from lc_ray.models.load import find
-from lc_ray.spec import JobSpec, digest
+from lc_ray.spec import InputSpec, JobSpec, digest, module_name
 from lc_ray.storage import StoragePath, storage_path
 
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
@@ -43,6 +43,7 @@ _BLOBS, _RECORD = "blobs", "data.json"
 _FORMAT = 6  # of what is kept, and how it is read
 _STALE = 86400  # seconds after which a try that was not finished is one that was killed
 _TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
+_FAIR = 1024  # rows that stand for all
 _TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
 
 
@@ -97,6 +98,14 @@ class Prepared:
     @functools.cached_property
     def _blobs(self) -> blobs.Reader:
         return blobs.Reader(self.folder / _BLOBS)
+
+    def full(self, inputs: Sequence[InputSpec]) -> dict[str, float]:
+        """Of columns of texts, the fraction of the training rows that fill their `max_length`: longer ones are cut. By the first rows."""
+        ids = {f"{module_name(i.column)}.input_ids": i for i in inputs}
+        first = [(pq.ParquetFile(file.open()), rows) for file, rows in self.first("train", _FAIR)]
+        names = [name for name in first[0][0].schema_arrow.names if name in ids]
+        lengths = {name: [len(row) for file, rows in first for row in file.read([name])[name].slice(0, rows).to_pylist()] for name in names}
+        return {ids[name].column: float(np.mean([tokens >= ids[name].max_length for tokens in found])) for name, found in lengths.items()}
 
     def task(self) -> Any:
         """The task, fitted to the training rows' targets."""

@@ -56,6 +56,15 @@ def test_rows_are_split_tokenised_and_kept_once(job):
     assert len(first.parts("train")) >= 16  # enough for 16 workers
 
 
+def test_how_many_texts_fill_their_length_is_told(job):
+    rows = [("good day " * 9, "x"), *ROWS[:3]] * 9  # of 5 tokens each, but for the first
+    asked = job([(f"{text} {i}", label) for i, (text, label) in enumerate(rows)], **{"data.inputs.0.max_length": 12})
+    prepared, _ = prepare(asked)
+    cut = sum(text.count("day") > 1 for text in texts(prepared, "train"))
+    assert 0 < cut < prepared.count("train")
+    assert prepared.full(asked.inputs()) == {"text": cut / prepared.count("train")}
+
+
 def test_prompts_keep_their_end(job, tiny_base):
     prepared, _ = prepare(job(ROWS, **{"task": {"kind": "text_generation"}, "data.inputs.0.max_length": 4}))
     rows, tokenizer = prepared.rows("train"), AutoTokenizer.from_pretrained(tiny_base)
