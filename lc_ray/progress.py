@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,12 +106,8 @@ class Display:
     @contextmanager
     def bars(self) -> Iterator[None]:
         """Keep a bar per member below what is printed while the block runs."""
-        if self.mode == "bars" and self.console.is_terminal:
-            self._bars.start()
-        try:
+        with self._bars if self.mode == "bars" and self.console.is_terminal else nullcontext():
             yield
-        finally:
-            self._bars.stop()
 
     def _drain(self, board: Any) -> None:
         try:
