@@ -65,6 +65,9 @@ def test_models(call):
     assert call("GET", "/v1/models").json()["models"] == ["tiny"]
     about = call("GET", "/v1/models/tiny").json()
     assert about["ready"] is True
+    (column,) = about["inputs"]
+    assert (column["column"], column["modality"]) == ("text", "text")
+    assert not column.keys() & {"base", "weights"}
     assert about["task"]["labels"] == ["negative", "neutral", "positive"]
 
 

@@ -25,6 +25,7 @@ from lc_ray.serve.http import JSONResponse, Request, Response, Route, instances_
 from lc_ray.serve.openapi import FORM, JSON, TEXT, Operation
 
 PUBLIC = ("/healthz", "/readyz")
+_OF_TRAINING = ("base", "weights", "rate", "augment", "path")  # which tell nothing of requests, and where folders were
 
 
 def routes(models: Models) -> list[Route]:
@@ -44,7 +45,8 @@ def routes(models: Models) -> list[Route]:
         manifest = endpoint.predictor.artifact.manifest
         shares = {known.version: share for known, share in models.weights(endpoint.name).items()}
         about = _listed(endpoint) | {"name": endpoint.name, "version": endpoint.version, "versions": shares, "ready": endpoint.alive}
-        return JSONResponse(about | {"inputs": manifest.inputs, "task": manifest.task, "engine": manifest.engine, "metrics": manifest.metrics})
+        inputs = [{field: value for field, value in column.items() if field not in _OF_TRAINING} for column in manifest.inputs]
+        return JSONResponse(about | {"inputs": inputs, "task": manifest.task, "engine": manifest.engine, "metrics": manifest.metrics})
 
     async def alive(request: Request) -> Response:
         return JSONResponse({"status": "alive"})
