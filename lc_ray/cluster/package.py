@@ -13,7 +13,7 @@ from typing import Any
 from lc_ray import family
 from lc_ray.data.files import File, files
 from lc_ray.data.read import Reader
-from lc_ray.errors import ClusterError, DataError
+from lc_ray.errors import ClusterError, DataError, ModelError
 from lc_ray.spec import UNREAD, JobSpec, digest
 from lc_ray.units import size_text
 
@@ -84,6 +84,7 @@ def pack(job: JobSpec, shared: str | None = None) -> Package:
 
     Raises:
         DataError: a local data file is not there, lacks a column, or names files outside its folder.
+        ModelError: a folder of a model is not there.
         ClusterError: too large for an upload.
     """
     names: dict[str, str] = {}
@@ -135,6 +136,8 @@ def _modules(job: JobSpec) -> set[str]:
 def _model(source: Path) -> Iterator[tuple[str, Path]]:
     if source.is_file():
         yield source.name, source
+    elif not source.is_dir():
+        raise ModelError("no such file or folder", str(source), "give the path from the folder you run in, or an absolute one")
     for file in sorted(source.rglob("*")):
         if file.is_file() and any(file.match(kind) for kind in _MODEL):
             yield f"{source.name}/{file.relative_to(source)}", file

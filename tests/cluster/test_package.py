@@ -8,7 +8,7 @@ import pytest
 from lc_ray import spec
 from lc_ray.cluster import package
 from lc_ray.cluster.package import pack
-from lc_ray.errors import ClusterError, DataError
+from lc_ray.errors import ClusterError, DataError, ModelError
 
 
 @pytest.fixture
@@ -99,6 +99,8 @@ def test_mistakes_are_found_before_anything_is_sent(job):
         pack(job(**{"data.train": "nothing.csv"}))
     with pytest.raises(DataError, match="no column 'stars'"):
         pack(job(**{"data.target": "stars"}))
+    with pytest.raises(ModelError, match="nothing: no such file or folder"):
+        pack(job(**{"model.base": "./nothing"}))
 
 
 def test_too_much_for_an_upload(job, tmp_path, monkeypatch):
