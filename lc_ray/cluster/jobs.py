@@ -128,7 +128,8 @@ class Jobs:
         with _told(self.address, name):
             self._client.delete_job(name)
         if job.status != "SUCCEEDED":
-            raise ClusterError(f"a first look at the cluster failed: {said.strip() or job.message}", self.address)
+            told = said.rpartition(command)[2].strip()  # Ray prints the command first
+            raise ClusterError(f"a first look at the cluster failed: {told or job.message}", self.address)
         return said
 
     def said(self, name: str) -> str:

@@ -54,3 +54,25 @@ def test_a_cluster_that_answers_no_more_is_given_up(monkeypatch):
             there.get("tiny-1")
         over.set()
         server.shutdown()
+
+
+def test_of_a_look_that_failed_the_error_is_told_and_not_the_program():
+    class Failed(jobs.Jobs):
+        def __init__(self):
+            self.address, self._client = "http://there", self
+
+        def submit(self, command, name, metadata, environment):
+            self.printed = f"Running entrypoint for job {name}: {command}\nNo module named 'ray'\n"
+
+        def get(self, name):
+            return jobs.Job(name, "", "", "FAILED", "exited with 1", 1.0, 2.0, "node")
+
+        def get_job_logs(self, name):
+            return self.printed
+
+        def delete_job(self, name):
+            return True
+
+    with pytest.raises(ClusterError) as told:
+        Failed().output("python -c 'import ray'")
+    assert str(told.value) == "http://there: a first look at the cluster failed: No module named 'ray'"
