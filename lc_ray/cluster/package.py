@@ -15,6 +15,7 @@ from lc_ray.data.files import File, files
 from lc_ray.data.read import Reader
 from lc_ray.errors import ClusterError, DataError, ModelError
 from lc_ray.spec import UNREAD, JobSpec, digest
+from lc_ray.storage import joined
 from lc_ray.units import size_text
 
 JOB, FOLDER = "job.json", "files"  # in the package
@@ -51,7 +52,7 @@ class Package:
     def job_at(self, storage: str) -> JobSpec:
         """The job as the cluster is to run it, once the files are in a storage folder there."""
         folder = self.folder(storage)
-        return self.job.set({path: f"{folder}/{name}" for path, name in self.names.items()} | {"storage": storage})
+        return self.job.set({path: joined(folder, name) for path, name in self.names.items()} | {"storage": storage})
 
     def folder(self, storage: str) -> str:
         """Where the files are kept on the cluster: named after their content, so that jobs on the same data share them."""

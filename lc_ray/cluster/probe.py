@@ -9,6 +9,7 @@ import json
 import platform
 import sys
 import time
+import urllib.parse
 import uuid
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,9 @@ def _exists(path: str) -> bool:
 
 
 def _system(path: str) -> tuple[Any, str]:
-    """The file system of a path or URI, and its path there."""
-    return pyarrow.fs.FileSystem.from_uri(path) if "://" in path else (pyarrow.fs.LocalFileSystem(), path)
+    """The file system of a path or URI, and its path there; as in `lc_ray.storage`."""
+    uri = urllib.parse.quote(path, safe="%/:@?&=+,;[]!$'()*~")
+    return pyarrow.fs.FileSystem.from_uri(uri) if "://" in path else (pyarrow.fs.LocalFileSystem(), path)
 
 
 def _starting(workers: dict[str, Any], nodes: list[dict[str, float]]) -> bool:

@@ -375,6 +375,24 @@ def test_a_uri(tmp_path, name):
     assert [str(f) for f in files(f"file://{tmp_path}") if f.kind != "labels"] == [str(found)]
 
 
+def test_files_of_a_uri_have_any_names(tmp_path):
+    folder = tmp_path / "pics #1 50%"
+    named = {"100%": "a#1.png", "what?": "b%20c.png", "é": "d.png"}
+    for place, (label, name) in enumerate(named.items()):
+        (folder / label).mkdir(parents=True)
+        (folder / label / name).write_bytes(png(("red", "green", "blue")[place]))
+    for uri in (f"file://{tmp_path}/pics #1 50%", f"file://{tmp_path}/pics%20%231%2050%25"):
+        (found,) = files(uri)
+        rows = all_rows(found, ["image", "label"])
+        assert [(row["label"], row["image"].rpartition("/")[2]) for row in rows] == list(named.items())
+        assert len({_media.fetch(row["image"], found.folder) for row in rows}) == 3
+    for name in ("a#1.csv", "a#2.csv", "b%20c.csv", "what?.csv"):
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        (tmp_path / "tables" / name).write_text(f"text\n{name}\n")
+    every = files(f"file://{tmp_path}/tables")
+    assert [row["text"].decode() for file in every for row in all_rows(file, ["text"])] == ["a#1.csv", "a#2.csv", "b%20c.csv", "what?.csv"]
+
+
 def test_uris_that_lead_nowhere(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         files(f"file://{tmp_path}/none.csv")
