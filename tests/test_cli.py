@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, nullcontext
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 import psutil
 import pytest
@@ -22,6 +22,7 @@ from lc_ray.cluster import submit
 from lc_ray.cluster.jobs import Job
 from lc_ray.errors import ServeError
 from lc_ray.serve import rollout
+from lc_ray.storage import names_in, storage_path
 
 
 @pytest.fixture
@@ -296,6 +297,20 @@ def test_evaluate(lc, tiny_artifact, tiny_rows):
     assert "no column 'stars'" in err
 
 
+def test_runs_and_artifacts_of_a_bucket(lc, aws, tiny_artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    run = storage_path("s3://models/runs/tiny")
+    figures = dict.fromkeys(("parameters", "bytes", "latency_ms", "latency_p95_ms", "throughput"), 1.0)
+    model = {"name": "dense", "artifact": "model", "digest": "a" * 64, "metrics": {"accuracy": 0.5}, "cost": figures}
+    (run / "record.json").write_text(json.dumps({"name": "tiny", "models": [model]}))
+    (run / "model").put(tiny_artifact, names_in(tiny_artifact))
+    code, out, err = lc("report", f"{run}/")
+    assert (code, out.splitlines()[-1]) == (0, "s3://models/runs/tiny/report.html"), err
+    assert "tiny" in (run / "report.html").read_text()
+    code, out, err = lc("predict", "--artifact", f"{run}/model", "--json", "good day")
+    assert (code, json.loads(out)) == (0, lc_ray.load(tiny_artifact).predict(["good day"])[0]), err
+
+
 def test_report_needs_a_run(lc, tmp_path):
     for text in (None, '{"name": '):
         if text:
@@ -309,6 +324,13 @@ def test_a_file_that_can_not_be_written_is_told(lc, tmp_path):
     code, out, err = lc("init", "-o", tmp_path / "nothing" / "job.yaml")
     assert (code, out) == (1, "")
     assert f"{tmp_path / 'nothing' / 'job.yaml'}: No such file or directory" in err
+
+
+def test_a_full_disk_is_told(lc, tmp_path):
+    (tmp_path / "job.yaml").symlink_to("/dev/full")
+    with patch("pathlib.Path.exists", return_value=False):
+        code, _, err = lc("init", "-o", tmp_path / "job.yaml")
+    assert (code, err) == (1, "error LcRayError: No space left on device\n")
 
 
 def test_unknown_commands_and_options_are_explained(lc):
