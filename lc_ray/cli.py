@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
 from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, short, values
 
+_TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _ASKED = 32  # rows in a request to an endpoint, which takes no more than `serve.max_instances`
 
 
@@ -31,8 +33,9 @@ class _Explained(TyperGroup):
             raise SystemExit(130) from None
         except Exception as error:
             ours = unwrap(error)
-            if isinstance(ours, OSError) and ours.filename:  # a folder that is not there, or may not be written; a full disk
-                ours = LcRayError(ours.strerror or str(ours), str(ours.filename))
+            # A folder that is not there, or may not be written; a full disk, of which neither Python nor pyarrow name the file.
+            if isinstance(ours, OSError) and (ours.filename or ours.errno in _TOLD):
+                ours = LcRayError(ours.strerror or str(ours), str(ours.filename or ""))
             if not isinstance(ours, LcRayError):
                 raise
             err.print(f"[red]error[/] {type(ours).__name__}: ", end="")
@@ -125,7 +128,7 @@ def serve(
 def predict(
     inputs: Annotated[list[str], typer.Argument(help="texts, or JSON objects by column; - reads one per line from stdin", show_default=False)],
     url: Annotated[str | None, typer.Option(help="an endpoint, for example http://127.0.0.1:8000")] = None,
-    artifact: Annotated[Path | None, typer.Option(help="an artifact, predicted here without an endpoint")] = None,
+    artifact: Annotated[str | None, typer.Option(help="an artifact, predicted here without an endpoint")] = None,
     key: Annotated[str | None, typer.Option(help="API key; else LC_RAY_API_KEY or the key file", envvar="LC_RAY_API_KEY")] = None,
     model: Annotated[str | None, typer.Option(help="which of an endpoint's models; else its first")] = None,
     files: Annotated[bool, typer.Option("--files", help="the inputs are files, pictures or sounds, of a model with one such column")] = False,
@@ -177,20 +180,24 @@ def evaluate(
 
 
 @app.command()
-def report(run_folder: Annotated[Path, typer.Argument(help="folder of a run: storage/name", show_default=False)], as_json: AsJson = False) -> None:
+def report(
+    run_folder: Annotated[str, typer.Argument(help="folder of a run, or its URI: storage/name", show_default=False)], as_json: AsJson = False
+) -> None:
     """Print a run's table again and rewrite its report.html."""
     from lc_ray.evaluate.report import print_table, write_html
+    from lc_ray.storage import storage_path
 
+    folder = storage_path(run_folder)
     try:
-        record = json.loads((run_folder / "record.json").read_text("utf-8"))
+        record = json.loads((folder / "record.json").read_text())
     except (OSError, ValueError):  # the latter of a run that was cut off as it wrote it
-        raise SpecError("no finished run here: it has no record.json", str(run_folder), "give the folder storage/name of a run") from None
-    write_html(record, run_folder / "report.html")
+        raise SpecError("no finished run here: it has no record.json", run_folder, "give the folder storage/name of a run") from None
+    write_html(record, folder / "report.html")
     if as_json:
         print(json.dumps(record))
     else:
         print_table(record, out)
-        out.print(f"\n{run_folder / 'report.html'}")
+        out.print(f"\n{run_folder.rstrip('/')}/report.html", markup=False, soft_wrap=True)
 
 
 @app.command()

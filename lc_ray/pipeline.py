@@ -180,7 +180,7 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
         with display.stage("serve", "serve: one question over HTTP"):
             record["answer"] = _ask(job, shared, data)
     record |= {"stages": display.stages, "seconds": time.time() - start}
-    write_html(record, folder / "report.html")
+    write_html(record, storage_path(folder / "report.html"))
     (storage_path(folder) / RECORD).write_text(json.dumps(record, indent=1))  # last and at once: with it the run is finished
     return record
 

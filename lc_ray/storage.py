@@ -52,7 +52,7 @@ class StoragePath:
         return self.path
 
     def __truediv__(self, name: str) -> StoragePath:
-        return StoragePath(f"{self.path}/{name}")
+        return StoragePath(joined(self.path, name))
 
     @property
     def name(self) -> str:
@@ -63,6 +63,11 @@ class StoragePath:
     def parent(self) -> StoragePath:
         """The folder it is in."""
         return StoragePath(self.path.rpartition("/")[0])
+
+    @property
+    def uri(self) -> str:
+        """The path as others than us parse it, too."""
+        return _quoted(self.path) if self.remote else self.path
 
     @property
     def remote(self) -> bool:
@@ -187,6 +192,16 @@ class StoragePath:
             self.put(folder, sorted(names_in(folder), key=lambda name: name == last))
 
 
+def joined(folder: str, name: str) -> str:
+    """The path or URI of a file, by its name below a folder: in a URI what would mean something else there is written as %XX."""
+    return f"{folder}/{name.replace('%', '%25').replace('?', '%3F') if '://' in folder else name}"
+
+
+def _quoted(uri: str) -> str:
+    """A URI with blanks, letters that are not ASCII, and #, which begins no fragment here, as %XX."""
+    return urllib.parse.quote(uri, safe="%/:@?&=+,;[]!$'()*~")
+
+
 def storage_path(path: str | Path) -> StoragePath:
     """A path as it may be written: relative to the working folder, or a URI."""
     text = str(path)
@@ -235,7 +250,7 @@ def system_of(path: str) -> tuple[Any, str]:
     """
     if "://" not in path:
         return pyarrow.fs.LocalFileSystem(), path
-    parts = urllib.parse.urlsplit(urllib.parse.quote(path, safe="%/:@?&=+,;#[]!$'()*~"))  # blanks, and letters that are not ASCII, as %XX
+    parts = urllib.parse.urlsplit(_quoted(path))
     hadoop = parts.scheme in ("hdfs", "viewfs")
     place = parts.netloc or ("default" if hadoop else "")  # hdfs:///x is of the file system that core-site.xml names
     try:

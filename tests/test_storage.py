@@ -5,10 +5,12 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pyarrow.fs
 import pytest
 
 import lc_ray
 from lc_ray import artifact
+from lc_ray.cluster import probe
 from lc_ray.errors import ArtifactError, DataError
 from lc_ray.models import load
 from lc_ray.storage import StoragePath, storage_path, system_of
@@ -36,6 +38,30 @@ def test_a_file_is_written_read_and_removed(folder):
     file.remove()
     file.remove()
     assert not file.exists()
+
+
+ODD = ["a#1.txt", "a#2.txt", "50%.txt", "b%20c.txt", "what?.txt", "é [1] & 'x'.txt"]
+
+
+def test_files_have_any_names(folder, tmp_path):
+    for name in ODD:
+        (tmp_path / name).write_text(name)
+    folder.complete(tmp_path)
+    assert set(ODD) <= set(folder.files())
+    assert [(folder / name).read_text() for name in ODD] == ODD
+    folder.get(tmp_path / "back")
+    assert [(tmp_path / "back" / name).read_text() for name in ODD] == ODD
+
+
+def test_others_are_given_uris_that_they_parse(folder):
+    file = folder / "a#1.txt"
+    file.write_text("there")
+    if not folder.remote:
+        assert file.uri == str(file)
+        return
+    system, path = pyarrow.fs.FileSystem.from_uri(file.uri)
+    assert system.open_input_file(path).read() == b"there"
+    assert probe._exists(str(file))
 
 
 def test_a_folder_is_filled_brought_here_and_removed(folder):

@@ -70,6 +70,8 @@ def _environment(found: dict[str, Any]) -> list[str]:
 
 def _places(found: dict[str, Any]) -> list[str]:
     lacks = [f"not all nodes see {path}" for path in found["absent"]]
+    if found["refused"]:
+        lacks.append(f"nothing can be written to its storage {found['storage']}: {found['refused']}")
     if found["unshared"]:
         nodes = ", ".join(found["unshared"])
         fix = "name a folder that all nodes mount, or a bucket, as `storage` of the cluster"

@@ -25,7 +25,11 @@ class Cluster(Section):
     address: str = Field(pattern=r"^https?://[^/\s]+/?$", description="of its dashboard, for example https://ray.example.com:8265")
     token_file: str | None = Field(None, description="file with its token; where Ray itself looks for one if not given")
     ca: str | None = Field(None, description="PEM file of the authority that signed its certificate")
-    storage: str | None = Field(None, description="folder that all its nodes mount, or a bucket (s3://, gs://, hdfs://), for runs and what they need")
+    storage: str | None = Field(
+        None,
+        pattern=r"^(/|~|\w+://)",
+        description="folder that all its nodes mount, or a bucket (s3://, gs://, hdfs://), for runs and what they need",
+    )
     results: str | None = Field(None, pattern=r"^\w+://", description="URI (s3://, gs://) finished runs are copied to, and fetched from")
 
     def token(self) -> str | None:

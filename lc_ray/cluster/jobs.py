@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import ssl
@@ -22,7 +23,7 @@ from lc_ray.errors import ClusterError
 TAG = "lc_ray"  # in the metadata of our jobs: their key
 _ANSWERS = 10.0  # seconds
 _PATIENCE = 120.0  # seconds for which a cluster may be out of reach while a job is followed
-_SILENCE = 60.0  # seconds after which a connection is made anew: some stay open when there is no more to come
+_SILENCE = 60.0  # seconds after which a connection is given up, or made anew: some stay open when there is no more to come
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -84,6 +85,7 @@ class Jobs:
             for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
                 logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
             self._client = JobSubmissionClient(self.address, headers=dict(self._headers), verify=_ca(cluster) or True)
+            self._client._do_request = functools.partial(self._client._do_request, timeout=_SILENCE)  # it would wait without end
 
     def all(self) -> list[Job]:
         """Our jobs, oldest first."""
@@ -126,7 +128,8 @@ class Jobs:
         with _told(self.address, name):
             self._client.delete_job(name)
         if job.status != "SUCCEEDED":
-            raise ClusterError(f"a first look at the cluster failed: {said.strip() or job.message}", self.address)
+            told = said.rpartition(command)[2].strip()  # Ray prints the command first
+            raise ClusterError(f"a first look at the cluster failed: {told or job.message}", self.address)
         return said
 
     def said(self, name: str) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 from lc_ray import family
 from lc_ray.data.files import File, files
 from lc_ray.data.read import Reader
-from lc_ray.errors import ClusterError, DataError
+from lc_ray.errors import ClusterError, DataError, ModelError
 from lc_ray.spec import UNREAD, JobSpec, digest
+from lc_ray.storage import joined
 from lc_ray.units import size_text
 
 JOB, FOLDER = "job.json", "files"  # in the package
@@ -51,7 +52,7 @@ class Package:
     def job_at(self, storage: str) -> JobSpec:
         """The job as the cluster is to run it, once the files are in a storage folder there."""
         folder = self.folder(storage)
-        return self.job.set({path: f"{folder}/{name}" for path, name in self.names.items()} | {"storage": storage})
+        return self.job.set({path: joined(folder, name) for path, name in self.names.items()} | {"storage": storage})
 
     def folder(self, storage: str) -> str:
         """Where the files are kept on the cluster: named after their content, so that jobs on the same data share them."""
@@ -84,6 +85,7 @@ def pack(job: JobSpec, shared: str | None = None) -> Package:
 
     Raises:
         DataError: a local data file is not there, lacks a column, or names files outside its folder.
+        ModelError: a folder of a model is not there.
         ClusterError: too large for an upload.
     """
     names: dict[str, str] = {}
@@ -135,6 +137,8 @@ def _modules(job: JobSpec) -> set[str]:
 def _model(source: Path) -> Iterator[tuple[str, Path]]:
     if source.is_file():
         yield source.name, source
+    elif not source.is_dir():
+        raise ModelError("no such file or folder", str(source), "give the path from the folder you run in, or an absolute one")
     for file in sorted(source.rglob("*")):
         if file.is_file() and any(file.match(kind) for kind in _MODEL):
             yield f"{source.name}/{file.relative_to(source)}", file

@@ -9,6 +9,7 @@ import json
 import platform
 import sys
 import time
+import urllib.parse
 import uuid
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,14 @@ def look(wanted: dict[str, Any]) -> dict[str, Any]:
     ray.init("auto", log_to_driver=False)
     storage = wanted["storage"] if "://" in wanted["storage"] else str(Path(wanted["storage"]).expanduser().absolute())
     mark = f"{storage.rstrip('/')}/.{uuid.uuid4().hex}"
-    system, path = _system(mark)
-    if system.type_name == "local":
-        system.create_dir(path.rpartition("/")[0], recursive=True)
-    system.open_output_stream(path).close()
+    refused = _refused(mark)
     alive = [node for node in ray.nodes() if node["Alive"]]
     try:
         absent = _absent(alive, [mark, *wanted["paths"]])
     finally:
-        system.delete_file(path)
+        if not refused:
+            system, path = _system(mark)
+            system.delete_file(path)
     ours = importlib.util.find_spec("lc_ray")
     return {
         "python": platform.python_version(),
@@ -60,9 +60,22 @@ def look(wanted: dict[str, Any]) -> dict[str, Any]:
         "storage": storage,
         "nodes": [node["Resources"] for node in alive],
         "starting": _starting(wanted["workers"], [node["Resources"] for node in alive]),
-        "unshared": sorted(node for node, paths in absent.items() if mark in paths),
+        "refused": refused,
+        "unshared": sorted(node for node, paths in absent.items() if mark in paths and not refused),
         "absent": sorted({path for paths in absent.values() for path in paths} - {mark}),
     }
+
+
+def _refused(file: str) -> str:
+    """Why an empty file can't be written; nothing if it was."""
+    try:
+        system, path = _system(file)
+        if system.type_name == "local":
+            system.create_dir(path.rpartition("/")[0], recursive=True)
+        system.open_output_stream(path).close()
+    except (OSError, ValueError, NotImplementedError) as error:  # of pyarrow's, several are one of these
+        return str(error).partition("\n")[0] or type(error).__name__
+    return ""
 
 
 def _absent(alive: list[Any], paths: list[str]) -> dict[str, list[str]]:
@@ -83,13 +96,14 @@ def _exists(path: str) -> bool:
     try:
         system, inside = _system(path)
         return bool(system.get_file_info(inside).type != pyarrow.fs.FileType.NotFound)
-    except OSError:
+    except (OSError, ValueError, NotImplementedError):
         return False
 
 
 def _system(path: str) -> tuple[Any, str]:
-    """The file system of a path or URI, and its path there."""
-    return pyarrow.fs.FileSystem.from_uri(path) if "://" in path else (pyarrow.fs.LocalFileSystem(), path)
+    """The file system of a path or URI, and its path there; as in `lc_ray.storage`."""
+    uri = urllib.parse.quote(path, safe="%/:@?&=+,;[]!$'()*~")
+    return pyarrow.fs.FileSystem.from_uri(uri) if "://" in path else (pyarrow.fs.LocalFileSystem(), path)
 
 
 def _starting(workers: dict[str, Any], nodes: list[dict[str, float]]) -> bool:

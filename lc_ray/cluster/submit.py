@@ -61,7 +61,12 @@ def submit(spec: JobSpec, jobs: Jobs, display: Display) -> Submitted:
     attempts = sum(job.key == key for job in before)
     name = f"{spec.name}-{key[:8]}" + (f"-{attempts + 1}" if attempts else "")
     with display.stage("upload", f"upload: {len(package.files)} file(s)"):
-        _send(jobs, package, found, name, {TAG: key, "name": spec.name})
+        try:
+            _send(jobs, package, found, name, {TAG: key, "name": spec.name})
+        except ClusterError:
+            if not any(job.id == name for job in jobs.all()):
+                raise
+            return Submitted(jobs.get(name), False)  # somebody else has sent it meanwhile, or the answer was lost on the way
     return Submitted(jobs.get(name), True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import re
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -13,7 +14,7 @@ import pyarrow.fs
 
 from lc_ray.errors import DataError
 from lc_ray.models.load import package_path
-from lc_ray.storage import system_of
+from lc_ray.storage import joined, system_of
 
 KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
@@ -42,8 +43,9 @@ class File:
 
     @property
     def name(self) -> str:
-        """Last part of the path."""
-        return self.path.rstrip("/").rpartition("/")[2]
+        """Last part of the path, as it is called there."""
+        name = self.path.rstrip("/").rpartition("/")[2]
+        return urllib.parse.unquote(name) if "://" in self.path else name
 
     @property
     def folder(self) -> Path | str:
@@ -96,18 +98,19 @@ def files(source: str) -> list[File]:
     try:
         found = system.get_file_info(path)
         every = list(_inside(system, path)) if found.type == pyarrow.fs.FileType.Directory else [found]
-    except OSError as error:
-        raise DataError(f"can't be reached: {str(error).splitlines()[0]}", source) from None
     except UnicodeDecodeError as error:
         raise DataError("a file's name is not valid UTF-8", error.object.decode("utf-8", "replace"), "rename it") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"can't be reached: {str(error).splitlines()[0]}", source) from None
     if found.type == pyarrow.fs.FileType.NotFound:
-        raise DataError("no such file or folder", source, "give the path from the folder you run in, or an absolute one")
+        fix = "write % and ? of a name as %25 and %3F" if "://" in source else "give the path from the folder you run in, or an absolute one"
+        raise DataError("no such file or folder", source, fix)
     if not found.is_file:  # texts in folders are notes
         every = [f for f in every if _ending(f.path) != ".txt"]
     _one_split(source, every, len(path.rstrip("/")) + 1)
     if rows := sorted(f.path for f in every if _has_rows(f)):
         root = source.rstrip("/")
-        return [File(root + file[len(path.rstrip("/")) :]) for file in rows]
+        return [File(joined(root, file[len(path.rstrip("/")) + 1 :]) if file != path else root) for file in rows]
     if any(_is_labelled(f, len(path.rstrip("/")) + 1) for f in every):
         return [File(source.rstrip("/"))]
     known = f"{', '.join(KINDS)}, or a folder with a subfolder of pictures or sounds per label"

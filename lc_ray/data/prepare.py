@@ -157,7 +157,8 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
         _try(job, folder, f"{time.time():.0f}-{uuid.uuid4().hex[:8]}")
     except OSError as error:
         fix = "free some space, or give a `storage` that can be written, then run again"
-        told = str(getattr(error, "cause", None) or error).splitlines()[0]  # without Ray's traceback of a task
+        cause = getattr(error, "cause", None) or error  # without Ray's traceback of a task
+        told = str(cause.strerror or cause).splitlines()[0]
         raise DataError(f"can't write the prepared data: {told}", str(folder), fix) from error
     return open_prepared(folder), False
 
@@ -312,13 +313,13 @@ def _write(side: _Side, job: JobSpec, folder: StoragePath) -> list[dict[str, Any
     return sorted(({"file": w["file"], "rows": int(w["rows"])} for w in written), key=lambda w: w["file"])
 
 
-def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: StoragePath, folder: StoragePath) -> dict[str, Any]:
-    """A part after the other, in the same memory; only their cells are gathered at once."""
+def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: StoragePath, folder: StoragePath) -> Iterator[dict[str, Any]]:
+    """A part after the other, in the same memory; only their cells are gathered at once. What is returned and not yielded hides what it raises."""
     memory.keep_freed()
     table = cells.gather(index, cell_folder)
     shares = np.array_split(np.arange(index.num_rows), min(parts, index.num_rows))
     names = [_write_part(table.slice(rows[0], len(rows)), job, folder) for rows in shares]
-    return {"file": np.array(names), "rows": np.array([len(rows) for rows in shares])}
+    yield {"file": np.array(names), "rows": np.array([len(rows) for rows in shares])}
 
 
 def _write_part(table: pa.Table, job: JobSpec, folder: StoragePath) -> str:

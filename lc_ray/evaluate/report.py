@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lc_ray.evaluate import plots
 from lc_ray.evaluate.plots import Record
+from lc_ray.storage import StoragePath
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Row:
     cells: list[tuple[str, str]]
 
 
-def write_html(record: Record, path: Path) -> None:
+def write_html(record: Record, path: StoragePath) -> None:
     """Write report.html: one file, no script, nothing fetched.
 
     Args:
@@ -53,7 +54,7 @@ def write_html(record: Record, path: Path) -> None:
         units=plots.units(units["before"], units["after"]),
         job=yaml.safe_dump(record["job"], sort_keys=False, allow_unicode=True) if record.get("job") else "",
     )
-    path.write_text(page, "utf-8")
+    path.write_text(page)
 
 
 def print_table(record: Record, console: Console) -> None:

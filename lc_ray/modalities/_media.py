@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.fs
 
 from lc_ray.errors import DataError
-from lc_ray.storage import system_of
+from lc_ray.storage import joined, system_of
 
 _LARGEST = 256 * 2**20  # bytes
 _START = 120  # characters that tell base64 from a name: no path is as long without a dot
@@ -127,7 +127,7 @@ def _decoded(text: str) -> bytes:
 def _read(name: str, folder: Path | str) -> bytes:
     try:
         if "://" not in name and "://" in str(folder):
-            name = f"{folder}/{name}"
+            name = joined(str(folder), name)
         if "://" not in name:
             path = Path(folder) / Path(name).expanduser()
             if not path.is_file():

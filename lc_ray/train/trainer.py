@@ -40,7 +40,7 @@ def run_segment(segment: Segment, post: Post) -> SegmentResult:
         torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
         run_config=ray.train.RunConfig(
             name=TRAIN,
-            storage_path=str(segment.folder),
+            storage_path=segment.folder.uri,
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             callbacks=[_Hopeless()],

@@ -127,7 +127,7 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
         param_space={"member": tune.grid_search(list(range(job.search.population)))},
         tune_config=tune.TuneConfig(scheduler=scheduler),
         run_config=tune.RunConfig(
-            storage_path=str(folder), verbose=0, failure_config=tune.FailureConfig(max_failures=1), callbacks=[_Lost(gate, post)]
+            storage_path=folder.uri, verbose=0, failure_config=tune.FailureConfig(max_failures=1), callbacks=[_Lost(gate, post)]
         ),
     )
     with warnings.catch_warnings():

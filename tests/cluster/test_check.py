@@ -32,6 +32,7 @@ def found():
         "storage": "/mnt/runs",
         "nodes": [NODE, NODE],
         "starting": False,
+        "refused": "",
         "unshared": [],
         "absent": [],
     }
@@ -48,6 +49,7 @@ def test_nothing_is_lacking(found, package):
         ({"packages": ["easy_vqa"]}, "package 'easy_vqa' is missing"),
         ({"nodes": [NODE]}, "2 workers of 1 CPU need 2 CPUs; the cluster has 1"),
         ({"unshared": ["10.0.0.2"]}, "node 10.0.0.2 does not see /mnt/runs"),
+        ({"refused": "Bucket not found"}, "nothing can be written to its storage /mnt/runs: Bucket not found"),
         ({"absent": ["/mnt/rows.csv"]}, "not all nodes see /mnt/rows.csv"),
     ],
 )
@@ -88,3 +90,12 @@ def test_the_digest_of_a_package_is_of_its_content(tmp_path):
 def test_where_the_cluster_keeps_runs(cluster, job, place):
     named = SimpleNamespace(cluster=SimpleNamespace(storage=cluster)), SimpleNamespace(job=SimpleNamespace(storage=job))
     assert check.storage(*named) == place
+
+
+@pytest.mark.parametrize(("place", "why"), [("/proc/x", "Cannot create directory"), ("ftp://there/x", "Unrecognized"), ("s3://", "bucket")])
+def test_storage_that_can_t_be_written_is_told(place, why):
+    assert why in probe._refused(f"{place}/file")
+
+
+def test_storage_that_can_be_written(tmp_path):
+    assert probe._refused(f"{tmp_path}/new/file") == ""

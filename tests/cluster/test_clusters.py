@@ -40,6 +40,7 @@ def test_by_name_by_address_and_the_only_one(named):
         ("a: {address: 'http://a'}\n", "c", "no cluster is named 'c'; named: a"),
         ("a: {adress: 'http://a'}\n", "a", "did you mean 'address'"),
         ("a: {address: 'ray://a:10001'}\n", "a", "address"),
+        ("a: {address: 'http://a', storage: runs}\n", "a", "storage"),
         ("- a\n", "a", "mapping"),
         ("a: {\n", "a", "can't be read"),
     ],

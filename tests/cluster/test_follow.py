@@ -1,8 +1,14 @@
 """Following a job over a connection that says no more."""
 
 import asyncio
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
 
 from lc_ray.cluster import jobs
+from lc_ray.cluster.clusters import Cluster
+from lc_ray.errors import ClusterError
 
 
 class Silent(jobs.Jobs):
@@ -27,3 +33,46 @@ def test_a_silent_connection_is_made_anew(monkeypatch):
     lines = []
     assert Silent().follow("tiny-1", lines.append).status == "SUCCEEDED"
     assert lines == ["one", "two", "three"]
+
+
+def test_a_cluster_that_answers_no_more_is_given_up(monkeypatch):
+    over = threading.Event()
+
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path != "/api/version":
+                over.wait(30)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"ray_version": "2.60.0"}')
+
+    monkeypatch.setattr(jobs, "_SILENCE", 0.2)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = jobs.Jobs(Cluster(address=f"http://127.0.0.1:{server.server_port}"))
+        with pytest.raises(ClusterError, match="timed out"):
+            there.get("tiny-1")
+        over.set()
+        server.shutdown()
+
+
+def test_of_a_look_that_failed_the_error_is_told_and_not_the_program():
+    class Failed(jobs.Jobs):
+        def __init__(self):
+            self.address, self._client = "http://there", self
+
+        def submit(self, command, name, metadata, environment):
+            self.printed = f"Running entrypoint for job {name}: {command}\nNo module named 'ray'\n"
+
+        def get(self, name):
+            return jobs.Job(name, "", "", "FAILED", "exited with 1", 1.0, 2.0, "node")
+
+        def get_job_logs(self, name):
+            return self.printed
+
+        def delete_job(self, name):
+            return True
+
+    with pytest.raises(ClusterError) as told:
+        Failed().output("python -c 'import ray'")
+    assert str(told.value) == "http://there: a first look at the cluster failed: No module named 'ray'"

@@ -8,7 +8,7 @@ import pytest
 from lc_ray import spec
 from lc_ray.cluster import package
 from lc_ray.cluster.package import pack
-from lc_ray.errors import ClusterError, DataError
+from lc_ray.errors import ClusterError, DataError, ModelError
 
 
 @pytest.fixture
@@ -75,6 +75,13 @@ def test_pictures_that_cells_name_go_along(job, tmp_path, where):
     assert "0/photos/c.png" not in packed.files
 
 
+def test_files_with_any_names_are_found_in_a_bucket(job, tmp_path):
+    (tmp_path / "50% what?.csv").write_text("text,label\na,x\n")
+    packed = pack(job(**{"data.train": str(tmp_path / "50% what?.csv")}))
+    assert packed.job_at("s3://b/runs").data.train == f"s3://b/runs/inputs/{packed.digest}/0/50%25 what%3F.csv"
+    assert packed.job_at("/mnt/runs").data.train == f"/mnt/runs/inputs/{packed.digest}/0/50% what?.csv"
+
+
 def test_a_folder_per_label_goes_along(job, tmp_path):
     for label in ("cat", "dog"):
         (tmp_path / "pets" / label).mkdir(parents=True)
@@ -99,6 +106,8 @@ def test_mistakes_are_found_before_anything_is_sent(job):
         pack(job(**{"data.train": "nothing.csv"}))
     with pytest.raises(DataError, match="no column 'stars'"):
         pack(job(**{"data.target": "stars"}))
+    with pytest.raises(ModelError, match="nothing: no such file or folder"):
+        pack(job(**{"model.base": "./nothing"}))
 
 
 def test_too_much_for_an_upload(job, tmp_path, monkeypatch):

@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from lc_ray.cluster import submit
+from lc_ray import spec
+from lc_ray.cluster import check, submit
+from lc_ray.cluster.clusters import Cluster
 from lc_ray.cluster.jobs import Job
 from lc_ray.errors import ClusterError, DataError
 from lc_ray.progress import Display
@@ -59,3 +61,26 @@ def test_a_result_that_a_later_job_has_written_over_is_not_fetched(tmp_path):
     running = Two("RUNNING")
     with pytest.raises(ClusterError, match="the job is RUNNING"):
         submit.bring(running, running.job, tmp_path)
+
+
+def test_a_job_that_another_has_sent_at_the_same_time_is_followed(monkeypatch, tiny_job):
+    job = spec.parse(tiny_job)
+
+    class Empty:
+        cluster, address, sent = Cluster(address="http://there"), "http://there", []
+
+        def all(self):
+            return self.sent
+
+        def get(self, name):
+            return next(one for one in self.sent if one.id == name)
+
+        def submit(self, command, name, metadata, environment):
+            self.sent.append(Job(name, job.name, metadata["lc_ray"], "PENDING", "", None, None, None))
+            raise ClusterError(f"the cluster answered: Job with submission_id {name} already exists")
+
+    monkeypatch.setattr(check, "look", lambda jobs, package: {"storage": "/mnt/runs", "lc_ray": None})
+    monkeypatch.setattr(check, "require", lambda found, package, where: None)
+    sent = submit.submit(job, Empty(), Display(None, "quiet"))
+    assert not sent.new
+    assert sent.job.id.startswith("tiny-")

@@ -146,6 +146,18 @@ def test_a_storage_that_can_not_be_written(job, tmp_path):
         prepare(job(ROWS, storage=str(tmp_path / "file" / "runs")))
 
 
+def test_a_storage_that_can_not_be_written_later_on(job, monkeypatch):
+    def blocked(job, folder, name):
+        (Path(str(folder)) / name).mkdir(parents=True)
+        (Path(str(folder)) / name / "train").write_text("a file, where parts are to be")
+        begun(job, folder, name)
+
+    begun = prepares._try
+    monkeypatch.setattr(prepares, "_try", blocked)
+    with pytest.raises(DataError, match="can't write the prepared data"):
+        prepare(job(ROWS))
+
+
 def test_the_seed_decides_the_split(job):
     assert set(texts(prepare(job(ROWS))[0], "validation")) != set(texts(prepare(job(ROWS, seed=1))[0], "validation"))
     assert order(0, ["a"], "x") == order(0, ["a"], "x") != order(1, ["a"], "x")

@@ -5,7 +5,6 @@ import os
 import tarfile
 
 import datasets
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +13,6 @@ from PIL import Image
 from lc_ray.data import read
 from lc_ray.data.files import File, files
 from lc_ray.errors import DataError
-from lc_ray.modalities import _media
 
 
 def all_rows(file, wanted):
@@ -366,27 +364,3 @@ def test_a_saved_hugging_face_dataset_with_its_class_names(tmp_path):
     for file in (arrow, File(str(tmp_path / "same.parquet"))):
         rows = all_rows(file, ["text", "label"])
         assert [(r["text"], r["label"], r["_row"]) for r in rows] == [("a", "good", 0), ("b", "bad", 1), ("c", "good", 2)]
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
-def test_a_uri(tmp_path, name):
-    """The way of s3:// and gs://, on the one such file system that is always there."""
-    table = pd.DataFrame({"image": ["p/1.png"], "label": ["x"]})
-    {"a.csv": table.to_csv, "a.jsonl": table.to_json, "a.parquet": table.to_parquet}[name](
-        tmp_path / name, **{"a.csv": {"index": False}, "a.jsonl": {"orient": "records", "lines": True}}.get(name, {})
-    )
-    (tmp_path / "p").mkdir()
-    (tmp_path / "p" / "1.png").write_bytes(png("red"))
-    (found,) = files(f"file://{tmp_path}/{name}")
-    assert str(found) == f"file://{tmp_path}/{name}"
-    assert found.folder == f"file://{tmp_path}"
-    (row,) = all_rows(found, ["image"])
-    assert _media.fetch(row["image"], found.folder) == png("red")
-    assert [str(f) for f in files(f"file://{tmp_path}") if f.kind != "labels"] == [str(found)]
-
-
-def test_uris_that_lead_nowhere(tmp_path):
-    with pytest.raises(DataError, match="no such file"):
-        files(f"file://{tmp_path}/none.csv")
-    with pytest.raises(DataError, match="use s3://"):
-        files("nothing://bucket/file.csv")

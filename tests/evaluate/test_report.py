@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lc_ray.evaluate import plots
 from lc_ray.evaluate.report import print_table, write_html
+from lc_ray.storage import storage_path
 
 SECONDS = {"start": 11.2, "data": 1.4, "compute": 48.0, "communication": 6.1, "checkpoint": 2.2, "evaluate": 4.9, "other": 0.6, "total": 74.4}
 
@@ -114,7 +115,7 @@ def made_record() -> dict[str, Any]:
 
 
 def page_of(record: dict[str, Any], folder: Path) -> str:
-    write_html(record, folder / "report.html")
+    write_html(record, storage_path(folder / "report.html"))
     return (folder / "report.html").read_text("utf-8")
 
 

@@ -1,0 +1,73 @@
+"""Runs that are stopped and go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+
+import lc_ray
+from lc_ray import spec
+
+
+def ours() -> list[str]:
+    """Commands of Ray processes."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if "ray::" in command or "raylet" in command or "gcs_server" in command:
+            found.append(f"{process.pid} {command[:60]}")
+    return found
+
+
+@pytest.mark.cluster
+def test_stopped_runs_go_on(tiny_job, tmp_path):
+    """Ctrl-C, then SIGKILL, then to the end, then again: the same command each time."""
+    before = set(ours())
+    changes = {"search": None, "prune": None, "quantize": None, "train.epochs": 12, "train.workers.count": 1}
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(spec.override({**tiny_job, "storage": str(tmp_path / "runs")}, changes)), "utf-8")
+    command = [sys.executable, "-m", "lc_ray", "run", str(file), "--json"]
+
+    def run(until=None, number=None):
+        """Events of a run, stopped by a signal at the first event that `until` accepts."""
+        events = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                events.append(json.loads(line))
+                if until and until(events[-1]):
+                    os.kill(process.pid, number)
+                    until = None
+            errors = process.stderr.read()
+        return process.returncode, events, errors
+
+    code, _, errors = run(lambda e: e.get("event") == "step", signal.SIGINT)
+    assert code == 130, errors
+    assert "go on where it was" in errors
+    deadline = time.monotonic() + 15
+    while set(ours()) - before and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert set(ours()) - before == set()
+
+    code, events, _ = run(lambda e: e.get("event") == "segment", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    finished = [e["segment"] for e in events if e["event"] == "segment"]
+
+    code, events, errors = run()
+    assert code == 0, errors
+    assert finished[0] in [e["segment"] for e in events if e.get("event") == "reused"]
+    assert finished[0] not in [e["segment"] for e in events if e.get("event") == "step"]
+    assert next(e for e in events if e.get("event") == "stage_end" and e["name"] == "prepare")["reused"] is True
+    end = events[-1]
+    assert lc_ray.load(end["artifact"]).predict(["i love that flight"])[0]["label"] == "positive"
+
+    start = time.perf_counter()
+    code, events, _ = run()
+    assert code == 0
+    assert events == [end | {"reused": True}]
+    assert time.perf_counter() - start < 20
