@@ -65,7 +65,8 @@ def check(job: JobSpec) -> dict[str, Any]:
             rejected.append({"row": row["_row"], "column": column or error.where, "reason": error.what})
             continue
         if len(rows) < _ROWS:
-            fed = batches.prepare({name: [value] for name, value in clean.items()}, columns)
+            values = {name: [value] for name, value in clean.items()}
+            fed = batches.divide(values, columns)[1] if task.divides(job.data.target, columns) else batches.prepare(values, columns)
             shown = batches.show(batches.parts_of(fed, columns, 0), columns)
             tensors = {name: list(tensor.shape) for name, tensor in batches.collate(fed, columns).items()}
             plain = {name: values[0] for name, values in fed.items() if name in tensors and not isinstance(values[0], bytes)}

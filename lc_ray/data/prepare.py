@@ -40,7 +40,7 @@ from lc_ray.storage import StoragePath, storage_path
 
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
 _BLOBS, _RECORD = "blobs", "data.json"
-_FORMAT = 6  # of what is kept, and how it is read
+_FORMAT = 7  # of what is kept, and how it is read
 _STALE = 86400  # seconds after which a try that was not finished is one that was killed
 _TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
 _FAIR = 1024  # rows that stand for all
@@ -100,7 +100,9 @@ class Prepared:
         return blobs.Reader(self.folder / _BLOBS)
 
     def full(self, inputs: Sequence[InputSpec]) -> dict[str, float]:
-        """Of columns of texts, the fraction of the training rows that fill their `max_length`: longer ones are cut. By the first rows."""
+        """Of columns of texts that are cut, the fraction of the training rows that fill their `max_length`. By the first rows."""
+        if self.record["divided"]:
+            return {}
         ids = {f"{module_name(i.column)}.input_ids": i for i in inputs}
         first = [(pq.ParquetFile(file.open()), rows) for file, rows in self.first("train", _FAIR)]
         names = [name for name in first[0][0].schema_arrow.names if name in ids]
@@ -222,6 +224,7 @@ def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
         "task": {"kind": job.task.kind, **task.config},
         "train": _write(train, job, folder / "train"),
         "validation": _write(validation, job, folder / "validation"),
+        "divided": kind.divides(job.data.target, columns),
         "rejected": reasons.total(),
         "reasons": dict(reasons.most_common()),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -318,21 +321,30 @@ def _write_parts(index: pa.Table, parts: int, job: JobSpec, cell_folder: Storage
     memory.keep_freed()
     table = cells.gather(index, cell_folder)
     shares = np.array_split(np.arange(index.num_rows), min(parts, index.num_rows))
-    names = [_write_part(table.slice(rows[0], len(rows)), job, folder) for rows in shares]
-    yield {"file": np.array(names), "rows": np.array([len(rows) for rows in shares])}
+    names, rows = zip(*(_write_part(table.slice(share[0], len(share)), job, folder) for share in shares), strict=True)
+    yield {"file": np.array(names), "rows": np.array(rows)}
 
 
-def _write_part(table: pa.Table, job: JobSpec, folder: StoragePath) -> str:
-    _, inputs, _ = cells.reading(job)
+def _write_part(table: pa.Table, job: JobSpec, folder: StoragePath) -> tuple[str, int]:
+    """Returns the part's name, and its rows."""
+    kind, inputs, _ = cells.reading(job)
     _, columns = cells.parted(inputs)
+    file_name = f"part-{table['_order'][0].as_py():019d}-{table['_row'][0].as_py():09d}.parquet"
+    divided = kind.divides(job.data.target, inputs)
     if columns:
-        prepared = batches.prepare({name: table[name].to_pylist() for name in columns}, columns)
+        values = {name: table[name].to_pylist() for name in columns}
+        if divided:
+            numbers, prepared = batches.divide(values, columns)
+            table = table.take(numbers)
+        else:
+            prepared = batches.prepare(values, columns)
         if "_size" in table.column_names:
             prepared["_size"] = [a + b for a, b in zip(prepared["_size"], table["_size"].to_pylist(), strict=True)]
         table = table.drop_columns([name for name in (*columns, "_size") if name in table.column_names])
         for name, values in prepared.items():
             table = table.append_column(name, pa.array(values))
-    name = f"part-{table['_order'][0].as_py():019d}-{table['_row'][0].as_py():09d}.parquet"
-    with (folder / name).create() as file:
+    if divided:  # rows of one text are not to meet in one batch
+        table = table.take(np.random.default_rng(job.seed).permutation(table.num_rows))
+    with (folder / file_name).create() as file:
         pq.write_table(table, file, _ROWS_PER_GROUP, write_statistics=False)
-    return name
+    return file_name, table.num_rows

@@ -8,6 +8,7 @@ A modality file defines two classes:
         .decode(value, errors, folder)  a cell → a clean value; DataError says why not. `folder` is the data file's, in which
                                       a path in a cell is looked for; without it, in a request, no file is ever opened
         .prepare(values)              clean values → columns of lists, computed once per dataset; None stands for a missing one
+        .windows(texts)               of text alone: the same for texts that are learned whole, of which a long one is several rows
         .sizes(columns)               cost of each row, by which rows of like size are batched together
         .collate(columns)             those lists → padded tensors
         .augment(tensors, random)     collated training tensors, varied

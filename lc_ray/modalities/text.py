@@ -98,6 +98,24 @@ class Modality:
         ids = self.tokenizer([self.near(value or "") for value in values], truncation=True, max_length=self.spec.max_length)["input_ids"]
         return {"text": values, "input_ids": list(ids)}
 
+    def windows(self, texts: list[str]) -> tuple[list[int], dict[str, list[Any]]]:
+        """As `prepare`, but of a longer text as many rows as it fills, each of the tokens that follow the last one's.
+
+        Returns:
+            The number of the text that each row is of, and the rows.
+        """
+        side, self.tokenizer.truncation_side = self.tokenizer.truncation_side, "right"
+        try:
+            found = self.tokenizer(
+                texts, truncation=True, max_length=self.spec.max_length, return_overflowing_tokens=True, return_offsets_mapping=True
+            )
+        finally:
+            self.tokenizer.truncation_side = side
+        numbers = list(found["overflow_to_sample_mapping"])
+        spans = [[span for span in row if span[1]] for row in found["offset_mapping"]]  # special tokens have (0, 0)
+        parts = [texts[number][row[0][0] : row[-1][1]] if row else texts[number] for number, row in zip(numbers, spans, strict=True)]
+        return numbers, {"text": parts, "input_ids": list(found["input_ids"])}
+
     def show(self, parts: dict[str, Any]) -> Any:
         """The text."""
         return parts["text"]

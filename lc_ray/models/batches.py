@@ -88,6 +88,16 @@ def prepare(values: dict[str, list[Any]], columns: dict[str, Any]) -> dict[str, 
     return rows
 
 
+def divide(values: dict[str, list[Any]], columns: dict[str, Any]) -> tuple[list[int], dict[str, list[Any]]]:
+    """As `prepare`, of one column of texts, each of as many rows as it fills; and the number of the text that each row is of."""
+    ((column, modality),) = columns.items()
+    numbers, parts = modality.windows(values[column])
+    rows = {f"{module_name(column)}.{part}": cells for part, cells in parts.items()}
+    if modality.spec.optional:
+        rows[f"{module_name(column)}.present"] = [1.0] * len(numbers)
+    return numbers, rows | {"_size": modality.sizes(parts)}
+
+
 def parts_of(rows: dict[str, Any], columns: dict[str, Any], number: int | None = None) -> dict[str, dict[str, Any]]:
     """One row's prepared parts by column: of lists, row `number`; or of a row, all of it."""
     found: dict[str, dict[str, Any]] = {}

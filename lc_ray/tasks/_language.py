@@ -37,6 +37,12 @@ class Task(_task.Task):
     LABELLED = False
     DECODES_SCORES = False
 
+    @classmethod
+    def divides(cls, target: str | None, columns: dict[str, Any]) -> bool:
+        """Texts without a target, if their tokenizer tells where each token is from."""
+        modality = single(columns)
+        return target is None and type(modality) is text.Modality and bool(modality.tokenizer.is_fast)
+
     def bind(self, columns: dict[str, Any]) -> Self:
         """Take the tokenizer and the longest sequence of the one column."""
         ((column, modality),) = columns.items()

@@ -72,6 +72,16 @@ class Task:
         except ValidationError as error:
             raise SpecError(problems(error, cls.Options, "task."), f"task '{spec.kind}'") from None
 
+    @classmethod
+    def divides(cls, target: str | None, columns: dict[str, Any]) -> bool:
+        """Whether texts that are longer than a row may be are several rows: all of their tokens are learned.
+
+        Args:
+            target: the column that holds it, if there is one.
+            columns: a `Modality` per column.
+        """
+        return False
+
     @staticmethod
     def clean(value: Any) -> Any:
         """A raw target cell as a clean one of `TYPE`. DataError says why not."""

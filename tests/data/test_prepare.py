@@ -65,6 +65,21 @@ def test_how_many_texts_fill_their_length_is_told(job):
     assert prepared.full(asked.inputs()) == {"text": cut / prepared.count("train")}
 
 
+@pytest.mark.parametrize("task", ["text_generation", "masked_language_modeling"])
+def test_long_texts_without_a_target_are_several_rows(job, tiny_base, task):
+    whole = {" ".join([f"good{i}", *TEXTS]): i for i in range(12)}
+    asked = job([(text, None) for text in whole], **{"task": {"kind": task}, "data.target": None, "data.inputs.0.max_length": 16})
+    prepared, _ = prepare(asked)
+    rows, tokenizer = prepared.rows("train"), AutoTokenizer.from_pretrained(tiny_base)
+    tokens = sum(-(-len(ids) // 14) for ids in tokenizer(list(whole), add_special_tokens=False)["input_ids"])
+    assert prepared.count("train") + prepared.count("validation") == tokens
+    assert all(tokenizer(part)["input_ids"] == ids for part, ids in zip(rows["text.text"], rows["text.input_ids"], strict=True))
+    begun = {split: {part.split()[0] for part in texts(prepared, split) if part[4:5].isdigit()} for split in ("train", "validation")}
+    assert len(begun["train"] | begun["validation"]) == 12
+    assert not begun["train"] & begun["validation"]
+    assert prepared.full(asked.inputs()) == {}
+
+
 def test_prompts_keep_their_end(job, tiny_base):
     prepared, _ = prepare(job(ROWS, **{"task": {"kind": "text_generation"}, "data.inputs.0.max_length": 4}))
     rows, tokenizer = prepared.rows("train"), AutoTokenizer.from_pretrained(tiny_base)

@@ -14,7 +14,7 @@ from lc_ray.artifact import Manifest
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.evaluate.labelled import evaluate
 from lc_ray.models import load
-from lc_ray.models.batches import TARGET, feed, prepare
+from lc_ray.models.batches import TARGET, divide, feed, prepare
 from lc_ray.models.shapes import difference
 from lc_ray.predictor import Predictor
 from lc_ray.prune.structured import Pruner
@@ -214,8 +214,21 @@ def test_only_the_completion_is_learned_and_both_fit(bases):
 
 def test_all_of_an_unlabelled_text_is_learned(bases):
     _, columns, task = setting(bases["gpt2"], labelled=False, max_length=8)
-    _, targets = feed(prepared(columns, [("abc", None), ("abcdefghijk", None)]), columns, task)
-    assert [tokenizer().decode(row[row >= 0]) for row in targets] == ["bc<end>", "fghijk<end>"]
+    numbers, rows = divide({"prompt": ["abc", "abcdefghijk"]}, columns)
+    assert (numbers, rows["prompt.text"]) == ([0, 1, 1], ["abc", "abcdefgh", "ijk"])
+    _, targets = feed(rows | {TARGET: [None] * 3}, columns, task)
+    assert [tokenizer().decode(row[row >= 0]) for row in targets] == ["bc<end>", "bcdefgh", "jk<end>"], "a text that goes on has no end"
+
+
+def test_all_of_long_texts_is_measured(bases, tmp_path):
+    inputs, columns, task = setting(bases["gpt2"], labelled=False, max_length=8)
+    model = Predictor(artifact(tmp_path / "long", load.pretrained(ModelSpec(), inputs, task), inputs, columns, task), 1)
+    (tmp_path / "long.jsonl").write_text('{"prompt": "abcdefghijk"}\n')
+    (tmp_path / "short.jsonl").write_text('{"prompt": "abcdefgh"}\n{"prompt": "ijk"}\n')
+    (long, short) = (evaluate(model, str(tmp_path / name), None) for name in ("long.jsonl", "short.jsonl"))
+    assert long.pop("rows") == 1
+    assert short.pop("rows") == 2
+    assert long == pytest.approx(short)
 
 
 def test_conversations_teach_what_the_assistant_says(bases, tmp_path):
