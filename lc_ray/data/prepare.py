@@ -341,8 +341,8 @@ def _write_part(table: pa.Table, job: JobSpec, folder: StoragePath) -> tuple[str
         if "_size" in table.column_names:
             prepared["_size"] = [a + b for a, b in zip(prepared["_size"], table["_size"].to_pylist(), strict=True)]
         table = table.drop_columns([name for name in (*columns, "_size") if name in table.column_names])
-        for name, values in prepared.items():
-            table = table.append_column(name, pa.array(values))
+        for name, parts in prepared.items():
+            table = table.append_column(name, pa.array(parts))
     if divided:  # rows of one text are not to meet in one batch
         table = table.take(np.random.default_rng(job.seed).permutation(table.num_rows))
     with (folder / file_name).create() as file:
