@@ -72,7 +72,7 @@ class InputSpec(Section):
     max_length: int = Field(
         128,
         ge=2,
-        description="text: longest sequence in tokens; longer ones are cut, prompts and chats at their start, set aside if spoken, or, unlabelled, divided",
+        description="text: longest sequence in tokens; longer ones are cut, prompts and chats at their start, or, without a target, several rows",
     )
     size: int = Field(224, ge=8, le=4096, description="image: side in pixels to which it is resized")
     seconds: Seconds = Field(10.0, description="audio: longest clip; longer ones are cut")
