@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-_BEGINS = re.compile(rb'\{"(?:info":\{|(?:licenses|images|annotations|categories)":\[\{)')
+PARTS = {"images", "annotations", "categories"}
 _KEPT = ("bbox", "iscrowd")  # of an annotation; outlines are far larger
-
-
-def begins(text: bytes) -> bool:
-    """Whether such a file may begin so, spaces left out."""
-    return _BEGINS.match(text) is not None
 
 
 def rows(content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -27,5 +21,5 @@ def rows(content: dict[str, Any]) -> list[dict[str, Any]]:
             kept = {name: one[name] for name in _KEPT if name in one}
             found[one["image_id"]]["annotations"].append({"label": names[one["category_id"]], **kept})
     except (KeyError, TypeError) as error:
-        raise ValueError(f"neither a list nor COCO's images, annotations and categories: {error!r}") from None
+        raise ValueError(f"not COCO's images, annotations and categories: {error!r}") from None
     return list(found.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import re
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import pyarrow
 import pyarrow.fs
 
 from lc_ray.errors import DataError
@@ -20,6 +22,7 @@ KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
     **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".tar": "tar", ".conll": "conll", ".txt": "txt"},
 }
+_TEXTS = ("csv", "tsv", "jsonl", "conll", "txt")  # kinds
 # Those that no decoder here reads are among them: such a file is a rejected row, not one that nobody misses.
 IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".svg"}
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".m4a", ".aac", ".wma", ".webm"}
@@ -58,13 +61,19 @@ class File:
         return KINDS.get(_ending(self.name), "labels")
 
     def open(self) -> BinaryIO:
-        """The file's bytes, unpacked if they are gzip's."""
+        """The file's bytes, unpacked if they are gzip's, and in UTF-8 where they are text that begins as UTF-16 does."""
+        content = self._unpacked()
+        if self.kind in _TEXTS and content.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            content = io.BufferedReader(pyarrow.transcoding_input_stream(pyarrow.PythonFile(content, mode="r"), "utf-16", "utf-8"))
+        return cast(BinaryIO, content)
+
+    def _unpacked(self) -> io.BufferedReader:
         packed = self.name.lower().endswith(".gz")
         if "://" not in self.path:
-            return cast(BinaryIO, gzip.open(self.path) if packed else open(self.path, "rb"))
+            return cast(io.BufferedReader, gzip.open(self.path) if packed else open(self.path, "rb"))
         system, path = system_of(self.path)
         content = io.BufferedReader(system.open_input_file(path))
-        return cast(BinaryIO, gzip.GzipFile(fileobj=content) if packed else content)
+        return cast(io.BufferedReader, gzip.GzipFile(fileobj=content)) if packed else content
 
     def stamp(self) -> list[Any]:
         """What changes when it does: its size and time of change, or those of all files in it."""

@@ -3,48 +3,46 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
-import functools
-import io
 import itertools
 import json
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
-from lc_ray.data import coco, conll
+from lc_ray.data import conll, documents, tables
 from lc_ray.data.files import IMAGES, File
+from lc_ray.data.tables import Table
 from lc_ray.errors import DataError
 
 CHUNK = 4096  # rows at a time
 _FIRST = 128  # rows among which columns are looked for, at least
 _UNEVEN = ("json", "jsonl", "tar", "conll", "txt")  # kinds of which each row has columns of its own
-_SAVE = "save it with commas between cells, or as .tsv with tabs"
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
-_BLOCK = 2**24  # bytes of a CSV file that are read at a time; a row must fit
-_BROKEN = (pa.ArrowException, OSError, EOFError, zlib.error)  # what a file that is cut off or damaged raises
+_BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error)  # what a file that is cut off or damaged raises
 
 
 class Reader:
     """Reads labelled rows of one file.
 
     Args:
-        file: CSV, TSV, JSON Lines, JSON (a list of objects or of lists, or COCO's), Parquet, Arrow (of a Hugging Face dataset that was saved to
+        file: CSV, TSV, JSON Lines, JSON (see `documents`), Parquet, Arrow (of a Hugging Face dataset that was saved to
             disk), CoNLL's, text of a row per line, a WebDataset's tar, or a folder with a subfolder per label.
         names: of the columns, for a file without a header.
     """
 
     def __init__(self, file: File, names: Sequence[str] | None = None) -> None:
         self.file, self.names, self.kind = file, list(names) if names else None, file.kind
-        if self.kind == "jsonl" and _is_whole(file):
-            self.kind = "json"
-        self._open = False  # whether the last of them ends within a quote
-        self._ragged: dict[int, str] = {}  # row number → what is wrong, of CSV rows that were skipped
+        with contextlib.suppress(*_BROKEN):  # said when its columns are asked for
+            if self.kind == "jsonl" and documents.is_one(file):
+                self.kind = "json"
+        self._table = Table(file, names) if self.kind in ("csv", "tsv") else None
+        self._ragged = self._table.ragged if self._table else {}
 
     def columns(self, wanted: Sequence[str] = ()) -> list[str]:
         """Names of the columns. Where each row may lack some, those of the first rows, and of as many more as it takes to find all wanted ones.
@@ -64,11 +62,8 @@ class Reader:
                     return list(self._labelled([]))
                 case kind if kind in _UNEVEN:
                     return self._seen(wanted)
-                case _ if self.names:
-                    return self.names
-                case kind:
-                    with self.file.open() as content:
-                        return _header(content, kind)
+                case _:
+                    return cast(Table, self._table).columns()
         except DataError:
             raise
         except (*_BROKEN, ValueError, csv.Error) as error:
@@ -93,23 +88,14 @@ class Reader:
         return [name for name in names if name in there]
 
     def require(self, wanted: Sequence[str], fix: str = "") -> None:
-        """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice; or if names were given that it has itself,
-        or that fit only if other marks separate its cells.
-        """
-        there, table = self.columns(wanted), self.kind in ("csv", "tsv")
-        if self.names and table:
-            first, own = Reader(self.file).columns(), _csv(self.kind).delimiter
-            if first == self.names:
-                raise DataError("its first row has the names of the columns", str(self.file), "leave out `data.columns`, or that row")
-            if len(first) != len(self.names) and any(len(own.join(first).split(mark)) == len(self.names) for mark in _marks(first)):
-                raise DataError("its cells are separated by another mark", str(self.file), _SAVE)
+        """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice."""
+        there = self.columns(wanted)
         for name in wanted:
             if there.count(name) > 1:
                 raise DataError(f"{there.count(name)} columns are named '{name}'", str(self.file), "rename all but one of them")
             if name not in there:
-                other = table and there and any(mark in there[0] for mark in _marks(there))
-                usual = _CORRECT + _NAME if table else _CORRECT
-                raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), _SAVE if other else fix or usual)
+                usual = _CORRECT + _NAME if self._table else _CORRECT
+                raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), fix or usual)
 
     def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:
         """How many tasks are worth sharing the file in chunks of `size` rows, at least one: none would be left without rows."""
@@ -147,7 +133,7 @@ class Reader:
             if "Empty CSV" in what:
                 return  # a header and no line end
             if "straddling" in what:
-                what = f"a row is longer than {_BLOCK >> 20} MiB, or a quote is never closed"
+                what = f"a row is longer than {tables.BLOCK >> 20} MiB, or a quote is never closed"
             raise DataError(f"can't be read to its end: {what}", str(self.file)) from None
 
     def _chunks(self, wanted: Sequence[str], size: int) -> Iterator[Any]:
@@ -179,42 +165,8 @@ class Reader:
             case "txt":
                 with self.file.open() as lines:
                     yield from _batched((self._row(_text(line), wanted) for line in lines if line.strip()), size)
-            case kind:
-                read, parse = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False, block_size=_BLOCK), _csv(kind)
-                parse.invalid_row_handler = self._skip
-                if kind == "tsv" and not self._quoted:
-                    parse.quote_char = False
-                types = dict.fromkeys(wanted, pa.binary())
-                convert = pyarrow.csv.ConvertOptions(include_columns=list(wanted), column_types=types, strings_can_be_null=False)
-                with self.file.open() as content:
-                    batch = None
-                    for batch in pyarrow.csv.open_csv(content, read_options=read, parse_options=parse, convert_options=convert):
-                        yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
-                if self._open or (batch and any(_is_rest(cell, self.file) for cell in batch.slice(batch.num_rows - 1).to_pylist()[0].values())):
-                    raise DataError("its last row's quote is never closed", str(self.file), "close it; a quote in a text is written twice")
-
-    @functools.cached_property
-    def _quoted(self) -> bool:
-        """Whether quotes enclose cells of a TSV. In those of GLUE and Common Voice they are part of texts, which shows where a cell begins with one
-        and does not end with its other: read as CSV, all up to the next one would be that cell.
-        """
-        within = False
-        with self.file.open() as lines:
-            for line in lines:
-                for cell in line.rstrip(b"\r\n").split(b"\t") if b'"' in line else ():
-                    if within or cell.startswith(b'"'):
-                        rest = cell[not within :].replace(b'""', b"")
-                        if b'"' in rest[:-1]:
-                            return False
-                        within = not rest.endswith(b'"')
-        return not within
-
-    def _skip(self, row: Any) -> str:
-        """Note a CSV row of another length than the header's, and go on with the next."""
-        header = 0 if self.names else 1
-        self._open = "\n" in row.text.strip() and row.text.count('"') % 2 == 1
-        self._ragged[row.number - 1 - header] = f"{row.actual_columns} fields where the header has {row.expected_columns}"
-        return "skip"
+            case _:
+                yield from cast(Table, self._table).chunks(wanted, size)
 
     def _labelled(self, media: list[str]) -> dict[str, list[str]]:
         """Columns of a folder with a subfolder per label: `image` or `audio`, paths from the folder's own, and `label`."""
@@ -251,8 +203,7 @@ class Reader:
     def _list(self) -> list[Any]:
         try:
             with self.file.open() as content:
-                found = json.loads(content.read().removeprefix(codecs.BOM_UTF8))
-                return coco.rows(found) if isinstance(found, dict) else list(found)
+                return documents.rows(content.read())
         except (ValueError, RecursionError) as error:
             raise DataError(f"not valid JSON: {_first_line(error)}", str(self.file)) from None
 
@@ -330,53 +281,11 @@ def _arrow(content: Any) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
     return file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
 
 
-def _is_whole(file: File) -> bool:
-    """Whether a file of JSON is COCO's, or one list: in a .jsonl, a list of objects, as its lines may be lists."""
-    try:
-        with file.open() as content:
-            start = b"".join(content.read(256).removeprefix(codecs.BOM_UTF8).split())
-    except _BROKEN:
-        return False  # said when its columns are asked for
-    lines = not file.name.lower().removesuffix(".gz").endswith(".json")
-    return start.startswith(b"[{" if lines else b"[") or (not lines and coco.begins(start))
-
-
-def _is_rest(cell: Any, file: File) -> bool:
-    """Whether a cell of several lines goes on to the very end of its file, where a quote that closes it should be."""
-    if not cell or b"\n" not in cell:
-        return False
-    with file.open() as content:
-        content.seek(max(0, content.seek(0, io.SEEK_END) - 64))
-        end = content.read().rstrip(b"\r\n")
-    opened = (b'"' + cell).rstrip(b"\r\n")
-    shared = min(len(opened), len(end))
-    return bool(opened[-shared:] == end[-shared:])
-
-
 def _text(line: bytes) -> dict[str, Any]:
     """A line of a text; of UTF-16 all but the first could be taken for UTF-8."""
     return {"_error": "not valid UTF-8"} if b"\0" in line else {"text": line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")}
 
 
-def _header(content: BinaryIO, kind: str) -> list[str]:
-    """The first line that is not empty; names may have line breaks."""
-    lines = io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline="")
-    names = next((row for row in csv.reader(lines, delimiter=_csv(kind).delimiter) if row), None)
-    if names is None:
-        raise ValueError("the file is empty")
-    if any("\udc80" <= c <= "\udcff" or c == "\0" for name in names for c in name):  # the latter of UTF-16
-        raise ValueError("the header is not valid UTF-8; save the file as UTF-8")
-    return names
-
-
-def _marks(first: list[str]) -> str:
-    """What may separate cells in place of the mark that gave these of the first row. Texts have commas and semicolons."""
-    return ",;\t|" if len(first) == 1 else "\t|"
-
-
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
-
-def _csv(kind: str) -> Any:
-    return pyarrow.csv.ParseOptions(delimiter="\t" if kind == "tsv" else ",", newlines_in_values=True)

@@ -40,7 +40,14 @@ def test_pictures_are_rows_with_their_boxes(tmp_path, first, indent):
 def test_a_part_is_missing(tmp_path, part):
     (tmp_path / "a.json").write_text(json.dumps({name: rows for name, rows in SHELVES.items() if name != part}), "utf-8")
     (file,) = files(str(tmp_path))
-    with pytest.raises(DataError, match=f"neither a list nor COCO's images, annotations and categories: KeyError\\('{part}'\\)"):
+    with pytest.raises(DataError, match="no column 'file_name'; there are: info, licenses, "):
+        read.Reader(file).require(["file_name"])
+
+
+def test_a_category_is_missing(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(SHELVES | {"categories": []}), "utf-8")
+    (file,) = files(str(tmp_path))
+    with pytest.raises(DataError, match=r"not COCO's images, annotations and categories: KeyError\(2\)"):
         read.Reader(file).columns()
 
 

@@ -111,6 +111,18 @@ LIST = b'[{"text": "a", "label": "b"}]'
         ("a.jsonl", LIST),
         ("a.json", BOM + LIST),
         ("a.json.gz", gzip.compress(LIST, mtime=0)),
+        ("a.csv", "text,label\na,b\n".encode("utf-16")),
+        ("a.tsv", b"\xfe\xff" + 'text\tlabel\n"a"\tb\n'.encode("utf-16-be")),
+        ("a.jsonl.gz", gzip.compress('{"text": "a", "label": "b"}\n'.encode("utf-16"), mtime=0)),
+        ("a.csv", b"text;label\r\na;b\r\n"),
+        ("a.csv", b'"text";"label"\n"a";b'),
+        ("a.tsv", b"text,label\na,b\n"),
+        ("a.json", b'{"text": {"0": "a"}, "label": {"0": "b"}}'),  # pandas' to_json()
+        ("a.json", b'{"columns": ["text", "label"], "index": [7], "data": [["a", "b"]]}'),
+        ("a.json", b'{"schema": {"fields": []}, "data": [{"index": 0, "text": "a", "label": "b"}]}'),
+        ("a.json", b'{"text": ["a"],\n "label": ["b"]}'),
+        ("a.json", b'{\n "version": 1,\n "data": [{"text": "a", "label": "b"}]\n}'),
+        ("a.json", b'{"text": "a", "label": "b"}'),
     ],
 )
 def test_files_as_programs_write_them(tmp_path, name, content):
@@ -125,11 +137,13 @@ def test_files_as_programs_write_them(tmp_path, name, content):
     ("name", "content", "message"),
     [
         ("a.csv", b"text,text,label\na,b,c\n", "2 columns are named 'text'"),
-        ("a.csv", "text,label\na,b\n".encode("utf-16"), "save the file as UTF-8"),
         ("a.csv", "text,label\na,b\n".encode("utf-16-le"), "save the file as UTF-8"),
-        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": "a", "label": "b"}\n'.encode("utf-16"), "can't be read: not valid UTF-8"),
-        ("a.csv", b"text;label\na;b\n", "there are: text;label\n  → save it with commas"),
-        ("a.json", b'{"data": [\n {"text": "a",\n  "label": "b"}]}', "an object on each line, or one list of objects"),
+        ("a.csv", "text,label\na,b\n".encode("utf-16")[:-1], "can't be read: 'utf-16-le' codec"),
+        ("a.csv", ("text,label\n" + "a,b\n" * 99999).encode("utf-16")[:-1], "can't be read to its end: 'utf-16-le' codec"),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": "a", "label": "b"}\n'.encode("utf-16-be"), "can't be read: not valid JSON"),
+        ("a.csv", b"text;label,2\na;b\n", "there are: text;label, 2"),
+        ("a.json", b'{"train": [{"text": "a", "label": "b"}],\n "test": [{}, {}]}', "no column 'text'; there are: train, test"),
+        ("a.json", b'"text"', "an object on each line, or one list of objects"),
         ("a.csv", b'text,label\na,b\nc,"d\ne,f\ng,h\n', "quote is never closed"),
         ("a.csv", b'text,label\na,b\n"c,d\ne,f', "quote is never closed"),
         ("a.csv.gz", gzip.compress(b"text,label\n" + os.urandom(20_000).hex().encode())[:-9000], "can't be read to its end"),
@@ -247,13 +261,17 @@ def test_a_missing_column_lists_those_there_are(tmp_path):
 
 
 def test_cells_that_another_mark_separates(tmp_path):
-    """As in LJSpeech, whose texts have commas."""
+    """As in LJSpeech, whose texts have commas, and quotes of their own."""
     file = tmp_path / "metadata.csv"
-    file.write_text("LJ001-0001|Printing, in the only sense|printing in the only sense\nLJ001-0002|in being|in being\n", "utf-8")
-    with pytest.raises(DataError, match=r"separated by another mark\n.*or as .tsv"):
-        read.Reader(File(str(file)), ["id", "text", "plain"]).require(["text"])
-    with pytest.raises(DataError, match=r"no column 'text'; there are: LJ001.*\n.*or as .tsv"):
+    file.write_text('LJ001|Printing, in the only sense|printing\nLJ002|"No," he said|no he said\nLJ003|in "being|in being\n', "utf-8")
+    reader = read.Reader(File(str(file)), ["id", "text", "plain"])
+    reader.require(["text"])
+    texts = [row["text"] for chunk in reader.rows(["text"]) for row in chunk]
+    assert texts == [b"Printing, in the only sense", b'"No," he said', b'in "being']
+    with pytest.raises(DataError, match=r"no column 'text'; there are: LJ001.Printing, .*\n.*`data.columns`"):
         read.Reader(File(str(file))).require(["text"])
+    file.write_text("text;price\n\"a; b\";3,5\n\"c, d\";4\n", "utf-8")
+    assert all_rows(file, ["text", "price"]) == [{"text": b"a; b", "price": b"3,5", "_row": 0}, {"text": b"c, d", "price": b"4", "_row": 1}]
     file.write_text("a, b; c, d\n", "utf-8")
     read.Reader(File(str(file)), ["one", "other"]).require(["one"])
     read.Reader(File(str(file)), ["one", "two", "three"]).require(["one"])

@@ -1,0 +1,47 @@
+"""Rows that one JSON document holds: a list, or an object as COCO, pandas and others write it."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from typing import Any
+
+from lc_ray.data import coco
+from lc_ray.data.files import File
+
+_SPLIT = {"columns", "data"}  # of pandas' orient="split"
+
+
+def is_one(file: File) -> bool:
+    """Whether a file of JSON is one document, and not one on each line. In a .jsonl only a list of objects is, as its lines may be lists."""
+    lines = not file.name.lower().removesuffix(".gz").endswith(".json")
+    with file.open() as content:
+        first = next((line for line in content if line.removeprefix(codecs.BOM_UTF8).strip()), b"").removeprefix(codecs.BOM_UTF8).strip()
+        if not lines and first.startswith(b"{"):
+            return not first.endswith(b"}") or not any(map(bytes.strip, content))
+        start = b"".join((first[:256] + content.read(256)).split())
+        return start.startswith(b"[{" if lines else b"[")
+
+
+def rows(content: bytes) -> list[Any]:
+    """Those of a list, or of an object: COCO's pictures; pandas' columns; lists of like length; the one list of objects in it; or itself.
+
+    Raises:
+        ValueError: neither.
+    """
+    found = json.loads(content.removeprefix(codecs.BOM_UTF8))
+    if isinstance(found, list):
+        return found
+    if not isinstance(found, dict):
+        raise ValueError("neither a list nor an object")
+    if found.keys() >= coco.PARTS:
+        return coco.rows(found)
+    values = list(found.values())
+    if found.keys() >= _SPLIT and all(isinstance(row, list) for row in found["data"]):
+        return [dict(zip(found["columns"], row, strict=False)) for row in found["data"]]
+    if all(isinstance(column, dict) and column.keys() == values[0].keys() for column in values):
+        return [{name: column[number] for name, column in found.items()} for number in values[0]] if values else []
+    lists = [value for value in values if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)]
+    if len(values) > len(lists) and all(isinstance(column, list) and len(column) == len(values[0]) for column in values):
+        return [dict(zip(found, row, strict=True)) for row in zip(*values, strict=True)]
+    return lists[0] if len(lists) == 1 else [found]

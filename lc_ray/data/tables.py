@@ -1,0 +1,126 @@
+"""CSV and TSV: tables as text, whose cells commas, tabs, semicolons or bars separate."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+
+from lc_ray.data.files import File
+from lc_ray.errors import DataError
+
+_MARKS, _RARE = ",;\t|", "\t|"  # the latter are in no text
+BLOCK = 2**24  # bytes that are read at a time; a row must fit
+_TAIL = 64  # bytes
+
+
+class Table:
+    """A file of such rows.
+
+    Args:
+        file: its kind says which mark it should have.
+        names: of the columns, if it has no header.
+
+    Attributes:
+        ragged: row number → what is wrong with it, of rows that were skipped.
+    """
+
+    def __init__(self, file: File, names: Sequence[str] | None) -> None:
+        self.file, self.names, self.ragged = file, list(names) if names else None, dict[int, str]()
+        self._open = False  # whether the last of them ends within a quote
+
+    def first(self, mark: str) -> list[str]:
+        """The first line that is not empty, as cells that a mark separates; names may have line breaks.
+
+        Raises:
+            ValueError: there is none, or it is not UTF-8.
+        """
+        with self.file.open() as content:
+            lines = io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline="")
+            cells = next((row for row in csv.reader(lines, delimiter=mark) if row), None)
+        if cells is None:
+            raise ValueError("the file is empty")
+        if any("\udc80" <= c <= "\udcff" or c == "\0" for cell in cells for c in cell):  # the latter of UTF-16
+            raise ValueError("the header is not valid UTF-8; save the file as UTF-8")
+        return cells
+
+    @functools.cached_property
+    def mark(self) -> str:
+        """What separates cells: what its kind says, or another one if the first line has one cell by that, or not as many as there are names."""
+        own = "\t" if self.file.kind == "tsv" else ","
+        cells = len(self.first(own))
+        others = {mark: len(self.first(mark)) for mark in (_MARKS if cells == 1 else _RARE) if mark != own}
+        if self.names:
+            return next((mark for mark, found in others.items() if found == len(self.names) not in (1, cells)), own)
+        return max((own, *others), key=lambda mark: {own: cells, **others}[mark]) if cells == 1 else own
+
+    def columns(self) -> list[str]:
+        """Names of the columns.
+
+        Raises:
+            DataError: names were given, and the file has them itself.
+            ValueError: see `first`.
+        """
+        first = self.first(self.mark)
+        if first == self.names:
+            raise DataError("its first row has the names of the columns", str(self.file), "leave out `data.columns`, or that row")
+        return self.names or first
+
+    def chunks(self, wanted: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
+        """The wanted columns of up to `size` rows, as bytes, without rows of another length than the first.
+
+        Raises:
+            DataError: the file ends within a quote.
+        """
+        parse = pyarrow.csv.ParseOptions(delimiter=self.mark, newlines_in_values=True, invalid_row_handler=self._skip)
+        if self.mark != "," and not self._quoted:
+            parse.quote_char = False
+        read = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False, block_size=BLOCK)
+        types = dict.fromkeys(wanted, pa.binary())
+        convert = pyarrow.csv.ConvertOptions(include_columns=list(wanted), column_types=types, strings_can_be_null=False)
+        with self.file.open() as content:
+            batch = None
+            for batch in pyarrow.csv.open_csv(content, read_options=read, parse_options=parse, convert_options=convert):
+                yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
+        if self._open or (batch and any(self._is_rest(cell) for cell in batch.slice(batch.num_rows - 1).to_pylist()[0].values())):
+            raise DataError("its last row's quote is never closed", str(self.file), "close it; a quote in a text is written twice")
+
+    def _skip(self, row: Any) -> str:
+        """Note a row of another length than the header's, and go on with the next."""
+        header = 0 if self.names else 1
+        self._open = "\n" in row.text.strip() and row.text.count('"') % 2 == 1
+        self.ragged[row.number - 1 - header] = f"{row.actual_columns} fields where the header has {row.expected_columns}"
+        return "skip"
+
+    @functools.cached_property
+    def _quoted(self) -> bool:
+        """Whether quotes enclose cells. In files of GLUE, Common Voice and LJSpeech they are part of texts, which shows where a cell begins with one
+        and does not end with its other: read as CSV, all up to the next one would be that cell.
+        """
+        within, mark = False, self.mark.encode()
+        with self.file.open() as lines:
+            for line in lines:
+                for cell in line.rstrip(b"\r\n").split(mark) if b'"' in line else ():
+                    if within or cell.startswith(b'"'):
+                        rest = cell[not within :].replace(b'""', b"")
+                        if b'"' in rest[:-1]:
+                            return False
+                        within = not rest.endswith(b'"')
+        return not within
+
+    def _is_rest(self, cell: Any) -> bool:
+        """Whether a cell of several lines goes on to the very end of its file, where a quote that closes it should be."""
+        if not cell or b"\n" not in cell:
+            return False
+        end = b""
+        with self.file.open() as content:
+            while block := content.read(BLOCK):
+                end = (end + block)[-_TAIL:]
+        end, opened = end.rstrip(b"\r\n"), (b'"' + cell).rstrip(b"\r\n")
+        shared = min(len(opened), len(end))
+        return bool(opened[-shared:] == end[-shared:])
