@@ -43,7 +43,6 @@ from lc_ray.tune import lineage, population, space
 RECORD = "record.json"
 _SEGMENTS = "segments"
 _WAIT = "wait until it has ended, or give another `name`; the lock of a machine that went down may last some minutes on a network's file system"
-_TOLD = 0.01  # fraction of the rows: fewer texts that are cut matter to nobody
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -130,8 +129,8 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
 
     with display.stage("prepare", "prepare: read, check, split and tokenise the rows") as stage:
         data, stage["reused"] = prepare(job)
-    if full := {column: share for column, share in data.full(job.inputs()).items() if share >= _TOLD}:
-        display.show({"event": "full", "columns": full})
+    for note in (notes := data.notes(job.inputs())):
+        display.show({"event": "note", "text": note})
 
     with display.stage("search", f"search: {_searching(job)}"):
         segments = _search(job, data, kept, slots, display)
@@ -158,7 +157,7 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
         **hardware.describe(),
         "rows": {"train": data.count("train"), "validation": data.count("validation"), "rejected": data.record["rejected"]},
         "rejects": data.record["reasons"],
-        "full": full,
+        "notes": notes,
         "objective": objective,
         "stepwise": data.task().STEPWISE,
         "models": measured,

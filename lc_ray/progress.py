@@ -133,9 +133,8 @@ class Display:
                 self.console.print(f"[bold]▸ {event['title']}[/]")
             case "stage_end":
                 self.console.print(f"  [green]✓[/] {event['title']}")
-            case "full":
-                for column, share in event["columns"].items():
-                    self.console.print(f"  {column}: {share:.0%} of the rows fill its max_length, beyond which texts are cut")
+            case "note":
+                self.console.print(f"  {event['text']}", markup=False)
             case "submitted":
                 self.console.print(f"  job [bold]{event['job']}[/]")
             case "worker":

@@ -10,6 +10,6 @@ def test_a_member_whose_steps_are_others_has_a_bar_of_its_own_length():
     assert [task.total for task in display._bars.tasks] == [100, 80]
 
 
-def test_texts_that_are_cut_are_told(capsys):
-    Display(None, "bars").show({"event": "full", "columns": {"review": 0.25}})
-    assert "review: 25% of the rows fill its max_length, beyond which texts are cut" in capsys.readouterr().out
+def test_notes_are_told_as_they_are(capsys):
+    Display(None, "bars").show({"event": "note", "text": "a [red] column: 25% of the rows"})
+    assert "a [red] column: 25% of the rows" in capsys.readouterr().out

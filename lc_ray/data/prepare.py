@@ -44,6 +44,7 @@ _FORMAT = 7  # of what is kept, and how it is read
 _STALE = 86400  # seconds after which a try that was not finished is one that was killed
 _TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
 _FAIR = 1024  # rows that stand for all
+_TOLD = 0.01  # fraction of the rows: fewer texts that are cut matter to nobody
 _TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
 
 
@@ -99,10 +100,18 @@ class Prepared:
     def _blobs(self) -> blobs.Reader:
         return blobs.Reader(self.folder / _BLOBS)
 
-    def full(self, inputs: Sequence[InputSpec]) -> dict[str, float]:
-        """Of columns of texts that are cut, the fraction of the training rows that fill their `max_length`. By the first rows."""
-        if self.record["divided"]:
-            return {}
+    def notes(self, inputs: Sequence[InputSpec]) -> list[str]:
+        """What whoever gave the data should know of it, in sentences."""
+        full = {} if self.record["divided"] else self._full(inputs)
+        what = "of the rows fill its max_length, beyond which texts are cut"
+        notes = [f"{column}: {share:.0%} {what}" for column, share in full.items() if share >= _TOLD]
+        if shared := self.record["shared"]:
+            rows = self.count("validation")
+            notes.append(f"validation: {shared:,} of its {rows:,} rows are training rows too, of which a model is right more often than of new ones")
+        return notes
+
+    def _full(self, inputs: Sequence[InputSpec]) -> dict[str, float]:
+        """Of columns of texts, the fraction of the training rows that fill their `max_length`. By the first rows."""
         ids = {f"{module_name(i.column)}.input_ids": i for i in inputs}
         first = [(pq.ParquetFile(file.open()), rows) for file, rows in self.first("train", _FAIR)]
         names = [name for name in first[0][0].schema_arrow.names if name in ids]
@@ -225,6 +234,7 @@ def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
         "train": _write(train, job, folder / "train"),
         "validation": _write(validation, job, folder / "validation"),
         "divided": kind.divides(job.data.target, columns),
+        "shared": int(np.isin(validation.index["_order"].to_numpy(), train.index["_order"].to_numpy()).sum()),
         "rejected": reasons.total(),
         "reasons": dict(reasons.most_common()),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -62,7 +62,16 @@ def test_how_many_texts_fill_their_length_is_told(job):
     prepared, _ = prepare(asked)
     cut = sum(text.count("day") > 1 for text in texts(prepared, "train"))
     assert 0 < cut < prepared.count("train")
-    assert prepared.full(asked.inputs()) == {"text": cut / prepared.count("train")}
+    share = cut / prepared.count("train")
+    assert prepared.notes(asked.inputs()) == [f"text: {share:.0%} of the rows fill its max_length, beyond which texts are cut"]
+
+
+def test_rows_that_are_trained_and_measured_on_are_told(job, tmp_path):
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps({"text": text, "label": y}) + "\n" for text, y in [*ROWS[:2], ("new", "x")]), "utf-8")
+    asked = job(ROWS, validation=str(tmp_path / "other.jsonl"))
+    prepared, _ = prepare(asked)
+    (note,) = prepared.notes(asked.inputs())
+    assert note.startswith("validation: 2 of its 3 rows are training rows too, ")
 
 
 @pytest.mark.parametrize("task", ["text_generation", "masked_language_modeling"])
@@ -77,7 +86,7 @@ def test_long_texts_without_a_target_are_several_rows(job, tiny_base, task):
     begun = {split: {part.split()[0] for part in texts(prepared, split) if part[4:5].isdigit()} for split in ("train", "validation")}
     assert len(begun["train"] | begun["validation"]) == 12
     assert not begun["train"] & begun["validation"]
-    assert prepared.full(asked.inputs()) == {}
+    assert prepared.notes(asked.inputs()) == []
 
 
 def test_prompts_keep_their_end(job, tiny_base):

@@ -137,8 +137,8 @@ def test_page_fetches_nothing(record: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_page_says_what_happened(tmp_path: Path) -> None:
-    page = page_of(made_record() | {"full": {"review": 0.125}}, tmp_path)
-    assert '<td class="wrap">review</td><td class="right">12%</td>' in page
+    page = page_of(made_record() | {"notes": ["review: 12% <of the rows>"]}, tmp_path)
+    assert "<li>review: 12% &lt;of the rows&gt;</li>" in page
     assert 'int8 pruned: 74.1% accuracy (−1.2 points), 6.1× the throughput, 24% of the bytes — <span class="good">accepted</span>' in page
     assert "After segment 1 member 2 (55.2%) took over the weights of member 1 (73.1%): train.learning_rate 0.0002 → 0.00024" in page
     assert page.count('class="win"') == 1
