@@ -21,6 +21,7 @@ from lc_ray.data.tables import Table
 from lc_ray.errors import DataError
 
 CHUNK = 4096  # rows at a time
+_BAR = "|"
 _FIRST = 128  # rows among which columns are looked for, at least
 _UNEVEN = ("json", "jsonl", "tar", "conll", "txt")  # kinds of which each row has columns of its own
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
@@ -82,13 +83,22 @@ class Reader:
             raise ValueError(f"{error}; there is to be an object on each line, or one list of objects" if self.kind == "jsonl" else error)
         return list(found)
 
+    def _parts(self, name: str) -> list[str]:
+        """The columns that a name stands for: itself, or, where none is named so, those between bars."""
+        parts = name.split(_BAR)
+        return parts if len(parts) > 1 and name not in self.columns() else [name]
+
+    def _all(self, names: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys(part for name in names for part in self._parts(name)))
+
     def among(self, names: Sequence[str]) -> list[str]:
         """Those of the names that `rows` can be asked for; where each row has columns of its own, all."""
-        there = names if self.kind in _UNEVEN else self.columns()
-        return [name for name in names if name in there]
+        there = self._all(names) if self.kind in _UNEVEN else self.columns()
+        return [name for name in names if set(self._parts(name)) <= set(there)]
 
     def require(self, wanted: Sequence[str], fix: str = "") -> None:
         """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice."""
+        wanted = self._all(wanted)
         there = self.columns(wanted)
         for name in wanted:
             if there.count(name) > 1:
@@ -104,10 +114,11 @@ class Reader:
     def rows(self, wanted: Sequence[str], shard: int = 0, shards: int = 1, size: int = CHUNK) -> Iterator[list[dict[str, Any]]]:
         """Chunks of raw rows: the wanted cells, `_row` (from 0, the header not counted), and `_error` where the line itself is broken.
 
+        A wanted name such as `spam|urgent`, where no column has it, is a cell with those of the columns between the bars, by their names.
         Cells of CSV files are bytes, so that one that is not UTF-8 costs a row and not the file. Of several shards, each has every so many
         chunks of `size` rows.
         """
-        number = 0
+        number, joint = 0, {name: parts for name in wanted if len(parts := self._parts(name)) > 1}
         for place, chunk in enumerate(self._whole(wanted, size)):
             found: list[dict[str, Any]] = []
             if place % shards != shard and not self._ragged:
@@ -117,7 +128,8 @@ class Reader:
                 while number in self._ragged:
                     found.append({"_error": self._ragged.pop(number), "_row": number})
                     number += 1
-                found.append(row | {"_row": number})
+                cells = {name: {part: row.get(part) for part in parts} for name, parts in joint.items()} if "_error" not in row else {}
+                found.append(row | cells | {"_row": number})
                 number += 1
             if place % shards == shard:
                 yield found
@@ -127,7 +139,7 @@ class Reader:
     def _whole(self, wanted: Sequence[str], size: int) -> Iterator[Any]:
         """As `_chunks`; DataError if the file is cut off or damaged."""
         try:
-            yield from self._chunks(wanted, size)
+            yield from self._chunks(self._all(wanted), size)
         except _BROKEN as error:
             what = _first_line(error)
             if "Empty CSV" in what:

@@ -41,11 +41,13 @@ class Task(_task.Task):
 
     @staticmethod
     def clean(value: Any) -> list[str]:
-        """A list of labels, its JSON, or a text of labels separated by "|"; an empty one has none.
+        """A list of labels, its JSON, or a text of labels separated by "|", an empty one has none; or 0 or 1 by label.
 
         Raises:
-            DataError: missing, something else, or a 0 or 1 per label.
+            DataError: missing, something else, or a 0 or 1 per label without its name.
         """
+        if isinstance(value, dict):
+            return sorted(classification.Task.clean(label) for label, has in value.items() if _has(label, has))
         value = _text.listed(value)
         if isinstance(value, bytes):
             value = _text.unicode(value)
@@ -138,3 +140,11 @@ class Task(_task.Task):
         """The largest distance of a wrong label's probability from the truth."""
         wrong = set(answer["labels"]) ^ set(target)
         return max(abs(answer["probabilities"].get(label, 0.0) - (label in target)) for label in wrong) if wrong else None
+
+
+def _has(label: str, value: Any) -> bool:
+    """Whether a row has a label, by a cell that says 0 or 1, or false or true."""
+    text = (_text.unicode(value) if isinstance(value, bytes) else str(value)).strip().lower()
+    if text in ("0", "0.0", "false", "1", "1.0", "true"):
+        return text in ("1", "1.0", "true")
+    raise DataError(f"'{label}' is neither 0 nor 1")

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from lc_ray.errors import DataError, LcRayError, ModelError, SpecError, TrainError, unwrap
 from lc_ray.train.segment import RESULT, TRAIN, Post, Segment, SegmentResult, finished
@@ -17,10 +18,15 @@ from lc_ray.train.segment import RESULT, TRAIN, Post, Segment, SegmentResult, fi
 _FAILED = "failed.txt"
 
 
-def run_segment(segment: Segment, post: Post) -> SegmentResult:
+def run_segment(segment: Segment, post: Post, own: bool) -> SegmentResult:
     """Train a segment, or return it if it was trained before.
 
     A segment that was cut off goes on from its last checkpoint: Ray Train restores a run of the same name in the same place.
+
+    Args:
+        segment: what to train.
+        post: receives progress events.
+        own: whether the Ray ends with the run.
 
     Raises:
         TrainError: it failed more often than `train.workers.max_failures`.
@@ -29,7 +35,7 @@ def run_segment(segment: Segment, post: Post) -> SegmentResult:
         post({"event": "reused", "segment": segment.key, "member": segment.member, "metrics": done.metrics})
         return done
     workers = segment.spec.train.workers
-    trainer = TorchTrainer(
+    trainer = (_OwnTrainer if own else TorchTrainer)(
         _train_segment,
         train_loop_config={"segment": segment, "post": post},
         scaling_config=ray.train.ScalingConfig(
@@ -68,6 +74,15 @@ def run_segment(segment: Segment, post: Post) -> SegmentResult:
     done.write(segment.folder)
     post({"event": "segment", "segment": segment.key, "member": segment.member, "metrics": done.metrics})
     return done
+
+
+class _OwnTrainer(TorchTrainer):  # type: ignore[misc]
+    """Leaves out the actor that takes the workers of a controller that died: it asks the first dashboard of this machine whether the controller
+    lives. That of another Ray says no, and a Ray of our own, which has none, ends anyway.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, PlacementGroupCleanerCallback)]
 
 
 class _Hopeless(ray.train.UserCallback):  # type: ignore[misc]

@@ -61,6 +61,7 @@ class Search:
     rows: int
     store: StoragePath
     post: Post
+    own: bool  # whether this run has started its Ray
 
     def segment(self, pointer: Pointer | None, member: int, genes: Genes) -> Segment:
         """The segment that a member trains after a pointer's."""
@@ -77,7 +78,7 @@ class Search:
         if spec and pointer and pointer.member != member:
             genes = perturb(spec, genes, member, number, self.job.seed)
             self.post({"event": "exploit", "member": member, "donor": pointer.member, "before": pointer.genes, "genes": genes})
-        result = run_segment(self.segment(pointer, member, genes), self.post)
+        result = run_segment(self.segment(pointer, member, genes), self.post, self.own)
         before = pointer.results if pointer else ()
         return result, Pointer(member, (*before, result.key), result.dense, result.pruned, genes)
 
@@ -101,7 +102,7 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
         SpecError: the objective is none of the task's metrics.
         TrainError: every member failed; the first one's reason.
     """
-    shared = Search(job, prepared, rows, store, post)
+    shared = Search(job, prepared, rows, store, post, runtime.own())
     if job.search is None:
         # In a task, as members are: a trainer in the driver would take Ctrl-C for itself.
         try:

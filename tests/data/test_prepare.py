@@ -66,6 +66,17 @@ def test_how_many_texts_fill_their_length_is_told(job):
     assert prepared.notes(asked.inputs()) == [f"text: {share:.0%} of the rows fill its max_length, beyond which texts are cut"]
 
 
+def test_labels_as_columns_of_0_and_1(job, tmp_path):
+    lines = [f"{text},{i % 2},{int(i % 3 == 0)}" for i, text in enumerate(TEXTS)]
+    (tmp_path / "flags.csv").write_text("\n".join(["text,late,rude", *lines[:-1], f"{TEXTS[-1]},-1,0"]), "utf-8")
+    prepared, _ = prepare(job(tmp_path / "flags.csv", **{"task": {"kind": "multilabel"}, "data.target": "late|rude", "data.reject.limit": 0.1}))
+    rows = prepared.rows("train")
+    wanted = {text: [name for name, has in (("late", i % 2), ("rude", i % 3 == 0)) if has] for i, text in enumerate(TEXTS)}
+    assert dict(zip(rows["text.text"], rows["_target"], strict=True)).items() <= wanted.items()
+    assert prepared.record["reasons"] == {"late|rude: 'late' is neither 0 nor 1": 1}
+    assert prepared.task().labels == ["late", "rude"]
+
+
 def test_rows_that_are_trained_and_measured_on_are_told(job, tmp_path):
     (tmp_path / "other.jsonl").write_text("".join(json.dumps({"text": text, "label": y}) + "\n" for text, y in [*ROWS[:2], ("new", "x")]), "utf-8")
     asked = job(ROWS, validation=str(tmp_path / "other.jsonl"))

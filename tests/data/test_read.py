@@ -13,6 +13,7 @@ from PIL import Image
 from lc_ray.data import read
 from lc_ray.data.files import File, files
 from lc_ray.errors import DataError
+from lc_ray.tasks.multilabel import Task
 
 
 def all_rows(file, wanted):
@@ -309,6 +310,22 @@ def test_files_without_a_header_are_given_names(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\ngood,1\n", "utf-8")
     with pytest.raises(DataError, match="its first row has the names"):
         read.Reader(File(str(tmp_path / "a.csv")), ["text", "label"]).require(["text"])
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_columns_between_bars_are_one_cell(tmp_path, name):
+    (tmp_path / "a.csv").write_text("text,spam,urgent,x|y\na,1,0,z\nb,0,0,w\n", "utf-8")
+    rows = [{"text": "a", "spam": 1, "urgent": 0, "x|y": "z"}, {"text": "b", "spam": 0, "urgent": False, "x|y": "w"}]
+    (tmp_path / "a.jsonl").write_text("\n".join([*map(json.dumps, rows), "["]), "utf-8")
+    reader = read.Reader(File(str(tmp_path / name)))
+    wanted = ["text", "spam|urgent", "x|y"]
+    reader.require(wanted)
+    assert reader.among([*wanted, "spam|late"]) == (wanted if name == "a.csv" else [*wanted, "spam|late"])
+    first, second = [row for chunk in reader.rows(wanted) for row in chunk][:2]
+    assert [Task.clean(row["spam|urgent"]) for row in (first, second)] == [["spam"], []]
+    assert first["x|y"] in ("z", b"z")
+    with pytest.raises(DataError, match="no column 'late'; there are: text, spam"):
+        reader.require(["text", "spam|late"])
 
 
 def test_shards_share_a_file(tmp_path):

@@ -127,11 +127,11 @@ def _segment(job: dict[str, Any], storage: Path, **changes: Any) -> Segment:
 
 def test_a_segment_goes_on_from_its_parents_weights_and_optimizer(ray_local: None, tiny_job: dict[str, Any], tmp_path: Path) -> None:
     first = _segment(tiny_job, tmp_path, **{"train.epochs": 2, "train.zero": {"stage": 3}, "train.accumulate": 2})
-    done = run_segment(first, lambda event: None)
+    done = run_segment(first, lambda event: None, own=True)
     assert done.checkpoint is not None
     still = spec.override(first.job, {"train.learning_rate": 1e-12, "train.weight_decay": 0.0})
     heir = Segment(still, first.prepared, first.store, 1, first.rows, parent=done.key, dense=done.key, member=7)
-    run_segment(heir, lambda event: None)
+    run_segment(heir, lambda event: None, own=True)
     weights = [safetensors.torch.load_file(str(s.folder / "model" / "model.safetensors")) for s in (first, heir)]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
 
@@ -160,7 +160,7 @@ def test_a_killed_worker_costs_only_the_steps_since_its_checkpoint(ray_local: No
                     killed.set()
 
     threading.Thread(target=kill, daemon=True).start()
-    done = run_segment(segment, post)
+    done = run_segment(segment, post, own=True)
     assert killed.is_set(), "the segment ended before a worker could be killed"
     turns = [b for a, b in itertools.pairwise(steps()) if b < a]
     assert len(turns) == 1, "training restarted once"

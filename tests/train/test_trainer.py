@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import ray.train
 from ray.exceptions import RayActorError
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 from test_segment import segment
@@ -25,7 +26,7 @@ def fails(monkeypatch, tmp_path):
 
         monkeypatch.setattr(trainer, "TorchTrainer", lambda *args, **options: SimpleNamespace(fit=fit))
         with pytest.raises(TrainError) as found:
-            trainer.run_segment(dataclasses.replace(segment(), store=StoragePath(str(tmp_path))), lambda event: None)
+            trainer.run_segment(dataclasses.replace(segment(), store=StoragePath(str(tmp_path))), lambda event: None, own=False)
         return found.value
 
     return run
@@ -48,3 +49,9 @@ def test_an_error_of_the_code_is_kept_in_full(fails):
     error = fails(ZeroDivisionError("division by zero"))
     assert error.what == "training failed: division by zero"
     assert "Traceback" in StoragePath(error.fix.split()[-1]).read_text()
+
+
+@pytest.mark.parametrize("kind", [trainer.TorchTrainer, trainer._OwnTrainer])
+def test_workers_of_an_own_ray_are_not_given_up_for_another_rays_word(kind):
+    callbacks = kind(lambda: None)._create_default_callbacks()
+    assert (PlacementGroupCleanerCallback in map(type, callbacks)) == (kind is trainer.TorchTrainer)

@@ -51,12 +51,12 @@ def test_donors_are_drawn_by_seed_member_and_time_alone():
 def test_an_heir_prunes_on_from_what_its_donor_lost(monkeypatch):
     trained = []
 
-    def run(segment, post):
+    def run(segment, post, own):
         trained.append(segment)
         return SegmentResult(segment.key, segment.number, segment.member, segment.parent, "dense", segment.pruned, {}, [], {}, None)
 
     monkeypatch.setattr(population, "run_segment", run)
-    search = Search(spec.parse(JOB), StoragePath("/prepared/key"), 100, StoragePath("/store"), lambda event: None)
+    search = Search(spec.parse(JOB), StoragePath("/prepared/key"), 100, StoragePath("/store"), lambda event: None, own=True)
     donor = Pointer(1, ("a", "b"), "a", 0.3, {"prune.parameters": 0.3})
     _, pointer = search.advance(donor, member=0)
     (segment,) = trained
