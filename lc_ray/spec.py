@@ -100,7 +100,7 @@ class DataSpec(Section):
     target: str | None = Field(None, description="the column that holds the label; some tasks need none")
     rows: Count | None = Field(None, description="use at most so many rows, chosen by a hash of their content")
     duplicates: Literal["keep", "drop"] = Field("keep", description="equal rows: keep all (on one side of the split) or the first")
-    encoding_errors: Literal["strict", "replace"] = Field("strict", description="strict rejects a row that is not valid UTF-8")
+    encoding_errors: Literal["strict", "replace", "windows-1252"] = Field("strict", description="text that is not UTF-8: rejected, marked or read so")
     reject: RejectSpec = RejectSpec()
 
     @model_validator(mode="after")

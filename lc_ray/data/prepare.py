@@ -45,6 +45,7 @@ _STALE = 86400  # seconds after which a try that was not finished is one that wa
 _TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
 _FAIR = 1024  # rows that stand for all
 _TOLD = 0.01  # fraction of the rows: fewer texts that are cut matter to nobody
+_LATIN = "; `data.encoding_errors: windows-1252` reads Latin-1, too"
 _TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
 
 
@@ -294,7 +295,7 @@ def _sides(job: JobSpec, folder: StoragePath) -> tuple[_Side, _Side, Counter[str
         _keep(rejects, kept := folder.parent.parent / f"rejects-{folder.parent.name}")
         raise DataError(
             f"{reasons.total()} of {seen} rows can't be used, more than data.reject.limit ({data.reject.limit:.1%}):\n  {common}",
-            fix=f"they are kept in {kept}; correct them, or raise data.reject.limit",
+            fix=f"they are kept in {kept}; correct them, or raise data.reject.limit" + (_LATIN if "not valid UTF-8" in common else ""),
         )
     train = replace(found["train"], index=found["train"].index.slice(0, data.rows))
     if "validation" in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import json
 import re
 from collections.abc import Callable, Sized
@@ -17,6 +18,16 @@ _NO_COMMA = re.compile(r"""(['"])\s+['"]""")
 _WRITTEN = 2**16  # characters of a list as Python writes it: reading one takes hundreds of times its size
 LONG = 64  # characters, or words, per token, from which on a text is not read whole: it hardly ever has so few tokens
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
+
+
+def _windows(error: UnicodeError) -> tuple[str, int]:
+    """What is not UTF-8 as old programs of Windows wrote it, whose characters are Latin-1's and some more."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return error.object[error.start : error.end].decode("windows-1252", "replace"), error.end
+
+
+codecs.register_error("windows-1252", _windows)
 
 
 def unicode(value: str | bytes, errors: str = "strict") -> str:

@@ -46,7 +46,7 @@ class Modality:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> str:
-        """A cell as text. Bytes are decoded as UTF-8, with `errors` "strict" or "replace".
+        """A cell as text. Bytes are decoded as UTF-8, with `errors` as `data.encoding_errors`.
 
         Raises:
             DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read; too long or

@@ -118,7 +118,7 @@ def decode(row: dict[str, Any], columns: dict[str, Any], errors: str = "strict",
     Args:
         row: cells by column.
         columns: a `Modality` per column.
-        errors: "strict" or "replace", for text that is not UTF-8.
+        errors: as `data.encoding_errors`.
         folder: in which paths are looked for; None opens no file.
 
     Raises:

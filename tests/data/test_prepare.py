@@ -231,8 +231,12 @@ def test_csv_that_is_not_utf8(job, tmp_path):
     file.write_bytes(b"text,label\n" + b"".join(f"{t},{y}\n".encode() for t, y in ROWS) + b"caf\xe9 good,x\n")
     strict, _ = prepare(job(file, **{"data.reject.limit": "50%"}))
     assert strict.record["reasons"] == {"text: not valid UTF-8": 1}
-    lenient, _ = prepare(job(file, **{"data.encoding_errors": "replace"}))
-    assert lenient.record["rejected"] == 0
+    for errors, found in {"replace": "caf� good", "windows-1252": "café good"}.items():
+        lenient, _ = prepare(job(file, **{"data.encoding_errors": errors}))
+        assert lenient.record["rejected"] == 0
+        assert found in texts(lenient, "train") + texts(lenient, "validation")
+    with pytest.raises(DataError, match=r"`data\.encoding_errors: windows-1252` reads Latin-1"):
+        prepare(job(file))
 
 
 def test_a_label_that_training_lacks(job, tmp_path):
