@@ -147,6 +147,8 @@ class Display:
             case "exploit":
                 moved = ", ".join(f"{k} {_number(event['before'][k])} → {_number(v)}" for k, v in event["genes"].items())
                 self.console.print(f"  member {event['member']}: goes on from member {event['donor']}'s weights with {moved}")
+            case "restart":
+                self.console.print(f"  member {event['member']}: goes on from its last checkpoint: {escape(event['reason'])}")
             case "failed":
                 self.console.print(f"  member {event['member']}: failed: {escape(event['error'])}")
             case "lost":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def run_segment(segment: Segment, post: Post, own: bool) -> SegmentResult:
             storage_path=segment.folder.uri,
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[_Hopeless()],
+            callbacks=[_Restarts(segment, post)],
         ),
     )
     try:
@@ -58,8 +59,7 @@ def run_segment(segment: Segment, post: Post, own: bool) -> SegmentResult:
         cause, where = unwrap(error), f"segment {segment.key}"
         if isinstance(cause, LcRayError):
             raise cause from None
-        failures = [getattr(one, "health_check_failure", one) for one in getattr(error, "worker_failures", {}).values()]
-        if any(isinstance(one, ray.exceptions.RayActorError) for one in failures):  # others have then lost their connection to it
+        if _died(getattr(error, "worker_failures", {}).values()):
             fix = "if its memory ran out: give train.accumulate, a smaller train.batch_size or fewer workers"
             raise TrainError("a worker died, as it does when its machine runs out of memory", where, fix) from error
         fix = ""
@@ -85,14 +85,28 @@ class _OwnTrainer(TorchTrainer):  # type: ignore[misc]
         return [one for one in super()._create_default_callbacks() if not isinstance(one, PlacementGroupCleanerCallback)]
 
 
-class _Hopeless(ray.train.UserCallback):  # type: ignore[misc]
-    """Ends a run at once that would fail again, however often it is restarted: Ray Train does not restart where its controller has failed."""
+class _Restarts(ray.train.UserCallback):  # type: ignore[misc]
+    """Tells why workers are started again; or ends a run at once that would fail again, however often: Ray Train does not restart where its
+    controller has failed.
+    """
+
+    def __init__(self, segment: Segment, post: Post) -> None:
+        self.segment, self.post, self.left = segment, post, segment.spec.train.workers.max_failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train with what workers have raised."""
         for error in worker_exceptions.values():
             if isinstance(ours := unwrap(error), DataError | SpecError | ModelError | TrainError):
                 raise ray.train.ControllerError(ours)
+        if self.left:
+            self.left -= 1
+            reason = "a worker died" if _died(worker_exceptions.values()) else _last_line(unwrap(next(iter(worker_exceptions.values()))))
+            self.post({"event": "restart", "segment": self.segment.key, "member": self.segment.member, "reason": reason})
+
+
+def _died(failures: Iterable[Exception]) -> bool:
+    """Whether a worker's process has ended; others have then lost their connection to it."""
+    return any(isinstance(getattr(one, "health_check_failure", one), ray.exceptions.RayActorError) for one in failures)
 
 
 def _train_segment(config: dict[str, Any]) -> None:

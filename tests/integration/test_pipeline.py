@@ -154,7 +154,7 @@ def test_a_killed_worker_costs_only_the_steps_since_its_checkpoint(ray_local: No
             time.sleep(0.1)
             seen = steps()
             if seen and seen[-1] > 150:  # past the checkpoint of step 100
-                workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+                workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
                 if workers:
                     workers[-1].kill()
                     killed.set()
@@ -165,6 +165,8 @@ def test_a_killed_worker_costs_only_the_steps_since_its_checkpoint(ray_local: No
     turns = [b for a, b in itertools.pairwise(steps()) if b < a]
     assert len(turns) == 1, "training restarted once"
     assert turns[0] > 100, "and went on from a checkpoint, not from the start"
+    told = [json.loads(p.read_text()) for p in tmp_path.glob("*.event")]
+    assert [event["reason"] for event in told if event["event"] == "restart"] == ["a worker died"]
     assert steps()[-1] == segment.until
     assert done.metrics["accuracy"] > 0.9
 

@@ -1,5 +1,6 @@
 """Runs that are stopped and go on."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,20 +16,20 @@ import lc_ray
 from lc_ray import spec
 
 
-def ours() -> list[str]:
-    """Commands of Ray processes."""
+def left(mark: str) -> list[str]:
+    """Commands of the processes that have been started with a mark in their environment."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        command = " ".join(process.info["cmdline"] or [])
-        if "ray::" in command or "raylet" in command or "gcs_server" in command:
-            found.append(f"{process.pid} {command[:60]}")
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("LC_RAY_TEST") == mark:
+                found.append(f"{process.pid} {process.cmdline()}")
     return found
 
 
 @pytest.mark.cluster
 def test_stopped_runs_go_on(tiny_job, tmp_path):
     """Ctrl-C, then SIGKILL, then to the end, then again: the same command each time."""
-    before = set(ours())
+    mark = str(tmp_path)
     changes = {"search": None, "prune": None, "quantize": None, "train.epochs": 12, "train.workers.count": 1}
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(spec.override({**tiny_job, "storage": str(tmp_path / "runs")}, changes)), "utf-8")
@@ -37,7 +38,7 @@ def test_stopped_runs_go_on(tiny_job, tmp_path):
     def run(until=None, number=None):
         """Events of a run, stopped by a signal at the first event that `until` accepts."""
         events = []
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"LC_RAY_TEST": mark}) as process:
             for line in process.stdout:
                 events.append(json.loads(line))
                 if until and until(events[-1]):
@@ -50,9 +51,9 @@ def test_stopped_runs_go_on(tiny_job, tmp_path):
     assert code == 130, errors
     assert "go on where it was" in errors
     deadline = time.monotonic() + 15
-    while set(ours()) - before and time.monotonic() < deadline:
+    while left(mark) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert set(ours()) - before == set()
+    assert left(mark) == []
 
     code, events, _ = run(lambda e: e.get("event") == "segment", signal.SIGKILL)
     assert code == -signal.SIGKILL

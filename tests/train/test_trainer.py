@@ -33,10 +33,21 @@ def fails(monkeypatch, tmp_path):
 
 
 def test_what_would_fail_again_is_not_tried_again():
-    trainer._Hopeless().after_exception(None, {0: RuntimeError("a node was taken away")})
+    told = []
+    restarts = trainer._Restarts(segment(), told.append)
     with pytest.raises(ray.train.ControllerError) as found:
-        trainer._Hopeless().after_exception(None, {0: RuntimeError("of another worker"), 1: ModelError("no such layer")})
+        restarts.after_exception(None, {0: RuntimeError("of another worker"), 1: ModelError("no such layer")})
     assert isinstance(found.value.controller_failure, ModelError)
+    assert told == []
+
+
+def test_why_workers_start_again_is_told():
+    told = []
+    restarts = trainer._Restarts(segment(), told.append)
+    died = WorkerHealthCheckFailedError("a health check failed", RayActorError())
+    for error in (RuntimeError("Connection\nreset by peer"), died, OSError("the third")):
+        restarts.after_exception(None, {1: error})
+    assert [(event["event"], event["reason"]) for event in told] == [("restart", "reset by peer"), ("restart", "a worker died")]
 
 
 def test_a_worker_that_died_is_told_without_rays_paragraph(fails):
