@@ -9,6 +9,7 @@ from typing import Any
 from lc_ray.data import coco
 from lc_ray.data.files import File
 
+_START, _PART = 256, 2**20  # bytes
 _SPLIT = {"columns", "data"}  # of pandas' orient="split"
 
 
@@ -16,11 +17,14 @@ def is_one(file: File) -> bool:
     """Whether a file of JSON is one document, and not one on each line. In a .jsonl only a list of objects is, as its lines may be lists."""
     lines = not file.name.lower().removesuffix(".gz").endswith(".json")
     with file.open() as content:
-        first = next((line for line in content if line.removeprefix(codecs.BOM_UTF8).strip()), b"").removeprefix(codecs.BOM_UTF8).strip()
-        if not lines and first.startswith(b"{"):
-            return not first.endswith(b"}") or not any(map(bytes.strip, content))
-        start = b"".join((first[:256] + content.read(256)).split())
-        return start.startswith(b"[{" if lines else b"[")
+        start = b""
+        while not start.strip() and (line := content.readline(_START)):
+            start = line.removeprefix(codecs.BOM_UTF8)
+        if lines or not start.lstrip().startswith(b"{"):
+            return b"".join((start + content.read(_START)).split()).startswith(b"[{" if lines else b"[")
+        while not start.endswith(b"\n") and (line := content.readline(_PART)):  # all of the first line, of which the end tells
+            start = line
+        return not start.rstrip().endswith(b"}") or not any(map(bytes.strip, content))
 
 
 def rows(content: bytes) -> list[Any]:
