@@ -23,7 +23,7 @@ def is_one(file: File) -> bool:
         if lines or not start.lstrip().startswith(b"{"):
             return b"".join((start + content.read(_START)).split()).startswith(b"[{" if lines else b"[")
         while not start.endswith(b"\n") and (line := content.readline(_PART)):  # all of the first line, of which the end tells
-            start = line
+            start = start[-1:] + line
         return not start.rstrip().endswith(b"}") or not any(map(bytes.strip, content))
 
 

@@ -100,6 +100,14 @@ BOM = b"\xef\xbb\xbf"
 LIST = b'[{"text": "a", "label": "b"}]'
 
 
+@pytest.mark.parametrize("length", [1, 200, 256, 257, 2**20 + 256])
+def test_first_lines_of_any_length_are_lines(tmp_path, length):
+    line = json.dumps({"text": "a" * (length - len('{"text": ""}'))}) if length > 1 else "{}"
+    for rows in (1, 2):
+        (tmp_path / "a.json").write_text(f"{line}\n" * rows, "utf-8")
+        assert len(all_rows(tmp_path / "a.json", ["text"])) == rows
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
