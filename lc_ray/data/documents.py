@@ -28,7 +28,7 @@ def is_one(file: File) -> bool:
 
 
 def rows(content: bytes) -> list[Any]:
-    """Those of a list, or of an object: COCO's pictures; pandas' columns; lists of like length; the one list of objects in it; or itself.
+    """Those of a list, or of an object: COCO's pictures; pandas' columns; objects by name; lists of like length; the one list of objects in it; or itself.
 
     Raises:
         ValueError: neither.
@@ -43,8 +43,9 @@ def rows(content: bytes) -> list[Any]:
     values = list(found.values())
     if found.keys() >= _SPLIT and all(isinstance(row, list) for row in found["data"]):
         return [dict(zip(found["columns"], row, strict=False)) for row in found["data"]]
-    if all(isinstance(column, dict) and column.keys() == values[0].keys() for column in values):
-        return [{name: column[number] for name, column in found.items()} for number in values[0]] if values else []
+    if values and all(isinstance(each, dict) for each in values):
+        by_column = all(number.isdigit() for number in values[0]) and all(column.keys() == values[0].keys() for column in values)
+        return [{name: column[number] for name, column in found.items()} for number in values[0]] if by_column else values
     lists = [value for value in values if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)]
     if len(values) > len(lists) and all(isinstance(column, list) and len(column) == len(values[0]) for column in values):
         return [dict(zip(found, row, strict=True)) for row in zip(*values, strict=True)]

@@ -100,14 +100,6 @@ BOM = b"\xef\xbb\xbf"
 LIST = b'[{"text": "a", "label": "b"}]'
 
 
-@pytest.mark.parametrize("length", [1, 200, 256, 257, 2**20 + 256])
-def test_first_lines_of_any_length_are_lines(tmp_path, length):
-    line = json.dumps({"text": "a" * (length - len('{"text": ""}'))}) if length > 1 else "{}"
-    for rows in (1, 2):
-        (tmp_path / "a.json").write_text(f"{line}\n" * rows, "utf-8")
-        assert len(all_rows(tmp_path / "a.json", ["text"])) == rows
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -126,12 +118,6 @@ def test_first_lines_of_any_length_are_lines(tmp_path, length):
         ("a.csv", b"text;label\r\na;b\r\n"),
         ("a.csv", b'"text";"label"\n"a";b'),
         ("a.tsv", b"text,label\na,b\n"),
-        ("a.json", b'{"text": {"0": "a"}, "label": {"0": "b"}}'),  # pandas' to_json()
-        ("a.json", b'{"columns": ["text", "label"], "index": [7], "data": [["a", "b"]]}'),
-        ("a.json", b'{"schema": {"fields": []}, "data": [{"index": 0, "text": "a", "label": "b"}]}'),
-        ("a.json", b'{"text": ["a"],\n "label": ["b"]}'),
-        ("a.json", b'{\n "version": 1,\n "data": [{"text": "a", "label": "b"}]\n}'),
-        ("a.json", b'{"text": "a", "label": "b"}'),
     ],
 )
 def test_files_as_programs_write_them(tmp_path, name, content):
