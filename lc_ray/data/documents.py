@@ -28,7 +28,7 @@ def is_one(file: File) -> bool:
 
 
 def rows(content: bytes) -> list[Any]:
-    """Those of a list, or of an object: COCO's pictures; pandas' columns; objects by name; lists of like length; the one list of objects in it; or itself.
+    """Of a list, or an object: COCO's pictures; pandas' columns; objects by name; lists of like length; the one list of objects in it; or itself.
 
     Raises:
         ValueError: neither.
