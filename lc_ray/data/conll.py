@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
+COLUMNS = {"tokens", "ner_tags"}
 _DOCUMENT = "-DOCSTART-"  # a word that begins a document, and is in none
 
 

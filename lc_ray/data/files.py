@@ -20,7 +20,8 @@ from lc_ray.storage import joined, system_of
 
 KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
-    **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".tar": "tar", ".conll": "conll", ".txt": "txt"},
+    **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".tar": "tar", ".txt": "txt"},
+    **dict.fromkeys((".conll", ".iob", ".bio"), "conll"),
 }
 _TEXTS = ("csv", "tsv", "jsonl", "conll", "txt")  # kinds
 # Those that no decoder here reads are among them: such a file is a rejected row, not one that nobody misses.

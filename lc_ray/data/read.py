@@ -72,7 +72,7 @@ class Reader:
 
     def _seen(self, wanted: Sequence[str]) -> list[str]:
         found, error = dict[str, None](), ""
-        for number, (row,) in enumerate(self._chunks([], 1)):
+        for number, (row,) in enumerate(self._chunks([], 1, self._kind(wanted))):
             if number >= _FIRST and found.keys() >= set(wanted):
                 break
             if "_error" in row:
@@ -139,7 +139,7 @@ class Reader:
     def _whole(self, wanted: Sequence[str], size: int) -> Iterator[Any]:
         """As `_chunks`; DataError if the file is cut off or damaged."""
         try:
-            yield from self._chunks(self._all(wanted), size)
+            yield from self._chunks(self._all(wanted), size, self._kind(wanted))
         except _BROKEN as error:
             what = _first_line(error)
             if "Empty CSV" in what:
@@ -148,9 +148,13 @@ class Reader:
                 what = f"a row is longer than {tables.BLOCK >> 20} MiB, or a quote is never closed"
             raise DataError(f"can't be read to its end: {what}", str(self.file)) from None
 
-    def _chunks(self, wanted: Sequence[str], size: int) -> Iterator[Any]:
+    def _kind(self, wanted: Sequence[str]) -> str:
+        """How the file is read for some columns: a .txt may be CoNLL's."""
+        return "conll" if self.kind == "txt" and conll.COLUMNS.intersection(wanted) else self.kind
+
+    def _chunks(self, wanted: Sequence[str], size: int, kind: str) -> Iterator[Any]:
         """Record batches, or lists of dicts, of `size` rows; all columns of a JSON row where none is wanted."""
-        match self.kind:
+        match kind:
             case "parquet":
                 with self.file.open() as content:
                     table = pq.ParquetFile(content)
