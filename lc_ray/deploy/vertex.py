@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -31,7 +32,7 @@ class Settings(Machines):
     project: str = Field(pattern=r"^[a-z0-9:.-]+$", description="id of the project")
     region: str = Field(pattern=r"^[a-z0-9-]+$", description="such as europe-west4")
     bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$", description="bucket for the model")
-    image: str = Field(description="the image of cluster/Dockerfile, in Artifact Registry")
+    image: str = Field(min_length=1, description="the image of cluster/Dockerfile, in Artifact Registry")
     endpoint: str | None = Field(None, max_length=128, pattern=r'^[^"\\]+$', description="its display name; the model's if not given")
     machine: str = Field("n2-standard-4", description="type of the machines")
     accelerator: str | None = Field(None, description="type of GPU, such as NVIDIA_L4")
@@ -220,11 +221,11 @@ def _endpoint(name: str, settings: Settings) -> Any:
 
 
 def _remove(resource: str, settings: Settings) -> None:
-    """Delete a model of ours and its folder; what others have made has other places."""
+    """Delete a model of ours and its folder, in whichever bucket that is; what others have made has another label, or none."""
     model = _client("google.cloud.aiplatform").Model(resource)
-    if model.uri.startswith(f"gs://{settings.bucket}/{_PREFIX}/"):
+    if TAG in model.labels:
         model.delete()
-        _empty(_bucket(settings), model.uri)
+        _empty(_bucket(settings.model_copy(update={"bucket": urlsplit(model.uri).netloc})), model.uri)
 
 
 def _empty(bucket: Any, uri: str) -> None:
