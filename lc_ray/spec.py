@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,8 +27,8 @@ _MINIMISED = ("loss", "error", "perplexity", "distance", "mae", "mse", "rmse", "
 
 def _found(name: str) -> str:
     """A path from here as an absolute one: workers run elsewhere. Other names as they are."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if "://" not in name and path.exists() else name
+    path = os.path.expanduser(name)
+    return os.path.realpath(path) if "://" not in name and os.path.exists(path) else name
 
 
 Base = Annotated[str, AfterValidator(_found)]
@@ -302,7 +303,7 @@ class JobSpec(Section):
     @property
     def folder(self) -> Path:
         """The run's folder on this machine: storage/name, or runs/name if storage is a bucket, which has a copy of it."""
-        return Path("runs" if "://" in self.storage else self.storage).expanduser().resolve() / self.name
+        return Path(os.path.realpath(os.path.expanduser("runs" if "://" in self.storage else self.storage))) / self.name
 
     def inputs(self) -> list[InputSpec]:
         """The input columns, with what they take from the model section filled in."""

@@ -205,7 +205,7 @@ def _quoted(uri: str) -> str:
 def storage_path(path: str | Path) -> StoragePath:
     """A path as it may be written: relative to the working folder, or a URI."""
     text = str(path)
-    return StoragePath(text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve()))
+    return StoragePath(text.rstrip("/") if "://" in text else os.path.realpath(os.path.expanduser(text)))
 
 
 def names_in(folder: Path) -> list[str]:

@@ -126,7 +126,7 @@ def stamps(job: JobSpec) -> list[Any]:
     """
     sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
     found = [[str(file), file.stamp()] for source in sources for file in files(source)]
-    named = [Path(name).expanduser() for i in job.inputs() for name in (i.base, i.weights) if name]
+    named = [Path(name) for i in job.inputs() for name in (i.base, i.weights) if name]
     bases = [file for path in dict.fromkeys(named) for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
     return found + [[str(file), [file.stat().st_size, file.stat().st_mtime_ns]] for file in bases]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,7 +130,7 @@ def _read(name: str, folder: Path | str) -> bytes:
         if "://" not in name and "://" in str(folder):
             name = joined(str(folder), name)
         if "://" not in name:
-            path = Path(folder) / Path(name).expanduser()
+            path = Path(folder) / os.path.expanduser(name)
             if not path.is_file():
                 raise DataError("no such file")
             with open(path, "rb", buffering=0) as file:
