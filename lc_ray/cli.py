@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -223,7 +224,8 @@ def init(
     if output.exists():
         raise SpecError("the file exists already", str(output), "give another name")
     output.write_text(text, "utf-8")
-    out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
+    name = escape(str(output))
+    out.print(f"wrote {name}; next: [bold]lc-ray check {name}[/]")
 
 
 for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints, cli_cluster.submit, cli_deploy.deploy):

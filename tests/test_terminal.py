@@ -1,3 +1,11 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from lc_ray import preflight
+from lc_ray.evaluate.report import print_table
+from lc_ray.progress import Display
 from lc_ray.terminal import short
 
 
@@ -5,3 +13,17 @@ def test_of_many_labels_the_likeliest_are_printed():
     few, many = ({f"label {i}": i / count for i in range(count)} for count in (2, 200))
     assert short({"label": "label 1", "probabilities": few}) == "label 1 (label 0 0.00, label 1 0.50)"
     assert short({"label": "x", "probabilities": many}) == "x (label 199 0.99, label 198 0.99, label 197 0.98, label 196 0.98, label 195 0.97, ...)"
+
+
+@pytest.mark.parametrize("name", ["price [eur]", "price [/eur]"])
+def test_brackets_are_printed_as_they_are(name, capsys):
+    Display(None, "bars").show({"event": "full", "columns": {name: 0.25}})
+    assert f"{name}: 25%" in capsys.readouterr().out
+    page = Console(file=io.StringIO(), width=200)
+    cost = dict.fromkeys(("parameters", "bytes", "latency_ms", "latency_p95_ms", "throughput"), 1.0)
+    print_table({"name": "x", "models": [{"name": "dense", "metrics": {"f1": 0.5}, "cost": cost}], "ablation": {f"only {name}": {"f1": 0.25}}}, page)
+    rows = [{name: f"10 of {name}", "fed": {name: "10"}}]
+    counts = {"parameters": 1, "trained": 1, "memory": {}, "stage": 1, "slots": 1}
+    preflight.show({"name": "x", "files": [], "rows": rows, "rejected": [], "missing": [], **counts}, page)
+    for told in (f"only {name} ", f"{name}: 10 of {name}", f"{name} = 10"):
+        assert told in page.file.getvalue()
