@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from pathlib import Path
@@ -80,10 +81,10 @@ class Modality:
     def near(self, text: str) -> str:
         """A text without what will be cut of it anyway, if it is very long."""
         last = self.tokenizer.truncation_side == "left"
-        return _text.enough(text, self.spec.max_length, lambda part: self.tokenizer(part, verbose=False)["input_ids"], last)
+        return _text.enough(text, self.spec.max_length, lambda part: self._uncut(part, verbose=False)["input_ids"], last)
 
     def _wrong(self, text: str) -> str | None:
-        ids = self.tokenizer(self.near(text))["input_ids"]
+        ids = self._uncut(self.near(text))["input_ids"]
         if len(ids) > self.spec.max_length:
             return f"longer than {self.spec.max_length} tokens"
         return "the base model's vocabulary has no letter of the text" if self._nothing.issuperset(ids) else None
@@ -91,7 +92,12 @@ class Modality:
     @functools.cached_property
     def _nothing(self) -> frozenset[int]:
         """Tokens of a text that has no letter for the model."""
-        return frozenset(self.tokenizer(_NOWHERE)["input_ids"])
+        return frozenset(self._uncut(_NOWHERE)["input_ids"])
+
+    @functools.cached_property
+    def _uncut(self) -> Any:
+        """A tokenizer that never cuts. Another one: whether one cuts is a setting of its own, which threads would change for each other."""
+        return copy.deepcopy(self.tokenizer)
 
     def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
         """Each text, and its token ids, cut at `max_length`, not padded."""
