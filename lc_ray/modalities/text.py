@@ -189,8 +189,7 @@ class Encoder(nn.Module):
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
         """With weights yet to be loaded, from `config`."""
-        kept = {k: v for k, v in config.items() if k != "model_type"}
-        return cls(AutoModel.from_config(AutoConfig.for_model(config["model_type"], **kept)))
+        return cls(AutoModel.from_config(AutoConfig.for_model(**config)))
 
     @property
     def config(self) -> dict[str, Any]:

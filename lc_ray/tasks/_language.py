@@ -178,8 +178,7 @@ class Model(nn.Module):
     @classmethod
     def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
         """With weights yet to be loaded, from `config`."""
-        kept = {k: v for k, v in config["model"].items() if k != "model_type"}
-        model = cls.AUTO.from_config(AutoConfig.for_model(config["model"]["model_type"], **kept), **cls.OPTIONS)
+        model = cls.AUTO.from_config(AutoConfig.for_model(**config["model"]), **cls.OPTIONS)
         return cls(model, config["column"])
 
     @property
