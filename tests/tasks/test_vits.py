@@ -274,7 +274,7 @@ def test_a_stochastic_predictor_learns_durations(tmp_path):
     hidden = model._read(own)[0].detach()
     many = hidden.transpose(1, 2).expand(16, -1, -1), mask, counts[:, None].expand(16, -1, -1)
     optimizer = torch.optim.AdamW(model.model.duration_predictor.parameters(), 5e-3)
-    for _ in range(100):
+    for _ in range(200):
         optimizer.zero_grad()
         surprise(model.model.duration_predictor, *many).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
