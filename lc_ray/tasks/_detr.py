@@ -8,7 +8,7 @@ how many there are.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -100,8 +100,6 @@ class Finding:
     Args:
         labels: how many there are.
     """
-
-    MODEL: ClassVar[Any] = Model
 
     def __init__(self, labels: int) -> None:
         self.labels = labels
