@@ -29,6 +29,7 @@ from lc_ray.data import blobs, read
 from lc_ray.data.batch import joined
 from lc_ray.data.files import File, files
 from lc_ray.errors import DataError
+from lc_ray.modalities import _text
 from lc_ray.models import batches
 from lc_ray.models.batches import TARGET
 from lc_ray.models.load import modalities
@@ -187,7 +188,7 @@ def _raw_order(row: dict[str, Any], job: JobSpec) -> int:
 def _group(row: dict[str, Any], job: JobSpec) -> Any:
     """With whose rows a row stays; None where its cell says nothing: such rows are not alike."""
     value = row.get(job.data.split) if job.data.split else None
-    return None if batches.absent(value) else value
+    return None if _text.absent(value) else value
 
 
 def _write(batch: dict[str, Any], job: JobSpec, folder: StoragePath, blob: tuple[StoragePath, str], size: int, last: int) -> Iterator[pa.Table]:

@@ -12,10 +12,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.fs
 
 from lc_ray.errors import DataError
+from lc_ray.modalities import _text
 from lc_ray.storage import joined, system_of
 
 _LARGEST = 256 * 2**20  # bytes
@@ -62,11 +62,6 @@ def spend(values: int) -> None:
             raise DataError("larger than what is left to the request")
 
 
-def missing(value: Any) -> bool:
-    """Whether a cell is null."""
-    return value is None or (isinstance(value, float) and np.isnan(value))
-
-
 def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
     """The bytes that a cell holds or names.
 
@@ -83,7 +78,7 @@ def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, dict) and isinstance(value.get("b64"), str):
         value = _decoded(value["b64"])
-    if missing(value):
+    if _text.missing(value):
         raise DataError("null")
     if isinstance(value, bytes) and folder is not None and (_is_name(value) or _is_encoded(value)):
         value = value.decode("utf-8")  # a cell of a CSV file

@@ -1,4 +1,4 @@
-"""Texts and lists, as files of every kind hold them."""
+"""Texts and lists, as cells of every kind of file hold them, and cells that hold nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ _NO_COMMA = re.compile(r"""(['"])\s+['"]""")
 _WRITTEN = 2**16  # characters of a list as Python writes it: reading one takes hundreds of times its size
 LONG = 64  # characters, or words, per token, from which on a text is not read whole: it hardly ever has so few tokens
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell is null, or not a number."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def absent(value: Any) -> bool:
+    """Whether a cell is missing, or blank."""
+    return missing(value) or (isinstance(value, str | bytes) and not value.strip())
 
 
 def unicode(value: str | bytes, errors: str = "strict") -> str:

@@ -53,7 +53,7 @@ class Modality:
             DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read; too long or
                 without a letter that the tokenizer knows, if not cut.
         """
-        if value is None or (isinstance(value, float) and np.isnan(value)):
+        if _text.missing(value):
             raise DataError("null")
         if not isinstance(value, str | bytes):
             raise DataError(f"not text but {type(value).__name__}")

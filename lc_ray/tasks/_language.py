@@ -109,7 +109,7 @@ def written(value: Any, what: str) -> str:
             value = _text.unicode(value)
         except DataError as error:
             raise DataError(f"the {what} is {error.what}") from None
-    if value is None or (isinstance(value, float) and np.isnan(value)) or (isinstance(value, str) and not value.strip()):
+    if _text.absent(value):
         raise DataError(f"the {what} is missing")
     if not isinstance(value, str):
         raise DataError(f"the {what} is not text but {type(value).__name__}")
