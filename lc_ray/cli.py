@@ -115,14 +115,15 @@ def serve(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="any field of a job's serve: --set batch.max=64")] = None,
 ) -> None:
     """Serve artifacts over HTTP until Ctrl-C. Requests need the key whose place is printed."""
+    from lc_ray import serving
+    from lc_ray.section import override
     from lc_ray.serve.run import serve_forever
-    from lc_ray.spec import override, serving
 
     if (tls_cert is None) != (tls_key is None):
         raise SpecError("HTTPS needs both --tls-cert and --tls-key")
     tls = {"certificate": str(tls_cert), "key": str(tls_key)} if tls_cert else None
     fields = {"host": host, "port": port, "grpc_port": grpc_port, "replicas": _replicas(replicas), "access_log": access_log, "tls": tls}
-    serve_forever(artifacts, serving(override(fields, values(settings))), keys)
+    serve_forever(artifacts, serving.parse(override(fields, values(settings))), keys)
 
 
 @app.command()

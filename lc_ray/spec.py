@@ -104,6 +104,11 @@ class DataSpec(Section):
     encoding_errors: Literal["strict", "replace"] = Field("strict", description="strict rejects a row that is not valid UTF-8")
     reject: RejectSpec = RejectSpec()
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """Of the training rows, and of the validation rows if these have one of their own."""
+        return {"train": self.train} | ({"validation": self.validation} if isinstance(self.validation, str) else {})
+
     @model_validator(mode="after")
     def _distinct(self) -> DataSpec:
         columns = [i.column for i in self.inputs]
@@ -387,15 +392,3 @@ def digest(*parts: Any) -> str:
     """Short name for anything made of JSON and sections: equal content, equal name."""
     plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def serving(fields: dict[str, Any]) -> ServeSpec:
-    """The `serve` section alone, as endpoints are started with it.
-
-    Raises:
-        SpecError: names each wrong field.
-    """
-    try:
-        return ServeSpec.model_validate(fields)
-    except ValidationError as error:
-        raise SpecError(problems(error, ServeSpec, "serve."), "serve") from None

@@ -113,9 +113,7 @@ def pack(job: JobSpec, shared: str | None = None) -> Package:
 
 def _sources(job: JobSpec) -> Iterator[tuple[str, str]]:
     """Fields that name data or models, and what they name."""
-    yield "data.train", job.data.train
-    if isinstance(job.data.validation, str):
-        yield "data.validation", job.data.validation
+    yield from ((f"data.{name}", source) for name, source in job.data.sources.items())
     for prefix, section in (("model", job.model), *((f"data.inputs.{n}", i) for n, i in enumerate(job.data.inputs))):
         for name in ("base", "weights"):
             if value := getattr(section, name):
