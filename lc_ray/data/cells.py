@@ -198,7 +198,7 @@ def _write(batch: dict[str, Any], job: JobSpec, folder: StoragePath, blob: tuple
     with blobs.Writer(blob[0], f"{blob[1]}/{batch['task'][0]:05d}") as writer:
         for where, file, chunk in _read(batch, job, size):
             used = chunk if last == _ORDERS else [row for row in chunk if _raw_order(row, job) <= last]
-            rows = [where | _check(row, file, inputs, kind, reader, job) for row in used]
+            rows = [where | cleaned(row, file, inputs, kind, reader, job) for row in used]
             if usable := [row for row in rows if not row["_reason"]]:
                 _keep(folder / _name(where["_task"], where["_chunk"]), usable, inputs, kind, writer)
             yield pa.Table.from_pylist([row | {"_place": place} for place, row in enumerate(usable)], _schema(_PLACE, _WRONG))
@@ -225,7 +225,7 @@ def parted(inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return media, {name: modality for name, modality in inputs.items() if name not in media}
 
 
-def _check(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, reader: Any, job: JobSpec) -> dict[str, Any]:
+def cleaned(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, reader: Any, job: JobSpec) -> dict[str, Any]:
     """Clean values, target and order of a row, or why it can't be used."""
     out = {"_row": row["_row"], "_column": "", "_reason": row.get("_error", ""), "_value": "", "_order": 0}
     if out["_reason"]:
