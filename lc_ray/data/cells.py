@@ -33,7 +33,7 @@ from lc_ray.modalities import _text
 from lc_ray.models import batches
 from lc_ray.models.batches import TARGET
 from lc_ray.models.load import modalities
-from lc_ray.spec import UNREAD, InputSpec, JobSpec, digest
+from lc_ray.spec import UNREAD, InputSpec, JobSpec, TaskSpec, digest
 from lc_ray.storage import StoragePath
 
 _ORDERS = 2**63
@@ -64,7 +64,7 @@ def check(job: JobSpec, source: str, folder: StoragePath, blob: tuple[StoragePat
     found = files(source)
     for file in found:
         read.Reader(file, job.data.columns).require(wanted(job))
-    media = pa.binary() == family.load("tasks", job.task.kind).Task.TYPE or any(parted(columns(tuple(job.inputs())))[0])
+    media = pa.binary() == family.load("tasks", job.task.kind).Task.TYPE or any(parted(columns(job))[0])
     most, size = int(ray.cluster_resources().get("CPU", 1)), _SMALL if media else read.CHUNK
     sizes = {f: 1 + sum(each for _, each, _ in f.stamp()) for f in found}
     whole = sum(sizes.values()) / (most if media else min(most, _READERS))  # of a task; no smaller file is read to know how often it can be shared
@@ -266,13 +266,18 @@ def _fingerprint(value: Any) -> str:
 _JSON = json.JSONEncoder(ensure_ascii=False, default=_fingerprint).encode
 
 
+def columns(job: JobSpec) -> dict[str, Any]:
+    """A job's modalities, loaded once per process."""
+    return _columns(tuple(job.inputs()), job.task)
+
+
 @functools.lru_cache(maxsize=8)
-def columns(inputs: tuple[InputSpec, ...]) -> dict[str, Any]:
-    """Modalities, loaded once per process."""
+def _columns(inputs: tuple[InputSpec, ...], task: TaskSpec) -> dict[str, Any]:
+    """For one task: it may have them cut texts at their beginning, or refuse what another cuts."""
     return modalities(list(inputs))
 
 
 def reading(job: JobSpec) -> tuple[Any, dict[str, Any], Any]:
     """A job's task; its columns, of which the task may say what of a long cell is kept; and what the task reads targets with."""
-    kind, inputs = family.load("tasks", job.task.kind).Task, columns(tuple(job.inputs()))
+    kind, inputs = family.load("tasks", job.task.kind).Task, columns(job)
     return kind, inputs, kind.reader(kind.options(job.task), inputs)

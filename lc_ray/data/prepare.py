@@ -197,7 +197,7 @@ def _cells(side: str) -> str:
 
 def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
     kind = task_kind(job)  # what is wrong with it is found before any work is done
-    options, columns = kind.options(job.task), cells.columns(tuple(job.inputs()))
+    options, columns = kind.options(job.task), cells.columns(job)
     train, validation, reasons = _sides(job, folder)
     held_out = job.data.sources.get("validation", job.data.train)
     for name, side, source in (("training", train, job.data.train), ("validation", validation, held_out)):
