@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -114,14 +115,15 @@ def serve(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="any field of a job's serve: --set batch.max=64")] = None,
 ) -> None:
     """Serve artifacts over HTTP until Ctrl-C. Requests need the key whose place is printed."""
+    from lc_ray import serving
+    from lc_ray.section import override
     from lc_ray.serve.run import serve_forever
-    from lc_ray.spec import override, serving
 
     if (tls_cert is None) != (tls_key is None):
         raise SpecError("HTTPS needs both --tls-cert and --tls-key")
     tls = {"certificate": str(tls_cert), "key": str(tls_key)} if tls_cert else None
     fields = {"host": host, "port": port, "grpc_port": grpc_port, "replicas": _replicas(replicas), "access_log": access_log, "tls": tls}
-    serve_forever(artifacts, serving(override(fields, values(settings))), keys)
+    serve_forever(artifacts, serving.parse(override(fields, values(settings))), keys)
 
 
 @app.command()
@@ -228,7 +230,8 @@ def init(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             output.unlink()  # else it would be there, empty, when the command is given again
         raise
-    out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
+    name = escape(str(output))
+    out.print(f"wrote {name}; next: [bold]lc-ray check {name}[/]")
 
 
 for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints, cli_cluster.submit, cli_deploy.deploy):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from lc_ray.errors import AcceptError
@@ -44,7 +45,7 @@ def submit(
     from lc_ray.cluster import submit as sending
 
     spec, there = read_job(job, overrides), _jobs(name, address)
-    where = f"--cluster {name}" if name else f"--address {address}" if address else ""
+    where = escape(f"--cluster {name}" if name else f"--address {address}" if address else "")
     try:
         sent, record = sending.run(spec, there, "quiet" if quiet else "json" if as_json else "bars", wait=not detach)
     except KeyboardInterrupt:
@@ -164,7 +165,7 @@ def cluster_status(name: Name = None, address: Address = None, as_json: AsJson =
     if as_json:
         print(json.dumps({"address": there.address, "ray": there.version, "nodes": nodes}))
         return
-    out.print(f"{there.address}  Ray {there.version}")
+    out.print(f"{there.address}  Ray {there.version}", markup=False)
     table = Table("node", "state", "CPU", "GPU", "memory", box=None)
     for node in nodes:
         table.add_row(node["address"], node["state"], f"{node['cpu']:g}", f"{node['gpu']:g}", size_text(node["memory"]))

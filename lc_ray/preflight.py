@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from lc_ray import runtime
-from lc_ray.data import read
-from lc_ray.data.cells import wanted
+from lc_ray.data import cells, read
 from lc_ray.data.files import File, files
 from lc_ray.data.prepare import task_kind
 from lc_ray.errors import DataError
 from lc_ray.models import batches, load
+from lc_ray.models.batches import TARGET
 from lc_ray.spec import JobSpec
 from lc_ray.train import plan
 from lc_ray.tune import space
@@ -40,39 +40,14 @@ def check(job: JobSpec) -> dict[str, Any]:
         DataError, ModelError: the data or the base model is not there.
     """
     space.require(job)
-    inputs = job.inputs()
-    names, target_column = wanted(job), [job.data.target] if job.data.target else []
-    task = task_kind(job)
+    inputs, task = job.inputs(), task_kind(job)
     options = task.options(job.task)
-    sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
-    found = [file for source in sources for file in files(source)]
+    found = [file for source in job.data.sources.values() for file in files(source)]
     for file in found:
-        read.Reader(file, job.data.columns).require(names)
+        read.Reader(file, job.data.columns).require(cells.wanted(job))
     columns = load.modalities(inputs)
     reader = task.reader(options, columns)
-    rows: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    for file, row in itertools.islice(_rows(job, names, _LOOKED_AT), _LOOKED_AT):
-        column = ""
-        try:
-            if "_error" in row:
-                raise DataError(row["_error"])
-            clean = batches.decode(row, columns, job.data.encoding_errors, file.folder)
-            column = job.data.target or ""
-            target = {name: task.read(row[name], file.folder, reader) for name in target_column}
-            task.check(next(iter(target.values()), None), clean)
-        except DataError as error:
-            rejected.append({"row": row["_row"], "column": column or error.where, "reason": error.what})
-            continue
-        if len(rows) < _ROWS:
-            values = {name: [value] for name, value in clean.items()}
-            fed = batches.divide(values, columns)[1] if task.divides(job.data.target, columns) else batches.prepare(values, columns)
-            shown = batches.show(batches.parts_of(fed, columns, 0), columns)
-            tensors = {name: list(tensor.shape) for name, tensor in batches.collate(fed, columns).items()}
-            plain = {name: values[0] for name, values in fed.items() if name in tensors and not isinstance(values[0], bytes)}
-            fed = {name: plain.get(name, f"tensor of {' × '.join(map(str, shape[1:]))}") for name, shape in tensors.items()}
-            shown = {name: f"{len(value)} bytes" if isinstance(value, bytes) else value for name, value in (shown | target).items()}
-            rows.append({**shown, "fed": fed})
+    rows, rejected = _look(job, columns, task, reader)
     try:
         fitted = task.fit(_targets(job, task, reader), options, columns)
     except DataError:
@@ -105,6 +80,30 @@ def check(job: JobSpec) -> dict[str, Any]:
             *([] if rows else [f"none of the first {len(rejected)} rows can be used"]),
         ],
     }
+
+
+def _look(job: JobSpec, columns: dict[str, Any], task: Any, reader: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The first rows that can be used, and among many the ones that can't."""
+    rows: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+    for file, row in itertools.islice(_rows(job, cells.wanted(job), _LOOKED_AT), _LOOKED_AT):
+        clean = cells.cleaned(row, file, columns, task, reader, job)
+        if clean["_reason"]:
+            rejected.append({"row": row["_row"], "column": clean["_column"], "reason": clean["_reason"]})
+        elif len(rows) < _ROWS:
+            rows.append(_fed(clean, columns, task, job.data.target))
+    return rows, rejected
+
+
+def _fed(clean: dict[str, Any], columns: dict[str, Any], task: Any, target: str | None) -> dict[str, Any]:
+    """A row as it is read, and as it will be fed to the model; of a text that is several rows, the first."""
+    values = {name: [clean[name]] for name in columns}
+    fed = batches.divide(values, columns)[1] if task.divides(target, columns) else batches.prepare(values, columns)
+    shown = batches.show(batches.parts_of(fed, columns, 0), columns) | ({target: clean[TARGET]} if target else {})
+    tensors = {name: list(tensor.shape) for name, tensor in batches.collate(fed, columns).items()}
+    plain = {name: values[0] for name, values in fed.items() if name in tensors and not isinstance(values[0], bytes)}
+    fed = {name: plain.get(name, f"tensor of {' × '.join(map(str, shape[1:]))}") for name, shape in tensors.items()}
+    return {**{name: f"{len(value)} bytes" if isinstance(value, bytes) else value for name, value in shown.items()}, "fed": fed}
 
 
 def _rows(job: JobSpec, names: list[str], size: int = read.CHUNK) -> Iterator[tuple[File, dict[str, Any]]]:
@@ -144,7 +143,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     table = Table("row", "fed to the model as", show_lines=True)
     for row in report["rows"]:
         fed = "\n".join(f"{name} = {str(value)[:90]}" for name, value in row["fed"].items())
-        table.add_row("\n".join(f"{k}: {str(v)[:200]}" for k, v in row.items() if k != "fed"), fed)
+        table.add_row(*map(escape, ("\n".join(f"{k}: {str(v)[:200]}" for k, v in row.items() if k != "fed"), fed)))
     console.print(table)
     for row in report["rejected"]:
         console.print(f"  [yellow]would be rejected: {escape(_told(row))}[/]")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator, model_validator
+from typing import Any
 
-from lc_ray.section import Section
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from lc_ray.errors import SpecError
+from lc_ray.section import Section, problems
 from lc_ray.units import Bytes, Seconds
 
 
@@ -98,3 +101,15 @@ class ServeSpec(Section):
         if self.grpc_port == self.port:
             raise ValueError("grpc_port and port are the same: HTTP and gRPC need a port each")
         return self
+
+
+def parse(fields: dict[str, Any]) -> ServeSpec:
+    """The section alone, as endpoints are started with it.
+
+    Raises:
+        SpecError: names each wrong field.
+    """
+    try:
+        return ServeSpec.model_validate(fields)
+    except ValidationError as error:
+        raise SpecError(problems(error, ServeSpec, "serve.", "serve")) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,8 +27,8 @@ _MINIMISED = ("loss", "error", "perplexity", "distance", "mae", "mse", "rmse", "
 
 def _found(name: str) -> str:
     """A path from here as an absolute one: workers run elsewhere. Other names as they are."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if "://" not in name and path.exists() else name
+    path = os.path.expanduser(name)
+    return os.path.realpath(path) if "://" not in name and os.path.exists(path) else name
 
 
 Base = Annotated[str, AfterValidator(_found)]
@@ -102,6 +103,11 @@ class DataSpec(Section):
     duplicates: Literal["keep", "drop"] = Field("keep", description="equal rows: keep all (on one side of the split) or the first")
     encoding_errors: Literal["strict", "replace", "windows-1252"] = Field("strict", description="text that is not UTF-8: rejected, marked or read so")
     reject: RejectSpec = RejectSpec()
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Of the training rows, and of the validation rows if these have one of their own."""
+        return {"train": self.train} | ({"validation": self.validation} if isinstance(self.validation, str) else {})
 
     @model_validator(mode="after")
     def _distinct(self) -> DataSpec:
@@ -302,7 +308,7 @@ class JobSpec(Section):
     @property
     def folder(self) -> Path:
         """The run's folder on this machine: storage/name, or runs/name if storage is a bucket, which has a copy of it."""
-        return Path("runs" if "://" in self.storage else self.storage).expanduser().resolve() / self.name
+        return Path(os.path.realpath(os.path.expanduser("runs" if "://" in self.storage else self.storage))) / self.name
 
     def inputs(self) -> list[InputSpec]:
         """The input columns, with what they take from the model section filled in."""
@@ -386,15 +392,3 @@ def digest(*parts: Any) -> str:
     """Short name for anything made of JSON and sections: equal content, equal name."""
     plain = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def serving(fields: dict[str, Any]) -> ServeSpec:
-    """The `serve` section alone, as endpoints are started with it.
-
-    Raises:
-        SpecError: names each wrong field.
-    """
-    try:
-        return ServeSpec.model_validate(fields)
-    except ValidationError as error:
-        raise SpecError(problems(error, ServeSpec, "serve.", "serve")) from None

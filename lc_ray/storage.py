@@ -16,7 +16,7 @@ import tempfile
 import threading
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -157,8 +157,15 @@ class StoragePath:
         else:
             self._copy(target)
 
-    def get_files(self, target: Path, names: Iterable[str]) -> None:
-        """Copy files of the folder to one of this machine, several at a time."""
+    def get_files(self, target: Path, names: Collection[str]) -> None:
+        """Copy files of the folder to one of this machine, several at a time.
+
+        Raises:
+            DataError: one has a name that leads out of the folder: a bucket's may be any text.
+        """
+        for name in names:
+            if not (target / name).resolve().is_relative_to(target.resolve()):
+                raise DataError(f"a file's name leads out of the folder: {name}", str(self), "let nobody else write there")
         with ThreadPoolExecutor(_COPIES) as threads:  # copy_files of a folder lacks those folders that Google's buckets don't name
             list(threads.map(lambda name: (self / name)._copy(target / name), names))
 
@@ -205,7 +212,7 @@ def _quoted(uri: str) -> str:
 def storage_path(path: str | Path) -> StoragePath:
     """A path as it may be written: relative to the working folder, or a URI."""
     text = str(path)
-    return StoragePath(text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve()))
+    return StoragePath(text.rstrip("/") if "://" in text else os.path.realpath(os.path.expanduser(text)))
 
 
 def names_in(folder: Path) -> list[str]:

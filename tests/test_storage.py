@@ -53,6 +53,21 @@ def test_files_have_any_names(folder, tmp_path):
     assert [(tmp_path / "back" / name).read_text() for name in ODD] == ODD
 
 
+@pytest.mark.parametrize("name", ["../../models/out.txt", "in/../../../models/out.txt", "/tmp/out.txt"])
+def test_no_name_in_a_bucket_leads_out_of_the_folder_that_it_is_copied_to(aws, tmp_path, monkeypatch, name):
+    import boto3
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for key in ("model/config.json", "out.txt", f"model/{name}"):  # the second is what the last may be read as
+        boto3.client("s3").put_object(Bucket="models", Key=key, Body=b"{}")
+    with pytest.raises(DataError, match="leads out of the folder"):
+        artifact.read("s3://models/model")
+    with pytest.raises(DataError, match="leads out of the folder"):
+        storage_path("s3://models/model").get(tmp_path / "copy" / "model")
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+
+
 def test_others_are_given_uris_that_they_parse(folder):
     file = folder / "a#1.txt"
     file.write_text("there")

@@ -1,3 +1,10 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from lc_ray import preflight
+from lc_ray.evaluate.report import print_table
 from lc_ray.terminal import short
 
 
@@ -12,3 +19,15 @@ def test_labels_are_printed_as_a_label_is():
     assert short({"labels": ["billing"], "probabilities": odds}) == "billing (billing 0.80, urgent 0.10)"
     assert short({"labels": [], "probabilities": odds}) == "no label (billing 0.80, urgent 0.10)"
     assert short({"value": 3.5}) == "{'value': 3.5}"
+
+
+@pytest.mark.parametrize("name", ["price [eur]", "price [/eur]"])
+def test_brackets_are_printed_as_they_are(name):
+    page = Console(file=io.StringIO(), width=200)
+    cost = dict.fromkeys(("parameters", "bytes", "latency_ms", "latency_p95_ms", "throughput"), 1.0)
+    print_table({"name": "x", "models": [{"name": "dense", "metrics": {"f1": 0.5}, "cost": cost}], "ablation": {f"only {name}": {"f1": 0.25}}}, page)
+    rows = [{name: f"10 of {name}", "fed": {name: "10"}}]
+    counts = {"parameters": 1, "trained": 1, "memory": {}, "stage": 1, "slots": 1}
+    preflight.show({"name": "x", "files": [], "rows": rows, "rejected": [], "missing": [], **counts}, page)
+    for told in (f"only {name} ", f"{name}: 10 of {name}", f"{name} = 10"):
+        assert told in page.file.getvalue()

@@ -7,9 +7,8 @@ from random import Random
 
 import numpy as np
 import soundfile
-import torch
 
-from lc_ray.models.batches import TARGET, feed, prepare
+from lc_ray.models.batches import TARGET, prepare
 from lc_ray.spec import InputSpec
 
 SLOT = 0.128  # seconds per letter: 8 frames of 16 ms
@@ -79,23 +78,3 @@ def turned(chosen):
         for one, other in zip(numbers, numbers[1:] + numbers[:1], strict=True):
             found[one] = other
     return found
-
-
-def train(model, task, rows, columns, steps, rate):
-    optimizer = torch.optim.AdamW(model.train().parameters(), rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
-    random, drawn = Random(0), torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        chosen = random.sample(range(len(rows[TARGET])), 16)
-        batch, targets = feed({k: [v[i] for i in chosen] for k, v in rows.items()}, columns, task, drawn, training=True)
-        loss = task.loss(model(batch), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return model.eval()
-
-
-def measured(predictor, rows):
-    return predictor.task.metrics(predictor.scores(rows), [predictor.task.encode(t) for t in rows[TARGET]])

@@ -40,7 +40,7 @@ class Cluster(Section):
         """
         if self.token_file is None and (given := os.environ.get("RAY_AUTH_TOKEN")):
             return _sendable(given.strip(), "RAY_AUTH_TOKEN")
-        file = Path(self.token_file or os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+        file = Path(os.path.expanduser(self.token_file or os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"))
         try:
             return _sendable(file.read_text("utf-8").strip(), str(file))
         except (OSError, UnicodeDecodeError) as error:

@@ -257,7 +257,7 @@ def _only(address: str) -> Iterator[None]:
 def _ca(cluster: Cluster) -> str | None:
     if cluster.ca is None:
         return None
-    file = Path(cluster.ca).expanduser()
+    file = Path(os.path.expanduser(cluster.ca))
     try:
         ssl.create_default_context(cafile=file)
     except OSError as error:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lc_ray import family
+from lc_ray.data.cells import wanted
 from lc_ray.data.files import File, files
+from lc_ray.data.given import media_of
 from lc_ray.data.read import Reader
 from lc_ray.errors import ClusterError, DataError, ModelError
-from lc_ray.spec import UNREAD, JobSpec, digest
+from lc_ray.spec import JobSpec, digest
 from lc_ray.storage import joined
 from lc_ray.units import size_text
 
@@ -93,7 +95,7 @@ def pack(job: JobSpec, shared: str | None = None) -> Package:
     there: list[str] = []
     places: dict[Path, str] = {}
     for path, value in _local(job):
-        named = Path(value).expanduser().absolute()
+        named = Path(os.path.abspath(os.path.expanduser(value)))
         if (shared and named.is_relative_to(shared)) or (value.startswith("/") and not named.exists()):
             there.append(str(named))
             continue
@@ -111,9 +113,7 @@ def pack(job: JobSpec, shared: str | None = None) -> Package:
 
 def _sources(job: JobSpec) -> Iterator[tuple[str, str]]:
     """Fields that name data or models, and what they name."""
-    yield "data.train", job.data.train
-    if isinstance(job.data.validation, str):
-        yield "data.validation", job.data.validation
+    yield from ((f"data.{name}", source) for name, source in job.data.sources.items())
     for prefix, section in (("model", job.model), *((f"data.inputs.{n}", i) for n, i in enumerate(job.data.inputs))):
         for name in ("base", "weights"):
             if value := getattr(section, name):
@@ -155,16 +155,14 @@ def _data(job: JobSpec, source: Path) -> Iterator[tuple[str, Path]]:
 def _named(job: JobSpec, file: File) -> list[Path]:
     """The files that cells of a data file name, each once."""
     folder = Path(file.folder)
-    columns = {i.column: i.path for i in job.data.inputs if i.modality not in UNREAD and hasattr(_modality(i.modality), "MEDIA")}
-    wanted = list(columns)
-    if job.data.target:
-        wanted.append(job.data.target)
+    patterns = {i.column: i.path for i in job.data.inputs}
+    media = sorted(media_of({i.column: i.modality for i in job.data.inputs}, job.task.kind, job.data.target))
     reader = Reader(file, job.data.columns)
-    reader.require([i.column for i in job.data.inputs if i.modality not in UNREAD] + ([job.data.target] if job.data.target else []))
+    reader.require(wanted(job))
     found: dict[Path, None] = {}
-    for row in (row for chunk in reader.rows(wanted) for row in chunk) if wanted else ():
-        for column in wanted:
-            if path := _path(row.get(column), columns.get(column, "{}"), folder):
+    for row in (row for chunk in reader.rows(media) for row in chunk) if media else ():
+        for column in media:
+            if path := _path(row.get(column), patterns.get(column, "{}"), folder):
                 if not path.is_relative_to(folder) or ".." in path.parts:
                     raise DataError(
                         f"'{path}' is not below the data file's folder, and would not be found on the cluster",
@@ -184,12 +182,8 @@ def _path(cell: Any, pattern: str, folder: Path) -> Path | None:
             cell = cell[:_LONGEST].decode("utf-8")
     if not isinstance(cell, str | int) or not 0 < len(text := str(cell)) < _LONGEST or "\0" in text:
         return None
-    path = folder / Path(pattern.replace("{}", text)).expanduser()
-    return path if path.is_file() else None
-
-
-def _modality(kind: str) -> Any:
-    return family.load("modalities", kind).Modality
+    path = folder / os.path.expanduser(pattern.replace("{}", text))
+    return path if os.path.isfile(path) else None  # of Path, a name that is too long for one is an error
 
 
 def _digest(found: dict[str, Path]) -> str:

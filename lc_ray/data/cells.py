@@ -29,10 +29,11 @@ from lc_ray.data import blobs, read
 from lc_ray.data.batch import joined
 from lc_ray.data.files import File, files
 from lc_ray.errors import DataError
+from lc_ray.modalities import _text
 from lc_ray.models import batches
 from lc_ray.models.batches import TARGET
 from lc_ray.models.load import modalities
-from lc_ray.spec import UNREAD, InputSpec, JobSpec, digest
+from lc_ray.spec import UNREAD, InputSpec, JobSpec, TaskSpec, digest
 from lc_ray.storage import StoragePath
 
 _ORDERS = 2**63
@@ -63,7 +64,7 @@ def check(job: JobSpec, source: str, folder: StoragePath, blob: tuple[StoragePat
     found = files(source)
     for file in found:
         read.Reader(file, job.data.columns).require(wanted(job))
-    media = pa.binary() == family.load("tasks", job.task.kind).Task.TYPE or any(parted(columns(tuple(job.inputs())))[0])
+    media = pa.binary() == family.load("tasks", job.task.kind).Task.TYPE or any(parted(columns(job))[0])
     most, size = int(ray.cluster_resources().get("CPU", 1)), _SMALL if media else read.CHUNK
     sizes = {f: 1 + sum(each for _, each, _ in f.stamp()) for f in found}
     whole = sum(sizes.values()) / (most if media else min(most, _READERS))  # of a task; no smaller file is read to know how often it can be shared
@@ -187,7 +188,7 @@ def _raw_order(row: dict[str, Any], job: JobSpec) -> int:
 def _group(row: dict[str, Any], job: JobSpec) -> Any:
     """With whose rows a row stays; None where its cell says nothing: such rows are not alike."""
     value = row.get(job.data.split) if job.data.split else None
-    return None if batches.absent(value) else value
+    return None if _text.absent(value) else value
 
 
 def _write(batch: dict[str, Any], job: JobSpec, folder: StoragePath, blob: tuple[StoragePath, str], size: int, last: int) -> Iterator[pa.Table]:
@@ -197,7 +198,7 @@ def _write(batch: dict[str, Any], job: JobSpec, folder: StoragePath, blob: tuple
     with blobs.Writer(blob[0], f"{blob[1]}/{batch['task'][0]:05d}") as writer:
         for where, file, chunk in _read(batch, job, size):
             used = chunk if last == _ORDERS else [row for row in chunk if _raw_order(row, job) <= last]
-            rows = [where | _check(row, file, inputs, kind, reader, job) for row in used]
+            rows = [where | cleaned(row, file, inputs, kind, reader, job) for row in used]
             if usable := [row for row in rows if not row["_reason"]]:
                 _keep(folder / _name(where["_task"], where["_chunk"]), usable, inputs, kind, writer)
             yield pa.Table.from_pylist([row | {"_place": place} for place, row in enumerate(usable)], _schema(_PLACE, _WRONG))
@@ -224,7 +225,7 @@ def parted(inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return media, {name: modality for name, modality in inputs.items() if name not in media}
 
 
-def _check(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, reader: Any, job: JobSpec) -> dict[str, Any]:
+def cleaned(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, reader: Any, job: JobSpec) -> dict[str, Any]:
     """Clean values, target and order of a row, or why it can't be used."""
     out = {"_row": row["_row"], "_column": "", "_reason": row.get("_error", ""), "_value": "", "_order": 0}
     if out["_reason"]:
@@ -265,13 +266,18 @@ def _fingerprint(value: Any) -> str:
 _JSON = json.JSONEncoder(ensure_ascii=False, default=_fingerprint).encode
 
 
+def columns(job: JobSpec) -> dict[str, Any]:
+    """A job's modalities, loaded once per process."""
+    return _columns(tuple(job.inputs()), job.task)
+
+
 @functools.lru_cache(maxsize=8)
-def columns(inputs: tuple[InputSpec, ...]) -> dict[str, Any]:
-    """Modalities, loaded once per process."""
+def _columns(inputs: tuple[InputSpec, ...], task: TaskSpec) -> dict[str, Any]:
+    """For one task: it may have them cut texts at their beginning, or refuse what another cuts."""
     return modalities(list(inputs))
 
 
 def reading(job: JobSpec) -> tuple[Any, dict[str, Any], Any]:
     """A job's task; its columns, of which the task may say what of a long cell is kept; and what the task reads targets with."""
-    kind, inputs = family.load("tasks", job.task.kind).Task, columns(tuple(job.inputs()))
+    kind, inputs = family.load("tasks", job.task.kind).Task, columns(job)
     return kind, inputs, kind.reader(kind.options(job.task), inputs)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
 COLUMNS = {"tokens", "ner_tags"}
-_DOCUMENT = "-DOCSTART-"  # a word that begins a document, and is in none
+_DOCUMENT = b"-DOCSTART-"  # a word that begins a document, and is in none
 
 
 def rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """A row for each sentence, as Hugging Face names them: `tokens`, the first of each line, and `ner_tags`, the last."""
-    for empty, sentence in groupby(lines, lambda line: not line.strip()):
-        if not empty and (row := _row(b"".join(sentence))):
+    columns = (line.removeprefix(codecs.BOM_UTF8).split() for line in lines)  # at ASCII's blanks alone: a word may have others, such as 10 000
+    for some, sentence in groupby(columns, bool):
+        if some and (row := _row(list(sentence))):
             yield row
 
 
-def _row(sentence: bytes) -> dict[str, Any] | None:
-    try:
-        words = [line.split() for line in sentence.decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        return {"_error": "not valid UTF-8"}
+def _row(words: list[list[bytes]]) -> dict[str, Any] | None:
     if words[0][0] == _DOCUMENT:
         words = words[1:]
     if any(len(word) < 2 for word in words):
         return {"_error": "a word without a tag"}
-    return {"tokens": [word[0] for word in words], "ner_tags": [word[-1] for word in words]} if words else None
+    try:
+        return {name: [word[place].decode("utf-8") for word in words] for name, place in (("tokens", 0), ("ner_tags", -1))} if words else None
+    except UnicodeDecodeError:
+        return {"_error": "not valid UTF-8"}

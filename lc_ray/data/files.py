@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import os
 import re
 import urllib.parse
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def files(source: str) -> list[File]:
     if source.startswith("package:"):
         source = str(package_path(source))
     elif "://" not in source:
-        source = str(Path(source).expanduser().resolve())
+        source = os.path.realpath(os.path.expanduser(source))
     system, path = system_of(source)
     try:
         found = system.get_file_info(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def _cell(value: Any, media: bool) -> Any:
     if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
         return _encoded(value)
     if media and isinstance(value, str | Path) and "://" not in str(value) and not str(value).startswith("data:"):
-        return str(Path(value).expanduser().resolve())
+        return os.path.realpath(os.path.expanduser(value))
     if isinstance(value, dict):
         return {name: _cell(each, media and name == "path") for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -136,9 +136,8 @@ def stamps(job: JobSpec) -> list[Any]:
     Raises:
         DataError: there is no such data.
     """
-    sources = [job.data.train] + ([job.data.validation] if isinstance(job.data.validation, str) else [])
-    found = [[str(file), file.stamp()] for source in sources for file in files(source)]
-    named = [Path(name).expanduser() for i in job.inputs() for name in (i.base, i.weights) if name]
+    found = [[str(file), file.stamp()] for source in job.data.sources.values() for file in files(source)]
+    named = [Path(name) for i in job.inputs() for name in (i.base, i.weights) if name]
     bases = [file for path in dict.fromkeys(named) for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
     return found + [[str(file), [file.stat().st_size, file.stat().st_mtime_ns]] for file in bases]
 
@@ -210,9 +209,9 @@ def _cells(side: str) -> str:
 
 def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
     kind = task_kind(job)  # what is wrong with it is found before any work is done
-    options, columns = kind.options(job.task), cells.columns(tuple(job.inputs()))
+    options, columns = kind.options(job.task), cells.columns(job)
     train, validation, reasons = _sides(job, folder)
-    held_out = job.data.validation if isinstance(job.data.validation, str) else job.data.train
+    held_out = job.data.sources.get("validation", job.data.train)
     for name, side, source in (("training", train, job.data.train), ("validation", validation, held_out)):
         if not side.index.num_rows:
             raise DataError(f"no {name} rows are left", source, "give more rows, or another `data.validation`")
@@ -223,7 +222,7 @@ def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
         if not (unseen := dict.fromkeys(validation.others(train), error)):
             raise
     if unseen:
-        if isinstance(job.data.validation, str) or job.data.split or len(unseen) == validation.index.num_rows:
+        if "validation" in job.data.sources or job.data.split or len(unseen) == validation.index.num_rows:
             raise next(iter(unseen.values()))
         # Of a label so rare that chance left training without it, all rows are for training.
         rare = np.isin(np.arange(validation.index.num_rows), list(unseen))
@@ -283,7 +282,7 @@ def _sides(job: JobSpec, folder: StoragePath) -> tuple[_Side, _Side, Counter[str
     """Training rows, validation rows, and how many rows were rejected by reason. The rejected ones are kept in `rejects`."""
     data, found, rejects = job.data, dict[str, _Side](), dict[str, pa.Table]()
     seen, reasons = 0, Counter[str]()
-    for name, source in ({"train": data.train} | ({"validation": data.validation} if isinstance(data.validation, str) else {})).items():
+    for name, source in data.sources.items():
         place, limit = folder / _cells(name), data.rows if name == "train" else None
         index, rejects[name] = cells.check(job, source, place, (folder / _BLOBS, name), limit)
         found[name] = _Side(index, place, blobs.Reader(folder / _BLOBS))

@@ -65,11 +65,6 @@ def measure(predictors: dict[str, Predictor], rows: dict[str, list[Any]], batch_
     }
 
 
-def speedup(cost: dict[str, float], base: dict[str, float]) -> float:
-    """Throughput as a multiple of another model's, both from one call of `measure`."""
-    return cost["throughput"] / base["throughput"]
-
-
 def weights(file: Path) -> int:
     """Number of weights in a safetensors file, from its header alone."""
     with safe_open(file, "np") as tensors:

@@ -73,7 +73,8 @@ def print_table(record: Record, console: Console) -> None:
     console.print(table)
     objective = _objective(record).replace("_", " ")
     for row in ablation(record):
-        console.print(f"{row.name:<24}{next((value for value, name in row.cells if name == objective), '')} {objective}", highlight=False)
+        figure = next((value for value, name in row.cells if name == objective), "")
+        console.print(f"{row.name:<24}{figure} {objective}", markup=False, highlight=False)
     if verdict := _verdict(record):
         console.print(Text(verdict, "bold green" if verdict == "accepted" else "bold red"))
         for reason in record["accept"]["reasons"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.fs
 
 from lc_ray.errors import DataError
+from lc_ray.modalities import _text
 from lc_ray.storage import joined, system_of
 
 _LARGEST = 256 * 2**20  # bytes
@@ -61,11 +62,6 @@ def spend(values: int) -> None:
             raise DataError("larger than what is left to the request")
 
 
-def missing(value: Any) -> bool:
-    """Whether a cell is null."""
-    return value is None or (isinstance(value, float) and np.isnan(value))
-
-
 def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
     """The bytes that a cell holds or names.
 
@@ -82,7 +78,7 @@ def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, dict) and isinstance(value.get("b64"), str):
         value = _decoded(value["b64"])
-    if missing(value):
+    if _text.missing(value):
         raise DataError("null")
     if isinstance(value, bytes) and folder is not None and (_is_name(value) or _is_encoded(value)):
         value = value.decode("utf-8")  # a cell of a CSV file
@@ -129,7 +125,7 @@ def _read(name: str, folder: Path | str) -> bytes:
         if "://" not in name and "://" in str(folder):
             name = joined(str(folder), name)
         if "://" not in name:
-            path = Path(folder) / Path(name).expanduser()
+            path = Path(folder) / os.path.expanduser(name)
             if not path.is_file():
                 raise DataError("no such file")
             with open(path, "rb", buffering=0) as file:

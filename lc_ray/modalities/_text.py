@@ -1,4 +1,4 @@
-"""Texts and lists, as files of every kind hold them."""
+"""Texts and lists, as cells of every kind of file hold them, and cells that hold nothing."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ def _windows(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error("windows-1252", _windows)
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell is null, or not a number."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def absent(value: Any) -> bool:
+    """Whether a cell is missing, or blank."""
+    return missing(value) or (isinstance(value, str | bytes) and not value.strip())
 
 
 def unicode(value: str | bytes, errors: str = "strict") -> str:

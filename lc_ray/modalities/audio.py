@@ -175,8 +175,7 @@ class Encoder(nn.Module):
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
         """With weights yet to be loaded, from `config`."""
-        kept = {k: v for k, v in config["transformers"].items() if k != "model_type"}
-        model = AutoModel.from_config(AutoConfig.for_model(config["transformers"]["model_type"], **kept))
+        model = AutoModel.from_config(AutoConfig.for_model(**config["transformers"]))
         return cls(plain(model.encoder if config["transformers"]["model_type"] == "whisper" else model), config)
 
     @property

@@ -171,8 +171,7 @@ class Encoder(nn.Module):
         """With weights yet to be loaded, from `config`."""
         if name := config.get("torchvision"):
             return cls(_trunk(torchvision.models.get_model(name, weights=None), name), config)
-        kept = {k: v for k, v in config["transformers"].items() if k != "model_type"}
-        model = AutoModel.from_config(AutoConfig.for_model(config["transformers"]["model_type"], **kept))
+        model = AutoModel.from_config(AutoConfig.for_model(**config["transformers"]))
         return cls(_hub.headless(model, *_HEADS), config)
 
     def _measured(self, side: int, source: str) -> Self:

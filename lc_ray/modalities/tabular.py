@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError
-from lc_ray.modalities import _media, _text
+from lc_ray.modalities import _text
 from lc_ray.spec import InputSpec
 
 _BUCKETS = 4096  # of categories; 0 is for numbers
@@ -48,7 +48,7 @@ class Modality:
         """
         if isinstance(value, str | bytes):
             value = _text.unicode(value, errors)
-        if _media.missing(value) or (isinstance(value, str) and not value.strip()):
+        if _text.absent(value):
             raise DataError("null")
         if not isinstance(value, str | int | float | bool | Decimal):
             raise DataError(f"neither a number nor a text but {type(value).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from pathlib import Path
@@ -52,7 +53,7 @@ class Modality:
             DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read; too long or
                 without a letter that the tokenizer knows, if not cut.
         """
-        if value is None or (isinstance(value, float) and np.isnan(value)):
+        if _text.missing(value):
             raise DataError("null")
         if not isinstance(value, str | bytes):
             raise DataError(f"not text but {type(value).__name__}")
@@ -80,10 +81,10 @@ class Modality:
     def near(self, text: str) -> str:
         """A text without what will be cut of it anyway, if it is very long."""
         last = self.tokenizer.truncation_side == "left"
-        return _text.enough(text, self.spec.max_length, lambda part: self.tokenizer(part, verbose=False)["input_ids"], last)
+        return _text.enough(text, self.spec.max_length, lambda part: self._uncut(part, verbose=False)["input_ids"], last)
 
     def _wrong(self, text: str) -> str | None:
-        ids = self.tokenizer(self.near(text))["input_ids"]
+        ids = self._uncut(self.near(text))["input_ids"]
         if len(ids) > self.spec.max_length:
             return f"longer than {self.spec.max_length} tokens"
         return "the base model's vocabulary has no letter of the text" if self._nothing.issuperset(ids) else None
@@ -91,7 +92,12 @@ class Modality:
     @functools.cached_property
     def _nothing(self) -> frozenset[int]:
         """Tokens of a text that has no letter for the model."""
-        return frozenset(self.tokenizer(_NOWHERE)["input_ids"])
+        return frozenset(self._uncut(_NOWHERE)["input_ids"])
+
+    @functools.cached_property
+    def _uncut(self) -> Any:
+        """A tokenizer that never cuts. Another one: whether one cuts is a setting of its own, which threads would change for each other."""
+        return copy.deepcopy(self.tokenizer)
 
     def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
         """Each text, and its token ids, cut at `max_length`, not padded."""
@@ -201,8 +207,7 @@ class Encoder(nn.Module):
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
         """With weights yet to be loaded, from `config`."""
-        kept = {k: v for k, v in config.items() if k != "model_type"}
-        return cls(AutoModel.from_config(AutoConfig.for_model(config["model_type"], **kept)))
+        return cls(AutoModel.from_config(AutoConfig.for_model(**config)))
 
     @property
     def config(self) -> dict[str, Any]:

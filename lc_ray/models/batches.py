@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lc_ray.errors import DataError
+from lc_ray.modalities import _text
 from lc_ray.spec import UNREAD, module_name
 
 TARGET = "_target"  # column of the prepared rows
@@ -126,7 +127,7 @@ def decode(row: dict[str, Any], columns: dict[str, Any], errors: str = "strict",
     """
     clean: dict[str, Any] = {}
     for name, modality in columns.items():
-        if modality.spec.optional and absent(row.get(name)):
+        if modality.spec.optional and _text.absent(row.get(name)):
             clean[name] = None
             continue
         try:
@@ -136,8 +137,3 @@ def decode(row: dict[str, Any], columns: dict[str, Any], errors: str = "strict",
     if all(value is None for value in clean.values()) and not any(modality.spec.modality in UNREAD for modality in columns.values()):
         raise DataError("all of them are missing", ", ".join(clean))
     return clean
-
-
-def absent(value: Any) -> bool:
-    """Whether a cell is null, not a number, or blank."""
-    return value is None or (isinstance(value, float) and value != value) or (isinstance(value, str | bytes) and not value.strip())

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lc_ray import family
 from lc_ray.errors import ModelError
+from lc_ray.modalities import _encoders
+from lc_ray.modalities._encoders import pool
 from lc_ray.spec import FusionSpec, InputSpec, ModelSpec, module_name
 
 _LAYERS, _HEADS = 2, 4  # of the attention fusion
@@ -48,21 +49,18 @@ class FusionModel(nn.Module):
     @classmethod
     def pretrained(cls, spec: ModelSpec, inputs: list[InputSpec], sources: dict[str, str], task: Any) -> Self:
         """The base model's encoder for each column, what joins them, and a new head for the task."""
-        encoders = {i.column: family.load("modalities", i.modality).Encoder.pretrained(i, sources[i.column]) for i in inputs}
-        return cls(encoders, spec.fusion, task, spec.dropout)
+        return cls(_encoders.pretrained(inputs, sources), spec.fusion, task, spec.dropout)
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
         """With weights yet to be loaded, from `config`."""
-        encoders = {c: family.load("modalities", e["modality"]).Encoder.rebuild(e["config"]) for c, e in config["encoders"].items()}
-        return cls(encoders, FusionSpec(**config["fusion"]), task, config["dropout"])
+        return cls(_encoders.rebuild(config["encoders"]), FusionSpec(**config["fusion"]), task, config["dropout"])
 
     @property
     def config(self) -> dict[str, Any]:
         """What `rebuild` needs, as JSON."""
-        known = {c: self.encoders[module_name(c)] for c in self.columns}
-        encoders = {c: {"modality": type(e).__module__.rpartition(".")[2], "config": e.config} for c, e in known.items()}
-        return {"encoders": encoders, "fusion": self.fusion.model_dump(mode="json"), "dropout": self.dropout.p}
+        encoders = {c: self.encoders[module_name(c)] for c in self.columns}
+        return {"encoders": _encoders.config(encoders), "fusion": self.fusion.model_dump(mode="json"), "dropout": self.dropout.p}
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Outputs of the head for a batch of tensors named `column.tensor`: (batch, ...), or (batch, positions, ...) for a task of positions."""
@@ -84,12 +82,6 @@ class FusionModel(nn.Module):
         else:
             outputs = self.head(self.dropout(self.join(hidden, masks, torch.stack(present, 1))))
         return outputs
-
-
-def pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the positions that a mask leaves: (batch, positions, width), (batch, positions) → (batch, width); 0 where it leaves none."""
-    weight = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 class Concat(nn.Module):

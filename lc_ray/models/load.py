@@ -48,7 +48,7 @@ def find(name: str) -> str:
         return str(package_path(name))
     if "://" in name:
         return _copied(name)
-    if (folder := Path(name).expanduser()).exists():
+    if (folder := Path(os.path.expanduser(name))).exists():
         if (folder / artifact.MANIFEST).exists() and not (folder / "config.json").exists():
             raise ModelError("an artifact, which is trained already, and no base model", name, "give the folder or name that it was trained from")
         return str(folder.resolve())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lc_ray.errors import DataError, ServeError
-from lc_ray.modalities import _media
+from lc_ray.modalities import _media, _text
 from lc_ray.serve.record import Predicted, Record
 from lc_ray.serving import LogSpec
 
@@ -72,7 +72,7 @@ class Predictions:
         answer = {name: _kept(v) if isinstance(v, str) and v.startswith("data:") else v for name, v in answer.items()}
         about = {"time": datetime.fromtimestamp(seen.time, UTC).isoformat(timespec="milliseconds"), "id": seen.id}
         whole = {**about, "model": seen.model, "version": seen.version, "row": told, "answer": answer}
-        return json.dumps(whole, default=_text).encode() + b"\n"
+        return json.dumps(whole, default=_decoded).encode() + b"\n"
 
 
 def _kept(value: Any) -> Any:
@@ -85,12 +85,12 @@ def _kept(value: Any) -> Any:
 
 def _fingerprint(value: Any) -> dict[str, Any] | None:
     """What is kept of a picture or sound."""
-    if _media.missing(value) or not value:
+    if _text.missing(value) or not value:
         return None
     content = _media.fetch(value, None)
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
-def _text(value: Any) -> str:
+def _decoded(value: Any) -> str:
     """A cell that came as bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

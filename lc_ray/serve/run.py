@@ -100,14 +100,14 @@ def _unless_ray_ends(address: str, port: int) -> Iterator[None]:
 
 
 def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = None, grpc_port: int | None = None) -> str:
-    named = ", ".join(f"[bold]{one.manifest.name}[/bold] ({one.digest})" for one in found)
+    named = ", ".join(f"[bold]{escape(one.manifest.name)}[/bold] ({one.digest})" for one in found)
     name, columns = found[0].manifest.name, [i["column"] for i in found[0].manifest.inputs]
     body = json.dumps({"instances": ["..." if len(columns) == 1 else dict.fromkeys(columns, "...")]})
     place = auth.place()
     key = "KEY" if key_file else place if place.startswith("$") else f"$(cat {place})"
     curl = f"curl {url}/v1/models/{name}:predict -H \"Authorization: Bearer {key}\" -d '{body}'"
     also = f" and, over gRPC, at [bold]{urlsplit(url).hostname}:{grpc_port}[/bold]" if grpc_port else ""
-    return f"serving {named} at [bold]{url}[/bold]{also}\nAPI key: {key_file or place}\n\n  {escape(curl)}\n"
+    return f"serving {named} at [bold]{url}[/bold]{also}\n" + escape(f"API key: {key_file or place}\n\n  {curl}\n")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -48,8 +48,7 @@ class Model(nn.Module):
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
         """With weights yet to be loaded, from `config`."""
-        kept = {k: v for k, v in config["model"].items() if k != "model_type"}
-        return cls(AutoModelForCTC.from_config(AutoConfig.for_model(config["model"]["model_type"], **kept)), config["column"])
+        return cls(AutoModelForCTC.from_config(AutoConfig.for_model(**config["model"])), config["column"])
 
     @property
     def config(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ how many there are.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou, generalized_box_iou, generalized_box_iou_loss
 from transformers import AutoConfig, AutoModelForObjectDetection
 
-from lc_ray.errors import ModelError
-from lc_ray.modalities import image
+from lc_ray.modalities import _hub, image
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._fixed_norm import thaw
 from lc_ray.tasks._task import Batch, Run
@@ -51,23 +50,15 @@ class Model(nn.Module):
     @classmethod
     def pretrained(cls, spec: InputSpec, source: str, task: Any) -> Self:
         """See `object_detection.Model`."""
-        try:
+        with _hub.loading("detector", source):
             config = _configured(AutoConfig.from_pretrained(source), task)
-            if spec.weights == "random":
-                net = AutoModelForObjectDetection.from_config(config)
-            else:
-                net = AutoModelForObjectDetection.from_pretrained(
-                    source, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
-                )
-        except (OSError, ValueError, ImportError) as error:
-            raise ModelError(f"no detector can be loaded: {str(error).strip().splitlines()[0]}", source) from None
+            net = _hub.model(AutoModelForObjectDetection, config, source, spec.weights, config=config, ignore_mismatched_sizes=True)
         return cls(net, {"column": spec.column, "transformers": config.to_dict(), **image.statistics(Path(source))})
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
         """With weights yet to be loaded, from `config`."""
-        kept = {k: v for k, v in config["transformers"].items() if k != "model_type"}
-        return cls(AutoModelForObjectDetection.from_config(AutoConfig.for_model(config["transformers"]["model_type"], **kept)), config)
+        return cls(AutoModelForObjectDetection.from_config(AutoConfig.for_model(**config["transformers"])), config)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Pixels (batch, 3, side, side) → logits of each query's label and its box's centre, width and height in [0, 1].
@@ -109,8 +100,6 @@ class Finding:
     Args:
         labels: how many there are.
     """
-
-    MODEL: ClassVar[Any] = Model
 
     def __init__(self, labels: int) -> None:
         self.labels = labels

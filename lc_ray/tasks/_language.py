@@ -115,7 +115,7 @@ def written(value: Any, what: str) -> str:
             value = _text.unicode(value)
         except DataError as error:
             raise DataError(f"the {what} is {error.what}") from None
-    if value is None or (isinstance(value, float) and np.isnan(value)) or (isinstance(value, str) and not value.strip()):
+    if _text.absent(value):
         raise DataError(f"the {what} is missing")
     if not isinstance(value, str):
         raise DataError(f"the {what} is not text but {type(value).__name__}")
@@ -184,8 +184,7 @@ class Model(nn.Module):
     @classmethod
     def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
         """With weights yet to be loaded, from `config`."""
-        kept = {k: v for k, v in config["model"].items() if k != "model_type"}
-        model = cls.AUTO.from_config(AutoConfig.for_model(config["model"]["model_type"], **kept), **cls.OPTIONS)
+        model = cls.AUTO.from_config(AutoConfig.for_model(**config["model"]), **cls.OPTIONS)
         return cls(model, config["column"])
 
     @property

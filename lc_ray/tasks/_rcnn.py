@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -142,8 +142,6 @@ class Finding:
     Raises:
         ModelError: the model is no Faster R-CNN.
     """
-
-    MODEL: ClassVar[Any] = Model
 
     def __init__(self, labels: int, column: str, base: str, side: int) -> None:
         self.labels, self.column, self.side = labels, column, side

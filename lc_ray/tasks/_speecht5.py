@@ -187,8 +187,7 @@ class Model(nn.Module):
     @classmethod
     def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
         """With weights yet to be loaded, from `config`."""
-        kept = {k: v for k, v in config["model"].items() if k != "model_type"}
-        return cls(SpeechT5ForTextToSpeech(AutoConfig.for_model("speecht5", **kept)), config["column"])
+        return cls(SpeechT5ForTextToSpeech(AutoConfig.for_model(**config["model"])), config["column"])
 
     @property
     def config(self) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from pydantic import Field, model_validator
 from scipy.linalg import sqrtm  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from lc_ray import family
 from lc_ray.errors import DataError, ModelError, SpecError
-from lc_ray.modalities import image
+from lc_ray.modalities import _encoders, image
+from lc_ray.modalities._encoders import pool
 from lc_ray.spec import UNREAD, InputSpec, ModelSpec, Section, module_name
 from lc_ray.tasks import _task
 
@@ -206,7 +206,7 @@ def _features(name: str, size: int, pictures: NDArray[np.uint8]) -> NDArray[np.f
     """Pictures (rows, size, size, 3) → pooled features (rows, width)."""
     with torch.no_grad():
         parts = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
-        return np.concatenate([_pool(*_encoder(name, size)(part)).double().numpy() for part in torch.split(parts, 64)])
+        return np.concatenate([pool(*_encoder(name, size)(part)).double().numpy() for part in torch.split(parts, 64)])
 
 
 def frechet_distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -262,21 +262,18 @@ class Model(nn.Module):
             raise SpecError(f"task.size: {task.size} is not a multiple of {least}, by which this UNet divides pictures")
         if seeds[0].weights != "random":
             _same_noise(source, task.options_given)
-        return cls(net, {i.column: family.load("modalities", i.modality).Encoder.pretrained(i, sources[i.column]) for i in given})
+        return cls(net, _encoders.pretrained(given, sources))
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], task: Task) -> Self:
         """With weights yet to be loaded, from `config`."""
-        encoders = {c: family.load("modalities", e["modality"]).Encoder.rebuild(e["config"]) for c, e in config["encoders"].items()}
-        return cls(UNet2DModel.from_config(config["unet"]), encoders)
+        return cls(UNet2DModel.from_config(config["unet"]), _encoders.rebuild(config["encoders"]))
 
     @property
     def config(self) -> dict[str, Any]:
         """What `rebuild` needs, as JSON."""
         known = {name: value for name, value in dict(self.net.config).items() if not name.startswith("_")}
-        encoders = {c: cast(Any, self.encoders[module_name(c)]) for c in self.columns}
-        named = {c: {"modality": type(e).__module__.rpartition(".")[2], "config": e.config} for c, e in encoders.items()}
-        return {"unet": known, "encoders": named}
+        return {"unet": known, "encoders": _encoders.config({c: self.encoders[module_name(c)] for c in self.columns})}
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """`noisy` (batch, 3, size, size), `timestep` (batch,) and the columns' tensors → (batch, 3, size, size).
@@ -290,14 +287,8 @@ class Model(nn.Module):
     def _said(self, name: str, batch: dict[str, Tensor]) -> Tensor:
         own = {k.removeprefix(f"{name}."): v for k, v in batch.items() if k.startswith(f"{name}.")}
         there = own.pop("present", None)
-        said: Tensor = self.project[name](_pool(*self.encoders[name](**own)))
+        said: Tensor = self.project[name](pool(*self.encoders[name](**own)))
         return said if there is None else said * there.unsqueeze(-1).to(said.dtype)
-
-
-def _pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the positions of a mask: (batch, positions, width), (batch, positions) → (batch, width)."""
-    weight = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def _same_noise(source: Path, options: Any) -> None:

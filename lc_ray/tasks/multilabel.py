@@ -54,8 +54,7 @@ class Task(_task.Task):
         if isinstance(value, str):
             value = [part for part in value.split(_SEPARATOR) if part.strip()]
         if not isinstance(value, list):
-            missing = value is None or (isinstance(value, float) and np.isnan(value))
-            raise DataError("labels missing" if missing else f"not a list of labels but {type(value).__name__}")
+            raise DataError("labels missing" if _text.missing(value) else f"not a list of labels but {type(value).__name__}")
         if all(isinstance(label, int | float) and label in (0, 1) for label in value) and len(set(value)) < len(value):  # none is twice among names
             raise DataError("a 0 or 1 per label; give the names of those that a row has")
         return sorted({classification.Task.clean(label) for label in value})

@@ -65,7 +65,7 @@ class Task(_task.Task):
         value = _text.listed(value, ("[", "{"))
         if isinstance(value, dict) and value:  # as Hugging Face datasets may keep a list of them
             value = _rows(value)
-        if value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
+        if _text.absent(value):
             raise DataError("boxes missing: a picture without objects has an empty list")
         if not isinstance(value, list):
             raise DataError(f"not a list of boxes but {type(value).__name__}")

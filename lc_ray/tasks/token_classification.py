@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities import _text
 from lc_ray.tasks import _task, classification
+from lc_ray.tasks._task import Batch, Run
 
 _IGNORED = -100  # targets of padding, as PyTorch's cross-entropy has it
 OUTSIDE = "O"
@@ -108,12 +109,17 @@ class Task(_task.Task):
             padded[i, : len(row)] = row
         return torch.from_numpy(padded)
 
+    def teach(self, inputs: Batch, targets: Tensor, random: torch.Generator, training: bool) -> tuple[Batch, Tensor]:
+        """Words that were cut off with the text's end do not count, however long the batch's others are."""
+        behind = torch.arange(targets.shape[1]) >= _read(inputs)[:, None]
+        return inputs, targets.masked_fill(behind, _IGNORED)
+
     def head(self, width: int) -> nn.Module:
         """(batch, words, width) → (batch, words, tags)."""
         return nn.Linear(width, len(self.labels))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy over the words; those that were cut off with the text's end do not count."""
+        """Mean cross-entropy over the words that `teach` left."""
         words = min(outputs.shape[1], targets.shape[1])
         weight = torch.tensor(self.weights, device=outputs.device) if self.weights else None
         return F.cross_entropy(outputs[:, :words].flatten(0, 1).float(), targets[:, :words].flatten(), weight, ignore_index=_IGNORED)
@@ -125,11 +131,15 @@ class Task(_task.Task):
         student, parent = (F.log_softmax(x[:, :words][real].float() / temperature, dim=-1) for x in (outputs, teacher))
         return F.kl_div(student, parent, log_target=True, reduction="batchmean") * temperature**2
 
+    def answer(self, run: Run, inputs: Batch) -> list[NDArray[np.float32]]:
+        """Logits of each row's own words: (words, tags). Behind them the model says something of a batch's longer rows alone."""
+        return [output[:words] for output, words in zip(run(inputs), _read(inputs).tolist(), strict=True)]
+
     def metrics(self, scores: list[NDArray[np.float32]], encoded: list[list[int]]) -> dict[str, float]:
         """Precision, recall and F1 of whole entities (CoNLL-2000's definition, as seqeval's), and accuracy of the words.
 
         Args:
-            scores: logits of each row, (words or more, tags); a word that was cut off counts as outside.
+            scores: logits of each row, (words, tags); a word that was cut off counts as outside.
             encoded: each row's tag indices.
         """
         right = found = there = 0
@@ -149,7 +159,7 @@ class Task(_task.Task):
         return tags + [OUTSIDE] * (words - len(tags))
 
     def decode(self, output: NDArray[np.float32], parts: dict[str, Any]) -> dict[str, Any]:
-        """Logits (words or more, tags) → the entities (type, text, first word and the one after its last, score), and each word's tag."""
+        """Logits (words, tags) → the entities (type, text, first word and the one after its last, score), and each word's tag."""
         (column,) = parts.values()
         words = column["words"] or []
         tags = self._tags(output, len(words))
@@ -173,6 +183,12 @@ class Task(_task.Task):
         if wrong:
             return float(np.mean(wrong))
         return None if len(answer["entities"]) == len(truth) else 0.0
+
+
+def _read(inputs: Batch) -> Tensor:
+    """How many words of each row are read, at least one: a mean over none would be no number."""
+    (starts,) = (tensor for name, tensor in inputs.items() if name.endswith(".starts"))
+    return (starts >= 0).sum(1).clamp(min=1)
 
 
 def entities(tags: list[str]) -> list[tuple[str, int, int]]:

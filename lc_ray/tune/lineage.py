@@ -14,15 +14,6 @@ def best(results: list[SegmentResult], objective: str) -> SegmentResult:
     return max((r for r in results if r.number == last), key=lambda r: (r.metrics[objective], -r.member))
 
 
-def path(results: list[SegmentResult], winner: SegmentResult) -> list[SegmentResult]:
-    """The winner and its ancestors, oldest first."""
-    by_key = {r.key: r for r in results}
-    line = [winner]
-    while line[-1].parent is not None:
-        line.append(by_key[line[-1].parent])
-    return line[::-1]
-
-
 def table(results: list[SegmentResult]) -> list[dict[str, Any]]:
     """Segments as plain rows, in order, each saying whether its parent belongs to another member (an exploit)."""
     rows: list[dict[str, Any]] = []

@@ -75,6 +75,20 @@ def test_pictures_that_cells_name_go_along(job, tmp_path, where):
     assert "0/photos/c.png" not in packed.files
 
 
+def test_texts_are_not_taken_for_names_of_files(job, tmp_path):
+    (tmp_path / "positive").write_text("a file beside the rows")
+    (tmp_path / "rows.csv").write_text(f"text,label\na,positive\nb,{'long ' * 100}\nc,~10 items\n", "utf-8")
+    packed = pack(job(**{"data.train": str(tmp_path / "rows.csv")}))
+    assert [name for name in packed.files if name.startswith("0/")] == ["0/rows.csv"]
+
+
+def test_sounds_that_are_targets_go_along_and_what_names_none_stays(job, tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    (tmp_path / "rows.csv").write_text(f"text,said\na,a.wav\nb,~b.wav\nc,{'c' * 300}\n", "utf-8")
+    packed = pack(job(**{"data.train": str(tmp_path / "rows.csv"), "data.target": "said", "task.kind": "text_to_speech"}))
+    assert [name for name in packed.files if name.startswith("0/")] == ["0/rows.csv", "0/a.wav"]
+
+
 def test_files_with_any_names_are_found_in_a_bucket(job, tmp_path):
     (tmp_path / "50% what?.csv").write_text("text,label\na,x\n")
     packed = pack(job(**{"data.train": str(tmp_path / "50% what?.csv")}))
@@ -106,8 +120,11 @@ def test_mistakes_are_found_before_anything_is_sent(job):
         pack(job(**{"data.train": "nothing.csv"}))
     with pytest.raises(DataError, match="no column 'stars'"):
         pack(job(**{"data.target": "stars"}))
-    with pytest.raises(ModelError, match="nothing: no such file or folder"):
-        pack(job(**{"model.base": "./nothing"}))
+    with pytest.raises(DataError, match="no column 'speaker'"):
+        pack(job(**{"data.split": "speaker"}))
+    for folder in ("./nothing", "~nobody-of-this-name/nothing"):
+        with pytest.raises(ModelError, match="nothing: no such file or folder"):
+            pack(job(**{"model.base": folder}))
 
 
 def test_too_much_for_an_upload(job, tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lc_ray.data.cells import gather, settled
+from lc_ray import spec
+from lc_ray.data.cells import gather, reading, settled
 from lc_ray.storage import StoragePath
 
 
@@ -28,3 +29,9 @@ def test_equal_rows_are_told_by_their_source():
     index = pa.table({"_order": [5, 3, 5, 5], "_source": [1, 0, 0, 0], "_row": [0, 9, 7, 2]})
     assert settled(index)["_row"].to_pylist() == [9, 2, 7, 0]
     assert np.array_equal(settled(index, drop=True)["_row"], [9, 2])
+
+
+def test_what_a_task_has_its_columns_do_is_for_its_jobs_alone(tiny_job):
+    kinds = ("text_generation", "classification", "text_generation")
+    sides = [reading(spec.parse(tiny_job | {"task": {"kind": kind}}))[1]["text"].tokenizer.truncation_side for kind in kinds]
+    assert sides == ["left", "right", "left"]

@@ -4,7 +4,7 @@ from lc_ray.data import read
 from lc_ray.data.files import files
 from lc_ray.errors import DataError
 
-SENTENCES = [["Ann", "lives", "in", "Bonn", "."], ["#ok"]]
+SENTENCES = [["Ann", "lives", "in", "Bonn", "."], ["#ok\u00a0\u2028ok"]]
 TAGS = [["B-PER", "O", "O", "B-LOC", "O"], ["O"]]
 
 
@@ -18,7 +18,7 @@ def read_all(tmp_path, content, wanted, name="train.conll"):
 
 @pytest.mark.parametrize("between", ["\t", " NNP I-NP ", " "])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("first", ["", "-DOCSTART- -X- O O\n\n", "-DOCSTART- O\n", "\n\n", "\ufeff"])
+@pytest.mark.parametrize("first", ["", "-DOCSTART- -X- O O\n\n", "-DOCSTART- O\n", "\n\n", "\ufeff", "\ufeff\n"])
 def test_sentences_are_rows(tmp_path, between, end, first):
     sentences = ["".join(f"{word}{between}{tag}\n" for word, tag in zip(*both, strict=True)) for both in zip(SENTENCES, TAGS, strict=True)]
     rows = read_all(tmp_path, (first + "\n \n".join(sentences)).replace("\n", end).encode(), ["tokens", "ner_tags"])

@@ -125,7 +125,8 @@ def test_of_a_book_no_more_is_read_than_its_end(chat, monkeypatch):
     talk = [{"role": "user", "content": "bad " * 100_000 + "good day"}, TALK[1]]
     short = chat.prepare([[{"role": "user", "content": "bad " * 100 + "good day"}, TALK[1]]])
     read, tokenizer = [], chat.tokenizer
-    monkeypatch.setattr(chat, "tokenizer", Reading(tokenizer, read))
+    for name in ("_uncut", "tokenizer"):
+        monkeypatch.setattr(chat, name, Reading(tokenizer, read))
     assert {**chat.prepare([talk]), "messages": short["messages"]} == short
     assert max(len(text) for texts in read for text in texts) < 2000
 

@@ -130,14 +130,14 @@ def test_a_request_may_carry_base64_but_never_opens_a_file(tmp_path):
         IMAGE.decode({"bytes": None, "path": str(tmp_path / "a.png")})
     with pytest.raises(DataError, match="empty"):
         IMAGE.decode("", folder=tmp_path)
-    for name in ("é ß.png", "日本.png"):
+    for name in ("é ß.png", "日本.png", "~$a.png"):
         (tmp_path / name).write_bytes(picture())
         for cell in (name, name.encode(), f"file://{tmp_path}/{name}"):
             assert IMAGE.decode(cell, folder=tmp_path) == IMAGE.decode(picture())
     large = base64.b64encode(picture(form="BMP"))
     for cell in (large, b"data:image/bmp;base64," + large, base64.encodebytes(picture(form="BMP")).decode()):
         assert IMAGE.decode(cell, folder=tmp_path) == IMAGE.decode(picture(form="BMP"))
-    for name in ("b.png", "fi"):
+    for name in ("b.png", "fi", "~nobody-of-this-name/b.png"):
         with pytest.raises(DataError, match=r"^no such file$"):
             IMAGE.decode(name, folder=tmp_path)
 

@@ -1,4 +1,5 @@
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,9 +135,18 @@ def test_of_a_book_no_more_is_read_than_is_kept(tiny_base, monkeypatch, side, ki
         return tokenizer(texts, **how)
 
     reading.truncation_side = side
-    monkeypatch.setattr(modality, "tokenizer", reading)
+    for name in ("_uncut", "tokenizer"):
+        monkeypatch.setattr(modality, name, reading)
     assert modality.prepare([book, "good day"])["input_ids"] == [whole, tokenizer("good day")["input_ids"]]
     assert (max(map(len, read)) < 1000) == (kind == "many words")
+
+
+def test_texts_are_cut_while_other_threads_read_books(tiny_base):
+    modality = Modality(InputSpec(column="text", max_length=12), tiny_base)
+    texts, book = ["good day bad " * 20] * 50, ["good day bad " * 2000]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda number: modality.prepare(book if number % 2 else texts)["input_ids"], range(1000)))
+    assert {len(ids) for rows in found for ids in rows} == {12}
 
 
 def test_a_book_is_refused_unread_where_texts_are_kept_whole(tiny_base, monkeypatch):
@@ -148,8 +158,7 @@ def test_a_book_is_refused_unread_where_texts_are_kept_whole(tiny_base, monkeypa
         read.append(text)
         return tokenizer(text, **how)
 
-    reading.truncation_side = "right"
-    monkeypatch.setattr(modality, "tokenizer", reading)
+    monkeypatch.setattr(modality, "_uncut", reading)
     with pytest.raises(DataError, match="longer than 12 tokens"):
         modality.decode("good day bad " * 50_000)
     assert max(map(len, read)) < 1000

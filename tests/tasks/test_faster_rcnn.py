@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from learning import measured
 from safetensors.torch import save_file
-from test_object_detection import LABELS, TARGET, measured, rows_of
+from test_object_detection import LABELS, TARGET, rows_of
 from torch import nn
 from torchvision.models._api import register_model
 from torchvision.models.detection import FasterRCNN

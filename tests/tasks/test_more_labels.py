@@ -121,6 +121,19 @@ def test_words_that_were_cut_off_count_as_outside():
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
+def test_words_that_were_cut_off_count_as_little_beside_a_row_of_which_more_are_read():
+    task = token_classification.Task(TAGS)
+    inputs = {"words.starts": torch.tensor([[1, -1, -1], [1, 2, 3], [-1, -1, -1]])}  # of three words each
+    encoded, logits = [[1, 3, 0]] * 3, np.eye(5, dtype=np.float32)[[1, 3, 0]] * 50
+    _, targets = task.teach(inputs, task.collate(encoded), torch.Generator(), training=True)
+    assert [(row >= 0).sum().item() for row in targets] == [1, 3, 1]
+    wrong = torch.from_numpy(np.stack([logits[[0, 0, 0]], logits, logits]))  # behind the first row's only word
+    assert task.loss(wrong, targets).item() == pytest.approx(0, abs=1e-6)
+    answers = task.answer(lambda batch: wrong.numpy(), inputs)
+    assert [len(answer) for answer in answers] == [1, 3, 1]
+    assert task.decode(answers[0], {"words": {"words": ["Ann", "Lee", "Bonn"]}})["tags"] == ["B-per", "O", "O"]
+
+
 def test_entities_are_decoded_with_their_words():
     task = token_classification.Task(TAGS)
     parts = {"words": {"words": ["Ann", "Lee", "in", "Bonn"]}}

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from learning import measured, train
 from PIL import Image, ImageDraw
 from transformers import (
     DetrConfig,
@@ -113,28 +114,6 @@ def save(folder, model, base, changed=({}, {})):
     return artifacts.save(folder, model, TASK, [column(base)], changed)
 
 
-def train(model, rows, columns, steps, rate):
-    optimizer = torch.optim.AdamW(model.train().parameters(), rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
-    random, losses = Random(0), []
-    for _ in range(steps):
-        chosen = random.sample(range(len(rows[TARGET])), 16)
-        inputs, targets = feed({k: [v[i] for i in chosen] for k, v in rows.items()}, columns, TASK)
-        loss = TASK.loss(model(inputs), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    model.eval()
-    return losses
-
-
-def measured(predictor, rows):
-    return TASK.metrics(predictor.scores(rows), [TASK.encode(t) for t in rows[TARGET]])
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A tiny RT-DETR from a folder, trained on drawn shapes, as an artifact, in int8, and on what."""
@@ -144,7 +123,7 @@ def trained(tmp_path_factory):
     rows, held_out = rows_of(192, 0, columns, folder), rows_of(48, 1, columns, folder)
     torch.manual_seed(0)
     model = build(base)
-    losses = train(model, rows, columns, 180, 5e-3)
+    losses = train(model, TASK, rows, columns, 180, 5e-3)
     dense = save(folder / "dense", model, base)
     int8 = quantize(dense, QuantizeSpec(calibration=64), rows, folder / "int8", "int8")
     return SimpleNamespace(

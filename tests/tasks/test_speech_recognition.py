@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from artifacts import save
+from learning import measured, recovered, train
 from transformers import (
     BertConfig,
     BertModel,
@@ -29,9 +30,7 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed, prepare
-from lc_ray.models.shapes import difference
 from lc_ray.predictor import Predictor
-from lc_ray.prune.structured import Pruner
 from lc_ray.quantize import none
 from lc_ray.quantizer import quantize
 from lc_ray.spec import InputSpec, ModelSpec, QuantizeSpec
@@ -119,22 +118,6 @@ def rows_of(texts, columns, seed=0):
     return prepare({"clip": [columns["clip"].decode(spoken(text, random)) for text in texts]}, columns) | {TARGET: texts}
 
 
-def train(model, task, rows, columns, steps, rate):
-    optimizer = torch.optim.AdamW(model.train().parameters(), rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
-    random = Random(0)
-    for _ in range(steps):
-        chosen = random.sample(range(len(rows[TARGET])), 16)
-        batch, targets = feed({k: [v[i] for i in chosen] for k, v in rows.items()}, columns, task)
-        loss = task.loss(model(batch), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return model.eval()
-
-
 @pytest.fixture(scope="module", params=["ctc", "seq2seq"])
 def trained(request, tmp_path_factory):
     """A tiny model of each kind that has learned to write down tones, as an artifact."""
@@ -146,16 +129,13 @@ def trained(request, tmp_path_factory):
     rows, held_out = rows_of(sentences(320, 0), columns), rows_of(sentences(48, 1), columns, 1)
     torch.manual_seed(0)
     steps, rate = {"ctc": (260, 4e-3), "seq2seq": (1000, 3e-3)}[request.param]
-    model = train(load.pretrained(ModelSpec(base=str(base)), inputs, task), task, rows, columns, steps, rate)
+    model = load.pretrained(ModelSpec(base=str(base)), inputs, task)
+    train(model, task, rows, columns, steps, rate)
     found = save(folder / "dense", model, task, inputs)
     return SimpleNamespace(
         **{"kind": request.param, "base": base, "task": task, "inputs": inputs, "columns": columns, "model": model, "rows": rows},
         **{"held_out": held_out, "artifact": found, "dense": Predictor(found, 1)},
     )
-
-
-def measured(predictor, rows):
-    return predictor.task.metrics(predictor.scores(rows), [predictor.task.encode(t) for t in rows[TARGET]])
 
 
 def test_it_learns_what_chance_cannot(trained):
@@ -190,27 +170,9 @@ def test_an_artifact_answers_as_its_model_does(trained):
 
 
 def test_pruned_and_int8(trained, tmp_path):
-    model = load.open_model(trained.artifact).requires_grad_(True)
-    batch, targets = feed({k: v[:32] for k, v in trained.rows.items()}, trained.columns, trained.task)
-    size = load.parameters(model)
-    pruner = Pruner(model, {k: v[:2] for k, v in batch.items()}, model.keep)
-    trained.task.loss(model(batch), targets).backward()
-    pruner.observe()
-    pruner.remove(0.3)
-    assert load.parameters(model) < 0.93 * size
-    teacher = load.open_model(trained.artifact)
-    optimizer = torch.optim.AdamW(model.train().parameters(), 2e-3)
-    for _ in range(25):
-        with torch.no_grad():
-            soft = teacher(batch)
-        loss = trained.task.distill(model(batch), soft, targets, 2.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert trained.task.distill(soft, soft, targets, 2.0).item() == pytest.approx(0, abs=1e-5)
-    with torch.device("meta"):
-        changed = difference(model, type(model).rebuild(model.config))
-    pruned = save(tmp_path / "pruned", model.eval(), trained.task, trained.inputs, changed)
+    model, _, changed = recovered(trained, 0.3, 25)
+    assert load.parameters(model) < 0.93 * load.parameters(trained.model)
+    pruned = save(tmp_path / "pruned", model, trained.task, trained.inputs, changed)
     int8 = quantize(pruned, QuantizeSpec(calibration=64), trained.rows, tmp_path / "int8", "int8")
     assert len([name for name in int8.manifest.files if name.endswith(".xml")]) == (1 if trained.kind == "ctc" else 3)
     before, after = (measured(Predictor(found, 1), trained.held_out) for found in (pruned, int8))

@@ -7,20 +7,19 @@ import pytest
 import sentencepiece
 import torch
 from artifacts import save
-from tones import Voice, column, measured, samples_of, texts, train, turned
+from learning import measured, recovered, train
+from tones import Voice, column, samples_of, texts, turned
 from transformers import SpeechT5Config, SpeechT5ForTextToSpeech, SpeechT5Tokenizer
 
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed
-from lc_ray.models.shapes import difference
 from lc_ray.predictor import Predictor
-from lc_ray.prune.structured import Pruner
 from lc_ray.quantize import int8, none
 from lc_ray.quantizer import quantize
 from lc_ray.spec import ModelSpec, QuantizeSpec
 from lc_ray.tasks import _mel
-from lc_ray.tasks.text_to_speech import Model, Task
+from lc_ray.tasks.text_to_speech import Task
 
 RATE = 16_000
 TONES = Voice(RATE, {"a": 300, "b": 700, "c": 1500, "d": 3200})
@@ -59,7 +58,8 @@ def trained(tmp_path_factory):
     every = texts(400, 0)
     rows, held_out = TONES.rows(every[24:], columns, task), TONES.rows(every[:24], columns, task)
     torch.manual_seed(0)
-    model = train(load.pretrained(ModelSpec(base=str(base)), inputs, task), task, rows, columns, 800, 4e-3)
+    model = load.pretrained(ModelSpec(base=str(base)), inputs, task)
+    train(model, task, rows, columns, 800, 4e-3)
     found = save(folder / "dense", model, task, inputs)
     return SimpleNamespace(
         **{"base": base, "task": task, "inputs": inputs, "columns": columns, "model": model, "rows": rows, "held_out": held_out},
@@ -150,27 +150,9 @@ def test_a_text_is_read_once_and_each_frame_once(trained, tmp_path, kind):
 
 
 def test_pruned_and_int8(trained, tmp_path):
-    model = load.open_model(trained.artifact).requires_grad_(True)
-    batch, targets = feed({k: v[:32] for k, v in trained.rows.items()}, trained.columns, trained.task)
-    size = load.parameters(model)
-    pruner = Pruner(model, {k: v[:2] for k, v in batch.items()}, model.keep)
-    trained.task.loss(model(batch), targets).backward()
-    pruner.observe()
-    pruner.remove(0.3)
-    assert load.parameters(model) < 0.95 * size
-    teacher = load.open_model(trained.artifact)
-    optimizer = torch.optim.AdamW(model.train().parameters(), 2e-3)
-    for _ in range(40):
-        with torch.no_grad():
-            soft = teacher(batch)
-        loss = trained.task.distill(model(batch), soft, targets, 2.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert trained.task.distill(soft, soft, targets, 2.0).item() == 0
-    with torch.device("meta"):
-        changed = difference(model, Model.rebuild(model.config, trained.task))
-    pruned = save(tmp_path / "pruned", model.eval(), trained.task, trained.inputs, changed)
+    model, _, changed = recovered(trained, 0.3, 40)
+    assert load.parameters(model) < 0.95 * load.parameters(trained.model)
+    pruned = save(tmp_path / "pruned", model, trained.task, trained.inputs, changed)
     int8 = quantize(pruned, QuantizeSpec(calibration=64), trained.rows, tmp_path / "int8", "int8")
     before, after = (measured(Predictor(found, 1), trained.held_out) for found in (pruned, int8))
     assert before["r2"] > 0.7

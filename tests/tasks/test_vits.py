@@ -8,22 +8,21 @@ import numpy as np
 import pytest
 import torch
 from artifacts import save
-from tones import Voice, column, measured, samples_of, texts, train, turned
+from learning import measured, recovered, train
+from tones import Voice, column, samples_of, texts, turned
 from torch.distributions import Independent, Normal, kl_divergence
 from transformers import VitsConfig, VitsModel, VitsTokenizer
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed
-from lc_ray.models.shapes import difference
 from lc_ray.predictor import Predictor
-from lc_ray.prune.structured import Pruner
 from lc_ray.quantizer import quantize
 from lc_ray.spec import ModelSpec, QuantizeSpec
 from lc_ray.tasks import _vits
 from lc_ray.tasks._alignment import durations, likelihood, spread
 from lc_ray.tasks._durations import surprise, through
-from lc_ray.tasks.text_to_speech import Model, Task
+from lc_ray.tasks.text_to_speech import Task
 
 RATE, HOP = 4000, 64
 TONES = Voice(RATE, {"a": 312.5, "b": 625, "c": 1000, "d": 1500})  # whole waves per frame: what a tiny decoder can go on with from frame to frame
@@ -124,28 +123,9 @@ def test_what_is_behind_a_row_does_not_reach_back(stochastic):
 
 
 def test_pruned_and_int8(trained, tmp_path):
-    model = load.open_model(trained.artifact).requires_grad_(True)
-    batch, targets = feed({k: v[:32] for k, v in trained.rows.items()}, trained.columns, trained.task, training=True)
-    size = load.parameters(model)
-    pruner = Pruner(model, {k: v[:2] for k, v in batch.items()}, model.keep)
-    trained.task.loss(model(batch), targets).backward()
-    pruner.observe()
-    pruner.remove(0.3)
-    assert load.parameters(model) < 0.97 * size
-    teacher = load.open_model(trained.artifact)
-    optimizer = torch.optim.AdamW(model.train().parameters(), 2e-3)
-    for _ in range(40):
-        with torch.no_grad():
-            soft = teacher(batch)
-        outputs = model(batch)
-        loss = trained.task.distill(outputs, soft, targets, 2.0) + trained.task.loss(outputs, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert trained.task.distill(soft, soft, targets, 2.0).item() == pytest.approx(0, abs=1e-4)
-    with torch.device("meta"):
-        changed = difference(model, Model.rebuild(model.config, trained.task))
-    pruned = save(tmp_path / "pruned", model.eval(), trained.task, trained.inputs, changed)
+    model, _, changed = recovered(trained, 0.3, 40, training=True, labels=True)
+    assert load.parameters(model) < 0.97 * load.parameters(trained.model)
+    pruned = save(tmp_path / "pruned", model, trained.task, trained.inputs, changed)
     int8 = quantize(pruned, QuantizeSpec(calibration=64), trained.rows, tmp_path / "int8", "int8")
     before, after = (measured(Predictor(found, 1), trained.held_out) for found in (pruned, int8))
     assert before["r2"] > 0.4
@@ -274,7 +254,7 @@ def test_a_stochastic_predictor_learns_durations(tmp_path):
     hidden = model._read(own)[0].detach()
     many = hidden.transpose(1, 2).expand(16, -1, -1), mask, counts[:, None].expand(16, -1, -1)
     optimizer = torch.optim.AdamW(model.model.duration_predictor.parameters(), 5e-3)
-    for _ in range(100):
+    for _ in range(200):
         optimizer.zero_grad()
         surprise(model.model.duration_predictor, *many).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -23,10 +23,6 @@ def test_of_equals_the_first_member_wins_whichever_ended_first():
     assert {lineage.best(order, "accuracy").key for order in (equals, equals[::-1])} == {"a1"}
 
 
-def test_the_path_goes_through_the_donor():
-    assert [r.key for r in lineage.path(RESULTS, RESULTS[0])] == ["a0", "b1"]
-
-
 def test_the_table_tells_exploits():
     table = lineage.table(RESULTS)
     assert [(r["segment"], r["member"], r["inherited"]) for r in table] == [(0, 0, False), (0, 1, False), (1, 0, False), (1, 1, True)]
