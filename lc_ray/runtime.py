@@ -18,7 +18,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lc_ray import storage
-from lc_ray.errors import ClusterError
+from lc_ray.errors import ClusterError, first_line
 from lc_ray.spec import WorkersSpec
 from lc_ray.train.plan import Resources, placement
 
@@ -81,9 +81,8 @@ def _connect(cpus: int | None) -> None:
             with _handlers_of_a_jvm():
                 ray.init(address, **quiet)
         except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
-            told = str(error).partition("\n")[0]
             fix = "correct RAY_ADDRESS, or unset it for a Ray of this machine alone"
-            raise ClusterError(f"no Ray can be reached: {told}", f"RAY_ADDRESS={address}", fix) from None
+            raise ClusterError(f"no Ray can be reached: {first_line(error)}", f"RAY_ADDRESS={address}", fix) from None
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each segment, and nobody takes this machine away
         try:
@@ -91,8 +90,8 @@ def _connect(cpus: int | None) -> None:
                 ray.init("local", num_cpus=cpus or (os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
             _started = True
         except Exception as error:  # Ray raises nothing narrower
-            told = str(error).partition("\n")[0]
-            raise ClusterError(f"no Ray can be started here: {told}", fix="is the machine very busy, or short of memory or disk?") from None
+            fix = "is the machine very busy, or short of memory or disk?"
+            raise ClusterError(f"no Ray can be started here: {first_line(error)}", fix=fix) from None
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # members that fail are told of as events
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from lc_ray.data import coco, conll
 from lc_ray.data.files import IMAGES, File
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, first_line
 
 CHUNK = 4096  # rows at a time
 _FIRST = 128  # rows among which columns are looked for, at least
@@ -72,7 +72,7 @@ class Reader:
         except DataError:
             raise
         except (*_BROKEN, ValueError, csv.Error) as error:
-            raise DataError(f"can't be read: {_first_line(error)}", str(self.file)) from None
+            raise DataError(f"can't be read: {first_line(error)}", str(self.file)) from None
 
     def _seen(self, wanted: Sequence[str]) -> list[str]:
         found, error = dict[str, None](), ""
@@ -143,7 +143,7 @@ class Reader:
         try:
             yield from self._chunks(wanted, size)
         except _BROKEN as error:
-            what = _first_line(error)
+            what = first_line(error)
             if "Empty CSV" in what:
                 return  # a header and no line end
             if "straddling" in what:
@@ -254,7 +254,7 @@ class Reader:
                 found = json.loads(content.read().removeprefix(codecs.BOM_UTF8))
                 return coco.rows(found) if isinstance(found, dict) else list(found)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"not valid JSON: {_first_line(error)}", str(self.file)) from None
+            raise DataError(f"not valid JSON: {first_line(error)}", str(self.file)) from None
 
     def _line(self, line: bytes, wanted: Sequence[str]) -> dict[str, Any]:
         try:
@@ -372,10 +372,6 @@ def _header(content: BinaryIO, kind: str) -> list[str]:
 def _marks(first: list[str]) -> str:
     """What may separate cells in place of the mark that gave these of the first row. Texts have commas and semicolons."""
     return ",;\t|" if len(first) == 1 else "\t|"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _csv(kind: str) -> Any:
