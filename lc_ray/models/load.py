@@ -96,7 +96,10 @@ def package_path(name: str) -> Path:
         ModelError: no such package, or no such path in it.
     """
     package, _, inside = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # the package that it would be in is missing, or none can have such a name
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"no package '{package}' is installed", name, f"pip install {package.replace('_', '-')}")
     path = Path(next(iter(spec.submodule_search_locations))) / inside
