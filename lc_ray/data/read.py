@@ -27,7 +27,7 @@ _UNEVEN = ("json", "jsonl", "tar", "conll", "txt")  # kinds of which each row ha
 _SAVE = "save it with commas between cells, or as .tsv with tabs"
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
 _BLOCK = 2**24  # bytes of a CSV file that are read at a time; a row must fit
-_BROKEN = (pa.ArrowException, OSError, EOFError, zlib.error)  # what a file that is cut off or damaged raises
+_BROKEN = (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError)  # what a file that is cut off or damaged raises
 
 
 class Reader:
