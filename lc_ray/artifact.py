@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 
-from lc_ray.errors import ArtifactError
+from lc_ray.errors import ArtifactError, first_line
 from lc_ray.storage import cached, names_in, storage_path
 
 MANIFEST = "manifest.json"
@@ -171,7 +171,7 @@ def read(folder: str | Path, verify: bool = True) -> Artifact:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"manifest.json can't be read: {error}", str(folder)) from None
     except OSError as error:
-        raise ArtifactError(f"can't be read: {str(error).splitlines()[0]}", str(folder)) from None
+        raise ArtifactError(f"can't be read: {first_line(error)}", str(folder)) from None
     for name, expected in manifest.files.items():
         file = folder / name
         if folder.resolve() not in file.resolve().parents:

@@ -76,6 +76,11 @@ class ClusterError(LcRayError):
     """A cluster can't be reached, refuses a job, or lacks what it needs."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its name, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def unwrap(error: BaseException) -> BaseException:
     """The error of ours inside the ones that Ray wraps around it, or the error itself."""
     return _ours(error) or error

@@ -24,7 +24,7 @@ from lc_ray import spec as specs
 from lc_ray.artifact import Artifact, Feature
 from lc_ray.client import Client
 from lc_ray.data.prepare import Prepared, prepare, stamps
-from lc_ray.errors import AcceptError, ArtifactError, ClusterError, SpecError, unwrap
+from lc_ray.errors import AcceptError, ArtifactError, ClusterError, SpecError, first_line, unwrap
 from lc_ray.evaluate import cost, drift, hardware, quality
 from lc_ray.evaluate.gate import judge
 from lc_ray.evaluate.report import write_html
@@ -303,7 +303,7 @@ def _finished(folder: Path, kept: StoragePath, name: str) -> RunResult | None:
 
 
 def _unreachable(kept: StoragePath, error: OSError) -> ClusterError:
-    told = str(getattr(error, "cause", None) or error).splitlines()[0]
+    told = first_line(getattr(error, "cause", None) or error)
     fix = "the credentials for it" if kept.remote else "make room in it"
     return ClusterError(f"storage can't be used: {told}", str(kept), f"correct `storage`, or {fix}; what was finished is kept")
 

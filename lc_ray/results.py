@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lc_ray import artifact
-from lc_ray.errors import ArtifactError, ClusterError
+from lc_ray.errors import ArtifactError, ClusterError, first_line
 from lc_ray.storage import StoragePath, names_in
 
 _KEPT = ("events.jsonl", "report.html", "record.json")
@@ -57,7 +57,7 @@ def _told(target: StoragePath) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # a DataError, of a URI that is none, is one of these
-        raise ClusterError(f"the run can't be copied: {str(error).splitlines()[0]}", str(target), "correct that URI, or the rights to it") from None
+        raise ClusterError(f"the run can't be copied: {first_line(error)}", str(target), "correct that URI, or the rights to it") from None
 
 
 def published(source: StoragePath) -> Download:
@@ -67,7 +67,7 @@ def published(source: StoragePath) -> Download:
         try:
             (source / name).get(target)
         except OSError as error:
-            raise ClusterError(f"{name} is not there: {str(error).splitlines()[0]}", str(source)) from None
+            raise ClusterError(f"{name} is not there: {first_line(error)}", str(source)) from None
 
     return download
 

@@ -18,7 +18,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lc_ray import storage
-from lc_ray.errors import ClusterError
+from lc_ray.errors import ClusterError, first_line
 from lc_ray.spec import WorkersSpec
 from lc_ray.train.plan import Resources, placement
 
@@ -91,8 +91,8 @@ def _connect(cpus: int | None) -> None:
                 ray.init("local", num_cpus=cpus or (os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
             _started = True
         except Exception as error:  # Ray raises nothing narrower
-            told = str(error).partition("\n")[0]
-            raise ClusterError(f"no Ray can be started here: {told}", fix="is the machine very busy, or short of memory or disk?") from None
+            fix = "is the machine very busy, or short of memory or disk?"
+            raise ClusterError(f"no Ray can be started here: {first_line(error)}", fix=fix) from None
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # members that fail are told of as events
 

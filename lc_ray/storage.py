@@ -25,7 +25,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.fs
 
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, first_line
 
 _BLOCK = 2**24  # bytes
 _COPIES = 8  # files at a time
@@ -265,7 +265,7 @@ def system_of(path: str) -> tuple[Any, str]:
             system, root = _system(urllib.parse.urlunsplit((parts.scheme, place, "/", parts.query, "")), hadoop)
     except (OSError, ValueError, NotImplementedError) as error:
         fix = _HADOOP if hadoop else "use s3://, gs://, hdfs://, file:// or a local path"
-        raise DataError(f"can't be opened: {str(error).splitlines()[0]}", path, fix) from None
+        raise DataError(f"can't be opened: {first_line(error)}", path, fix) from None
     return system, f"{root.rstrip('/')}/{urllib.parse.unquote(parts.path).lstrip('/')}".rstrip("/") or "/"
 
 

@@ -5,7 +5,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from lc_ray import errors
-from lc_ray.errors import DataError, LcRayError, unwrap
+from lc_ray.errors import DataError, LcRayError, first_line, unwrap
 
 TREE = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, LcRayError)]
 
@@ -25,6 +25,10 @@ def test_says_what_where_and_what_to_do():
 @pytest.mark.parametrize("kind", TREE[1:])
 def test_every_error_is_drawn_in_the_tree(kind):
     assert kind.__name__ in errors.__doc__
+
+
+def test_the_first_line_of_an_error_is_its_name_where_it_says_nothing():
+    assert [first_line(error) for error in (ValueError("\na\nb"), OSError(2, "gone"), TimeoutError())] == ["a", "[Errno 2] gone", "TimeoutError"]
 
 
 def test_unwrap_finds_ours_inside_the_wrappers():

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow
 import pyarrow.fs
 
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, first_line
 from lc_ray.models.load import package_path
 from lc_ray.storage import joined, system_of
 
@@ -112,7 +112,7 @@ def files(source: str) -> list[File]:
     except UnicodeDecodeError as error:
         raise DataError("a file's name is not valid UTF-8", error.object.decode("utf-8", "replace"), "rename it") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"can't be reached: {str(error).splitlines()[0]}", source) from None
+        raise DataError(f"can't be reached: {first_line(error)}", source) from None
     if found.type == pyarrow.fs.FileType.NotFound:
         fix = "write % and ? of a name as %25 and %3F" if "://" in source else "give the path from the folder you run in, or an absolute one"
         raise DataError("no such file or folder", source, fix)

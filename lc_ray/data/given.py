@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from lc_ray import family
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, first_line
 from lc_ray.storage import storage_path
 
 _PNG, _DEEP = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"), ("I", "F")  # modes of PIL
@@ -163,7 +163,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
         try:
             columns[name] = pa.array([row.get(name) for row in rows], from_pandas=True)
         except (pa.ArrowException, OverflowError) as error:
-            raise DataError(f"column '{name}' has values of several types: {str(error).splitlines()[0]}", fix="make them of one type") from None
+            raise DataError(f"column '{name}' has values of several types: {first_line(error)}", fix="make them of one type") from None
     return pa.table(columns)
 
 
@@ -182,5 +182,5 @@ def _kept(content: Any, ending: str, storage: str) -> str:
             with file.whole() as out:
                 out.write(content)
     except OSError as error:
-        raise DataError(f"can't be kept: {str(error).splitlines()[0]}", str(file), "make room there, or give another `storage`") from None
+        raise DataError(f"can't be kept: {first_line(error)}", str(file), "make room there, or give another `storage`") from None
     return str(file)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from lc_ray.data import conll, documents, tables
 from lc_ray.data.files import IMAGES, File
 from lc_ray.data.tables import Table
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, first_line
 
 CHUNK = 4096  # rows at a time
 _BAR = "|"
@@ -68,7 +68,7 @@ class Reader:
         except DataError:
             raise
         except (*_BROKEN, ValueError, csv.Error) as error:
-            raise DataError(f"can't be read: {_first_line(error)}", str(self.file)) from None
+            raise DataError(f"can't be read: {first_line(error)}", str(self.file)) from None
 
     def _seen(self, wanted: Sequence[str]) -> list[str]:
         found, error = dict[str, None](), ""
@@ -141,7 +141,7 @@ class Reader:
         try:
             yield from self._chunks(self._all(wanted), size, self._kind(wanted))
         except _BROKEN as error:
-            what = _first_line(error)
+            what = first_line(error)
             if "Empty CSV" in what:
                 return  # a header and no line end
             if "straddling" in what:
@@ -221,7 +221,7 @@ class Reader:
             with self.file.open() as content:
                 return documents.rows(content.read())
         except (ValueError, RecursionError) as error:
-            raise DataError(f"not valid JSON: {_first_line(error)}", str(self.file)) from None
+            raise DataError(f"not valid JSON: {first_line(error)}", str(self.file)) from None
 
     def _line(self, line: bytes, wanted: Sequence[str]) -> dict[str, Any]:
         try:
@@ -300,8 +300,3 @@ def _arrow(content: Any) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
 def _text(line: bytes) -> dict[str, Any]:
     """A line of a text; of UTF-16 all but the first could be taken for UTF-8."""
     return {"_error": "not valid UTF-8"} if b"\0" in line else {"text": line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")}
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-

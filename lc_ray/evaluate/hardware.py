@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("lc_ray", "ray", "torch", "transformers", "deepspeed", "openvino", "nncf")
+from lc_ray import __version__
+
+_PACKAGES = ("ray", "torch", "transformers", "deepspeed", "openvino", "nncf")
 
 
 def describe() -> dict[str, Any]:
@@ -19,4 +21,6 @@ def describe() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     hardware = {"cpu": names[0] if names else "unknown", "cores": os.cpu_count(), "memory": memory, "gpus": gpus}
-    return {"versions": {name: version(name) for name in _PACKAGES}, "hardware": hardware}
+    # Of what runs: on a cluster lc_ray may have come with the job, beside another one that is installed, or none.
+    versions = {"lc_ray": __version__} | {name: version(name) for name in _PACKAGES}
+    return {"versions": versions, "hardware": hardware}

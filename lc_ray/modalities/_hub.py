@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from lc_ray.errors import LcRayError, ModelError
+from lc_ray.errors import LcRayError, ModelError, first_line
 
 _FILES = "the folder needs its files, as tokenizer.save_pretrained(folder) writes them"
 
@@ -28,7 +28,7 @@ def loading(what: str, source: str) -> Iterator[None]:
     except LcRayError:  # which says more
         raise
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"no {what} can be loaded: {_told(error)}", source) from None
+        raise ModelError(f"no {what} can be loaded: {first_line(error).rstrip(': ')}", source) from None
 
 
 def tokenizer(source: str) -> Any:
@@ -40,15 +40,10 @@ def tokenizer(source: str) -> Any:
     try:
         found = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError, AttributeError, TypeError) as error:
-        raise ModelError(f"no tokenizer can be loaded: {_told(error)}", source, _FILES) from None
+        raise ModelError(f"no tokenizer can be loaded: {first_line(error).rstrip(': ')}", source, _FILES) from None
     if len(found) < len(set(found.all_special_ids)) + 2:
         raise ModelError("there is no tokenizer", source, _FILES)
     return found
-
-
-def _told(error: Exception) -> str:
-    """The first line of what an error says, or else its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(": ")
 
 
 def headless(model: Any, *heads: str) -> Any:

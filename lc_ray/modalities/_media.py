@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.fs
 
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, first_line
 from lc_ray.modalities import _text
 from lc_ray.storage import joined, system_of
 
@@ -138,7 +138,7 @@ def _read(name: str, folder: Path | str) -> bytes:
     except DataError:
         raise
     except (OSError, ValueError) as error:
-        raise DataError("can't be read: " + str(error).splitlines()[0].replace(name, "…")) from None
+        raise DataError("can't be read: " + first_line(error).replace(name, "…")) from None
 
 
 def _whole(file: Any, size: int) -> bytes:

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from lc_ray.errors import DataError, ModelError
+from lc_ray.errors import DataError, ModelError, first_line
 from lc_ray.modalities import _hub, _media
 from lc_ray.spec import InputSpec
 from lc_ray.storage import storage_path
@@ -330,7 +330,7 @@ def fill(model: nn.Module, name: str, weights: str) -> None:
             with storage_path(weights).here() as file:
                 model.load_state_dict(safetensors.torch.load_file(file))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ModelError(f"weights can't be loaded: {str(error).splitlines()[0]}", weights if weights != "pretrained" else name) from None
+        raise ModelError(f"weights can't be loaded: {first_line(error)}", weights if weights != "pretrained" else name) from None
 
 
 def _published(name: str) -> Any:

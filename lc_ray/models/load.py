@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lc_ray import artifact, family
 from lc_ray.artifact import Artifact, Manifest
-from lc_ray.errors import ArtifactError, ModelError
+from lc_ray.errors import ArtifactError, ModelError, first_line
 from lc_ray.models.fusion import FusionModel
 from lc_ray.models.shapes import Attributes, Shapes, apply
 from lc_ray.spec import InputSpec, ModelSpec, module_name
@@ -71,7 +71,7 @@ def _copied(name: str) -> str:
     except FileNotFoundError:
         raise ModelError("no model there", name, "give a folder with config.json and model.safetensors") from None
     except OSError as error:
-        raise ModelError(f"can't be read: {str(error).splitlines()[0]}", name) from None
+        raise ModelError(f"can't be read: {first_line(error)}", name) from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -85,7 +85,7 @@ def _download(name: str) -> str:
     try:
         return str(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=offline))
     except (OSError, ValueError, httpx.HTTPError) as error:
-        known = "it is not on this machine, and the hub can't be reached" if offline else str(error).strip().splitlines()[0]
+        known = "it is not on this machine, and the hub can't be reached" if offline else first_line(error)
         raise ModelError(f"no such model: {known}", name, "check the name and the network, or give a folder or package:NAME/path") from None
 
 
@@ -96,7 +96,10 @@ def package_path(name: str) -> Path:
         ModelError: no such package, or no such path in it.
     """
     package, _, inside = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # the package that it would be in is missing, or none can have such a name
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"no package '{package}' is installed", name, f"pip install {package.replace('_', '-')}")
     path = Path(next(iter(spec.submodule_search_locations))) / inside

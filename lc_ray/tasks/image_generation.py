@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from scipy.linalg import sqrtm  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from lc_ray.errors import DataError, ModelError, SpecError
+from lc_ray.errors import DataError, ModelError, SpecError, first_line
 from lc_ray.modalities import _encoders, image
 from lc_ray.modalities._encoders import pool
 from lc_ray.spec import UNREAD, InputSpec, ModelSpec, Section, module_name
@@ -255,7 +255,7 @@ class Model(nn.Module):
             else:
                 net = UNet2DModel.from_pretrained(str(source), subfolder=inside, use_safetensors=True, low_cpu_mem_usage=False, **changed)
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"no UNet2D can be loaded: {str(error).strip().splitlines()[0]}", str(source)) from None
+            raise ModelError(f"no UNet2D can be loaded: {first_line(error)}", str(source)) from None
         if (net.config.in_channels, net.config.out_channels) != (3, 3):
             raise ModelError("this UNet is not for pictures of three colours", str(source))
         if task.size % (least := 2 ** (len(net.config.block_out_channels) - 1)):

@@ -22,7 +22,7 @@ from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 
 from lc_ray import runtime
-from lc_ray.errors import LcRayError, SpecError, TrainError, unwrap
+from lc_ray.errors import LcRayError, SpecError, TrainError, first_line, unwrap
 from lc_ray.spec import JobSpec, minimised
 from lc_ray.storage import StoragePath
 from lc_ray.train.segment import Post, Segment, SegmentResult, finished
@@ -241,7 +241,7 @@ def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) 
             check(objective, [result])
             score, failed = result.metrics[objective], None
         except Exception as error:
-            shared.post({"event": "failed", "member": member, "error": str(unwrap(error)).splitlines()[0]})
+            shared.post({"event": "failed", "member": member, "error": first_line(unwrap(error))})
             last = len(pointer.results if pointer else ()) + 1 == segments
             if last or failed == member or not isinstance(unwrap(error), TrainError):
                 raise

@@ -222,6 +222,13 @@ def test_nothing_to_read(tmp_path, name, message):
         files(str(tmp_path / name))
 
 
+def test_texts_of_parquet_that_are_no_texts(tmp_path):
+    _, places, content = pa.array([b"good", b"\xff"]).buffers()
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 2, [None, places, content])}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: can't be read to its end: 'utf-8' codec"):
+        list(read.Reader(File(str(tmp_path / "a.parquet"))).rows(["text"]))
+
+
 def test_a_name_that_is_not_utf8(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\n")
     with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb"):

@@ -27,6 +27,8 @@ def test_bases_are_found(tiny_base, monkeypatch):
         ("./nothing", "no such folder"),
         ("/nothing/at/all", "no such folder"),
         ("package:no_such_package/x", "pip install no-such-package"),
+        ("package:no_such_package.inside/x", "no package 'no_such_package.inside' is installed"),
+        ("package:../x", "no package '..' is installed"),
         ("package:transformers/no/such", "has no 'no/such'"),
     ],
 )
