@@ -49,7 +49,14 @@ def _key(node: Any, part: str, path: str) -> Any:
 
 def problems(error: ValidationError, section: type[BaseModel], prefix: str = "", root: str = "") -> str:
     """All that Pydantic found wrong, a line each; see `explain`."""
-    return "\n  ".join(explain(e, section, prefix, root) for e in error.errors())
+    found = error.errors()
+    told = [e for e in found if e["type"] != "too_short" or not any(_inside(e, other) for other in found)]  # Pydantic counts right items only
+    return "\n  ".join(explain(e, section, prefix, root) for e in told)
+
+
+def _inside(error: Any, other: Any) -> bool:
+    """Whether another error is about a part of what an error is about."""
+    return len(other["loc"]) > len(error["loc"]) and other["loc"][: len(error["loc"])] == error["loc"]
 
 
 def explain(error: Any, section: type[BaseModel], prefix: str = "", root: str = "") -> str:
@@ -63,12 +70,15 @@ def explain(error: Any, section: type[BaseModel], prefix: str = "", root: str = 
     """
     path = [str(p) for p in error["loc"]]
     head = f"{field}: " if (field := (prefix + ".".join(path)).rstrip(".") or root) else ""
+    known = getattr(_at(section, path[:-1]), "model_fields", {})
     if error["type"] == "extra_forbidden":
-        return f"{head}unknown field{nearest(path[-1], _fields_at(section, path[:-1]))}"
+        return f"{head}unknown field{nearest(path[-1], list(known))}"
+    described = known[path[-1]].description if path and path[-1] in known else None
+    about = f": {described}" if described and error["type"] in ("missing", "string_pattern_mismatch") else ""
     if error["type"] == "missing":
-        return f"{head}this field is required"
+        return f"{head}this field is required{about}"
     given = "" if isinstance(error.get("input"), dict) else f" (got {error.get('input')!r})"
-    return f"{head}{error['msg'].removeprefix('Value error, ')}{given if 'got' not in error['msg'] else ''}"
+    return f"{head}{error['msg'].removeprefix('Value error, ')}{given if 'got' not in error['msg'] else ''}{about}"
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -77,14 +87,14 @@ def nearest(name: str, known: list[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else f" (known: {', '.join(known)})" if known else ""
 
 
-def _fields_at(section: Any, path: list[str]) -> list[str]:
-    """Field names of the section at a path within a section."""
+def _at(section: Any, path: list[str]) -> Any:
+    """The section at a path within a section; None where there is none."""
     for part in path:
         if part.isdigit():
             continue
-        annotation = section.model_fields[part].annotation
+        annotation = section.model_fields[part].annotation if part in section.model_fields else None
         options = [annotation, *get_args(annotation)]
         section = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
         if section is None:
-            return []
-    return list(section.model_fields)
+            return None
+    return section

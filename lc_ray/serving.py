@@ -75,7 +75,7 @@ class LogSpec(Section):
 class ServeSpec(Section):
     """The endpoint."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535)
     grpc_port: int | None = Field(None, ge=1, le=65535, description="of the Open Inference Protocol over gRPC, which is off without one")
     replicas: ReplicasSpec = ReplicasSpec()

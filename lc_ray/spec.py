@@ -98,7 +98,7 @@ class DataSpec(Section):
     stratify: bool = Field(False, description="hold out the same fraction of every label")
     inputs: tuple[InputSpec, ...] = Field(min_length=1)
     target: str | None = Field(None, description="the column that holds the label; some tasks need none")
-    rows: Count | None = Field(None, description="use at most so many rows, chosen by a hash of their content")
+    rows: Count | None = Field(None, ge=1, description="use at most so many rows, chosen by a hash of their content")
     duplicates: Literal["keep", "drop"] = Field("keep", description="equal rows: keep all (on one side of the split) or the first")
     encoding_errors: Literal["strict", "replace"] = Field("strict", description="strict rejects a row that is not valid UTF-8")
     reject: RejectSpec = RejectSpec()
@@ -126,8 +126,8 @@ class DataSpec(Section):
             if not isinstance(value, str):
                 raise
             return value
-        if found < 0 or (isinstance(found, float) and found > 1):
-            raise ValueError(f"expected a part or a number of the rows, got {value!r}")
+        if found <= 0 or (isinstance(found, float) and found >= 1):
+            raise ValueError(f"expected a part of the rows, such as 10%, or a number of them, got {value!r}")
         return found
 
 
@@ -270,7 +270,7 @@ class AcceptSpec(Section):
 class JobSpec(Section):
     """One job: data and a pretrained model in, a small and fast model out."""
 
-    name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run and the model: letters, digits, '.', '_' and '-'")
     seed: int = Field(0, ge=0, lt=2**32)
     storage: str = Field("runs", description="folder that all nodes mount, or a bucket (s3://, gs://, hdfs://); the run is kept in storage/name")
     model: ModelSpec
@@ -397,4 +397,4 @@ def serving(fields: dict[str, Any]) -> ServeSpec:
     try:
         return ServeSpec.model_validate(fields)
     except ValidationError as error:
-        raise SpecError(problems(error, ServeSpec, "serve."), "serve") from None
+        raise SpecError(problems(error, ServeSpec, "serve.", "serve")) from None

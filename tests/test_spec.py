@@ -67,11 +67,16 @@ def test_sections_are_frozen():
         ({"data.inputs": [{"column": "a b"}, {"column": "a.b"}]}, "columns must differ"),
         ({"data.inputs": [{"column": "type"}, {"column": "type_"}]}, "columns must differ"),
         ({"data.inputs": []}, r"data\.inputs"),
+        ({"data.validation": 0}, "part of the rows"),
+        ({"data.validation": "100%"}, "part of the rows"),
+        ({"data.rows": 0}, r"data\.rows: .*greater than or equal to 1"),
+        ({"data.inputs": [{}]}, "job: data.inputs.0.column: this field is required\n"),
+        ({"serve.host": ""}, r"serve\.host: "),
         ({"accept": {"max_drop": "3 apples"}}, "3 points"),
         ({"evaluate.rows": "0 rows"}, r"evaluate\.rows: .*greater than or equal to 1"),
         ({"quantize": {"calibration": 0}}, r"quantize\.calibration: .*greater than or equal to 1"),
         ({"search": {"genes": {"train.learning_rate": {"uniform": [0, 1]}}, "objective": "log_loss"}}, "'log_loss' is better the smaller"),
-        ({"name": "../x"}, "name"),
+        ({"name": "../x"}, r"name: .*got '\.\./x'\): of the run and the model: letters, digits"),
     ],
 )
 def test_mistakes_are_named(values, message):

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from lc_ray import family
 from lc_ray.artifact import MANIFEST, Artifact
 from lc_ray.errors import DeployError
-from lc_ray.section import Section, explain
+from lc_ray.section import Section, problems
 from lc_ray.spec import digest
 
 TAG = "lc_ray"  # of all that is made on a platform; its value is the artifact's digest
@@ -80,16 +80,8 @@ def parse(platform: ModuleType, values: Mapping[str, Any]) -> Any:
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        lines = [_told(section, e) for e in error.errors()]
         fix = "give each as --set NAME=VALUE, or as an argument of DeployModel"
-        raise DeployError("\n  ".join(lines), f"settings of {platform.__name__.rpartition('.')[2]}", fix) from None
-
-
-def _told(section: type[Section], error: Any) -> str:
-    """One of Pydantic's errors, with what a field is that was not given."""
-    told = explain(error, section)
-    field = section.model_fields.get(str(error["loc"][0])) if error["loc"] else None
-    return f"{told}: {field.description}" if error["type"] == "missing" and field else told
+        raise DeployError(problems(error, section), f"settings of {platform.__name__.rpartition('.')[2]}", fix) from None
 
 
 def needed(module: str, extra: str) -> Any:

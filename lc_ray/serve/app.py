@@ -287,9 +287,9 @@ def check(spec: ServeSpec) -> int:
         raise ServeError("Ray Serve's proxies have no addresses of IPv6", spec.host, "give serve.host one of IPv4; 0.0.0.0 is all")
     if spec.tls:
         _certified(spec.tls)
-    port = _listens(spec.host, spec.port, "choose another serve.port; 0 takes any that is free")
+    port = _listens(spec.host, spec.port, "choose another serve.port, 0 for any that is free, or another serve.host")
     if spec.grpc_port:
-        _listens(spec.host, spec.grpc_port, "choose another serve.grpc_port")
+        _listens(spec.host, spec.grpc_port, "choose another serve.grpc_port or serve.host")
     if ray.is_initialized() and serves():
         raise ServeError("Ray Serve runs on this cluster already", fix="stop it first: `serve shutdown`")
     return port
