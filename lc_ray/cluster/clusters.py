@@ -74,7 +74,7 @@ def find(name: str | None, address: str | None) -> Cluster:
     if name is None and len(known) != 1:
         named = f"; named: {', '.join(known)}" if known else ""
         raise ClusterError("which cluster?" + named, fix=f"give --cluster NAME or --address URL; names are kept in {config()}")
-    name = name or next(iter(known))
+    name = next(iter(known)) if name is None else name
     if name not in known:
         raise ClusterError(f"no cluster is named '{name}'; named: {', '.join(known) or 'none'}", str(config()))
     return _cluster(known[name], f"{config()}: {name}")
