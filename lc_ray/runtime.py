@@ -80,8 +80,8 @@ def _connect(cpus: int | None) -> None:
             _reach(address)
             with _handlers_of_a_jvm():
                 ray.init(address, **quiet)
-        except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
-            told = str(error).partition("\n")[0]
+        except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:  # the third of a Ray of another version
+            told = " ".join(str(error).split())
             fix = "correct RAY_ADDRESS, or unset it for a Ray of this machine alone"
             raise ClusterError(f"no Ray can be reached: {told}", f"RAY_ADDRESS={address}", fix) from None
     else:

@@ -1,6 +1,7 @@
 import io
 import json
 from contextlib import ExitStack
+from unittest.mock import MagicMock
 
 import pytest
 import ray
@@ -107,6 +108,15 @@ def test_a_ray_that_is_not_there_is_told_at_once(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ClusterError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: no Ray can be reached"), runtime.session():
+        pass
+
+
+def test_a_ray_of_another_version_is_told(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(runtime, "_reach", lambda address: None)
+    monkeypatch.setattr(ray, "init", MagicMock(side_effect=RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1")))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ClusterError, match="Version mismatch: The cluster was started with: Ray: 2"), runtime.session():
         pass
 
 
