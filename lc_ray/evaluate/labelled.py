@@ -28,6 +28,8 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
         DataError: a file or column is missing, no row can be used, or a label the model does not know.
     """
     predictor = model if isinstance(model, Predictor) else load(model)
+    if predictor.task.LABELLED and not target:
+        raise DataError("the column that holds the label is not named", source, "name it as `target` (--target)")
     target = target if predictor.task.LABELLED else None
     wanted = [target] if target else []
     names = [i.column for i in predictor.inputs]

@@ -34,6 +34,11 @@ def test_an_unknown_label_says_where(model, tmp_path):
         evaluate(model, str(file), "label")
 
 
+def test_the_label_needs_a_column(model, tiny_rows):
+    with pytest.raises(DataError, match="the column that holds the label"):
+        evaluate(model, str(tiny_rows), "")
+
+
 def test_words_without_a_tag_each_are_rejected(model, tmp_path, monkeypatch):
     file = tmp_path / "rows.csv"
     file.write_text("text,label\ngood,positive\nbad,negative\n", "utf-8")
