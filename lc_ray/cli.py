@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
-from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, err, out, print_run, read_job, short, values
+from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, err, out, plain, print_run, read_job, short, values
 
 _TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _ASKED = 32  # rows in a request to an endpoint, which takes no more than `serve.max_instances`
@@ -156,7 +156,7 @@ def predict(
         if as_json:
             print(json.dumps(answer))
         else:
-            out.print(short(answer), row, sep="  ", markup=False, soft_wrap=True)
+            out.print(f"{short(answer)}  {plain(row)}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -222,7 +222,12 @@ def init(
         return
     if output.exists():
         raise SpecError("the file exists already", str(output), "give another name")
-    output.write_text(text, "utf-8")
+    try:
+        output.write_text(text, "utf-8")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            output.unlink()  # else it would be there, empty, when the command is given again
+        raise
     out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
 
 

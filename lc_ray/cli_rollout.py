@@ -32,6 +32,7 @@ def rollout(
 
     A name that is not served yet is served besides. Where the new version can't be loaded, what is served goes on.
     """
+    from lc_ray.artifact import read
     from lc_ray.units import fraction
 
     try:
@@ -40,6 +41,7 @@ def rollout(
         raise SpecError(str(error), "--weight") from None
     if not 0 < share <= 1:
         raise SpecError("expected more than 0 and at most 100%", "--weight", "`lc-ray rollback NAME` takes a version out again")
+    read(artifact, verify=False)  # what is no artifact is told at once
 
     def rolled(state: State, kept: Kept) -> State:
         from lc_ray.serve import rollout as states

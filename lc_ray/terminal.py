@@ -46,7 +46,7 @@ def values(items: list[str] | None) -> dict[str, Any]:
     found = {}
     for item in items or []:
         name, equals, value = item.partition("=")
-        if not equals:
+        if not equals or not all(name.split(".")):
             raise SpecError(f"--set needs PATH=VALUE, got '{item}'")
         try:
             found[name] = yaml.safe_load(value)

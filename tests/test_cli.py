@@ -81,8 +81,9 @@ def test_a_value_that_is_no_yaml(lc, job_file):
     assert "--set train.epochs=[: not YAML" in err
 
 
-def test_set_needs_a_value(lc, job_file):
-    code, _, err = lc("run", job_file(), "--set", "train.epochs")
+@pytest.mark.parametrize("given", ["train.epochs", "=3", "train..epochs=3"])
+def test_set_needs_a_path_and_a_value(lc, job_file, given):
+    code, _, err = lc("run", job_file(), "--set", given)
     assert code == 1
     assert "PATH=VALUE" in err
 
@@ -129,7 +130,8 @@ def test_predict_from_an_artifact(lc, tiny_artifact, monkeypatch):
     assert [json.loads(line)["label"] for line in out.splitlines()] == [a["label"] for a in expected]
     monkeypatch.setattr(sys, "stdin", io.StringIO('good day\n{"text": "bad"}\n'))
     assert lc("predict", "--artifact", tiny_artifact, "--json", "-")[1] == out
-    code, out, _ = lc("predict", "--artifact", tiny_artifact, "good day")
+    code, out, _ = lc("predict", "--artifact", tiny_artifact, "good day", '{"text": "good day"}')
+    assert [line.rpartition("  ")[2] for line in out.splitlines()] == ["good day", "{'text': 'good day'}"]
     assert expected[0]["label"] in out
 
 
@@ -218,6 +220,13 @@ def test_a_weight_that_is_none(lc, kept, tiny_artifact, weight, message):
     code, _, err = lc("rollout", tiny_artifact, "--weight", weight)
     assert code == 1
     assert message in err
+
+
+def test_what_is_no_artifact_is_told_before_ray_is_looked_for(lc, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    code, _, err = lc("rollout", tmp_path)
+    assert code == 1
+    assert "not an artifact" in err
 
 
 @pytest.mark.parametrize("command", ["rollout", "rollback"])
@@ -328,6 +337,7 @@ def test_a_full_disk_is_told(lc, tmp_path):
     with patch("pathlib.Path.exists", return_value=False):
         code, _, err = lc("init", "-o", tmp_path / "job.yaml")
     assert (code, err) == (1, "error LcRayError: No space left on device\n")
+    assert not (tmp_path / "job.yaml").is_symlink(), "nothing is in the way of the next attempt"
 
 
 def test_unknown_commands_and_options_are_explained(lc):
