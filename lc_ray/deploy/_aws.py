@@ -13,6 +13,7 @@ from lc_ray.deploy._platform import TAG, foreign, needed
 from lc_ray.errors import DeployError
 
 _RESOURCE = ("ServiceNamespace", "ResourceId", "ScalableDimension")
+_FIX = "`aws configure`, or set AWS_PROFILE and --set region=..."
 _LONGEST = 3600  # seconds that an asynchronous endpoint may take
 
 
@@ -21,9 +22,13 @@ def client(service: str, region: str | None) -> Any:
     """boto3's client of a service.
 
     Raises:
-        DeployError: boto3 is not installed.
+        DeployError: boto3 is not installed, or finds no region.
     """
-    return needed("boto3", "sagemaker").client(service, region_name=region)
+    boto3 = needed("boto3", "sagemaker")
+    region = region or boto3.session.Session().region_name
+    if not region:  # of an empty one, boto3 makes addresses of no machine
+        raise DeployError("boto3 finds no region", fix=_FIX)
+    return boto3.client(service, region_name=region)
 
 
 class Account(NamedTuple):
@@ -66,7 +71,7 @@ def explained(where: str) -> Iterator[None]:
         what = f"{error.operation_name}: {about.get('Message') or about.get('Code') or error}"
         raise DeployError(what, where) from None
     except (errors.NoCredentialsError, errors.NoRegionError) as error:
-        raise DeployError(str(error), where, "`aws configure`, or set AWS_PROFILE and --set region=...") from None
+        raise DeployError(str(error), where, _FIX) from None
     except (errors.BotoCoreError, needed("boto3.exceptions", "sagemaker").Boto3Error) as error:
         # A waiter's error has what it saw last, in which SageMaker says why an endpoint failed.
         raise DeployError(getattr(error, "last_response", {}).get("FailureReason") or str(error), where) from None

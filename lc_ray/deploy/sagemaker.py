@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -208,11 +209,13 @@ class Deployment:
 
     def _remove(self, name: str) -> None:
         """Delete what one version is made of, as far as it is there; last the model, by which the rest is found."""
-        sagemaker, s3 = self._client("sagemaker"), self._client("s3")
+        sagemaker, s3, bucket = self._client("sagemaker"), self._client("s3"), self._settings.bucket
+        with _aws.unless("Could not find"):  # where it is, it knows its bucket, which may not be that of the version now
+            bucket = urlsplit(sagemaker.describe_model(ModelName=name)["PrimaryContainer"]["ModelDataUrl"]).netloc
         with _aws.unless("NoSuchBucket"):
-            for page in s3.get_paginator("list_objects_v2").paginate(Bucket=self._settings.bucket, Prefix=f"{_PREFIX}/{name}/"):
+            for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{_PREFIX}/{name}/"):
                 for one in page.get("Contents", []):
-                    s3.delete_object(Bucket=self._settings.bucket, Key=one["Key"])
+                    s3.delete_object(Bucket=bucket, Key=one["Key"])
         with _aws.unless("Could not find"):
             sagemaker.delete_endpoint_config(EndpointConfigName=name)
         with _aws.unless("Could not find"):

@@ -83,6 +83,23 @@ def test_what_is_not_given_is_the_accounts_own(aws, tiny_artifact):
     assert not any(left("sagemaker-us-west-2-123456789012").values())
 
 
+def test_a_version_is_deleted_from_the_bucket_that_it_is_in(aws, tiny_artifact, update_endpoint):
+    DeployModel(tiny_artifact, "sagemaker", **aws).deploy()
+    boto3.client("s3").create_bucket(Bucket="others", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+    DeployModel(tiny_artifact, "sagemaker", **aws | {"bucket": "others"}).deploy()
+    assert not left()["files"]
+    sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings())
+    assert not any(left("others").values())
+
+
+@pytest.mark.parametrize("region", ["", None])
+def test_no_region(aws, tiny_artifact, monkeypatch, region):
+    monkeypatch.delenv("AWS_DEFAULT_REGION") if region is None else monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+    for call in (DeployModel(tiny_artifact, "sagemaker").plan, DeployModel(tiny_artifact, "sagemaker", **aws).deploy):
+        with pytest.raises(DeployError, match=r"no region.*\n.*--set region="):
+            call()
+
+
 def test_no_account(tiny_artifact, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
