@@ -87,16 +87,17 @@ class VertexAI:
         return JSONResponse(answer.json() | {"deployedModelId": deployed["id"], "model": deployed["model"]})
 
     def storage(self, request, path, body):
-        key = path.partition("/o/")[2]
+        at, _, name = path.partition("storage/v1/b/")[2].partition("/o")
+        key = at, name.removeprefix("/")
         if request.method == "POST":
             about, content = multipart(request.headers["content-type"], body)
-            self.files[json.loads(about)["name"]] = content
+            self.files[at, json.loads(about)["name"]] = content
             return JSONResponse({"name": json.loads(about)["name"]})
         if request.method == "DELETE":
             del self.files[key]
             return Response(status_code=204)
         prefix = request.query_params.get("prefix", "")
-        return JSONResponse({"items": [{"name": name, "bucket": "models"} for name in self.files if name.startswith(prefix)]})
+        return JSONResponse({"items": [{"name": name, "bucket": there} for there, name in self.files if there == at and name.startswith(prefix)]})
 
     @staticmethod
     def split(parts):

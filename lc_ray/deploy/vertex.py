@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -220,11 +221,11 @@ def _endpoint(name: str, settings: Settings) -> Any:
 
 
 def _remove(resource: str, settings: Settings) -> None:
-    """Delete a model of ours and its folder; what others have made has other places."""
+    """Delete a model of ours and its folder, in whichever bucket that is; what others have made has another label, or none."""
     model = _client("google.cloud.aiplatform").Model(resource)
-    if model.uri.startswith(f"gs://{settings.bucket}/{_PREFIX}/"):
+    if TAG in model.labels:
         model.delete()
-        _empty(_bucket(settings), model.uri)
+        _empty(_bucket(settings.model_copy(update={"bucket": urlsplit(model.uri).netloc})), model.uri)
 
 
 def _empty(bucket: Any, uri: str) -> None:

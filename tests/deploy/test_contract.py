@@ -94,7 +94,7 @@ def test_vertex_ai(google, started, expected, tiny_artifact, tmp_path, monkeypat
     settings = {"project": "demo", "region": "europe-west4", "bucket": "models", "image": "image"}
     deployment = DeployModel(tiny_artifact, "Google Cloud", **settings).deploy()
     (model,) = google.models.values()
-    for name, content in google.files.items():
+    for (_, name), content in google.files.items():
         file = tmp_path / "bucket" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)

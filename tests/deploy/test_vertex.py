@@ -11,7 +11,7 @@ SETTINGS = {"project": "demo", "region": "europe-west4", "bucket": "models", "im
 
 
 def put(path, **settings):
-    return DeployModel(path, "Google Cloud", **SETTINGS, **settings).deploy()
+    return DeployModel(path, "Google Cloud", **SETTINGS | settings).deploy()
 
 
 def nothing(google):
@@ -23,9 +23,9 @@ def test_a_deployment_and_all_that_it_made_is_gone_again(google, tiny_artifact):
     (endpoint,), (model,) = google.endpoints.values(), google.models.values()
     assert endpoint["displayName"] == "tiny"
     found = artifact.read(tiny_artifact)
-    assert {name.partition("/")[2].partition("/")[2] for name in google.files} == {*found.manifest.files, "manifest.json"}
-    assert all(content == (tiny_artifact / name.split("/", 2)[2]).read_bytes() for name, content in google.files.items())
-    assert all(f"gs://models/{name}".startswith(model["artifactUri"] + "/") for name in google.files)
+    assert {name.partition("/")[2].partition("/")[2] for _, name in google.files} == {*found.manifest.files, "manifest.json"}
+    assert all(content == (tiny_artifact / name.split("/", 2)[2]).read_bytes() for (_, name), content in google.files.items())
+    assert all(f"gs://{bucket}/{name}".startswith(model["artifactUri"] + "/") for bucket, name in google.files)
     container = model["containerSpec"]
     assert container["imageUri"] == SETTINGS["image"]
     assert container["command"] == ["python", "-m", "lc_ray.serve.container"]
@@ -54,7 +54,17 @@ def test_a_new_version_takes_some_of_the_traffic_and_then_the_place_of_the_old(g
     assert endpoint["deployedModels"] == [new]
     assert endpoint["trafficSplit"] == {new["id"]: 100}
     assert list(google.models) == [new["model"]]
-    assert {name.split("/")[1] for name in google.files} == {new["displayName"]}
+    assert {name.split("/")[1] for _, name in google.files} == {new["displayName"]}
+    vertex.delete(artifact.read(tiny_artifact), vertex.Settings(**SETTINGS))
+    assert nothing(google)
+
+
+def test_a_version_is_deleted_from_the_bucket_that_it_is_in(google, tiny_artifact):
+    put(tiny_artifact)
+    put(tiny_artifact, bucket="others")
+    (model,) = google.models.values()
+    assert model["artifactUri"].startswith("gs://others/")
+    assert {bucket for bucket, _ in google.files} == {"others"}
     vertex.delete(artifact.read(tiny_artifact), vertex.Settings(**SETTINGS))
     assert nothing(google)
 
