@@ -1,6 +1,7 @@
 """What SageMaker and Vertex AI ask of a container."""
 
 import base64
+import json
 
 import pytest
 from serving import KEY, ask
@@ -60,6 +61,33 @@ def test_a_body_is_the_one_instance(text, fusion, predictor, fused, png, wav):
 
 
 @pytest.mark.parametrize(
+    ("body", "kind", "headers"),
+    [
+        (b'"good day"\n{"text": "so late, \\u00e9"}\n', "application/jsonlines", {}),
+        (b'{"text": "good day"}\r\n"so late, \xc3\xa9"', "Application/JSONLines; charset=utf-8", {"accept": "*/*"}),
+        (b'good day\n"so late, \xc3\xa9"\n', "text/csv", {"accept": "application/jsonlines"}),
+    ],
+)
+def test_lines_of_json_as_batch_transform_joins_them(text, predictor, body, kind, headers):
+    response = invoke(text, body, kind, **headers)
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/jsonlines"), response.text
+    assert response.text.endswith("}\n")
+    for line, wanted in zip(response.text.splitlines(), predictor.predict(["good day", "so late, é"]), strict=True):
+        assert json.loads(line)["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-5)
+
+
+def test_of_lines_of_json_all_answers_come_as_one_where_that_is_accepted(text, predictor):
+    same(invoke(text, b'"good day"', "application/jsonlines", accept="application/json"), predictor.predict(["good day"]))
+    assert invoke(text, b"", "application/jsonlines").text == ""
+
+
+@pytest.mark.parametrize(("body", "place"), [(b'"a"\n{"text"\n', "instances.1"), (b'"a"\n\n"b"', "instances.1"), (b'"a"\n3', "instances.1.text")])
+def test_a_line_that_can_not_be_used_is_told(text, body, place):
+    response = invoke(text, body, "application/jsonlines")
+    assert (response.status_code, response.json()["error"]["where"]) == (400, place)
+
+
+@pytest.mark.parametrize(
     ("body", "kind", "status"),
     [
         (b"x", "image/png", 415),
@@ -80,9 +108,9 @@ def test_bodies_that_are_refused(text, body, kind, status):
 
 
 def test_a_type_that_is_not_taken_is_told_with_those_that_are(text, fusion):
-    takes = "application/json, multipart/form-data, text/csv, text/plain"
+    takes = "application/json, application/jsonlines, multipart/form-data, text/csv, text/plain"
     for app, kinds in ((text, takes), (fusion, f"{takes}, image/*, audio/*")):
-        assert invoke(app, b"{}", "application/jsonlines").json()["error"]["message"].endswith(f"does not take application/jsonlines but {kinds}")
+        assert invoke(app, b"{}", "application/x-npy").json()["error"]["message"].endswith(f"does not take application/x-npy but {kinds}")
 
 
 def test_a_chat_is_a_text_too(tiny_language, endpoint):
