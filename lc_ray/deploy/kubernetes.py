@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lc_ray.artifact import Artifact
 from lc_ray.client import Client
@@ -32,6 +33,7 @@ _KIND = {"group": "ray.io", "version": "v1", "plural": "rayservices"}
 _MANAGER = "lc-ray"
 _POLL = 5.0  # seconds between two looks at a service, which takes minutes
 _VERSION = "lc-ray/version"
+_ELSEWHERE = ("host", "port", "grpc_port", "tls", "replicas")  # of a job's `serve`: what Kubernetes' Service, an Ingress and the pods are
 _MARK = {"app.kubernetes.io/managed-by": _MANAGER}
 
 
@@ -39,7 +41,7 @@ class Settings(Section):
     """The RayService, and its pods."""
 
     path: str = Field(pattern="^/", description="the artifact's folder in the pods, such as /runs/reviews/model")
-    image: str = Field(description="the image of cluster/Dockerfile, in a registry")
+    image: str = Field(min_length=1, description="the image of cluster/Dockerfile, in a registry")
     name: str | None = Field(None, max_length=47, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", description="of the RayService; the model's if not given")
     namespace: str = Field("lc-ray", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     context: str | None = Field(None, description="kubectl's; the current one if not given")
@@ -51,6 +53,13 @@ class Settings(Section):
     serve: ServeSpec = Field(ServeSpec(), description="limits and batching, as in a job file")
     url: str | None = Field(None, description="where clients reach it, such as an Ingress's; the Service's, inside the cluster, if not given")
     timeout: Seconds = Field(1800.0, description="longest time until it answers")
+
+    @field_validator("serve")
+    @classmethod
+    def _of_the_model(cls, serve: ServeSpec) -> ServeSpec:
+        if said := [name for name in _ELSEWHERE if getattr(serve, name) != getattr(ServeSpec(), name)]:
+            raise ValueError(f"{', '.join(said)}: not for Kubernetes: the Service listens, an Ingress has TLS, and pods are the replicas")
+        return serve
 
 
 class _Manifest(Call):
@@ -95,7 +104,9 @@ def manifest(artifact: Artifact, settings: Settings) -> dict[str, Any]:
         template["metadata"] = {"annotations": {_VERSION: artifact.digest}}
         (container,) = template["spec"]["containers"]
         container["image"] = settings.image
-        container["env"][0]["valueFrom"]["secretKeyRef"]["name"] = _secret(name)
+        variables = {one["name"]: one for one in container["env"]}
+        variables[auth.VARIABLE]["valueFrom"]["secretKeyRef"]["name"] = _secret(name)
+        variables["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]["value"] = str(math.ceil(settings.serve.timeout) + 1)  # as serve/app.py has it
         template["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = settings.claim
     return found
 
@@ -213,7 +224,7 @@ def _clients(settings: Settings) -> tuple[Any, Any]:
     client, config = _module("client"), _module("config")
     try:
         api = config.new_client_from_config(context=settings.context)
-    except config.ConfigException as error:
+    except (config.ConfigException, yaml.YAMLError, ValueError, TypeError) as error:  # the last two for a file of something else
         raise DeployError(str(error), "kubeconfig", "`kubectl config get-contexts` should list the cluster") from None
     return client.CoreV1Api(api), client.CustomObjectsApi(api)
 

@@ -32,7 +32,7 @@ class Settings(Machines):
     project: str = Field(pattern=r"^[a-z0-9:.-]+$", description="id of the project")
     region: str = Field(pattern=r"^[a-z0-9-]+$", description="such as europe-west4")
     bucket: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$", description="bucket for the model")
-    image: str = Field(description="the image of cluster/Dockerfile, in Artifact Registry")
+    image: str = Field(min_length=1, description="the image of cluster/Dockerfile, in Artifact Registry")
     endpoint: str | None = Field(None, max_length=128, pattern=r'^[^"\\]+$', description="its display name; the model's if not given")
     machine: str = Field("n2-standard-4", description="type of the machines")
     accelerator: str | None = Field(None, description="type of GPU, such as NVIDIA_L4")

@@ -18,6 +18,8 @@ from starlette.routing import Route
 from lc_ray import DeployModel, artifact, cli
 from lc_ray.deploy import kubernetes as platform
 from lc_ray.errors import DeployError
+from lc_ray.serve.app import environment
+from lc_ray.serving import ServeSpec
 
 SETTINGS = {"image": "registry.example/lc-ray:0.1.0-ray2.60.0", "path": "/runs/reviews/model"}
 
@@ -117,6 +119,28 @@ def test_pods_with_gpus(tiny_artifact):
     assert args["serve"]["replicas"]["gpu"] == 2
 
 
+def test_the_proxy_waits_as_long_as_requests_may_take(tiny_artifact):
+    made = DeployModel(tiny_artifact, "kubernetes", **SETTINGS, serve={"timeout": "2m"}).plan()[1].arguments["body"]["spec"]["rayClusterConfig"]
+    for template in (made["headGroupSpec"]["template"], made["workerGroupSpecs"][0]["template"]):
+        (container,) = template["spec"]["containers"]
+        name = "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"
+        assert {"name": name, "value": environment(ServeSpec(timeout="2m"))[name]} in container["env"]
+
+
+def test_pods_have_the_settings_that_serve_has_elsewhere():
+    made = yaml.safe_load(Path("k8s/rayservice/rayservice.yaml").read_text("utf-8"))["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
+    (container,) = made["spec"]["containers"]
+    told = {one["name"]: one["value"] for one in container["env"] if one["name"].startswith("RAY_SERVE_")}
+    elsewhere = environment(ServeSpec())
+    assert told == {name: elsewhere[name] for name in told}
+
+
+@pytest.mark.parametrize("serve", [{"tls": {"certificate": "a", "key": "b"}}, {"port": 80}, {"replicas": {"max": 5}}])
+def test_what_the_service_and_the_pods_are_is_not_said_by_serve(tiny_artifact, serve):
+    with pytest.raises(DeployError, match=f"serve: {next(iter(serve))}: not for Kubernetes"):
+        DeployModel(tiny_artifact, "kubernetes", **SETTINGS, serve=serve)
+
+
 def test_a_new_version_changes_the_pods_so_that_kuberay_brings_up_others(api, tiny_artifact):
     first = DeployModel(tiny_artifact, "kubernetes", **SETTINGS).plan()[1].arguments["body"]
     annotations = first["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["metadata"]["annotations"]
@@ -173,8 +197,11 @@ def test_a_dry_run_is_yaml_for_kubectl(api, tiny_artifact, capsys, monkeypatch):
     assert api.objects == {}
 
 
-def test_no_cluster_is_told(tiny_artifact, tmp_path, monkeypatch):
-    monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "nothing"))
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"a,b\n", b"a: [\n"])
+def test_no_cluster_is_told(tiny_artifact, tmp_path, monkeypatch, content):
+    if content is not None:
+        (tmp_path / "config").write_bytes(content)
+    monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
     with pytest.raises(DeployError, match="kubeconfig: "):
         DeployModel(tiny_artifact, "kubernetes", **SETTINGS).deploy()
 
