@@ -68,7 +68,7 @@ def train_segment(config: dict[str, Any]) -> None:
             losses.append(loss.detach())
         value = float(torch.stack(losses).mean())
         worker.require_finite({"loss": value}, step)
-        if step % max(1, segment.total // 200) == 0 or step + 1 == segment.until:
+        if segment.told(step):
             history.append({"step": step, "loss": value, "learning_rate": rate})
             worker.tell(post, "step", step=step + 1, loss=value)
         every = worker.spec.train.checkpoint_every

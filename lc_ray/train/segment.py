@@ -89,6 +89,10 @@ class Segment:
         """The step it stops before: absolute, so that a retried segment takes no more steps than a lucky one."""
         return self.boundary(self.number + 1)
 
+    def told(self, step: int) -> bool:
+        """Whether a step's loss is reported: of 200 steps of the training at most, and of the last of each segment."""
+        return step % -(-self.total // 200) == 0 or step + 1 == self.until
+
     @property
     def phase(self) -> tuple[int, int]:
         """First and last step of the phase, dense or pruned, over which the learning rate rises and falls."""

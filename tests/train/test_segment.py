@@ -26,6 +26,14 @@ def test_segments_cover_the_training_without_gaps():
     assert [p.until for p in parts] == [100, 200, 300, 400]
 
 
+@pytest.mark.parametrize("rows", [11, 975, 12345])
+def test_at_most_200_steps_are_reported_and_the_last_of_each_segment(rows):
+    parts = [segment(n, rows) for n in range(4)]
+    told = [step for part in parts for step in range(part.first, part.until) if part.told(step)]
+    assert {part.until - 1 for part in parts} <= {*told}
+    assert len(told) <= 200 + len(parts)
+
+
 @pytest.mark.parametrize("rows", [11, 95, 1003, 12345])
 def test_boundaries_meet_whatever_the_rows(rows):
     parts = [segment(n, rows) for n in range(4)]
