@@ -31,6 +31,21 @@ def test_every_cluster_asks_for_a_token_and_shows_no_port(file):
     assert not [option for option in config["docker"]["run_options"] if "publish" in option or option.startswith("-p")]
 
 
+@pytest.mark.parametrize(("name", "who"), [("aws", "IamInstanceProfile"), ("gcp", "serviceAccounts")])
+def test_every_machine_may_pull_the_image(name, who):
+    config = launch.read(Path("cluster") / f"{name}.yaml")
+    assert all(kind["node_config"].get(who) for kind in config["available_node_types"].values()), "workers have no account of their own"
+    registry = config["docker"]["image"].partition("/")[0]
+    assert [command for command in config["initialization_commands"] if "docker" in command and registry in command]
+
+
+def test_a_container_with_a_gpu_waits_for_its_driver():
+    config = launch.read(Path("cluster/gcp.yaml"))
+    for kind in config["available_node_types"].values():
+        assert ("install-nvidia-driver" in str(kind["node_config"].get("metadata"))) == ("GPU" in kind["resources"])
+    assert [command for command in config["initialization_commands"] if "until nvidia-smi" in command]
+
+
 @pytest.mark.parametrize("name", ["aws", "gcp"])
 def test_spot_machines_come_first_and_others_where_there_are_none(name):
     """Asked of the scheduler that Ray's autoscaler runs."""
