@@ -86,11 +86,13 @@ def near(path: Path) -> Path:
 
 
 def short(answer: dict[str, Any]) -> str:
-    """An answer on one line: the label, and the probability of each, or of the likeliest where there are many."""
+    """An answer on one line: the label or labels, and the probability of each, or of the likeliest where there are many."""
     known = answer.get("probabilities", {})
     shown = known if len(known) <= _MANY else {name: known[name] for name in heapq.nlargest(_LIKELIEST, known, key=known.get)}
     odds = ", ".join([*(f"{name} {p:.2f}" for name, p in shown.items()), *["..."] * (len(shown) < len(known))])
-    return f"{answer.get('label', answer)} ({odds})" if odds else str(plain(answer))
+    if not odds:
+        return str(plain(answer))
+    return f"{answer['label'] if 'label' in answer else ', '.join(answer['labels']) or 'no label'} ({odds})"
 
 
 def plain(value: Any) -> Any:
