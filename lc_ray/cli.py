@@ -239,9 +239,9 @@ app.add_typer(cli_cluster.cluster, name="cluster")
 
 def _replicas(text: str) -> dict[str, int]:
     """"2", or "0:4" from the least to the most."""
-    least, _, most = text.partition(":")
+    least, several, most = text.partition(":")
     try:
-        return {"min": int(least), "max": int(most or least)}
+        return {"min": int(least), "max": int(most if several else least)}
     except ValueError:
         raise SpecError(f"expected a number or MIN:MAX, got '{text}'", "--replicas") from None
 

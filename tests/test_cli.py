@@ -177,6 +177,9 @@ def test_pictures_and_sounds_of_answers_are_shown_in_brief_or_written(lc, tiny_a
         (["good.png", "--artifact", "nothing", "--files"], "can't be read: No such file"),
         (["{oops", "--artifact", "nothing"], "not JSON"),
         (["good", "--url", "http://host:port"], "not a URL"),
+        (["good", "--url", "127.0.0.1:8000"], "give one as http://127.0.0.1:8000"),
+        (["good", "--url", "ftp://127.0.0.1"], "begins with neither http:// nor https://"),
+        (["good", "--url", ""], "begins with neither http:// nor https://"),
         (["good", "--url", "http://127.0.0.1:9", "--key", "ü"], "the API key has characters"),
     ],
 )
@@ -353,6 +356,7 @@ def test_unknown_commands_and_options_are_explained(lc):
         (["--set", "batch.maks=3"], "serve.batch.maks: unknown field (known: max, wait, tokens)"),
         (["--set", "log.path=3", "--replicas", "3:1"], "min (3) is more than max (1)"),
         (["--replicas", "x"], "expected a number or MIN:MAX, got 'x'"),
+        (["--replicas", "1:"], "expected a number or MIN:MAX, got '1:'"),
         (["--tls-cert", "here"], "both --tls-cert and --tls-key"),
     ],
 )
