@@ -1,5 +1,6 @@
 import io
 import json
+import logging
 from contextlib import ExitStack
 from unittest.mock import MagicMock
 
@@ -118,6 +119,16 @@ def test_a_ray_of_another_version_is_told(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(ClusterError, match="Version mismatch: The cluster was started with: Ray: 2"), runtime.session():
         pass
+
+
+def test_rays_words_about_handles_are_not_for_whoever_deploys(monkeypatch):
+    monkeypatch.setattr(runtime, "_reach", lambda address: None)
+    monkeypatch.setattr(ray, "init", MagicMock())
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    logger = logging.getLogger("ray.serve")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    runtime._connect(None)
+    assert not logger.isEnabledFor(logging.INFO)
 
 
 @pytest.mark.parametrize("before", [False, True])
