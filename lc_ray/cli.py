@@ -176,7 +176,7 @@ def evaluate(
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    out.print(table)
+    out.print(table, markup=False)
 
 
 @app.command()
@@ -228,7 +228,7 @@ def init(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             output.unlink()  # else it would be there, empty, when the command is given again
         raise
-    out.print(f"wrote {output}; next: [bold]lc-ray check {output}[/]")
+    out.print(f"wrote {output}; next: lc-ray check {output}", markup=False, soft_wrap=True)
 
 
 for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints, cli_cluster.submit, cli_deploy.deploy):

@@ -135,7 +135,7 @@ class Display:
                 self.console.print(f"  [green]✓[/] {event['title']}")
             case "full":
                 for column, share in event["columns"].items():
-                    self.console.print(f"  {column}: {share:.0%} of the rows fill its max_length, beyond which texts are cut")
+                    self.console.print(f"  {column}: {share:.0%} of the rows fill its max_length, beyond which texts are cut", markup=False)
             case "submitted":
                 self.console.print(f"  job [bold]{event['job']}[/]")
             case "worker":

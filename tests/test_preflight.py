@@ -56,6 +56,14 @@ def test_rows_that_will_be_rejected_are_shown(job, tmp_path):
     assert "would be rejected: row 2: not valid JSON\n" in page.getvalue()
 
 
+def test_texts_in_brackets_are_shown_as_they_are(job, tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n[/INST] good,x\nsee [link] here,y\n" * 4, "utf-8")
+    preflight.show(preflight.check(job(**{"data.train": str(file)})), Console(file=(page := io.StringIO()), width=100))
+    assert "text: [/INST] good" in page.getvalue()
+    assert "text: see [link] here" in page.getvalue()
+
+
 def test_pictures_are_shown_by_their_size(job, tmp_path):
     for number in range(4):
         file = tmp_path / "pets" / "xy"[number % 2] / f"{number}.png"

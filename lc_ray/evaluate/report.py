@@ -70,10 +70,10 @@ def print_table(record: Record, console: Console) -> None:
         table.add_column(Text(label, "bold"), justify="right")
     for row in comparison(record):
         table.add_row(row.name, *(Text.assemble(figure, (_beside(versus), "dim")) for figure, versus in row.cells))
-    console.print(table)
+    console.print(table, markup=False)
     objective = _objective(record).replace("_", " ")
     for row in ablation(record):
-        console.print(f"{row.name:<24}{next((value for value, name in row.cells if name == objective), '')} {objective}", highlight=False)
+        console.print(Text(f"{row.name:<24}{next((value for value, name in row.cells if name == objective), '')} {objective}"))
     if verdict := _verdict(record):
         console.print(Text(verdict, "bold green" if verdict == "accepted" else "bold red"))
         for reason in record["accept"]["reasons"]:

@@ -109,7 +109,7 @@ def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = 
     key = "KEY" if key_file else place if place.startswith("$") else f"$(cat {place})"
     curl = f"curl {url}/v1/models/{name}:predict -H \"Authorization: Bearer {key}\" -d '{body}'"
     also = f" and, over gRPC, at [bold]{urlsplit(url).hostname}:{grpc_port}[/bold]" if grpc_port else ""
-    return f"serving {named} at [bold]{url}[/bold]{also}\nAPI key: {key_file or place}\n\n  {escape(curl)}\n"
+    return f"serving {named} at [bold]{url}[/bold]{also}\nAPI key: {escape(str(key_file or place))}\n\n  {escape(curl)}\n"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
