@@ -155,23 +155,26 @@ def read(folder: str | Path, verify: bool = True) -> Artifact:
     Raises:
         ArtifactError: missing, of a newer format, incomplete or altered.
     """
-    uri = str(folder) if "://" in str(folder) else ""
+    where = str(folder)
+    uri = where if "://" in where else ""
     try:
+        if uri and not (storage_path(uri) / MANIFEST).exists():  # what else is in a bucket's folder may be terabytes
+            raise FileNotFoundError(uri)
         folder = cached(storage_path(uri)) if uri else Path(folder)
         found = json.loads((folder / MANIFEST).read_text("utf-8"))
         if isinstance(found, dict) and isinstance(newer := found.get("format"), int) and newer > FORMAT:
-            raise ArtifactError(f"written by a newer lc_ray, in format {newer}; this one reads {FORMAT}", str(folder), "install a newer lc_ray")
+            raise ArtifactError(f"written by a newer lc_ray, in format {newer}; this one reads {FORMAT}", where, "install a newer lc_ray")
         manifest = Manifest.model_validate(found)
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError("not an artifact: it has no manifest.json", str(folder), "give the folder that `lc-ray run` printed") from None
+        raise ArtifactError("not an artifact: it has no manifest.json", where, "give the folder that `lc-ray run` printed") from None
     except ValidationError as error:
         first = error.errors()[0]
         told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
-        raise ArtifactError(f"manifest.json can't be read: {told}", str(folder), "give the folder that `lc-ray run` printed") from None
+        raise ArtifactError(f"manifest.json can't be read: {told}", where, "give the folder that `lc-ray run` printed") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"manifest.json can't be read: {error}", str(folder)) from None
+        raise ArtifactError(f"manifest.json can't be read: {error}", where) from None
     except OSError as error:
-        raise ArtifactError(f"can't be read: {first_line(error)}", str(folder)) from None
+        raise ArtifactError(f"can't be read: {first_line(error)}", where) from None
     for name, expected in manifest.files.items():
         file = folder / name
         if folder.resolve() not in file.resolve().parents:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -178,7 +177,7 @@ def evaluate(
     table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    out.print(table)
+    out.print(table, markup=False)
 
 
 @app.command()
@@ -230,8 +229,7 @@ def init(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             output.unlink()  # else it would be there, empty, when the command is given again
         raise
-    name = escape(str(output))
-    out.print(f"wrote {name}; next: [bold]lc-ray check {name}[/]")
+    out.print(f"wrote {output}; next: lc-ray check {output}", markup=False, soft_wrap=True)
 
 
 for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints, cli_cluster.submit, cli_deploy.deploy):
@@ -242,9 +240,9 @@ app.add_typer(cli_cluster.cluster, name="cluster")
 
 def _replicas(text: str) -> dict[str, int]:
     """"2", or "0:4" from the least to the most."""
-    least, _, most = text.partition(":")
+    least, several, most = text.partition(":")
     try:
-        return {"min": int(least), "max": int(most or least)}
+        return {"min": int(least), "max": int(most if several else least)}
     except ValueError:
         raise SpecError(f"expected a number or MIN:MAX, got '{text}'", "--replicas") from None
 

@@ -137,6 +137,8 @@ def _opened(kind: type[_Http], url: str, key: str | None, timeout: float) -> _Ht
     if key and not auth.sendable(key):
         raise ServeError("the API key has characters that no request can carry", fix=f"correct {auth.VARIABLE} or Client(key=...)")
     try:
+        if httpx.URL(url).scheme not in ("http", "https"):
+            raise httpx.InvalidURL("it begins with neither http:// nor https://")
         return kind(base_url=url, timeout=timeout, headers={"authorization": f"Bearer {key}"} if key else {})
     except httpx.InvalidURL as error:
         raise ServeError(f"not a URL: {error}", url, "give one as http://127.0.0.1:8000") from None

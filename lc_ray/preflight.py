@@ -143,8 +143,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     table = Table("row", "fed to the model as", show_lines=True)
     for row in report["rows"]:
         fed = "\n".join(f"{name} = {str(value)[:90]}" for name, value in row["fed"].items())
-        table.add_row(*map(escape, ("\n".join(f"{k}: {str(v)[:200]}" for k, v in row.items() if k != "fed"), fed)))
-    console.print(table)
+        table.add_row("\n".join(f"{k}: {str(v)[:200]}" for k, v in row.items() if k != "fed"), fed)
+    console.print(table, markup=False)
     for row in report["rejected"]:
         console.print(f"  [yellow]would be rejected: {escape(_told(row))}[/]")
     console.print(f"model: {report['parameters']:,} parameters, {report['trained']:,} trained")

@@ -93,6 +93,7 @@ def _connect(cpus: int | None) -> None:
         except Exception as error:  # Ray raises nothing narrower
             fix = "is the machine very busy, or short of memory or disk?"
             raise ClusterError(f"no Ray can be started here: {first_line(error)}", fix=fix) from None
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it tells of each handle and of what ends
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # members that fail are told of as events
 

@@ -17,7 +17,7 @@ from lc_ray.units import size_text
 if TYPE_CHECKING:
     from lc_ray.spec import JobSpec
 
-out, err = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
+out, err = Console(highlight=False, emoji=False), Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 _WIDEST = 10_000  # columns, more than a table has
 _MANY, _LIKELIEST = 20, 5  # labels: more than so many are not all printed, but so many of them
@@ -77,7 +77,7 @@ def say(name: str, value: Any) -> None:
 
 def list_out(table: Table) -> None:
     """Print a table of names that are typed again: none is cut, however narrow the terminal is."""
-    Console(highlight=False, width=_WIDEST).print(table)
+    Console(emoji=False, highlight=False, width=_WIDEST).print(table, markup=False)
 
 
 def near(path: Path) -> Path:

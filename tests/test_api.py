@@ -163,7 +163,7 @@ def test_what_is_no_plan(tiny_base):
         ({"population": "many"}, "population"),
         ({"epochs": float("inf")}, r"epochs: .*finite"),
         ({"validation": 1.5}, r"validation: expected a whole number, got 1\.5"),
-        ({"validation": -1}, "validation: expected a part or a number of the rows"),
+        ({"validation": -1}, "validation: expected a part of the rows, such as 10%, or a number of them"),
     ],
 )
 def test_wrong_numbers_are_said_before_data_is_kept(tiny_base, tiny_rows, folder, fields, message):

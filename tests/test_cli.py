@@ -106,7 +106,8 @@ def test_schema_is_json_schema(lc):
 
 def test_init_writes_a_valid_job_and_never_over_another(lc, tmp_path):
     file = tmp_path / "job.yaml"
-    assert lc("init", "classification", "--output", file)[0] == 0
+    code, out, _ = lc("init", "classification", "--output", file)
+    assert (code, out) == (0, f"wrote {file}; next: lc-ray check {file}\n"), "on a line, to be copied"
     assert spec.read(file).task.kind == "classification"
     assert lc("init")[1] == file.read_text("utf-8")
     code, _, err = lc("init", "-o", file)
@@ -133,6 +134,7 @@ def test_predict_from_an_artifact(lc, tiny_artifact, monkeypatch):
     code, out, _ = lc("predict", "--artifact", tiny_artifact, "good day", '{"text": "good day"}')
     assert [line.rpartition("  ")[2] for line in out.splitlines()] == ["good day", "{'text': 'good day'}"]
     assert expected[0]["label"] in out
+    assert lc("predict", "--artifact", tiny_artifact, "see [/b] :100:")[1].endswith("  see [/b] :100:\n"), "no markup, and no emoji"
 
 
 def test_an_endpoint_is_asked_for_many_lines_in_parts(lc, monkeypatch):
@@ -177,6 +179,9 @@ def test_pictures_and_sounds_of_answers_are_shown_in_brief_or_written(lc, tiny_a
         (["good.png", "--artifact", "nothing", "--files"], "can't be read: No such file"),
         (["{oops", "--artifact", "nothing"], "not JSON"),
         (["good", "--url", "http://host:port"], "not a URL"),
+        (["good", "--url", "127.0.0.1:8000"], "give one as http://127.0.0.1:8000"),
+        (["good", "--url", "ftp://127.0.0.1"], "begins with neither http:// nor https://"),
+        (["good", "--url", ""], "begins with neither http:// nor https://"),
         (["good", "--url", "http://127.0.0.1:9", "--key", "ü"], "the API key has characters"),
     ],
 )
@@ -353,6 +358,7 @@ def test_unknown_commands_and_options_are_explained(lc):
         (["--set", "batch.maks=3"], "serve.batch.maks: unknown field (known: max, wait, tokens)"),
         (["--set", "log.path=3", "--replicas", "3:1"], "min (3) is more than max (1)"),
         (["--replicas", "x"], "expected a number or MIN:MAX, got 'x'"),
+        (["--replicas", "1:"], "expected a number or MIN:MAX, got '1:'"),
         (["--tls-cert", "here"], "both --tls-cert and --tls-key"),
     ],
 )

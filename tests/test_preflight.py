@@ -1,5 +1,6 @@
 import io
 import json
+import logging
 from contextlib import ExitStack
 from unittest.mock import MagicMock
 
@@ -53,6 +54,14 @@ def test_rows_that_will_be_rejected_are_shown(job, tmp_path):
     preflight.show(found, Console(file=(page := io.StringIO()), width=100))
     assert "would be rejected: row 1, text: null\n" in page.getvalue()
     assert "would be rejected: row 2: not valid JSON\n" in page.getvalue()
+
+
+def test_texts_in_brackets_are_shown_as_they_are(job, tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n[/INST] good,x\nsee [link] here,y\n" * 4, "utf-8")
+    preflight.show(preflight.check(job(**{"data.train": str(file)})), Console(file=(page := io.StringIO()), width=100))
+    assert "text: [/INST] good" in page.getvalue()
+    assert "text: see [link] here" in page.getvalue()
 
 
 def test_pictures_are_shown_by_their_size(job, tmp_path):
@@ -118,6 +127,16 @@ def test_a_ray_of_another_version_is_told(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(ClusterError, match="Version mismatch: The cluster was started with: Ray: 2"), runtime.session():
         pass
+
+
+def test_rays_words_about_handles_are_not_for_whoever_deploys(monkeypatch):
+    monkeypatch.setattr(runtime, "_reach", lambda address: None)
+    monkeypatch.setattr(ray, "init", MagicMock())
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    logger = logging.getLogger("ray.serve")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    runtime._connect(None)
+    assert not logger.isEnabledFor(logging.INFO)
 
 
 @pytest.mark.parametrize("before", [False, True])

@@ -167,6 +167,16 @@ def test_a_base_model_comes_from_a_bucket(aws, tiny_base, tmp_path, monkeypatch)
         load.find("s3://models/bases/other")
 
 
+def test_what_is_no_artifact_is_not_fetched(aws, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (StoragePath("s3://models/runs/tiny") / "model" / artifact.MANIFEST).write_text("{}")
+    with pytest.raises(ArtifactError, match="s3://models/runs/tiny: not an artifact"):
+        artifact.read("s3://models/runs/tiny")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ArtifactError, match=r"^s3://models/runs/tiny/model: manifest\.json can't be read"):
+        artifact.read("s3://models/runs/tiny/model")
+
+
 def test_an_artifact_comes_from_a_bucket(aws, tiny_artifact, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     here, bucket = artifact.read(tiny_artifact), StoragePath("s3://models/runs/tiny/model")

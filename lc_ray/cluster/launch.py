@@ -23,7 +23,10 @@ def read(file: Path) -> dict[str, Any]:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     try:
-        config = prepare_config(yaml.safe_load(file.read_text("utf-8")))
+        tree = yaml.safe_load(file.read_text("utf-8"))
+        if not isinstance(tree, dict) or "provider" not in tree:
+            raise ValueError("it names no provider")
+        config = prepare_config(tree)
         validate_config(config)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ClusterError(f"can't be read: {error}", str(file)) from None

@@ -70,7 +70,7 @@ def print_table(record: Record, console: Console) -> None:
         table.add_column(Text(label, "bold"), justify="right")
     for row in comparison(record):
         table.add_row(row.name, *(Text.assemble(figure, (_beside(versus), "dim")) for figure, versus in row.cells))
-    console.print(table)
+    console.print(table, markup=False)
     objective = _objective(record).replace("_", " ")
     for row in ablation(record):
         figure = next((value for value, name in row.cells if name == objective), "")

@@ -100,7 +100,9 @@ def _unless_ray_ends(address: str, port: int) -> Iterator[None]:
 
 
 def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = None, grpc_port: int | None = None) -> str:
-    named = ", ".join(f"[bold]{escape(one.manifest.name)}[/bold] ({one.digest})" for one in found)
+    last = {one.manifest.name: one.digest for one in found}
+    seldom = {one.digest: ", for requests that name it" for one in found if one.digest != last[one.manifest.name]}
+    named = ", ".join(dict.fromkeys(f"[bold]{escape(one.manifest.name)}[/bold] ({one.digest}{seldom.get(one.digest, '')})" for one in found))
     name, columns = found[0].manifest.name, [i["column"] for i in found[0].manifest.inputs]
     body = json.dumps({"instances": ["..." if len(columns) == 1 else dict.fromkeys(columns, "...")]})
     place = auth.place()

@@ -72,7 +72,8 @@ def test_spot_machines_come_first_and_others_where_there_are_none(name):
     [
         ("cluster_name: [", "can't be read"),
         ("cluster_name: x\nprovider: {type: local, head_ip: a, worker_ips: []}\nauth: {ssh_user: me}\ndocker: {images: x}\n", "images"),
-        ("just words", "not a launcher file"),
+        ("just words", "not a launcher file of Ray: it names no provider"),
+        ("", "it names no provider"),
     ],
 )
 def test_mistakes_are_told_before_rays_launcher_starts(tmp_path, text, message):

@@ -133,6 +133,13 @@ def test_welcome_shows_where_the_key_is_but_not_the_key(no_ray, tiny_artifact):
     assert "127.0.0.1:5678" in text
 
 
+def test_welcome_says_which_of_several_versions_answers(no_ray, tiny_artifact, second_artifact):
+    first, second = artifact.read(tiny_artifact), artifact.read(second_artifact)
+    text = run._welcome("http://127.0.0.1:1234", [first, second, first])
+    assert text.count(first.digest) == text.count(second.digest) == 1
+    assert f"({second.digest}, for requests that name it)" in text
+
+
 @pytest.mark.parametrize(("replicas", "fixed"), [({"min": 2, "max": 2}, 2), ({"min": 1, "max": 4}, None)])
 def test_replicas_and_queue(replicas, fixed):
     deployment = app.application(["somewhere"], ServeSpec(replicas=replicas, queue=100, batch={"max": 32}), {"test": "key"}, {})._bound_deployment
