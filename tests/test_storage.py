@@ -59,7 +59,7 @@ def test_no_name_in_a_bucket_leads_out_of_the_folder_that_it_is_copied_to(aws, t
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    for key in ("model/config.json", "out.txt", f"model/{name}"):  # the second is what the last may be read as
+    for key in ("model/manifest.json", "out.txt", f"model/{name}"):  # the second is what the last may be read as
         boto3.client("s3").put_object(Bucket="models", Key=key, Body=b"{}")
     with pytest.raises(DataError, match="leads out of the folder"):
         artifact.read("s3://models/model")
