@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -13,6 +15,12 @@ import pytest
 WORDS = """a all bad best day flight good great had hate i is it late love my never no not ok on service so that the this time very
 was we worst you"""
 LABELS = ["negative", "neutral", "positive"]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests with Ray that begin after the time that whoever runs them has, in seconds since 1970."""
+    if "cluster" in item.keywords and time.time() > float(os.environ.get("LC_RAY_TESTS_UNTIL", "inf")):
+        pytest.skip("no time is left: this machine is slow; run `make test`")
 
 
 @pytest.fixture(scope="session")
