@@ -54,10 +54,12 @@ class Table:
         """What separates cells: what its kind says, or another one if the first line has one cell by that, or not as many as there are names."""
         own = "\t" if self.file.kind == "tsv" else ","
         cells = len(self.first(own))
-        others = {mark: len(self.first(mark)) for mark in (_MARKS if cells == 1 else _RARE) if mark != own}
+        if cells == len(self.names) if self.names else cells > 1:
+            return own
+        found = {own: cells} | {mark: len(self.first(mark)) for mark in (_MARKS if cells == 1 else _RARE) if mark != own}
         if self.names:
-            return next((mark for mark, found in others.items() if found == len(self.names) not in (1, cells)), own)
-        return max((own, *others), key=lambda mark: {own: cells, **others}[mark]) if cells == 1 else own
+            return next((mark for mark in found if found[mark] == len(self.names) > 1), own)
+        return max(found, key=lambda mark: found[mark])
 
     def columns(self) -> list[str]:
         """Names of the columns.
