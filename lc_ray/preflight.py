@@ -98,7 +98,7 @@ def _look(job: JobSpec, columns: dict[str, Any], task: Any, reader: Any) -> tupl
 def _fed(clean: dict[str, Any], columns: dict[str, Any], task: Any, target: str | None) -> dict[str, Any]:
     """A row as it is read, and as it will be fed to the model; of a text that is several rows, the first."""
     values = {name: [clean[name]] for name in columns}
-    fed = batches.divide(values, columns)[1] if task.divides(target, columns) else batches.prepare(values, columns)
+    _, fed = batches.learned(values, columns, task.divides(target, columns))
     shown = batches.show(batches.parts_of(fed, columns, 0), columns) | ({target: clean[TARGET]} if target else {})
     tensors = {name: list(tensor.shape) for name, tensor in batches.collate(fed, columns).items()}
     plain = {name: values[0] for name, values in fed.items() if name in tensors and not isinstance(values[0], bytes)}

@@ -343,11 +343,8 @@ def _write_part(table: pa.Table, job: JobSpec, folder: StoragePath) -> tuple[str
     divided = kind.divides(job.data.target, inputs)
     if columns:
         values = {name: table[name].to_pylist() for name in columns}
-        if divided:
-            numbers, prepared = batches.divide(values, columns)
-            table = table.take(numbers)
-        else:
-            prepared = batches.prepare(values, columns)
+        numbers, prepared = batches.learned(values, columns, divided)
+        table = table.take(numbers) if divided else table
         if "_size" in table.column_names:
             prepared["_size"] = [a + b for a, b in zip(prepared["_size"], table["_size"].to_pylist(), strict=True)]
         table = table.drop_columns([name for name in (*columns, "_size") if name in table.column_names])

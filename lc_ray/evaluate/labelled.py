@@ -9,7 +9,7 @@ from typing import Any
 from lc_ray.data.files import files
 from lc_ray.data.read import Reader
 from lc_ray.errors import DataError
-from lc_ray.models.batches import TARGET, divide, prepare
+from lc_ray.models.batches import TARGET, learned
 from lc_ray.predictor import Predictor, load
 from lc_ray.spec import UNREAD
 
@@ -62,10 +62,7 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
     if not targets:
         why = f"; {rejected.most_common(1)[0][0]}" if rejected else ""
         raise DataError(f"no row can be used ({rejected.total()} rejected{why})", source)
-    if predictor.task.divides(target, predictor.columns):
-        numbers, prepared = divide(values, predictor.columns)
-        labels, encoded = [[each[number] for number in numbers] for each in (labels, targets)]
-    else:
-        prepared, encoded = prepare(values, predictor.columns), targets
-    metrics = predictor.task.metrics(predictor.scores(prepared | {TARGET: labels}), encoded)
+    numbers, prepared = learned(values, predictor.columns, predictor.task.divides(target, predictor.columns))
+    scores = predictor.scores(prepared | {TARGET: [labels[number] for number in numbers]})
+    metrics = predictor.task.metrics(scores, [targets[number] for number in numbers])
     return {**metrics, "rows": len(targets), "rejected": rejected.total()}

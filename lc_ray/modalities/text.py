@@ -99,6 +99,13 @@ class Modality:
         """A tokenizer that never cuts. Another one: whether one cuts is a setting of its own, which threads would change for each other."""
         return copy.deepcopy(self.tokenizer)
 
+    @functools.cached_property
+    def _from_start(self) -> Any:
+        """A tokenizer that keeps the beginning, whichever end `keep_end` has the other keep."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.truncation_side = "right"
+        return tokenizer
+
     def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
         """Each text, and its token ids, cut at `max_length`, not padded."""
         ids = self.tokenizer([self.near(value or "") for value in values], truncation=True, max_length=self.spec.max_length)["input_ids"]
@@ -110,13 +117,8 @@ class Modality:
         Returns:
             The number of the text that each row is of, and the rows.
         """
-        side, self.tokenizer.truncation_side = self.tokenizer.truncation_side, "right"
-        try:
-            found = self.tokenizer(
-                texts, truncation=True, max_length=self.spec.max_length, return_overflowing_tokens=True, return_offsets_mapping=True
-            )
-        finally:
-            self.tokenizer.truncation_side = side
+        whole = {"truncation": True, "max_length": self.spec.max_length, "return_overflowing_tokens": True, "return_offsets_mapping": True}
+        found = self._from_start(texts, **whole)
         numbers = list(found["overflow_to_sample_mapping"])
         spans = [[span for span in row if span[1]] for row in found["offset_mapping"]]  # special tokens have (0, 0)
         parts = [texts[number][row[0][0] : row[-1][1]] if row else texts[number] for number, row in zip(numbers, spans, strict=True)]

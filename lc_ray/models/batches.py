@@ -80,23 +80,34 @@ def prepare(values: dict[str, list[Any]], columns: dict[str, Any]) -> dict[str, 
     rows: dict[str, list[Any]] = {}
     sizes: list[list[int]] = []
     for column, modality in columns.items():
-        parts, name = modality.prepare(values[column]), module_name(column)
-        rows |= {f"{name}.{part}": cells for part, cells in parts.items()}
-        if modality.spec.optional:
-            rows[f"{name}.present"] = [float(value is not None) for value in values[column]]
+        parts = modality.prepare(values[column])
+        rows |= _named(column, modality, parts, values[column])
         sizes.append(modality.sizes(parts))
     rows["_size"] = [sum(of_row) for of_row in zip(*sizes, strict=True)]
     return rows
 
 
-def divide(values: dict[str, list[Any]], columns: dict[str, Any]) -> tuple[list[int], dict[str, list[Any]]]:
-    """As `prepare`, of one column of texts, each of as many rows as it fills; and the number of the text that each row is of."""
+def learned(values: dict[str, list[Any]], columns: dict[str, Any], divided: bool) -> tuple[list[int], dict[str, list[Any]]]:
+    """As `prepare`, for training and measuring; and the number of the values that each row is of.
+
+    Args:
+        values: as for `prepare`.
+        columns: a `Modality` per column.
+        divided: whether they are one column of texts, each of as many rows as it fills: see `Task.divides`.
+    """
+    if not divided:
+        rows = prepare(values, columns)
+        return list(range(len(rows["_size"]))), rows
     ((column, modality),) = columns.items()
     numbers, parts = modality.windows(values[column])
-    rows = {f"{module_name(column)}.{part}": cells for part, cells in parts.items()}
-    if modality.spec.optional:
-        rows[f"{module_name(column)}.present"] = [1.0] * len(numbers)
-    return numbers, rows | {"_size": modality.sizes(parts)}
+    return numbers, _named(column, modality, parts, parts["text"]) | {"_size": modality.sizes(parts)}
+
+
+def _named(column: str, modality: Any, parts: dict[str, list[Any]], values: list[Any]) -> dict[str, list[Any]]:
+    """A column's prepared lists as `column.part`, and which rows have a value where they may lack one."""
+    name = module_name(column)
+    present = {f"{name}.present": [float(value is not None) for value in values]} if modality.spec.optional else {}
+    return {f"{name}.{part}": cells for part, cells in parts.items()} | present
 
 
 def parts_of(rows: dict[str, Any], columns: dict[str, Any], number: int | None = None) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from lc_ray.artifact import Manifest
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.evaluate.labelled import evaluate
 from lc_ray.models import load
-from lc_ray.models.batches import TARGET, divide, feed, prepare
+from lc_ray.models.batches import TARGET, feed, learned, prepare
 from lc_ray.models.shapes import difference
 from lc_ray.predictor import Predictor
 from lc_ray.prune.structured import Pruner
@@ -214,7 +214,7 @@ def test_only_the_completion_is_learned_and_both_fit(bases):
 
 def test_all_of_an_unlabelled_text_is_learned(bases):
     _, columns, task = setting(bases["gpt2"], labelled=False, max_length=8)
-    numbers, rows = divide({"prompt": ["abc", "abcdefghijk"]}, columns)
+    numbers, rows = learned({"prompt": ["abc", "abcdefghijk"]}, columns, True)
     assert (numbers, rows["prompt.text"]) == ([0, 1, 1], ["abc", "abcdefgh", "ijk"])
     _, targets = feed(rows | {TARGET: [None] * 3}, columns, task)
     assert [tokenizer().decode(row[row >= 0]) for row in targets] == ["bc<end>", "bcdefgh", "jk<end>"], "a text that goes on has no end"
