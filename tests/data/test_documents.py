@@ -4,15 +4,10 @@ import json
 
 import pandas as pd
 import pytest
-
-from lc_ray.data import read
-from lc_ray.data.files import File
+from test_read import all_rows
 
 ROWS = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
-
-
-def all_rows(file, wanted):
-    return [{name: row[name] for name in wanted} for chunk in read.Reader(File(str(file))).rows(wanted) for row in chunk]
+READ = [row | {"_row": number} for number, row in enumerate(ROWS)]
 
 
 @pytest.mark.parametrize("orient", ["columns", "index", "records", "split", "table"])
@@ -20,7 +15,7 @@ def all_rows(file, wanted):
 def test_what_pandas_writes(tmp_path, orient, indent):
     table = pd.DataFrame(ROWS, index=[7, 3])
     table.to_json(tmp_path / "a.json", orient=orient, indent=indent)
-    assert all_rows(tmp_path / "a.json", ["text", "label"]) == ROWS
+    assert all_rows(tmp_path / "a.json", ["text", "label"]) == READ
 
 
 @pytest.mark.parametrize(
@@ -34,13 +29,13 @@ def test_what_pandas_writes(tmp_path, orient, indent):
 @pytest.mark.parametrize("indent", [None, 2])
 def test_columns_and_rows_within_an_object(tmp_path, content, indent):
     (tmp_path / "a.json").write_text(json.dumps(content, indent=indent), "utf-8")
-    assert all_rows(tmp_path / "a.json", ["text", "label"]) == ROWS
+    assert all_rows(tmp_path / "a.json", ["text", "label"]) == READ
 
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_an_object_alone_is_a_row(tmp_path, indent):
     (tmp_path / "a.json").write_text(json.dumps(ROWS[0], indent=indent), "utf-8")
-    assert all_rows(tmp_path / "a.json", ["text", "label"]) == ROWS[:1]
+    assert all_rows(tmp_path / "a.json", ["text", "label"]) == READ[:1]
 
 
 @pytest.mark.parametrize("length", [100, 256, 257, 2**20 + 256])

@@ -1,0 +1,82 @@
+"""Tables as text: their marks, quotes and uneven rows."""
+
+import pytest
+from test_read import all_rows
+
+from lc_ray.data import read
+from lc_ray.data.files import File
+from lc_ray.errors import DataError
+
+
+def test_csv_quotes_newlines_and_order(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text('label,text\nx,"one, two"\ny,"three\nfour"\n', "utf-8")
+    assert read.Reader(File(str(file))).columns() == ["label", "text"]
+    assert all_rows(file, ["text", "label"]) == [
+        {"text": b"one, two", "label": b"x", "_row": 0},
+        {"text": b"three\nfour", "label": b"y", "_row": 1},
+    ]
+
+
+def test_csv_that_is_not_utf8_keeps_its_bytes(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"text,label\ncaf\xe9,x\n")
+    assert all_rows(file, ["text"])[0]["text"] == b"caf\xe9"
+
+
+def test_tsv(tmp_path):
+    file = tmp_path / "a.tsv"
+    file.write_text("text\tlabel\na, b\tx\n", "utf-8")
+    assert all_rows(file, ["text"]) == [{"text": b"a, b", "_row": 0}]
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('" a film\tx\n"b" and c\tx\nd "\ty\n"e"\ty\n', ['" a film', '"b" and c', 'd "', '"e"']),  # as GLUE's
+        ('"a ""film"""\tx\n"b\tc"\tx\n"d\ne"\ty\nf "g"\ty\n', ['a "film"', "b\tc", "d\ne", 'f "g"']),  # as pandas writes them
+        ('a\tx\n"b\ty\nc\tx\n', ["a", '"b', "c"]),
+        ('"a"\tx\r\n""\ty\r\n""""\tx\r\n', ["a", "", '"']),
+    ],
+)
+def test_quotes_of_a_tsv_enclose_cells_or_are_part_of_them(tmp_path, content, texts):
+    (tmp_path / "a.tsv").write_bytes(f"text\tlabel\n{content}".encode())
+    rows = all_rows(tmp_path / "a.tsv", ["text", "label"])
+    assert [row["text"].decode() for row in rows] == texts
+    assert {row["label"] for row in rows} == {b"x", b"y"}
+
+
+@pytest.mark.parametrize("content", [b'text,label\nc,"d\ne\n"\n', b'text,label\n"c\n",d\n', b'text,label\n"\nd",d', b"text,label", b"text,label\n"])
+def test_quotes_that_are_closed_and_files_without_rows(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content)
+    assert len(all_rows(tmp_path / "a.csv", ["text", "label"])) == content.endswith((b'"\n', b",d\n", b",d"))
+
+
+def test_cells_that_another_mark_separates(tmp_path):
+    """As in LJSpeech, whose texts have commas, and quotes of their own."""
+    file = tmp_path / "metadata.csv"
+    file.write_text('LJ001|Printing, in the only sense|printing\nLJ002|"No," he said|no he said\nLJ003|in "being|in being\n', "utf-8")
+    reader = read.Reader(File(str(file)), ["id", "text", "plain"])
+    reader.require(["text"])
+    texts = [row["text"] for chunk in reader.rows(["text"]) for row in chunk]
+    assert texts == [b"Printing, in the only sense", b'"No," he said', b'in "being']
+    with pytest.raises(DataError, match=r"no column 'text'; there are: LJ001.Printing, .*\n.*`data.columns`"):
+        read.Reader(File(str(file))).require(["text"])
+    file.write_text("text;price\n\"a; b\";3,5\n\"c, d\";4\n", "utf-8")
+    assert all_rows(file, ["text", "price"]) == [{"text": b"a; b", "price": b"3,5", "_row": 0}, {"text": b"c, d", "price": b"4", "_row": 1}]
+    file.write_text("a, b; c, d\n", "utf-8")
+    read.Reader(File(str(file)), ["one", "other"]).require(["one"])
+    read.Reader(File(str(file)), ["one", "two", "three"]).require(["one"])
+
+
+def test_rows_of_uneven_length_cost_a_row_and_keep_the_others_numbers(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\na,b,c\nd,e\nf\ng,h\ni,j,k\n", "utf-8")
+    found = all_rows(file, ["text"])
+    assert [row["_row"] for row in found] == [0, 1, 2, 3, 4]
+    assert [row.get("text") for row in found] == [None, b"d", None, b"g", None]
+    assert [row["_error"] for row in found if "_error" in row] == [
+        "3 fields where the header has 2",
+        "1 fields where the header has 2",
+        "3 fields where the header has 2",
+    ]
