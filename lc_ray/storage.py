@@ -185,11 +185,11 @@ class StoragePath:
             yield target
 
     @contextlib.contextmanager
-    def filled(self, last: str) -> Iterator[Path]:
+    def filled(self, last: str = "") -> Iterator[Path]:
         """The folder, to be filled, or one on this machine that is copied to it afterwards.
 
         Args:
-            last: name of the file that is copied after all others.
+            last: name of the file that is copied after all others, if one is to be.
         """
         if not self.remote:
             yield Path(self.path)

@@ -3,36 +3,52 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import deepspeed
-import ray.train
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lc_ray.models.load import untied
+from lc_ray.storage import StoragePath
 
 _TAG = "deepspeed"
-_PROGRESS = "progress.json"
+_PROGRESS = "progress.json"  # there once all workers have written their shards
 
 
-def save(engine: Any, progress: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Hand this worker's shard to Ray Train, which gathers those of all workers. A barrier for all of them."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine.save_checkpoint(folder, tag=_TAG)
-        if ray.train.get_context().get_world_rank() == 0:
-            (Path(folder) / _PROGRESS).write_text(json.dumps(progress), "utf-8")
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+def save(engine: Any, progress: dict[str, Any], folder: StoragePath) -> str:
+    """Write a checkpoint, in place of those before, and return its name in the folder. Every worker must call it."""
+    name = f"step-{progress['step']}"
+    with (folder / name).filled() as here:
+        engine.save_checkpoint(str(here), tag=_TAG)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        (folder / name / _PROGRESS).write_text(json.dumps(progress))
+        for other in _names(folder) - {name}:
+            (folder / other).remove()
+    return name
 
 
-def restore(engine: Any, path: str | Path) -> dict[str, Any]:
+def latest(folder: StoragePath) -> str | None:
+    """Name of the last whole checkpoint in a folder, for all workers as rank 0 sees it: a shared file system may show others an older state."""
+    whole = [name for name in _names(folder) if (folder / name / _PROGRESS).exists()] if dist.get_rank() == 0 else []
+    found = [max(whole, key=lambda name: int(name.rpartition("-")[2]), default=None)]
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
+def _names(folder: StoragePath) -> set[str]:
+    return {file.partition("/")[0] for file in folder.files()}
+
+
+def restore(engine: Any, folder: StoragePath) -> dict[str, Any]:
     """Load weights, optimizer and progress from a checkpoint of as many workers."""
-    loaded, _ = engine.load_checkpoint(str(path), tag=_TAG)
+    with folder.here() as here:
+        loaded, _ = engine.load_checkpoint(str(here), tag=_TAG)
     if loaded is None:
-        raise RuntimeError(f"no DeepSpeed checkpoint in {path}")
-    return json.loads((Path(path) / _PROGRESS).read_text("utf-8"))  # type: ignore[no-any-return]
+        raise RuntimeError(f"no DeepSpeed checkpoint in {folder}")
+    return json.loads((folder / _PROGRESS).read_text())  # type: ignore[no-any-return]
 
 
 def whole_weights(engine: Any) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -31,15 +32,14 @@ from lc_ray.train import checkpoint
 from lc_ray.train.clock import Clock
 from lc_ray.train.deepspeed import build
 from lc_ray.train.deepspeed import config as deepspeed_config
-from lc_ray.train.segment import RESULT, TRAIN, Post, Segment, SegmentResult, finished, learning_rate
+from lc_ray.train.segment import CHECKPOINTS, Post, Segment, SegmentResult, finished, learning_rate
 
 _EVALUATE = 64  # rows at a time
 Batch = tuple[dict[str, Tensor], Any]  # inputs by column.tensor, and targets: a tensor (batch, ...), or several by name
 
 
-def train_segment(config: dict[str, Any]) -> None:
-    """Take a segment's steps and leave its artifact and record. Runs in every Ray Train worker."""
-    segment, post = config["segment"], config["post"]
+def train_segment(segment: Segment, post: Post) -> None:
+    """Take a segment's steps and leave its artifact and record. Runs in every Ray Train worker, which may have trained others before."""
     worker = Worker(segment)
     clock, model = worker.clock, worker.model
     worker.tell(post, "worker")
@@ -74,7 +74,7 @@ def train_segment(config: dict[str, Any]) -> None:
         every = worker.spec.train.checkpoint_every
         if every and (step + 1) % every == 0 and step + 1 < segment.until:
             with clock("checkpoint"):
-                checkpoint.save(engine, {"step": step + 1, "history": history}, {"step": step + 1})
+                checkpoint.save(engine, {"step": step + 1, "history": history}, worker.checkpoints)
     clock.move(worker.communicated - before, "compute", "communication")
     with clock("evaluate"):
         metrics = worker.evaluate(model)
@@ -83,12 +83,12 @@ def train_segment(config: dict[str, Any]) -> None:
         weights = checkpoint.whole_weights(engine)
         if worker.rank == 0:
             worker.write_artifact(weights, metrics)
-        progress = {"step": segment.until, "history": history}
-        if segment.keeps_optimizer:
-            checkpoint.save(engine, progress, metrics)
+        kept = checkpoint.save(engine, {"step": segment.until, "history": history}, worker.checkpoints) if segment.keeps_optimizer else None
     if worker.rank == 0:
-        worker.write_record(metrics, history, clock.total())
-    ray.train.report(metrics)
+        worker.write_record(metrics, history, clock.total(), kept)
+    engine.destroy()  # its hooks would keep it
+    del engine, batches, model, teacher, worker
+    gc.collect()
 
 
 class Worker:
@@ -101,7 +101,7 @@ class Worker:
     def __init__(self, segment: Segment) -> None:
         context = ray.train.get_context()
         self.clock, self.communicated = Clock(), 0.0  # seconds in DeepSpeed's collective operations, waiting for other workers included
-        self.segment, self.spec = segment, segment.spec
+        self.segment, self.spec, self.checkpoints = segment, segment.spec, segment.folder / CHECKPOINTS
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
@@ -205,14 +205,12 @@ class Worker:
 
     def resume(self, engine: Any) -> dict[str, Any]:
         """Progress of this segment: its own checkpoint after a failure, else its parent's optimizer, else a fresh start."""
-        if own := ray.train.get_checkpoint():
-            with own.as_directory() as folder:
-                return checkpoint.restore(engine, folder)
+        if own := checkpoint.latest(self.checkpoints):
+            return checkpoint.restore(engine, self.checkpoints / own)
         if self.segment.parent and not self.segment.prunes:
             parent = finished(self.segment.store / self.segment.parent)
             if parent and parent.checkpoint:
-                with (self.segment.store / self.segment.parent / TRAIN / parent.checkpoint).here() as folder:
-                    checkpoint.restore(engine, folder)
+                checkpoint.restore(engine, self.segment.store / parent.key / CHECKPOINTS / parent.checkpoint)
                 self._own_settings(engine)
         return {"step": self.segment.first, "history": []}
 
@@ -334,14 +332,18 @@ class Worker:
             )
             return load.rebuild(plain)
 
-    def write_record(self, metrics: dict[str, float], history: list[dict[str, float]], seconds: dict[str, float]) -> None:
-        """The segment's result, without the checkpoint's path, which the trainer adds."""
+    def write_record(
+        self, metrics: dict[str, float], history: list[dict[str, float]], seconds: dict[str, float], kept: str | None
+    ) -> None:
+        """The segment's result, with which it is finished. Checkpoints that nobody goes on from are removed."""
         segment = self.segment
         genes = {path: self.spec.get(path) for path in (self.spec.search.genes if self.spec.search else ())}
         dense = segment.key if not segment.pruned else segment.dense or ""
         SegmentResult(
-            segment.key, segment.number, segment.member, segment.parent, dense, segment.pruned, metrics, history, seconds, None, genes
-        ).write(segment.folder, RESULT)
+            segment.key, segment.number, segment.member, segment.parent, dense, segment.pruned, metrics, history, seconds, kept, genes
+        ).write(segment.folder)
+        if kept is None:
+            self.checkpoints.remove()
 
 
 def _by_length(part: StoragePath, rows: int) -> Iterator[pa.Table]:

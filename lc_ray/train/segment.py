@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lc_ray.data.batch import steps_per_epoch
-from lc_ray.spec import JobSpec, digest, parse
+from lc_ray.errors import SpecError
+from lc_ray.spec import JobSpec, digest, minimised, parse
 from lc_ray.storage import StoragePath
 
 Post = Callable[[dict[str, Any]], None]  # receives events of progress
-RECORD = "segment.json"  # written by the driver once Ray Train has ended well
-RESULT = "result.json"  # written by rank 0 before that
-TRAIN = "train"  # name of the Ray Train run, and its folder
+RECORD = "segment.json"  # written by rank 0, last
+CHECKPOINTS = "checkpoints"  # folder of them, beside it
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,21 @@ class Segment:
         last = self.number + 1 == self.spec.train.segments
         return not last and not replace(self, number=self.number + 1, removed=self.pruned).prunes
 
+    def require_objective(self, metrics: dict[str, float]) -> None:
+        """Whether its metrics have the search's objective: which ones a task has shows when a segment has ended.
+
+        Raises:
+            SpecError: names those that could be it.
+        """
+        objective = self.spec.search and self.spec.search.objective
+        if objective and objective not in metrics:
+            known = [name for name in metrics if not minimised(name)]
+            raise SpecError(f"the task has no metric '{objective}'", "search.objective", f"use one of {', '.join(known)}; what was trained is kept")
+
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """What a finished segment leaves in `segment.json`. Times are rank 0's, in seconds."""
+    """What a finished segment leaves in `segment.json`. Times are rank 0's, in seconds; `checkpoint` is what a later segment goes on from."""
 
     key: str
     number: int
@@ -132,14 +143,14 @@ class SegmentResult:
     checkpoint: str | None
     genes: dict[str, Any] = field(default_factory=dict)
 
-    def write(self, folder: StoragePath, name: str = RECORD) -> None:
-        """Write the record. Once it is there as `segment.json` the segment is finished."""
-        (folder / name).write_text(json.dumps(asdict(self), indent=1))
+    def write(self, folder: StoragePath) -> None:
+        """Write the record. Once it is there the segment is finished."""
+        (folder / RECORD).write_text(json.dumps(asdict(self), indent=1))
 
 
-def finished(folder: StoragePath, name: str = RECORD) -> SegmentResult | None:
+def finished(folder: StoragePath) -> SegmentResult | None:
     """The record of a segment, if it was finished."""
-    path = folder / name
+    path = folder / RECORD
     return SegmentResult(**json.loads(path.read_text())) if path.exists() else None
 
 

@@ -1,79 +1,169 @@
-"""Who starts a segment: one Ray Train run, whose name is made of what the segment inherits."""
+"""Who starts segments: Ray Train runs, whose workers train one segment after the other."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import dataclasses
+import uuid
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from lc_ray.errors import DataError, LcRayError, ModelError, SpecError, TrainError, unwrap
-from lc_ray.train.segment import RESULT, TRAIN, Post, Segment, SegmentResult, finished
+from lc_ray.errors import LcRayError, SpecError, TrainError, unwrap
+from lc_ray.spec import WorkersSpec
+from lc_ray.storage import StoragePath
+from lc_ray.train.segment import Post, Segment, SegmentResult, finished
 
 _FAILED = "failed.txt"
 
 
-def run_segment(segment: Segment, post: Post, own: bool) -> SegmentResult:
-    """Train a segment, or return it if it was trained before.
+class WorkerGroups:
+    """Trains so many segments at a time, each on a group of workers that outlives it: what starting processes costs is paid once.
 
-    A segment that was cut off goes on from its last checkpoint: Ray Train restores a run of the same name in the same place.
+    An actor. A member that asks again for what is being trained, since it was restarted, waits for the same.
 
     Args:
-        segment: what to train.
+        count: of groups; one starts when it is first needed.
+        workers: of each.
+        folder: for what Ray Train keeps of a run while it lasts.
         post: receives progress events.
         own: whether the Ray ends with the run.
-
-    Raises:
-        TrainError: it failed more often than `train.workers.max_failures`.
     """
-    if done := finished(segment.folder):
-        post({"event": "reused", "segment": segment.key, "member": segment.member, "metrics": done.metrics})
-        return done
-    workers = segment.spec.train.workers
-    trainer = (_OwnTrainer if own else TorchTrainer)(
-        _train_segment,
-        train_loop_config={"segment": segment, "post": post},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count,
-            use_gpu=workers.gpu > 0,
-            resources_per_worker={"CPU": workers.cpu} | ({"GPU": workers.gpu} if workers.gpu else {}),
-        ),
-        torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
-        run_config=ray.train.RunConfig(
-            name=TRAIN,
-            storage_path=segment.folder.uri,
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[_Restarts(segment, post)],
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except Exception as error:
-        cause, where = unwrap(error), f"segment {segment.key}"
-        if isinstance(cause, LcRayError):
-            raise cause from None
-        if _died(getattr(error, "worker_failures", {}).values()):
-            fix = "if its memory ran out: give train.accumulate, a smaller train.batch_size or fewer workers"
-            raise TrainError("a worker died, as it does when its machine runs out of memory", where, fix) from error
-        fix = ""
-        with contextlib.suppress(OSError):  # it may have failed for want of room
-            (segment.folder / _FAILED).write_text(str(error))
-            fix = f"all of it is in {segment.folder / _FAILED}"
-        raise TrainError(f"training failed: {_last_line(error)}", where, fix) from error
-    written = finished(segment.folder, RESULT)
-    assert written is not None, "rank 0 writes the result before the run ends"
-    checkpoint = Path(result.checkpoint.path).name if segment.keeps_optimizer and result.checkpoint else None
-    done = dataclasses.replace(written, checkpoint=checkpoint)
-    done.write(segment.folder)
-    post({"event": "segment", "segment": segment.key, "member": segment.member, "metrics": done.metrics})
-    return done
+
+    def __init__(self, count: int, workers: WorkersSpec, folder: StoragePath, post: Post, own: bool) -> None:
+        self._post = post
+        self._groups = [_Group(place, workers, folder, post, own) for place in range(count)]
+        self._free: asyncio.LifoQueue[_Group] = asyncio.LifoQueue()  # the last one that was used is the one whose workers have started
+        for group in reversed(self._groups):
+            self._free.put_nowait(group)
+        self._training: dict[str, asyncio.Task[SegmentResult]] = {}
+        self._done: dict[str, None] = {}
+        self._wrong: SpecError | None = None
+
+    async def train(self, segment: Segment) -> SegmentResult:
+        """Train a segment, or return it if it was trained before. One that was cut off goes on from its last checkpoint.
+
+        Raises:
+            SpecError: the task does not measure the search's objective, as this segment or one before has shown.
+            TrainError: it failed more often than `train.workers.max_failures`.
+        """
+        task = self._training.get(segment.key)
+        if task is None:
+            task = self._training[segment.key] = asyncio.create_task(self._train(segment))
+            task.add_done_callback(lambda _: self._training.pop(segment.key))
+        return await asyncio.shield(task)
+
+    async def _train(self, segment: Segment) -> SegmentResult:
+        group = await self._free.get()
+        try:
+            if self._wrong:
+                raise self._wrong
+            result, event = finished(segment.folder), "reused"
+            if result is None:
+                result, event = await group.train(segment), "segment"
+            self._post({"event": event, "segment": segment.key, "member": segment.member, "metrics": result.metrics})
+            segment.require_objective(result.metrics)
+            self._done[segment.key] = None
+            return result
+        except SpecError as error:
+            self._wrong = error
+            raise
+        finally:
+            self._free.put_nowait(group)
+
+    async def done(self) -> list[str]:
+        """Keys of what was trained, in order: Tune forgets what a loser had reported."""
+        return list(self._done)
+
+    async def given(self, place: int, seen: int) -> tuple[int, Segment] | None:
+        """Asked by workers: the first segment after the `seen` that their group was given, once there is one, and its number; None at the end."""
+        return await self._groups[place].given(seen)
+
+    async def ended(self, place: int, number: int) -> None:
+        """Told by a group's first worker: what it was given as `number` is on disk."""
+        self._groups[place].ended(number)
+
+    async def close(self) -> None:
+        """End all workers, and wait until they have."""
+        await asyncio.gather(*(group.close() for group in self._groups))
+
+
+class _Group:
+    """A Ray Train run, and the segment that its workers are at."""
+
+    def __init__(self, place: int, workers: WorkersSpec, folder: StoragePath, post: Post, own: bool) -> None:
+        self._place, self._workers, self._folder, self._post, self._own = place, workers, folder, post, own
+        self._all = ray.get_runtime_context().current_actor
+        self._run: asyncio.Task[Exception | None] | None = None
+        self._number, self._segment, self._closed = 0, cast("Segment | None", None), False
+        self._changed, self._ended = asyncio.Condition(), asyncio.Event()
+
+    async def train(self, segment: Segment) -> SegmentResult:
+        self._ended.clear()
+        async with self._changed:
+            self._number, self._segment = self._number + 1, segment
+            self._changed.notify_all()
+        left = self._workers.max_failures
+        while True:
+            if self._run is None or self._run.done():
+                self._run = asyncio.create_task(asyncio.to_thread(self._fit))
+            end = asyncio.create_task(self._ended.wait())
+            await asyncio.wait({end, self._run}, return_when=asyncio.FIRST_COMPLETED)
+            end.cancel()
+            if self._ended.is_set():
+                result = await asyncio.to_thread(finished, segment.folder)
+                assert result is not None, "rank 0 writes the record before it tells"
+                return result
+            error = self._run.result()
+            assert error is not None, "workers end by themselves only when told to"
+            if isinstance(ours := unwrap(error), LcRayError):
+                raise ours from None
+            if not left:
+                raise _failed(error, segment) from error
+            left -= 1
+            failures = getattr(error, "worker_failures", {})
+            reason = "a worker died" if _died(failures.values()) else _last_line(next(iter(failures.values()), error))
+            self._post({"event": "restart", "segment": segment.key, "member": segment.member, "reason": reason})
+
+    async def given(self, seen: int) -> tuple[int, Segment] | None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or self._number > seen)
+        return None if self._closed or self._segment is None else (self._number, self._segment)
+
+    def ended(self, number: int) -> None:
+        if number == self._number:
+            self._ended.set()
+
+    async def close(self) -> None:
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._run:
+            await self._run
+
+    def _fit(self) -> Exception | None:
+        """Start the workers, and wait for their end. Failures are counted by segment, so Ray Train is not to restart them."""
+        workers = self._workers
+        trainer = (_OwnTrainer if self._own else TorchTrainer)(
+            _work,
+            train_loop_config={"groups": self._all, "place": self._place, "post": self._post},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers.count,
+                use_gpu=workers.gpu > 0,
+                resources_per_worker={"CPU": workers.cpu} | ({"GPU": workers.gpu} if workers.gpu else {}),
+            ),
+            torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
+            run_config=ray.train.RunConfig(name=uuid.uuid4().hex, storage_path=self._folder.uri),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            return error
+        return None
 
 
 class _OwnTrainer(TorchTrainer):  # type: ignore[misc]
@@ -85,35 +175,34 @@ class _OwnTrainer(TorchTrainer):  # type: ignore[misc]
         return [one for one in super()._create_default_callbacks() if not isinstance(one, PlacementGroupCleanerCallback)]
 
 
-class _Restarts(ray.train.UserCallback):  # type: ignore[misc]
-    """Tells why workers are started again; or ends a run at once that would fail again, however often: Ray Train does not restart where its
-    controller has failed.
-    """
+def _work(config: dict[str, Any]) -> None:
+    """What each worker does. It imports torch and DeepSpeed there, not in the process that starts it."""
+    from lc_ray.train.loop import train_segment
 
-    def __init__(self, segment: Segment, post: Post) -> None:
-        self.segment, self.post, self.left = segment, post, segment.spec.train.workers.max_failures
+    groups, place, seen = config["groups"], config["place"], 0
+    while given := ray.get(groups.given.remote(place, seen)):
+        seen, segment = given
+        train_segment(segment, config["post"])
+        if ray.train.get_context().get_world_rank() == 0:
+            ray.get(groups.ended.remote(place, seen))
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train with what workers have raised."""
-        for error in worker_exceptions.values():
-            if isinstance(ours := unwrap(error), DataError | SpecError | ModelError | TrainError):
-                raise ray.train.ControllerError(ours)
-        if self.left:
-            self.left -= 1
-            reason = "a worker died" if _died(worker_exceptions.values()) else _last_line(unwrap(next(iter(worker_exceptions.values()))))
-            self.post({"event": "restart", "segment": self.segment.key, "member": self.segment.member, "reason": reason})
+
+def _failed(error: Exception, segment: Segment) -> TrainError:
+    """What is told of a segment that failed for good."""
+    where = f"segment {segment.key}"
+    if _died(getattr(error, "worker_failures", {}).values()):
+        fix = "if its memory ran out: give train.accumulate, a smaller train.batch_size or fewer workers"
+        return TrainError("a worker died, as it does when its machine runs out of memory", where, fix)
+    fix = ""
+    with contextlib.suppress(OSError):  # it may have failed for want of room
+        (segment.folder / _FAILED).write_text(str(error))
+        fix = f"all of it is in {segment.folder / _FAILED}"
+    return TrainError(f"training failed: {_last_line(error)}", where, fix)
 
 
 def _died(failures: Iterable[Exception]) -> bool:
     """Whether a worker's process has ended; others have then lost their connection to it."""
     return any(isinstance(getattr(one, "health_check_failure", one), ray.exceptions.RayActorError) for one in failures)
-
-
-def _train_segment(config: dict[str, Any]) -> None:
-    """Imports torch and DeepSpeed in the worker, not in the process that starts it."""
-    from lc_ray.train.loop import train_segment
-
-    train_segment(config)
 
 
 def _last_line(error: BaseException) -> str:

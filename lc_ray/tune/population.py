@@ -1,13 +1,12 @@
 """Ray Tune's population-based training over segments.
 
-One Ray Train run per Tune iteration, and a pointer as Tune's checkpoint: exploits then happen while no trainer is alive, and what a
-member inherits is the name of a segment. Genes are drawn and perturbed here, by seed, so that a search that is started again asks
+One segment per Tune iteration, and a pointer as Tune's checkpoint: exploits then happen while no member trains, and what a member
+inherits is the name of a segment. Genes are drawn and perturbed here, by seed, so that a search that is started again asks
 for the same segments and finds those that were finished.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import tempfile
@@ -22,11 +21,11 @@ from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 
 from lc_ray import runtime
-from lc_ray.errors import LcRayError, SpecError, TrainError, first_line, unwrap
-from lc_ray.spec import JobSpec, minimised
+from lc_ray.errors import LcRayError, TrainError, first_line, unwrap
+from lc_ray.spec import JobSpec
 from lc_ray.storage import StoragePath
 from lc_ray.train.segment import Post, Segment, SegmentResult, finished
-from lc_ray.train.trainer import run_segment
+from lc_ray.train.trainer import WorkerGroups
 from lc_ray.tune.space import Genes, draw, express, perturb
 
 _POINTER = "pointer.json"
@@ -60,8 +59,8 @@ class Search:
     prepared: StoragePath
     rows: int
     store: StoragePath
+    groups: Any  # WorkerGroups, the actor
     post: Post
-    own: bool  # whether this run has started its Ray
 
     def segment(self, pointer: Pointer | None, member: int, genes: Genes) -> Segment:
         """The segment that a member trains after a pointer's."""
@@ -78,7 +77,7 @@ class Search:
         if spec and pointer and pointer.member != member:
             genes = perturb(spec, genes, member, number, self.job.seed)
             self.post({"event": "exploit", "member": member, "donor": pointer.member, "before": pointer.genes, "genes": genes})
-        result = run_segment(self.segment(pointer, member, genes), self.post, self.own)
+        result = ray.get(self.groups.train.remote(self.segment(pointer, member, genes)))
         before = pointer.results if pointer else ()
         return result, Pointer(member, (*before, result.key), result.dense, result.pruned, genes)
 
@@ -102,40 +101,48 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
         SpecError: the objective is none of the task's metrics.
         TrainError: every member failed; the first one's reason.
     """
-    shared = Search(job, prepared, rows, store, post, runtime.own())
-    if job.search is None:
-        # In a task, as members are: a trainer in the driver would take Ctrl-C for itself.
-        try:
-            return ray.get(ray.remote(**runtime.beside())(_alone).remote(shared))  # type: ignore[no-any-return]
-        except ray.exceptions.RayTaskError as error:
-            raise unwrap(error) from None
+    folder = store.parent / "train"
+    groups = ray.remote(**runtime.beside())(WorkerGroups).remote(slots, job.train.workers, folder, post, runtime.own())
+    shared = Search(job, prepared, rows, store, groups, post)
+    try:
+        results = _alone(shared) if job.search is None else _population(shared, objective)
+        ray.get(groups.close.remote())
+    except ray.exceptions.RayTaskError as error:
+        raise unwrap(error) from None
+    finally:
+        ray.kill(groups)  # and the workers with it
+    folder.remove()
+    return results
+
+
+def _population(shared: Search, objective: str) -> list[SegmentResult]:
+    """The segments of all members, as Tune has them go on."""
+    job, store, search = shared.job, shared.store, shared.job.search
+    assert search is not None
     scheduler = _InStep(
         time_attr="training_iteration",
         metric=objective,
         mode="max",
         perturbation_interval=1,
-        quantile_fraction=job.search.quantile,
+        quantile_fraction=search.quantile,
         custom_explore_fn=_same,  # genes are perturbed by the member that inherits them, which knows who it is
         synch=True,
         log_config=False,
         seed=job.seed,
     )
     folder = store.parent / "tune"
-    gate = ray.remote(**runtime.beside())(Slots).remote(slots)
-    trainable = tune.with_parameters(_member, shared=shared, slots=gate, objective=objective)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {_HEAD: 0.001}),
-        param_space={"member": tune.grid_search(list(range(job.search.population)))},
+        tune.with_resources(tune.with_parameters(_member, shared=shared, objective=objective), {_HEAD: 0.001}),
+        param_space={"member": tune.grid_search(list(range(search.population)))},
         tune_config=tune.TuneConfig(scheduler=scheduler),
         run_config=tune.RunConfig(
-            storage_path=folder.uri, verbose=0, failure_config=tune.FailureConfig(max_failures=1), callbacks=[_Lost(gate, post)]
+            storage_path=folder.uri, verbose=0, failure_config=tune.FailureConfig(max_failures=1), callbacks=[_Lost(shared.post)]
         ),
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consider boosting PBT")  # by reusing actors: a member's holds nothing worth keeping
         found = tuner.fit()
-    results = [r for key in ray.get(gate.done.remote()) if (r := finished(store / key))]
-    check(objective, results)
+    results = [r for key in ray.get(shared.groups.done.remote()) if (r := finished(store / key))]
     if not any(r.number + 1 == job.train.segments for r in results):
         errors = [unwrap(e) for e in found.errors]
         ours = next((e for e in errors if isinstance(e, LcRayError)), None)
@@ -181,28 +188,14 @@ class _InStep(PopulationBasedTraining):  # type: ignore[misc]
 
 
 class _Lost(tune.Callback):  # type: ignore[misc]
-    """Tells of a member that fails for good, and gives back the slot that it can't."""
+    """Tells of a member that fails for good."""
 
-    def __init__(self, slots: Any, post: Post) -> None:
-        self.slots, self.post = slots, post
+    def __init__(self, post: Post) -> None:
+        self.post = post
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune once it restarts the member no more."""
-        member = _number(trial.trial_id)
-        ray.get(self.slots.release.remote(member))
-        self.post({"event": "lost", "member": member})
-
-
-def check(objective: str, results: list[SegmentResult]) -> None:
-    """Whether segments were measured by the objective: which metrics a task has shows when one has ended.
-
-    Raises:
-        SpecError: names the metrics that could be it.
-    """
-    for result in results:
-        if objective not in result.metrics:
-            known = [name for name in result.metrics if not minimised(name)]
-            raise SpecError(f"the task has no metric '{objective}'", "search.objective", f"use one of {', '.join(known)}; what was trained is kept")
+        self.post({"event": "lost", "member": _number(trial.trial_id)})
 
 
 def _number(trial: str) -> int:
@@ -219,7 +212,7 @@ def _alone(shared: Search) -> list[SegmentResult]:
     return results
 
 
-def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) -> None:
+def _member(config: dict[str, Any], shared: Search, objective: str) -> None:
     """A member's life, as Tune runs it. After an exploit it starts from the donor's pointer.
 
     One whose segment fails, as by a learning rate that is too high, is the worst of its round, and so goes on as another's heir. It is lost if there
@@ -232,13 +225,8 @@ def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) 
             pointer, failed = _read(Path(folder))
     segments = shared.job.train.segments
     while pointer is None or len(pointer.results) < segments:
-        ray.get(slots.acquire.remote(member))
         try:
-            if pointer is None:  # with what the first to end was measured by
-                check(objective, [r for key in ray.get(slots.done.remote())[:1] if (r := finished(shared.store / key))])
             result, pointer = shared.advance(pointer, member)
-            ray.get(slots.add.remote(result.key))
-            check(objective, [result])
             score, failed = result.metrics[objective], None
         except Exception as error:
             shared.post({"event": "failed", "member": member, "error": first_line(unwrap(error))})
@@ -246,8 +234,6 @@ def _member(config: dict[str, Any], shared: Search, slots: Any, objective: str) 
             if last or failed == member or not isinstance(unwrap(error), TrainError):
                 raise
             score, failed = -math.inf, member
-        finally:
-            ray.get(slots.release.remote(member))
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / _POINTER).write_text(json.dumps({"pointer": pointer and vars(pointer), "failed": failed}), "utf-8")
             report = {objective: score, "done": pointer is not None and len(pointer.results) == segments}
@@ -259,37 +245,6 @@ def _read(folder: Path) -> tuple[Pointer | None, int | None]:
     found = json.loads((folder / _POINTER).read_text("utf-8"))
     fields = found["pointer"]
     return fields and Pointer(**fields | {"results": tuple(fields["results"])}), found["failed"]
-
-
-class Slots:
-    """Lets so many members train at a time, and keeps the names of what they trained: Tune forgets what a loser had reported.
-
-    A member that is restarted finds the slot it held.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count, self._held, self._changed = count, set[int](), asyncio.Condition()
-        self._done: dict[str, None] = {}
-
-    async def add(self, key: str) -> None:
-        """Keep the name of a finished segment."""
-        self._done[key] = None
-
-    async def done(self) -> list[str]:
-        """Names of all finished segments, in order."""
-        return list(self._done)
-
-    async def acquire(self, member: int) -> None:
-        """Wait for a slot."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: member in self._held or len(self._held) < self._count)
-            self._held.add(member)
-
-    async def release(self, member: int) -> None:
-        """Give the slot back."""
-        async with self._changed:
-            self._held.discard(member)
-            self._changed.notify_all()
 
 
 def _same(config: dict[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import itertools
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import ray
 import safetensors.torch
 import torch
 
@@ -20,10 +22,12 @@ from lc_ray import artifact, spec
 from lc_ray.data.prepare import prepare
 from lc_ray.errors import AcceptError, DataError, PlacementError
 from lc_ray.storage import storage_path
-from lc_ray.train.segment import Segment
-from lc_ray.train.trainer import run_segment
+from lc_ray.train.segment import Post, Segment, SegmentResult
+from lc_ray.train.trainer import WorkerGroups
 
 pytestmark = pytest.mark.cluster
+
+Train = Callable[..., list[SegmentResult]]
 
 
 @pytest.fixture(scope="module")
@@ -125,18 +129,34 @@ def _segment(job: dict[str, Any], storage: Path, **changes: Any) -> Segment:
     return Segment(spec.parse(job).model_dump(mode="json"), data.path, storage_path(storage / "segments"), 0, data.count("train"))
 
 
-def test_a_segment_goes_on_from_its_parents_weights_and_optimizer(ray_local: None, tiny_job: dict[str, Any], tmp_path: Path) -> None:
+@pytest.fixture
+def groups(ray_local: None, tmp_path: Path) -> Iterator[Train]:
+    """Trains segments one after the other, on one group of workers."""
+    actors = []
+
+    def train(segments: list[Segment], post: Post = print) -> list[SegmentResult]:
+        workers = segments[0].spec.train.workers
+        actors.append(ray.remote(num_cpus=0)(WorkerGroups).remote(1, workers, storage_path(tmp_path / "train"), post, True))
+        results = [ray.get(actors[-1].train.remote(segment)) for segment in segments]
+        ray.get(actors[-1].close.remote())
+        return results
+
+    yield train
+    for actor in actors:
+        ray.kill(actor)
+
+
+def test_a_segment_goes_on_from_its_parents_weights_and_optimizer(groups: Train, tiny_job: dict[str, Any], tmp_path: Path) -> None:
     first = _segment(tiny_job, tmp_path, **{"train.epochs": 2, "train.zero": {"stage": 3}, "train.accumulate": 2})
-    done = run_segment(first, lambda event: None, own=True)
-    assert done.checkpoint is not None
     still = spec.override(first.job, {"train.learning_rate": 1e-12, "train.weight_decay": 0.0})
-    heir = Segment(still, first.prepared, first.store, 1, first.rows, parent=done.key, dense=done.key, member=7)
-    run_segment(heir, lambda event: None, own=True)
+    heir = Segment(still, first.prepared, first.store, 1, first.rows, parent=first.key, dense=first.key, member=7)
+    done, _ = groups([first, heir])
+    assert done.checkpoint is not None
     weights = [safetensors.torch.load_file(str(s.folder / "model" / "model.safetensors")) for s in (first, heir)]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
 
 
-def test_a_killed_worker_costs_only_the_steps_since_its_checkpoint(ray_local: None, tiny_job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_worker_costs_only_the_steps_since_its_checkpoint(groups: Train, tiny_job: dict[str, Any], tmp_path: Path) -> None:
     segment = _segment(tiny_job, tmp_path, **{"train.epochs": 40, "train.segments": 1, "train.checkpoint_every": 100})
     killed = threading.Event()
 
@@ -160,7 +180,7 @@ def test_a_killed_worker_costs_only_the_steps_since_its_checkpoint(ray_local: No
                     killed.set()
 
     threading.Thread(target=kill, daemon=True).start()
-    done = run_segment(segment, post, own=True)
+    (done,) = groups([segment], post)
     assert killed.is_set(), "the segment ended before a worker could be killed"
     turns = [b for a, b in itertools.pairwise(steps()) if b < a]
     assert len(turns) == 1, "training restarted once"

@@ -1,12 +1,10 @@
 """A worker's parts on a real DeepSpeed engine, alone and without Ray."""
 
 import contextlib
-import shutil
 from types import SimpleNamespace
 
 import deepspeed
 import pytest
-import ray.train
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -140,19 +138,18 @@ def test_timing_of_communication_keeps_nothing_of_each_operation(alone, tmp_path
     assert not any(timer.event_timers for timer in comm.timers.get_timers().values())
 
 
-def test_an_heir_has_its_own_decay_and_clipping(alone, tmp_path, monkeypatch):
+def test_an_heir_has_its_own_decay_and_clipping(alone, tmp_path):
     donor = worker(tmp_path, **{"train.weight_decay": 0.3, "train.clip_norm": 0.5})
     engine = donor.initialize()
     step(donor, engine)
-    folder = tmp_path / "donor" / "train" / "last"
-    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
-    monkeypatch.setattr(ray.train, "report", lambda metrics, checkpoint: shutil.copytree(checkpoint.path, folder))
-    checkpoint.save(engine, {"step": 1, "history": []}, {})
-    SegmentResult("donor", 0, 1, None, "donor", 0.0, {}, [], {}, "last").write(StoragePath(str(tmp_path / "donor")))
+    donor_folder = StoragePath(str(tmp_path / "donor"))
+    kept = [checkpoint.save(engine, {"step": n, "history": []}, donor_folder / "checkpoints") for n in (1, 2)][-1]
+    assert checkpoint.latest(donor_folder / "checkpoints") == kept == "step-2"
+    assert not (donor_folder / "checkpoints" / "step-1").exists()
+    SegmentResult("donor", 0, 1, None, "donor", 0.0, {}, [], {}, kept).write(donor_folder)
 
     heir = worker(tmp_path, 1, "donor", **{"train.weight_decay": 0.1, "train.clip_norm": 2.0})
     engine = heir.initialize()
-    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
     assert heir.resume(engine) == {"step": heir.segment.first, "history": []}
     assert [decays for _, decays in heir.groups] == [True, False]
     assert [group["weight_decay"] for group in engine.optimizer.param_groups] == [0.1, 0]

@@ -1,57 +1,170 @@
-"""What a segment that fails is told as, without a cluster."""
+"""Groups of workers, and what a segment that fails is told as, without a cluster: workers are threads."""
 
+import asyncio
 import dataclasses
+import threading
 from types import SimpleNamespace
 
 import pytest
-import ray.train
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 from test_segment import segment
 
-from lc_ray.errors import ModelError, TrainError
-from lc_ray.storage import StoragePath
+from lc_ray.errors import ModelError, SpecError, TrainError
+from lc_ray.spec import WorkersSpec
+from lc_ray.storage import storage_path
 from lc_ray.train import trainer
+from lc_ray.train.segment import SegmentResult
+
+DIED = WorkerHealthCheckFailedError("a health check failed", RayActorError())
+
+
+def failed(error):
+    """As Ray Train tells of a worker's error."""
+    return WorkerGroupError(f"[Rank 0]\nTraceback\n{error}", {0: error})
 
 
 @pytest.fixture
-def fails(monkeypatch, tmp_path):
-    """Runs a segment whose worker raises an error."""
+def groups(monkeypatch, tmp_path):
+    """groups(count, work, max_failures=0) → groups whose runs call `work(segment)` of one segment after the other."""
+    monkeypatch.setattr(trainer.ray, "get_runtime_context", lambda: SimpleNamespace(current_actor=None))
 
-    def run(error):
-        def fit():
-            raise WorkerGroupError(f"[Rank 0]\nTraceback\n{error}", {0: error})
+    def groups(count, work, max_failures=0):
+        told, workers = [], WorkersSpec(count=1, max_failures=max_failures)
+        made = trainer.WorkerGroups(count, workers, storage_path(tmp_path / "train"), told.append, own=False)
+        made.told, made.starts, loop = told, [], asyncio.get_running_loop()
 
-        monkeypatch.setattr(trainer, "TorchTrainer", lambda *args, **options: SimpleNamespace(fit=fit))
-        with pytest.raises(TrainError) as found:
-            trainer.run_segment(dataclasses.replace(segment(), store=StoragePath(str(tmp_path))), lambda event: None, own=False)
-        return found.value
+        def fit(options):
+            place, seen = options["place"], 0
+            made.starts.append(place)
+            while given := asyncio.run_coroutine_threadsafe(made.given(place, seen), loop).result():
+                seen, one = given
+                work(one)
+                SegmentResult(one.key, one.number, one.member, one.parent, "", 0.0, {"accuracy": 0.5}, [], {}, None).write(one.folder)
+                asyncio.run_coroutine_threadsafe(made.ended(place, seen), loop).result()
 
-    return run
+        def made_by(loop, train_loop_config, **options):
+            return SimpleNamespace(fit=lambda: fit(train_loop_config))
+
+        monkeypatch.setattr(trainer, "TorchTrainer", made_by)
+        return made
+
+    return groups
 
 
-def test_what_would_fail_again_is_not_tried_again():
-    told = []
-    restarts = trainer._Restarts(segment(), told.append)
-    with pytest.raises(ray.train.ControllerError) as found:
-        restarts.after_exception(None, {0: RuntimeError("of another worker"), 1: ModelError("no such layer")})
-    assert isinstance(found.value.controller_failure, ModelError)
-    assert told == []
+@pytest.fixture
+def one(tmp_path):
+    """one(member) → its first segment."""
+    return lambda member=0, **changes: dataclasses.replace(segment(member=member, **changes), store=storage_path(tmp_path / "segments"))
 
 
-def test_why_workers_start_again_is_told():
-    told = []
-    restarts = trainer._Restarts(segment(), told.append)
-    died = WorkerHealthCheckFailedError("a health check failed", RayActorError())
-    for error in (RuntimeError("Connection\nreset by peer"), died, OSError("the third")):
-        restarts.after_exception(None, {1: error})
-    assert [(event["event"], event["reason"]) for event in told] == [("restart", "reset by peer"), ("restart", "a worker died")]
+def test_workers_start_once_for_many_segments(groups, one):
+    async def run():
+        made = groups(2, lambda segment: None)
+        keys = [(await made.train(one(member))).key for member in range(3)]
+        assert (await made.train(one(1))).key == keys[1], "it is on disk"
+        await made.close()
+        assert made.starts == [0], "the second group was never needed"
+        assert await made.done() == keys
+        assert [event["event"] for event in made.told] == ["segment", "segment", "segment", "reused"]
+
+    asyncio.run(run())
+
+
+def test_so_many_train_at_a_time(groups, one):
+    busy, most = set(), []
+
+    def work(segment):
+        busy.add(segment.member)
+        most.append(len(busy))
+        threading.Event().wait(0.05)
+        busy.remove(segment.member)
+
+    async def run():
+        made = groups(2, work)
+        await asyncio.gather(*(made.train(one(member)) for member in range(5)))
+        await made.close()
+        assert max(most) == 2
+        assert sorted(made.starts) == [0, 1]
+
+    asyncio.run(run())
+
+
+def test_who_asks_again_waits_for_the_same(groups, one):
+    trained = []
+
+    async def run():
+        made = groups(2, lambda segment: (threading.Event().wait(0.2), trained.append(segment.key)))
+        first = asyncio.create_task(made.train(one()))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        assert (await made.train(one())).key == one().key
+        assert len(trained) == 1
+        await made.close()
+
+    asyncio.run(run())
+
+
+def test_workers_start_again_after_a_failure_and_why_is_told(groups, one):
+    errors = [failed(RuntimeError("Connection\nreset by peer")), failed(DIED)]
+
+    def work(segment):
+        if errors:
+            raise errors.pop(0)
+
+    async def run():
+        made = groups(1, work, max_failures=2)
+        await made.train(one())
+        errors.append(failed(DIED))
+        await made.train(one(1))
+        await made.close()
+        assert made.starts == [0, 0, 0, 0]
+        assert [event["reason"] for event in made.told if event["event"] == "restart"] == ["reset by peer", "a worker died", "a worker died"]
+
+    asyncio.run(run())
+
+
+def test_what_would_fail_again_is_not_tried_again(groups, one):
+    errors = [failed(ModelError("no such layer"))]
+
+    def work(segment):
+        if errors:
+            raise errors.pop()
+
+    async def run():
+        made = groups(1, work, max_failures=2)
+        with pytest.raises(ModelError, match="no such layer"):
+            await made.train(one())
+        assert made.told == []
+        await made.train(one())
+        await made.close()
+        assert made.starts == [0, 0], "the next finds other workers"
+
+    asyncio.run(run())
+
+
+@pytest.fixture
+def fails(groups, one):
+    """The error that is told of a segment whose worker raises one."""
+
+    def fails(error):
+        def work(segment):
+            raise failed(error)
+
+        async def run():
+            with pytest.raises(TrainError) as found:
+                await groups(1, work).train(one())
+            return found.value
+
+        return asyncio.run(run())
+
+    return fails
 
 
 def test_a_worker_that_died_is_told_without_rays_paragraph(fails):
-    error = fails(WorkerHealthCheckFailedError("a health check failed", RayActorError()))
+    error = fails(DIED)
     assert error.what == "a worker died, as it does when its machine runs out of memory"
     assert "train.accumulate" in error.fix
 
@@ -59,7 +172,22 @@ def test_a_worker_that_died_is_told_without_rays_paragraph(fails):
 def test_an_error_of_the_code_is_kept_in_full(fails):
     error = fails(ZeroDivisionError("division by zero"))
     assert error.what == "training failed: division by zero"
-    assert "Traceback" in StoragePath(error.fix.split()[-1]).read_text()
+    assert "Traceback" in storage_path(error.fix.split()[-1]).read_text()
+
+
+def test_an_objective_that_the_task_does_not_measure_ends_the_search(groups, one):
+    trained, search = [], {"population": 3, "objective": "auc", "genes": {"train.learning_rate": {"uniform": [0.1, 0.2]}}}
+
+    async def run():
+        made = groups(1, trained.append)
+        found = await asyncio.gather(*(made.train(one(member, search=search)) for member in range(3)), return_exceptions=True)
+        await made.close()
+        assert [type(error) for error in found] == [SpecError] * 3
+        assert "no metric 'auc'" in str(found[0])
+        assert "use one of accuracy;" in str(found[0])
+        assert len(trained) == 1, "no other has been trained in vain"
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("kind", [trainer.TorchTrainer, trainer._OwnTrainer])

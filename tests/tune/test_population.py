@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from lc_ray import spec
-from lc_ray.errors import SpecError
 from lc_ray.storage import StoragePath
 from lc_ray.train.segment import SegmentResult
 from lc_ray.tune import population
-from lc_ray.tune.population import Pointer, Search, _InStep, _same, check
+from lc_ray.tune.population import Pointer, Search, _InStep, _same
 
 JOB = {
     "model": {"base": "b"},
@@ -51,12 +50,13 @@ def test_donors_are_drawn_by_seed_member_and_time_alone():
 def test_an_heir_prunes_on_from_what_its_donor_lost(monkeypatch):
     trained = []
 
-    def run(segment, post, own):
+    def train(segment):
         trained.append(segment)
         return SegmentResult(segment.key, segment.number, segment.member, segment.parent, "dense", segment.pruned, {}, [], {}, None)
 
-    monkeypatch.setattr(population, "run_segment", run)
-    search = Search(spec.parse(JOB), StoragePath("/prepared/key"), 100, StoragePath("/store"), lambda event: None, own=True)
+    monkeypatch.setattr(population.ray, "get", lambda result: result)
+    groups = SimpleNamespace(train=SimpleNamespace(remote=train))
+    search = Search(spec.parse(JOB), StoragePath("/prepared/key"), 100, StoragePath("/store"), groups, lambda event: None)
     donor = Pointer(1, ("a", "b"), "a", 0.3, {"prune.parameters": 0.3})
     _, pointer = search.advance(donor, member=0)
     (segment,) = trained
@@ -64,9 +64,3 @@ def test_an_heir_prunes_on_from_what_its_donor_lost(monkeypatch):
     assert segment.prunes
     assert pointer.pruned == segment.pruned == pytest.approx(pointer.genes["prune.parameters"])
 
-
-def test_an_objective_that_the_task_does_not_measure_is_told_with_those_it_does():
-    result = SegmentResult("k", 0, 0, None, "k", 0.0, {"accuracy": 0.5, "macro_f1": 0.4, "log_loss": 1.0}, [], {}, None)
-    check("accuracy", [result])
-    with pytest.raises(SpecError, match=r"no metric 'auc'(.|\n)*use one of accuracy, macro_f1;"):
-        check("auc", [result])
