@@ -5,5 +5,5 @@
     loop        what each worker does, on a page
     deepspeed   job → DeepSpeed's configuration
     checkpoint  the state of a worker group on disk
-    trainer     who starts the loop: Ray Train
+    trainer     who starts the loop: Ray Train, for one segment after the other
 """

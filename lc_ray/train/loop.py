@@ -74,7 +74,7 @@ def train_segment(segment: Segment, post: Post) -> None:
         every = worker.spec.train.checkpoint_every
         if every and (step + 1) % every == 0 and step + 1 < segment.until:
             with clock("checkpoint"):
-                checkpoint.save(engine, {"step": step + 1, "history": history}, worker.checkpoints)
+                checkpoint.save(engine, {"step": step + 1, "history": history}, segment.checkpoints)
     clock.move(worker.communicated - before, "compute", "communication")
     with clock("evaluate"):
         metrics = worker.evaluate(model)
@@ -83,7 +83,7 @@ def train_segment(segment: Segment, post: Post) -> None:
         weights = checkpoint.whole_weights(engine)
         if worker.rank == 0:
             worker.write_artifact(weights, metrics)
-        kept = checkpoint.save(engine, {"step": segment.until, "history": history}, worker.checkpoints) if segment.keeps_optimizer else None
+        kept = checkpoint.save(engine, {"step": segment.until, "history": history}, segment.checkpoints) if segment.keeps_optimizer else None
     if worker.rank == 0:
         worker.write_record(metrics, history, clock.total(), kept)
     engine.destroy()  # its hooks would keep it
@@ -101,7 +101,7 @@ class Worker:
     def __init__(self, segment: Segment) -> None:
         context = ray.train.get_context()
         self.clock, self.communicated = Clock(), 0.0  # seconds in DeepSpeed's collective operations, waiting for other workers included
-        self.segment, self.spec, self.checkpoints = segment, segment.spec, segment.folder / CHECKPOINTS
+        self.segment, self.spec = segment, segment.spec
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
@@ -205,8 +205,8 @@ class Worker:
 
     def resume(self, engine: Any) -> dict[str, Any]:
         """Progress of this segment: its own checkpoint after a failure, else its parent's optimizer, else a fresh start."""
-        if own := checkpoint.latest(self.checkpoints):
-            return checkpoint.restore(engine, self.checkpoints / own)
+        if own := checkpoint.latest(self.segment.checkpoints):
+            return checkpoint.restore(engine, self.segment.checkpoints / own)
         if self.segment.parent and not self.segment.prunes:
             parent = finished(self.segment.store / self.segment.parent)
             if parent and parent.checkpoint:
@@ -343,7 +343,7 @@ class Worker:
             segment.key, segment.number, segment.member, segment.parent, dense, segment.pruned, metrics, history, seconds, kept, genes
         ).write(segment.folder)
         if kept is None:
-            self.checkpoints.remove()
+            segment.checkpoints.remove()
 
 
 def _by_length(part: StoragePath, rows: int) -> Iterator[pa.Table]:

@@ -15,7 +15,7 @@ from lc_ray.storage import StoragePath
 
 Post = Callable[[dict[str, Any]], None]  # receives events of progress
 RECORD = "segment.json"  # written by rank 0, last
-CHECKPOINTS = "checkpoints"  # folder of them, beside it
+CHECKPOINTS = "checkpoints"  # folder beside it
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class Segment:
     def folder(self) -> StoragePath:
         """Where its record, artifact and checkpoints are."""
         return self.store / self.key
+
+    @property
+    def checkpoints(self) -> StoragePath:
+        """Where its own checkpoints are."""
+        return self.folder / CHECKPOINTS
 
     @property
     def total(self) -> int:

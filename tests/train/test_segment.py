@@ -116,8 +116,6 @@ def test_a_record_is_finished_once_it_is_whole(tmp_path):
     folder = StoragePath(str(tmp_path))
     result = SegmentResult("k", 0, 1, None, "k", 0.0, {"accuracy": 0.5}, [{"step": 1, "loss": 2.0}], {"total": 1.0}, None, {"g": 1})
     assert finished(folder) is None
-    result.write(folder, "result.json")
-    assert finished(folder) is None
     result.write(folder)
     assert finished(folder) == result
     assert dataclasses.replace(result, member=2) != finished(folder)

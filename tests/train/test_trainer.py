@@ -28,10 +28,10 @@ def failed(error):
 
 @pytest.fixture
 def groups(monkeypatch, tmp_path):
-    """groups(count, work, max_failures=0) → groups whose runs call `work(segment)` of one segment after the other."""
+    """groups(count, work, max_failures=0, once=False) → groups whose runs call `work(segment)` of one segment after the other."""
     monkeypatch.setattr(trainer.ray, "get_runtime_context", lambda: SimpleNamespace(current_actor=None))
 
-    def groups(count, work, max_failures=0):
+    def groups(count, work, max_failures=0, once=False):
         told, workers = [], WorkersSpec(count=1, max_failures=max_failures)
         made = trainer.WorkerGroups(count, workers, storage_path(tmp_path / "train"), told.append, own=False)
         made.told, made.starts, loop = told, [], asyncio.get_running_loop()
@@ -44,6 +44,8 @@ def groups(monkeypatch, tmp_path):
                 work(one)
                 SegmentResult(one.key, one.number, one.member, one.parent, "", 0.0, {"accuracy": 0.5}, [], {}, None).write(one.folder)
                 asyncio.run_coroutine_threadsafe(made.ended(place, seen), loop).result()
+                if once:
+                    return
 
         def made_by(loop, train_loop_config, **options):
             return SimpleNamespace(fit=lambda: fit(train_loop_config))
@@ -69,6 +71,18 @@ def test_workers_start_once_for_many_segments(groups, one):
         assert made.starts == [0], "the second group was never needed"
         assert await made.done() == keys
         assert [event["event"] for event in made.told] == ["segment", "segment", "segment", "reused"]
+
+    asyncio.run(run())
+
+
+def test_workers_that_have_ended_are_started_again(groups, one):
+    async def run():
+        made = groups(1, lambda segment: None, once=True)
+        for member in range(3):
+            await made.train(one(member))
+        await made.close()
+        assert made.starts == [0, 0, 0]
+        assert {event["event"] for event in made.told} == {"segment"}
 
     asyncio.run(run())
 
