@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import gzip
+import functools
 import io
 import os
 import re
@@ -15,19 +15,22 @@ from typing import Any, BinaryIO, cast
 import pyarrow
 import pyarrow.fs
 
+from lc_ray.data import packed
 from lc_ray.errors import DataError, first_line
 from lc_ray.models.load import package_path
 from lc_ray.storage import joined, system_of
 
 KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
-    **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".tar": "tar", ".txt": "txt"},
+    **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".tar": "tar", ".txt": "txt"},
     **dict.fromkeys((".conll", ".iob", ".bio"), "conll"),
 }
 _TEXTS = ("csv", "tsv", "jsonl", "conll", "txt")  # kinds
 # Those that no decoder here reads are among them: such a file is a rejected row, not one that nobody misses.
 IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".svg"}
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".m4a", ".aac", ".wma", ".webm"}
+_KNOWN = f"endings known: {', '.join(KINDS)}, each compressed or not; or a folder with a subfolder of pictures or sounds per label"
+_BINARY, _START = re.compile(rb"^(PK|%PDF)|[\x00-\x08\x0e-\x1a]"), 4096  # what no text begins with, or has
 _SPLITS_FILE = "dataset_dict.json"
 _ABOUT = {"dataset_info.json", "state.json", _SPLITS_FILE}  # what a saved Hugging Face dataset says of itself
 _SPLITS = dict.fromkeys(("valid", "val", "validation", "dev", "eval"), "validation") | {"train": "train", "training": "train", "test": "test"}
@@ -57,25 +60,44 @@ class File:
         """The folder it is in; of a URI, a URI."""
         return self.path.rstrip("/").rpartition("/")[0] if "://" in self.path else Path(self.path).parent
 
-    @property
+    @functools.cached_property
     def kind(self) -> str:
         """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar`, `conll`, `txt` or `labels`, for a folder per label."""
-        return KINDS.get(_ending(self.name), "labels")
+        if (ending := _ending(self.name)) in KINDS:
+            return KINDS[ending]
+        if self._is_folder:
+            return "labels"
+        if self.name.lower().endswith(packed.ZIP):
+            ending = _ending(self._zipped)
+        return KINDS.get(ending, "txt")
+
+    @property
+    def _is_folder(self) -> bool:
+        system, path = system_of(self.path)
+        return bool(system.get_file_info(path).type == pyarrow.fs.FileType.Directory)
+
+    @property
+    def _zipped(self) -> str:
+        """The name of the file that a zip file holds."""
+        try:
+            with self._whole() as content:
+                return packed.within(content, self.path)
+        except (OSError, *packed.BROKEN) as error:
+            raise DataError(f"can't be read: {first_line(error)}", str(self)) from None
 
     def open(self) -> BinaryIO:
-        """The file's bytes, unpacked if they are gzip's, and in UTF-8 where they are text that begins as UTF-16 does."""
-        content = self._unpacked()
+        """The file's bytes, unpacked if they are compressed, and in UTF-8 where they are text that begins as UTF-16 does."""
+        content = packed.unpacked(self._whole(), self.path)
         if self.kind in _TEXTS and content.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             content = io.BufferedReader(pyarrow.transcoding_input_stream(pyarrow.PythonFile(content, mode="r"), "utf-16", "utf-8"))
         return cast(BinaryIO, content)
 
-    def _unpacked(self) -> io.BufferedReader:
-        packed = self.name.lower().endswith(".gz")
+    def _whole(self) -> io.BufferedReader:
+        """The file's bytes, as they are."""
         if "://" not in self.path:
-            return cast(io.BufferedReader, gzip.open(self.path) if packed else open(self.path, "rb"))
+            return open(self.path, "rb")
         system, path = system_of(self.path)
-        content = io.BufferedReader(system.open_input_file(path))
-        return cast(io.BufferedReader, gzip.GzipFile(fileobj=content)) if packed else content
+        return io.BufferedReader(system.open_input_file(path))
 
     def stamp(self) -> list[Any]:
         """What changes when it does: its size and time of change, or those of all files in it."""
@@ -116,16 +138,28 @@ def files(source: str) -> list[File]:
     if found.type == pyarrow.fs.FileType.NotFound:
         fix = "write % and ? of a name as %25 and %3F" if "://" in source else "give the path from the folder you run in, or an absolute one"
         raise DataError("no such file or folder", source, fix)
-    if not found.is_file:  # texts in folders are notes
-        every = [f for f in every if _ending(f.path) != ".txt"]
+    if found.is_file:
+        return [_named(File(source))]
+    every = [f for f in every if _ending(f.path) != ".txt"]  # texts in folders are notes
     _one_split(source, every, len(path.rstrip("/")) + 1)
     if rows := sorted(f.path for f in every if _has_rows(f)):
-        root = source.rstrip("/")
-        return [File(joined(root, file[len(path.rstrip("/")) + 1 :]) if file != path else root) for file in rows]
+        return [File(joined(source.rstrip("/"), file[len(path.rstrip("/")) + 1 :])) for file in rows]
     if any(_is_labelled(f, len(path.rstrip("/")) + 1) for f in every):
         return [File(source.rstrip("/"))]
-    known = f"{', '.join(KINDS)}, or a folder with a subfolder of pictures or sounds per label"
-    raise DataError(f"no file that can be read; endings known: {known}", source)
+    raise DataError(f"no file that can be read; {_KNOWN}", source)
+
+
+def _named(file: File) -> File:
+    """A file that is named itself: one of an unknown ending is text, as UCI's `adult.data` and `SMSSpamCollection` are.
+
+    Raises:
+        DataError: it is none.
+    """
+    if file.kind == "txt" and _ending(file.name) not in KINDS:
+        with file.open() as content:
+            if _BINARY.search(content.read(_START)):
+                raise DataError(f"not a file that can be read; {_KNOWN}", str(file), "save it as one of these")
+    return file
 
 
 def _inside(system: Any, path: str) -> list[Any]:
@@ -136,7 +170,7 @@ def _inside(system: Any, path: str) -> list[Any]:
 
 
 def _ending(path: str) -> str:
-    name = path.rpartition("/")[2].lower().removesuffix(".gz")
+    name = packed.bare(path.rpartition("/")[2].lower())
     return f".{name.rpartition('.')[2]}" if "." in name else ""
 
 

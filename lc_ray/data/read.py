@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import itertools
@@ -15,7 +14,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lc_ray.data import conll, documents, tables
+from lc_ray.data import conll, documents, lines, packed, tables
 from lc_ray.data.files import IMAGES, File
 from lc_ray.data.tables import Table
 from lc_ray.errors import DataError, first_line
@@ -25,7 +24,7 @@ _BAR = "|"
 _FIRST = 128  # rows among which columns are looked for, at least
 _UNEVEN = ("json", "jsonl", "tar", "conll", "txt")  # kinds of which each row has columns of its own
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
-_BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error)  # what a file that is cut off or damaged raises
+_BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error, *packed.BROKEN)  # what a file that is cut off or damaged raises
 
 
 class Reader:
@@ -33,7 +32,7 @@ class Reader:
 
     Args:
         file: CSV, TSV, JSON Lines, JSON (see `documents`), Parquet, Arrow (of a Hugging Face dataset that was saved to
-            disk), CoNLL's, text of a row per line, a WebDataset's tar, or a folder with a subfolder per label.
+            disk), CoNLL's, text of a row per line or a table, a WebDataset's tar, or a folder with a subfolder per label.
         names: of the columns, for a file without a header.
     """
 
@@ -42,7 +41,7 @@ class Reader:
         with contextlib.suppress(*_BROKEN):  # said when its columns are asked for
             if self.kind == "jsonl" and documents.is_one(file):
                 self.kind = "json"
-        self._table = Table(file, names) if self.kind in ("csv", "tsv") else None
+        self._table = Table(file, names) if self.kind in ("csv", "tsv", "txt") else None
         self._ragged = self._table.ragged if self._table else {}
 
     def columns(self, wanted: Sequence[str] = ()) -> list[str]:
@@ -52,7 +51,7 @@ class Reader:
             DataError: the file has no header or can't be read.
         """
         try:
-            match self.kind:
+            match self._kind(wanted):
                 case "parquet":
                     with self.file.open() as content:
                         return list(pq.read_schema(content).names)
@@ -62,7 +61,7 @@ class Reader:
                 case "labels":
                     return list(self._labelled([]))
                 case kind if kind in _UNEVEN:
-                    return self._seen(wanted)
+                    return self._seen(wanted, kind)
                 case _:
                     return cast(Table, self._table).columns()
         except DataError:
@@ -70,9 +69,9 @@ class Reader:
         except (*_BROKEN, ValueError, csv.Error) as error:
             raise DataError(f"can't be read: {first_line(error)}", str(self.file)) from None
 
-    def _seen(self, wanted: Sequence[str]) -> list[str]:
+    def _seen(self, wanted: Sequence[str], kind: str) -> list[str]:
         found, error = dict[str, None](), ""
-        for number, (row,) in enumerate(self._chunks([], 1, self._kind(wanted))):
+        for number, (row,) in enumerate(self._chunks([], 1, kind)):
             if number >= _FIRST and found.keys() >= set(wanted):
                 break
             if "_error" in row:
@@ -93,7 +92,7 @@ class Reader:
 
     def among(self, names: Sequence[str]) -> list[str]:
         """Those of the names that `rows` can be asked for; where each row has columns of its own, all."""
-        there = self._all(names) if self.kind in _UNEVEN else self.columns()
+        there = self._all(names) if self._kind(names) in _UNEVEN else self.columns(names)
         return [name for name in names if set(self._parts(name)) <= set(there)]
 
     def require(self, wanted: Sequence[str], fix: str = "") -> None:
@@ -149,8 +148,15 @@ class Reader:
             raise DataError(f"can't be read to its end: {what}", str(self.file)) from None
 
     def _kind(self, wanted: Sequence[str]) -> str:
-        """How the file is read for some columns: a .txt may be CoNLL's."""
-        return "conll" if self.kind == "txt" and conll.COLUMNS.intersection(wanted) else self.kind
+        """How the file is read for some columns: a .txt may be CoNLL's, or a table."""
+        if self.kind != "txt" or conll.COLUMNS.intersection(wanted):
+            return "conll" if self.kind == "txt" else self.kind
+        return "table" if self.names or (not {"text"}.issuperset(wanted) and self._is_table()) else "txt"
+
+    def _is_table(self) -> bool:
+        """Whether a text's first line has several cells, and is not fastText's."""
+        first = cast(Table, self._table).columns()
+        return len(first) > 1 and not first[0].encode().startswith(lines.LABEL)
 
     def _chunks(self, wanted: Sequence[str], size: int, kind: str) -> Iterator[Any]:
         """Record batches, or lists of dicts, of `size` rows; all columns of a JSON row where none is wanted."""
@@ -173,14 +179,14 @@ class Reader:
             case "json":
                 yield from _batched((self._row(row, wanted) for row in self._list()), size)
             case "jsonl":
-                with self.file.open() as lines:
-                    yield from _batched((self._line(line, wanted) for line in lines if line.strip()), size)
+                with self.file.open() as content:
+                    yield from _batched((self._line(line, wanted) for line in content if line.strip()), size)
             case "conll":
-                with self.file.open() as lines:
-                    yield from _batched((self._row(row, wanted) for row in conll.rows(lines)), size)
+                with self.file.open() as content:
+                    yield from _batched((self._row(row, wanted) for row in conll.rows(content)), size)
             case "txt":
-                with self.file.open() as lines:
-                    yield from _batched((self._row(_text(line), wanted) for line in lines if line.strip()), size)
+                with self.file.open() as content:
+                    yield from _batched((self._row(lines.row(line), wanted) for line in content if line.strip()), size)
             case _:
                 yield from cast(Table, self._table).chunks(wanted, size)
 
@@ -296,7 +302,3 @@ def _arrow(content: Any) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
     file = pa.ipc.open_file(content)
     return file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
 
-
-def _text(line: bytes) -> dict[str, Any]:
-    """A line of a text; of UTF-16 all but the first could be taken for UTF-8."""
-    return {"_error": "not valid UTF-8"} if b"\0" in line else {"text": line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")}

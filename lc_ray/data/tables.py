@@ -26,7 +26,7 @@ class Table:
     """A file of such rows.
 
     Args:
-        file: its kind says which mark it should have.
+        file: its kind says which mark it should have; a text's is a tab, too.
         names: of the columns, if it has no header.
 
     Attributes:
@@ -55,7 +55,7 @@ class Table:
     @functools.cached_property
     def mark(self) -> str:
         """What separates cells: what its kind says, or another one if the first line has one cell by that, or not as many as there are names."""
-        own = "\t" if self.file.kind == "tsv" else ","
+        own = "," if self.file.kind == "csv" else "\t"
         cells = len(self.first(own))
         if cells == len(self.names) if self.names else cells > 1:
             return own
