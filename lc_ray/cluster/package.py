@@ -16,6 +16,7 @@ from lc_ray.data.files import File, files
 from lc_ray.data.given import media_of
 from lc_ray.data.read import Reader
 from lc_ray.errors import ClusterError, DataError, ModelError
+from lc_ray.modalities import _media
 from lc_ray.spec import JobSpec, digest
 from lc_ray.storage import joined
 from lc_ray.units import size_text
@@ -182,8 +183,7 @@ def _path(cell: Any, pattern: str, folder: Path) -> Path | None:
             cell = cell[:_LONGEST].decode("utf-8")
     if not isinstance(cell, str | int) or not 0 < len(text := str(cell)) < _LONGEST or "\0" in text:
         return None
-    path = folder / os.path.expanduser(pattern.replace("{}", text))
-    return path if os.path.isfile(path) else None  # of Path, a name that is too long for one is an error
+    return _media.located(pattern.replace("{}", text), folder)
 
 
 def _digest(found: dict[str, Path]) -> str:
