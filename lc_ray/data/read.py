@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import itertools
 import json
 import tarfile
@@ -15,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lc_ray.data import conll, documents, lines, packed, tables
-from lc_ray.data.files import IMAGES, File
+from lc_ray.data.files import File
+from lc_ray.data.folders import Folder
 from lc_ray.data.tables import Table
 from lc_ray.errors import DataError, first_line
 
@@ -32,7 +34,7 @@ class Reader:
 
     Args:
         file: CSV, TSV, JSON Lines, JSON (see `documents`), Parquet, Arrow (of a Hugging Face dataset that was saved to
-            disk), CoNLL's, text of a row per line or a table, a WebDataset's tar, or a folder with a subfolder per label.
+            disk), CoNLL's, text of a row per line or a table, a WebDataset's tar, or a folder (see `folders`).
         names: of the columns, for a file without a header.
     """
 
@@ -58,8 +60,8 @@ class Reader:
                 case "arrow":
                     with self.file.open() as content:
                         return list(_arrow(content)[0].names)
-                case "labels":
-                    return list(self._labelled([]))
+                case "folder":
+                    return self._folder.columns()
                 case kind if kind in _UNEVEN:
                     return self._seen(wanted, kind)
                 case _:
@@ -170,10 +172,8 @@ class Reader:
                     schema, batches = _arrow(content)
                     pieces = (batch.slice(start, size) for batch in batches for start in range(0, batch.num_rows, size))
                     yield from _named(schema, (piece.select(list(wanted)) for piece in pieces))
-            case "labels":
-                rows = self._labelled(self.file.media())
-                every = list(zip(*rows.values(), strict=True))
-                yield from _batched((dict(zip(rows, cells, strict=True)) for cells in every), size)
+            case "folder":
+                yield from self._folder.chunks(wanted, size)
             case "tar":
                 yield from _batched((self._row(row, wanted) for row in self._samples()), size)
             case "json":
@@ -190,11 +190,9 @@ class Reader:
             case _:
                 yield from cast(Table, self._table).chunks(wanted, size)
 
-    def _labelled(self, media: list[str]) -> dict[str, list[str]]:
-        """Columns of a folder with a subfolder per label: `image` or `audio`, paths from the folder's own, and `label`."""
-        first = next(iter(media or self.file.media()), "")
-        kind = "image" if any(first.lower().endswith(ending) for ending in IMAGES) else "audio"
-        return {kind: media, "label": [path.split("/")[1] for path in media]}
+    @functools.cached_property
+    def _folder(self) -> Folder:
+        return Folder(self.file)
 
     def _samples(self) -> Iterator[dict[str, Any]]:
         """Samples of a WebDataset: neighbouring members whose names are equal up to the first dot; a column per ending, or key of a .json.
