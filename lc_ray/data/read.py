@@ -187,8 +187,21 @@ class Reader:
             case "txt":
                 with self.file.open() as content:
                     yield from _batched((self._row(lines.row(line), wanted) for line in content if line.strip()), size)
+            case _ if sentence := self._sentence:
+                chunks = cast(Table, self._table).chunks(list({*wanted, sentence}), size)
+                yield from _batched(conll.sentences((row for chunk in chunks for row in chunk.to_pylist()), sentence, wanted), size)
             case _:
                 yield from cast(Table, self._table).chunks(wanted, size)
+
+    @functools.cached_property
+    def _sentence(self) -> str | None:
+        """Of a table that has a word in each row, the column that tells which sentence it is of."""
+        names = (table := Table(self.file, self.names)).columns()
+        names = [name for name in names if names.count(name) == 1]
+        if (sentence := next((name for name in names if name.lower() in conll.SENTENCE), None)) is None:
+            return None
+        first = next(table.chunks(names, _FIRST), None)
+        return sentence if first is not None and conll.are_words(first.to_pylist(), sentence) else None
 
     @functools.cached_property
     def _folder(self) -> Folder:
