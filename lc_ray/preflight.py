@@ -15,7 +15,7 @@ from rich.table import Table
 from lc_ray import runtime
 from lc_ray.data import cells, read
 from lc_ray.data.files import File, files
-from lc_ray.data.prepare import task_kind
+from lc_ray.data.prepare import hints, task_kind
 from lc_ray.errors import DataError
 from lc_ray.models import batches, load
 from lc_ray.models.batches import TARGET
@@ -54,7 +54,7 @@ def check(job: JobSpec) -> dict[str, Any]:
         if rows or not rejected:
             raise
         why = f"none of the first {len(rejected)} rows can be used; {_told(rejected[0])}"
-        raise DataError(why, job.data.train, "correct them, or `data.inputs` and `data.target`") from None
+        raise DataError(why, job.data.train, "correct them, or `data.inputs` and `data.target`" + hints(why)) from None
     model = load.pretrained(job.model, inputs, fitted.bind(columns))
     with runtime.session():
         nodes = runtime.nodes()
@@ -77,7 +77,7 @@ def check(job: JobSpec) -> dict[str, Any]:
         "missing": [
             *placement.missing,
             *([shortage] if shortage else []),
-            *([] if rows else [f"none of the first {len(rejected)} rows can be used"]),
+            *([] if rows else [f"none of the first {len(rejected)} rows can be used{hints(rejected[0]['reason']) if rejected else ''}"]),
         ],
     }
 

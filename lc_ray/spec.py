@@ -90,7 +90,7 @@ class DataSpec(Section):
     """Labelled rows, where from, and how they are split."""
 
     train: str = Field(
-        description="CSV, TSV, JSON Lines, Parquet, WebDataset tar, a saved Hugging Face dataset, or a folder with a subfolder per label: "
+        description="CSV, TSV, JSON Lines, Parquet, WebDataset tar, a saved Hugging Face dataset, or a folder of pictures, sounds or texts: "
         "a file, a folder, a URI (s3://, gs://, hdfs://) or package:NAME/path"
     )
     validation: str | int | float = Field("10%", description="another source, or a fraction or a number of rows to hold out")

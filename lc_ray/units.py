@@ -14,11 +14,8 @@ _NUMBER = re.compile(r"\s*([-+]?[\d_]*\.?\d+(?:[eE][-+]?\d+)?)\s*([A-Za-z%]*)\s*
 
 
 def _parse(value: Any, units: dict[str, float], example: str) -> float:
-    if isinstance(value, bool):
-        raise ValueError(f"expected a quantity such as {example}, got {value!r}")
-    if isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
-    match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
+    quantity = isinstance(value, str | int | float) and not isinstance(value, bool)
+    match = _NUMBER.fullmatch(str(value)) if quantity else None  # of an integer too, which may have more digits than a float's largest
     if match is None or match[2] not in units or not math.isfinite(number := float(match[1].replace("_", ""))):
         raise ValueError(f"expected a quantity such as {example}, got {value!r}")
     unit = units[match[2]]

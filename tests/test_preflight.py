@@ -78,10 +78,11 @@ def test_rows_of_which_none_can_be_used_stand_in_the_way(job, tmp_path):
     (tmp_path / "1.csv").write_text("text,label\n", "utf-8")
     (tmp_path / "2.csv").write_text("text,label\n" + "a.png,x\nb.png,y\n" * 200, "utf-8")
     pictures = [{"column": "text", "modality": "image", "base": "resnet18", "weights": "random", "size": 8}]
-    assert preflight.check(job(**{"data.train": str(tmp_path), "data.inputs": pictures}))["missing"] == ["none of the first 256 rows can be used"]
+    (missing,) = preflight.check(job(**{"data.train": str(tmp_path), "data.inputs": pictures}))["missing"]
+    assert missing.startswith("none of the first 256 rows can be used; files are looked for from the data file's folder; `path` of")
     assert len(preflight.check(job(**{"data.train": str(tmp_path)}))["rows"]) == 5, "the first file is empty, the second is not"
     (tmp_path / "2.csv").write_text("text,label\n" + "good,sch\xf6n\nbad,\xfcbel\n" * 20, "latin-1")
-    with pytest.raises(DataError, match=r"none of the first 40 rows can be used; row 0, label: not valid UTF-8\n.*correct them"):
+    with pytest.raises(DataError, match=r"none of the first 40 rows can be used; row 0, label: not valid UTF-8\n.*correct them.*windows-1252"):
         preflight.check(job(**{"data.train": str(tmp_path)}))
 
 

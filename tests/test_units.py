@@ -16,6 +16,8 @@ from lc_ray import units
         (units.size, "1MB", 1_000_000),
         (units.count, "256 rows", 256),
         (units.count, "1e3", 1000),
+        (units.points, 1e-05, 1e-05),
+        (units.size, 1e20, 10**20),
         (units.count, "1_000", 1000),
         (units.share, "1000 rows", 1000),
         (units.share, 1000, 1000),
@@ -32,6 +34,7 @@ def test_quantities(parse, text, value):
     [
         *[(units.fraction, "50 percent"), (units.seconds, "5 parsecs"), (units.size, True), (units.count, 1.5), (units.count, None)],
         *[(units.points, ""), (units.size, float("inf")), (units.count, "1e400"), (units.seconds, float("nan"))],
+        *[(units.fraction, 10**400), (units.seconds, -(10**400)), (units.share, 10**400)],
     ],
 )
 def test_nonsense_names_an_example(parse, text):

@@ -13,9 +13,11 @@ from typing import Any
 
 from lc_ray.data.cells import wanted
 from lc_ray.data.files import File, files
+from lc_ray.data.folders import Folder
 from lc_ray.data.given import media_of
 from lc_ray.data.read import Reader
 from lc_ray.errors import ClusterError, DataError, ModelError
+from lc_ray.modalities import _media
 from lc_ray.spec import JobSpec, digest
 from lc_ray.storage import joined
 from lc_ray.units import size_text
@@ -148,8 +150,21 @@ def _data(job: JobSpec, source: Path) -> Iterator[tuple[str, Path]]:
     """Files of rows, and the pictures and sounds that their cells name."""
     for file in files(str(source)):
         path = Path(file.path)
-        every = [path.parent / name for name in file.media()] if file.kind == "labels" else [path, *_named(job, file)]
+        every = _inside(job, file) if file.kind == "folder" else [path, *_named(job, file)]
         yield from ((str(one.relative_to(source.parent)), one) for one in every)
+
+
+def _inside(job: JobSpec, file: File) -> list[Path]:
+    """The files of a folder, and those that have further columns of theirs."""
+    beside = [Path(name) for name in Folder(file).beside(wanted(job))]
+    for path in beside:
+        _require_below(path, Path(file.path), str(file), "give the folder that has both, or one that the cluster's nodes mount")
+    return [Path(file.folder) / name for name in file.members()] + beside
+
+
+def _require_below(path: Path, folder: Path, where: str, fix: str) -> None:
+    if not path.is_relative_to(folder) or ".." in path.parts:
+        raise DataError(f"'{path}' is not below the data file's folder, and would not be found on the cluster", where, fix)
 
 
 def _named(job: JobSpec, file: File) -> list[Path]:
@@ -163,12 +178,8 @@ def _named(job: JobSpec, file: File) -> list[Path]:
     for row in (row for chunk in reader.rows(media) for row in chunk) if media else ():
         for column in media:
             if path := _path(row.get(column), patterns.get(column, "{}"), folder):
-                if not path.is_relative_to(folder) or ".." in path.parts:
-                    raise DataError(
-                        f"'{path}' is not below the data file's folder, and would not be found on the cluster",
-                        f"{file}, row {row['_row']}, column '{column}'",
-                        "name files from the data file's folder, or by URI",
-                    )
+                where, fix = f"{file}, row {row['_row']}, column '{column}'", "name files from the data file's folder, or by URI"
+                _require_below(path, folder, where, fix)
                 found[path] = None
     return list(found)
 
@@ -182,8 +193,7 @@ def _path(cell: Any, pattern: str, folder: Path) -> Path | None:
             cell = cell[:_LONGEST].decode("utf-8")
     if not isinstance(cell, str | int) or not 0 < len(text := str(cell)) < _LONGEST or "\0" in text:
         return None
-    path = folder / os.path.expanduser(pattern.replace("{}", text))
-    return path if os.path.isfile(path) else None  # of Path, a name that is too long for one is an error
+    return _media.located(pattern.replace("{}", text), folder)
 
 
 def _digest(found: dict[str, Path]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, pairwise
 from typing import Any
 
 COLUMNS = {"tokens", "ner_tags"}
+SENTENCE = {"sentence #", "sentence_id", "sentence_idx"}  # in small letters, columns of tables that have a word in each row, such as Kaggle's
 _DOCUMENT = b"-DOCSTART-"  # a word that begins a document, and is in none
 
 
@@ -28,3 +29,23 @@ def _row(words: list[list[bytes]]) -> dict[str, Any] | None:
         return {name: [word[place].decode("utf-8") for word in words] for name, place in (("tokens", 0), ("ner_tags", -1))} if words else None
     except UnicodeDecodeError:
         return {"_error": "not valid UTF-8"}
+
+
+def are_words(rows: list[dict[str, Any]], sentence: str) -> bool:
+    """Whether rows of a table are words: neighbours are of one sentence, which only its first need tell, and no cell has several words."""
+    shared = any(after[sentence] in (b"", before[sentence]) for before, after in pairwise(rows))
+    return shared and not any(len(cell.split()) > 1 for row in rows for name, cell in row.items() if name != sentence)
+
+
+def sentences(words: Iterable[dict[str, Any]], sentence: str, wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A row for each sentence, whose cells are lists; the sentence's own as it is."""
+    for name, rows in groupby(_named(words, sentence), lambda row: row[sentence]):
+        cells = list(rows)
+        yield {column: name if column == sentence else [row[column] for row in cells] for column in wanted}
+
+
+def _named(words: Iterable[dict[str, Any]], sentence: str) -> Iterator[dict[str, Any]]:
+    name = b""
+    for row in words:
+        name = row[sentence] or name
+        yield row | {sentence: name}

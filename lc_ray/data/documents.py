@@ -6,7 +6,7 @@ import codecs
 import json
 from typing import Any
 
-from lc_ray.data import coco
+from lc_ray.data import coco, packed
 from lc_ray.data.files import File
 
 _START, _PART = 256, 2**20  # bytes
@@ -15,7 +15,7 @@ _SPLIT = {"columns", "data"}  # of pandas' orient="split"
 
 def is_one(file: File) -> bool:
     """Whether a file of JSON is one document, and not one on each line. In a .jsonl only a list of objects is, as its lines may be lists."""
-    lines = not file.name.lower().removesuffix(".gz").endswith(".json")
+    lines = not packed.bare(file.name.lower()).endswith(".json")
     with file.open() as content:
         start = b""
         while not start.strip() and (line := content.readline(_START)):

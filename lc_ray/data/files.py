@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import gzip
+import functools
 import io
 import os
 import re
@@ -15,19 +15,23 @@ from typing import Any, BinaryIO, cast
 import pyarrow
 import pyarrow.fs
 
+from lc_ray.data import packed
 from lc_ray.errors import DataError, first_line
 from lc_ray.models.load import package_path
 from lc_ray.storage import joined, system_of
 
 KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
-    **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".tar": "tar", ".txt": "txt"},
+    **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".tar": "tar", ".txt": "txt"},
     **dict.fromkeys((".conll", ".iob", ".bio"), "conll"),
 }
 _TEXTS = ("csv", "tsv", "jsonl", "conll", "txt")  # kinds
 # Those that no decoder here reads are among them: such a file is a rejected row, not one that nobody misses.
 IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".svg"}
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".m4a", ".aac", ".wma", ".webm"}
+_KNOWN = f"endings known: {', '.join(KINDS)}, each compressed or not; or a folder of pictures, sounds or texts, with a subfolder per label"
+_BINARY, _START = re.compile(rb"^(PK|%PDF)|[\x00-\x08\x0e-\x1a]"), 4096  # what no text begins with, or has
+_OTHERS = {"images": "labels", "JPEGImages": "Annotations"}  # folders of pictures → of what belongs to them
 _SPLITS_FILE = "dataset_dict.json"
 _ABOUT = {"dataset_info.json", "state.json", _SPLITS_FILE}  # what a saved Hugging Face dataset says of itself
 _SPLITS = dict.fromkeys(("valid", "val", "validation", "dev", "eval"), "validation") | {"train": "train", "training": "train", "test": "test"}
@@ -35,7 +39,7 @@ _SPLITS = dict.fromkeys(("valid", "val", "validation", "dev", "eval"), "validati
 
 @dataclass(frozen=True)
 class File:
-    """A file of rows, or a folder with a subfolder of pictures or sounds per label.
+    """A file of rows, or a folder of pictures, sounds or texts.
 
     Attributes:
         path: local path, or URI.
@@ -57,46 +61,68 @@ class File:
         """The folder it is in; of a URI, a URI."""
         return self.path.rstrip("/").rpartition("/")[0] if "://" in self.path else Path(self.path).parent
 
-    @property
+    @functools.cached_property
     def kind(self) -> str:
-        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar`, `conll`, `txt` or `labels`, for a folder per label."""
-        return KINDS.get(_ending(self.name), "labels")
+        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar`, `conll`, `txt` or `folder`, of pictures, sounds or texts."""
+        if (last := ending(self.name)) in KINDS:
+            return KINDS[last]
+        if self._is_folder:
+            return "folder"
+        if self.name.lower().endswith(packed.ZIP):
+            last = ending(self._zipped)
+        return KINDS.get(last, "txt")
+
+    @property
+    def _is_folder(self) -> bool:
+        system, path = system_of(self.path)
+        return bool(system.get_file_info(path).type == pyarrow.fs.FileType.Directory)
+
+    @property
+    def _zipped(self) -> str:
+        """The name of the file that a zip file holds."""
+        try:
+            with self._whole() as content:
+                return packed.within(content, self.path)
+        except (OSError, *packed.BROKEN) as error:
+            raise DataError(f"can't be read: {first_line(error)}", str(self)) from None
 
     def open(self) -> BinaryIO:
-        """The file's bytes, unpacked if they are gzip's, and in UTF-8 where they are text that begins as UTF-16 does."""
-        content = self._unpacked()
+        """The file's bytes, unpacked if they are compressed, and in UTF-8 where they are text that begins as UTF-16 does."""
+        content = packed.unpacked(self._whole(), self.path)
         if self.kind in _TEXTS and content.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             content = io.BufferedReader(pyarrow.transcoding_input_stream(pyarrow.PythonFile(content, mode="r"), "utf-16", "utf-8"))
         return cast(BinaryIO, content)
 
-    def _unpacked(self) -> io.BufferedReader:
-        packed = self.name.lower().endswith(".gz")
+    def _whole(self) -> io.BufferedReader:
+        """The file's bytes, as they are."""
         if "://" not in self.path:
-            return cast(io.BufferedReader, gzip.open(self.path) if packed else open(self.path, "rb"))
+            return open(self.path, "rb")
         system, path = system_of(self.path)
-        content = io.BufferedReader(system.open_input_file(path))
-        return cast(io.BufferedReader, gzip.GzipFile(fileobj=content)) if packed else content
+        return io.BufferedReader(system.open_input_file(path))
 
     def stamp(self) -> list[Any]:
         """What changes when it does: its size and time of change, or those of all files in it."""
         system, path = system_of(self.path)
         found = system.get_file_info(path)
-        every = [found] if found.is_file else sorted(_inside(system, path), key=lambda f: f.path)
+        every = [found] if found.is_file else _inside(system, path)
+        if not found.is_file and (beside := other(path)):
+            every = [*every, *_inside(system, beside)]
+        every = sorted(every, key=lambda f: f.path)
         return [[f.path, f.size, f.mtime_ns] for f in every]
 
-    def media(self) -> list[str]:
-        """Of a folder per label, the pictures or sounds, each as folder/label/name, sorted."""
+    def members(self) -> list[str]:
+        """Of a folder, the files of which each is a row, each from the folder's own name on, sorted."""
         system, path = system_of(self.path)
         prefix = len(path.rstrip("/")) + 1
-        return sorted(f"{self.name}/{f.path[prefix:]}" for f in _inside(system, path) if _is_labelled(f, prefix))
+        return sorted(f"{self.name}/{name}" for name in _members([f.path[prefix:] for f in _inside(system, path)]))
 
 
 def files(source: str) -> list[File]:
     """The files of a source, sorted.
 
     Args:
-        source: a file, a folder of files, a folder with a subfolder of pictures or sounds per label, a URI of one of these (s3://, gs://,
-            hdfs://, file://), or `package:NAME/path`.
+        source: a file, a folder of files, a folder of pictures, sounds or texts, which may have a subfolder per label, a URI of one of these
+            (s3://, gs://, hdfs://, file://), or `package:NAME/path`.
 
     Raises:
         DataError: nothing there, nothing that can be read, or several splits, which are not to be mixed.
@@ -116,34 +142,53 @@ def files(source: str) -> list[File]:
     if found.type == pyarrow.fs.FileType.NotFound:
         fix = "write % and ? of a name as %25 and %3F" if "://" in source else "give the path from the folder you run in, or an absolute one"
         raise DataError("no such file or folder", source, fix)
-    if not found.is_file:  # texts in folders are notes
-        every = [f for f in every if _ending(f.path) != ".txt"]
+    if found.is_file:
+        return [_named(File(source))]
     _one_split(source, every, len(path.rstrip("/")) + 1)
     if rows := sorted(f.path for f in every if _has_rows(f)):
-        root = source.rstrip("/")
-        return [File(joined(root, file[len(path.rstrip("/")) + 1 :]) if file != path else root) for file in rows]
-    if any(_is_labelled(f, len(path.rstrip("/")) + 1) for f in every):
+        return [File(joined(source.rstrip("/"), file[len(path.rstrip("/")) + 1 :])) for file in rows]
+    if _members([f.path[len(path.rstrip("/")) + 1 :] for f in every]):
         return [File(source.rstrip("/"))]
-    known = f"{', '.join(KINDS)}, or a folder with a subfolder of pictures or sounds per label"
-    raise DataError(f"no file that can be read; endings known: {known}", source)
+    raise DataError(f"no file that can be read; {_KNOWN}", source)
+
+
+def _named(file: File) -> File:
+    """A file that is named itself: one of an unknown ending is text, as UCI's `adult.data` and `SMSSpamCollection` are.
+
+    Raises:
+        DataError: it is none.
+    """
+    if file.kind == "txt" and ending(file.name) not in KINDS:
+        with file.open() as content:
+            if _BINARY.search(content.read(_START)):
+                raise DataError(f"not a file that can be read; {_KNOWN}", str(file), "save it as one of these")
+    return file
 
 
 def _inside(system: Any, path: str) -> list[Any]:
     """Files below a folder, but hidden ones."""
-    found = system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
+    found = system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True, allow_not_found=True))
     start = len(path.rstrip("/"))
     return [f for f in found if f.is_file and "/." not in f.path[start:]]
 
 
-def _ending(path: str) -> str:
-    name = path.rpartition("/")[2].lower().removesuffix(".gz")
+def other(path: str) -> str | None:
+    """Where what belongs to a picture, or to a folder of them, lies if not beside it: YOLO's labels and Pascal VOC's annotations."""
+    parts = path.split("/")
+    places = [place for place, part in enumerate(parts) if part in _OTHERS]
+    return "/".join([*parts[: places[-1]], _OTHERS[parts[places[-1]]], *parts[places[-1] + 1 :]]) if places else None
+
+
+def ending(path: str) -> str:
+    """How a file's name ends, in small letters with the dot; that of what is in it if it is compressed."""
+    name = packed.bare(path.rpartition("/")[2].lower())
     return f".{name.rpartition('.')[2]}" if "." in name else ""
 
 
 def _has_rows(file: Any) -> bool:
-    """Whether a file is of a known kind, neither about a saved Hugging Face dataset, nor one that the library computed from it and left beside it."""
+    """Whether a file of a folder is of a known kind, no text; nor about a saved Hugging Face dataset, or computed from it and left beside it."""
     name = file.base_name
-    return _ending(name) in KINDS and name not in _ABOUT and not (name.startswith("cache-") and name.endswith(".arrow"))
+    return KINDS.get(ending(name), "txt") != "txt" and name not in _ABOUT and not (name.startswith("cache-") and name.endswith(".arrow"))
 
 
 def _one_split(source: str, every: list[Any], prefix: int) -> None:
@@ -152,7 +197,7 @@ def _one_split(source: str, every: list[Any], prefix: int) -> None:
     They are told by the first such word of their files' or folders' names, as in train.csv, sst2-test.csv, training_set/cat/1.png or
     data/validation-00000-of-00001.parquet.
     """
-    labelled = [f.path[prefix:].split("/") for f in every if _is_labelled(f, prefix)]
+    labelled = [name.split("/") for name in _members([f.path[prefix:] for f in every]) if "/" in name]
     names = {parts[0] for parts in labelled}
     if any(f.base_name == _SPLITS_FILE for f in every):
         names = {f.path.split("/")[-2] for f in every if f.path.endswith(".arrow")}
@@ -171,5 +216,8 @@ def _told(path: str) -> str | None:
     return next((_SPLITS[word] for word in re.split("[^a-z]+", path.lower()) if word in _SPLITS), None)
 
 
-def _is_labelled(file: Any, prefix: int) -> bool:
-    return bool(file.is_file) and "/" in file.path[prefix:] and _ending(file.path) in IMAGES | SOUNDS
+def _members(paths: list[str]) -> list[str]:
+    """Of the files below a folder, those of which each is a row: pictures and sounds, or texts if there are none. Those in subfolders, if any are."""
+    found = [path for path in paths if ending(path) in IMAGES | SOUNDS]
+    found = found or [path for path in paths if ending(path) == ".txt" or ("/" in path and not ending(path))]
+    return [path for path in found if "/" in path] or found

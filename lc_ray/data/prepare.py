@@ -45,7 +45,10 @@ _STALE = 86400  # seconds after which a try that was not finished is one that wa
 _TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
 _FAIR = 1024  # rows that stand for all
 _TOLD = 0.01  # fraction of the rows: fewer texts that are cut matter to nobody
-_LATIN = "; `data.encoding_errors: windows-1252` reads Latin-1, too"
+_HINTS = {  # by what is wrong with rows
+    "not valid UTF-8": "`data.encoding_errors: windows-1252` reads Latin-1, too",
+    "no such file": "files are looked for from the data file's folder; `path` of the input says what a name becomes, such as images/{}.jpg",
+}
 _TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
 
 
@@ -294,7 +297,7 @@ def _sides(job: JobSpec, folder: StoragePath) -> tuple[_Side, _Side, Counter[str
         _keep(rejects, kept := folder.parent.parent / f"rejects-{folder.parent.name}")
         raise DataError(
             f"{reasons.total()} of {seen} rows can't be used, more than data.reject.limit ({data.reject.limit:.1%}):\n  {common}",
-            fix=f"they are kept in {kept}; correct them, or raise data.reject.limit" + (_LATIN if "not valid UTF-8" in common else ""),
+            fix=f"they are kept in {kept}; correct them, or raise data.reject.limit" + hints(common),
         )
     train = replace(found["train"], index=found["train"].index.slice(0, data.rows))
     if "validation" in found:
@@ -305,6 +308,11 @@ def _sides(job: JobSpec, folder: StoragePath) -> tuple[_Side, _Side, Counter[str
     else:
         held = np.arange(len(order)) < split.cut(order, data, data.rows is not None)
     return *(replace(train, index=train.index.filter(pa.array(mask))) for mask in (~held, held)), reasons  # type: ignore[return-value]
+
+
+def hints(reasons: str) -> str:
+    """What may be done about rows that can't be used, behind what else may be."""
+    return "".join(f"; {hint}" for reason, hint in _HINTS.items() if reason in reasons)
 
 
 def _keep(rejects: dict[str, pa.Table], folder: StoragePath) -> None:

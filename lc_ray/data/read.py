@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
+import functools
 import itertools
 import json
 import tarfile
@@ -15,8 +15,9 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lc_ray.data import conll, documents, tables
-from lc_ray.data.files import IMAGES, File
+from lc_ray.data import conll, documents, lines, packed, tables
+from lc_ray.data.files import File
+from lc_ray.data.folders import Folder
 from lc_ray.data.tables import Table
 from lc_ray.errors import DataError, first_line
 
@@ -25,7 +26,7 @@ _BAR = "|"
 _FIRST = 128  # rows among which columns are looked for, at least
 _UNEVEN = ("json", "jsonl", "tar", "conll", "txt")  # kinds of which each row has columns of its own
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
-_BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error)  # what a file that is cut off or damaged raises
+_BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error, *packed.BROKEN)  # what a file that is cut off or damaged raises
 
 
 class Reader:
@@ -33,7 +34,7 @@ class Reader:
 
     Args:
         file: CSV, TSV, JSON Lines, JSON (see `documents`), Parquet, Arrow (of a Hugging Face dataset that was saved to
-            disk), CoNLL's, text of a row per line, a WebDataset's tar, or a folder with a subfolder per label.
+            disk), CoNLL's, text of a row per line or a table, a WebDataset's tar, or a folder (see `folders`).
         names: of the columns, for a file without a header.
     """
 
@@ -42,7 +43,7 @@ class Reader:
         with contextlib.suppress(*_BROKEN):  # said when its columns are asked for
             if self.kind == "jsonl" and documents.is_one(file):
                 self.kind = "json"
-        self._table = Table(file, names) if self.kind in ("csv", "tsv") else None
+        self._table = Table(file, names) if self.kind in ("csv", "tsv", "txt") else None
         self._ragged = self._table.ragged if self._table else {}
 
     def columns(self, wanted: Sequence[str] = ()) -> list[str]:
@@ -52,17 +53,17 @@ class Reader:
             DataError: the file has no header or can't be read.
         """
         try:
-            match self.kind:
+            match self._kind(wanted):
                 case "parquet":
                     with self.file.open() as content:
                         return list(pq.read_schema(content).names)
                 case "arrow":
                     with self.file.open() as content:
                         return list(_arrow(content)[0].names)
-                case "labels":
-                    return list(self._labelled([]))
+                case "folder":
+                    return self._folder.columns()
                 case kind if kind in _UNEVEN:
-                    return self._seen(wanted)
+                    return self._seen(wanted, kind)
                 case _:
                     return cast(Table, self._table).columns()
         except DataError:
@@ -70,9 +71,9 @@ class Reader:
         except (*_BROKEN, ValueError, csv.Error) as error:
             raise DataError(f"can't be read: {first_line(error)}", str(self.file)) from None
 
-    def _seen(self, wanted: Sequence[str]) -> list[str]:
+    def _seen(self, wanted: Sequence[str], kind: str) -> list[str]:
         found, error = dict[str, None](), ""
-        for number, (row,) in enumerate(self._chunks([], 1, self._kind(wanted))):
+        for number, (row,) in enumerate(self._chunks([], 1, kind)):
             if number >= _FIRST and found.keys() >= set(wanted):
                 break
             if "_error" in row:
@@ -93,7 +94,7 @@ class Reader:
 
     def among(self, names: Sequence[str]) -> list[str]:
         """Those of the names that `rows` can be asked for; where each row has columns of its own, all."""
-        there = self._all(names) if self.kind in _UNEVEN else self.columns()
+        there = self._all(names) if self._kind(names) in _UNEVEN else self.columns(names)
         return [name for name in names if set(self._parts(name)) <= set(there)]
 
     def require(self, wanted: Sequence[str], fix: str = "") -> None:
@@ -149,8 +150,15 @@ class Reader:
             raise DataError(f"can't be read to its end: {what}", str(self.file)) from None
 
     def _kind(self, wanted: Sequence[str]) -> str:
-        """How the file is read for some columns: a .txt may be CoNLL's."""
-        return "conll" if self.kind == "txt" and conll.COLUMNS.intersection(wanted) else self.kind
+        """How the file is read for some columns: a .txt may be CoNLL's, or a table."""
+        if self.kind != "txt" or conll.COLUMNS.intersection(wanted):
+            return "conll" if self.kind == "txt" else self.kind
+        return "table" if self.names or (not {"text"}.issuperset(wanted) and self._is_table()) else "txt"
+
+    def _is_table(self) -> bool:
+        """Whether a text's first line has several cells, and is not fastText's."""
+        first = cast(Table, self._table).columns()
+        return len(first) > 1 and not first[0].encode().startswith(lines.LABEL)
 
     def _chunks(self, wanted: Sequence[str], size: int, kind: str) -> Iterator[Any]:
         """Record batches, or lists of dicts, of `size` rows; all columns of a JSON row where none is wanted."""
@@ -164,31 +172,40 @@ class Reader:
                     schema, batches = _arrow(content)
                     pieces = (batch.slice(start, size) for batch in batches for start in range(0, batch.num_rows, size))
                     yield from _named(schema, (piece.select(list(wanted)) for piece in pieces))
-            case "labels":
-                rows = self._labelled(self.file.media())
-                every = list(zip(*rows.values(), strict=True))
-                yield from _batched((dict(zip(rows, cells, strict=True)) for cells in every), size)
+            case "folder":
+                yield from self._folder.chunks(wanted, size)
             case "tar":
                 yield from _batched((self._row(row, wanted) for row in self._samples()), size)
             case "json":
                 yield from _batched((self._row(row, wanted) for row in self._list()), size)
             case "jsonl":
-                with self.file.open() as lines:
-                    yield from _batched((self._line(line, wanted) for line in lines if line.strip()), size)
+                with self.file.open() as content:
+                    yield from _batched((self._line(line, wanted) for line in content if line.strip()), size)
             case "conll":
-                with self.file.open() as lines:
-                    yield from _batched((self._row(row, wanted) for row in conll.rows(lines)), size)
+                with self.file.open() as content:
+                    yield from _batched((self._row(row, wanted) for row in conll.rows(content)), size)
             case "txt":
-                with self.file.open() as lines:
-                    yield from _batched((self._row(_text(line), wanted) for line in lines if line.strip()), size)
+                with self.file.open() as content:
+                    yield from _batched((self._row(lines.row(line), wanted) for line in content if line.strip()), size)
+            case _ if sentence := self._sentence:
+                chunks = cast(Table, self._table).chunks(list({*wanted, sentence}), size)
+                yield from _batched(conll.sentences((row for chunk in chunks for row in chunk.to_pylist()), sentence, wanted), size)
             case _:
                 yield from cast(Table, self._table).chunks(wanted, size)
 
-    def _labelled(self, media: list[str]) -> dict[str, list[str]]:
-        """Columns of a folder with a subfolder per label: `image` or `audio`, paths from the folder's own, and `label`."""
-        first = next(iter(media or self.file.media()), "")
-        kind = "image" if any(first.lower().endswith(ending) for ending in IMAGES) else "audio"
-        return {kind: media, "label": [path.split("/")[1] for path in media]}
+    @functools.cached_property
+    def _sentence(self) -> str | None:
+        """Of a table that has a word in each row, the column that tells which sentence it is of."""
+        names = (table := Table(self.file, self.names)).columns()
+        names = [name for name in names if names.count(name) == 1]
+        if (sentence := next((name for name in names if name.lower() in conll.SENTENCE), None)) is None:
+            return None
+        first = next(table.chunks(names, _FIRST), None)
+        return sentence if first is not None and conll.are_words(first.to_pylist(), sentence) else None
+
+    @functools.cached_property
+    def _folder(self) -> Folder:
+        return Folder(self.file)
 
     def _samples(self) -> Iterator[dict[str, Any]]:
         """Samples of a WebDataset: neighbouring members whose names are equal up to the first dot; a column per ending, or key of a .json.
@@ -296,7 +313,3 @@ def _arrow(content: Any) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
     file = pa.ipc.open_file(content)
     return file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
 
-
-def _text(line: bytes) -> dict[str, Any]:
-    """A line of a text; of UTF-16 all but the first could be taken for UTF-8."""
-    return {"_error": "not valid UTF-8"} if b"\0" in line else {"text": line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import functools
 import io
@@ -13,17 +14,19 @@ import pyarrow.csv
 
 from lc_ray.data.files import File
 from lc_ray.errors import DataError
+from lc_ray.modalities import _text
 
 _MARKS, _RARE = ",;\t|", "\t|"  # the latter are in no text
 BLOCK = 2**24  # bytes that are read at a time; a row must fit
 _TAIL = 64  # bytes
+_BYTES = "latin-1"  # in which each byte is a character
 
 
 class Table:
     """A file of such rows.
 
     Args:
-        file: its kind says which mark it should have.
+        file: its kind says which mark it should have; a text's is a tab, too.
         names: of the columns, if it has no header.
 
     Attributes:
@@ -35,24 +38,24 @@ class Table:
         self._open = False  # whether the last of them ends within a quote
 
     def first(self, mark: str) -> list[str]:
-        """The first line that is not empty, as cells that a mark separates; names may have line breaks.
+        """The first line that is not empty, as cells that a mark separates; names may have line breaks, and surrogates for what is not UTF-8.
 
         Raises:
-            ValueError: there is none, or it is not UTF-8.
+            ValueError: there is none, or it is UTF-16 that does not say so.
         """
         with self.file.open() as content:
             lines = io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline="")
             cells = next((row for row in csv.reader(lines, delimiter=mark) if row), None)
         if cells is None:
             raise ValueError("the file is empty")
-        if any("\udc80" <= c <= "\udcff" or c == "\0" for cell in cells for c in cell):  # the latter of UTF-16
+        if any("\0" in cell for cell in cells):
             raise ValueError("the header is not valid UTF-8; save the file as UTF-8")
         return cells
 
     @functools.cached_property
     def mark(self) -> str:
         """What separates cells: what its kind says, or another one if the first line has one cell by that, or not as many as there are names."""
-        own = "\t" if self.file.kind == "tsv" else ","
+        own = "," if self.file.kind == "csv" else "\t"
         cells = len(self.first(own))
         if cells == len(self.names) if self.names else cells > 1:
             return own
@@ -62,7 +65,7 @@ class Table:
         return max(found, key=lambda mark: found[mark])
 
     def columns(self) -> list[str]:
-        """Names of the columns.
+        """Names of the columns, without blanks around them.
 
         Raises:
             DataError: names were given, and the file has them itself.
@@ -71,7 +74,7 @@ class Table:
         first = self.first(self.mark)
         if first == self.names:
             raise DataError("its first row has the names of the columns", str(self.file), "leave out `data.columns`, or that row")
-        return self.names or first
+        return self.names or [_text.unicode(name.encode("utf-8", "surrogateescape"), "windows-1252").strip() for name in first]
 
     def chunks(self, wanted: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         """The wanted columns of up to `size` rows, as bytes, without rows of another length than the first.
@@ -82,12 +85,18 @@ class Table:
         parse = pyarrow.csv.ParseOptions(delimiter=self.mark, newlines_in_values=True, invalid_row_handler=self._skip)
         if self.mark != "," and not self._quoted:
             parse.quote_char = False
-        read = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False, block_size=BLOCK)
-        types = dict.fromkeys(wanted, pa.binary())
-        convert = pyarrow.csv.ConvertOptions(include_columns=list(wanted), column_types=types, strings_can_be_null=False)
+        encoding = "utf8" if self._unicode else _BYTES
+        read = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False, block_size=BLOCK, encoding=encoding)
+        header = [name.encode("utf-8", "surrogateescape").decode(encoding) for name in self.first(self.mark)]
+        written = dict(zip(self.columns(), self.names or header, strict=True))
+        types = {written[name]: pa.binary() for name in wanted}
+        convert = pyarrow.csv.ConvertOptions(include_columns=list(types), column_types=types, strings_can_be_null=False)
         with self.file.open() as content:
             batch = None
+            if content.peek(3)[:3] == codecs.BOM_UTF8:  # type: ignore[attr-defined]
+                content.read(3)
             for batch in pyarrow.csv.open_csv(content, read_options=read, parse_options=parse, convert_options=convert):
+                batch = pa.record_batch([_as_written(cells, encoding) for cells in batch.columns], list(wanted))
                 yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
         if self._open or (batch and any(self._is_rest(cell) for cell in batch.slice(batch.num_rows - 1).to_pylist()[0].values())):
             raise DataError("its last row's quote is never closed", str(self.file), "close it; a quote in a text is written twice")
@@ -98,6 +107,18 @@ class Table:
         self._open = "\n" in row.text.strip() and row.text.count('"') % 2 == 1
         self.ragged[row.number - 1 - header] = f"{row.actual_columns} fields where the header has {row.expected_columns}"
         return "skip"
+
+    @functools.cached_property
+    def _unicode(self) -> bool:
+        """Whether all of it is UTF-8. Else it is read as if each byte were a character: pyarrow tells of rows of another length by their text."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            with self.file.open() as content:
+                while block := content.read(BLOCK):
+                    decoder.decode(block)
+        except UnicodeDecodeError:
+            return False
+        return True
 
     @functools.cached_property
     def _quoted(self) -> bool:
@@ -126,3 +147,8 @@ class Table:
         end, opened = end.rstrip(b"\r\n"), (b'"' + cell).rstrip(b"\r\n")
         shared = min(len(opened), len(end))
         return bool(opened[-shared:] == end[-shared:])
+
+
+def _as_written(cells: pa.Array, encoding: str) -> pa.Array:
+    """Cells with the bytes that their file has."""
+    return cells if encoding == "utf8" else pa.array([cell.decode().encode(encoding) for cell in cells.to_pylist()], pa.binary())

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.fs
 
@@ -87,7 +87,8 @@ def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
     if isinstance(value, int) and path != "{}":
         value = str(value)
     if isinstance(value, str):
-        value = _decoded(value) if folder is None or _is_encoded(value) else _read(path.replace("{}", value), folder)
+        encoded = folder is None or (path == "{}" and _is_encoded(value) and located(value, folder) is None)
+        value = _decoded(value) if encoded else _read(path.replace("{}", value), cast("Path | str", folder))
     if not isinstance(value, bytes):
         raise DataError(f"not bytes, a path or a URI but {type(value).__name__}")
     if not value:
@@ -125,8 +126,7 @@ def _read(name: str, folder: Path | str) -> bytes:
         if "://" not in name and "://" in str(folder):
             name = joined(str(folder), name)
         if "://" not in name:
-            path = Path(folder) / os.path.expanduser(name)
-            if not path.is_file():
+            if (path := located(name, folder)) is None:
                 raise DataError("no such file")
             with open(path, "rb", buffering=0) as file:
                 return _whole(file, path.stat().st_size)
@@ -139,6 +139,15 @@ def _read(name: str, folder: Path | str) -> bytes:
         raise
     except (OSError, ValueError) as error:
         raise DataError("can't be read: " + first_line(error).replace(name, "…")) from None
+
+
+def located(name: str, folder: Path | str) -> Path | None:
+    """The file of this machine that a cell names, if it is there; Windows' paths have backslashes."""
+    for written in dict.fromkeys((name, name.replace("\\", "/"))):
+        path = os.path.join(folder, os.path.expanduser(written))
+        if os.path.isfile(path):  # of Path, a name that is too long for one is an error
+            return Path(path)
+    return None
 
 
 def _whole(file: Any, size: int) -> bytes:

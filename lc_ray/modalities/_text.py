@@ -7,6 +7,7 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Sized
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,11 @@ def missing(value: Any) -> bool:
 def absent(value: Any) -> bool:
     """Whether a cell is missing, or blank."""
     return missing(value) or (isinstance(value, str | bytes) and not value.strip())
+
+
+def written(value: Any) -> Any:
+    """A number, or true and false, as the text that a table would have; other cells as they are."""
+    return str(value) if isinstance(value, int | float | Decimal) else value
 
 
 def unicode(value: str | bytes, errors: str = "strict") -> str:

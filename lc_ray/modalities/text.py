@@ -47,7 +47,7 @@ class Modality:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> str:
-        """A cell as text. Bytes are decoded as UTF-8, with `errors` as `data.encoding_errors`.
+        """A cell as text; a file's may be a number. Bytes are decoded as UTF-8, with `errors` as `data.encoding_errors`.
 
         Raises:
             DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read; too long or
@@ -55,6 +55,8 @@ class Modality:
         """
         if _text.missing(value):
             raise DataError("null")
+        if folder is not None:  # a request's fits its schema
+            value = _text.written(value)
         if not isinstance(value, str | bytes):
             raise DataError(f"not text but {type(value).__name__}")
         text = _text.unicode(value, errors)

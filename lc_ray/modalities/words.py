@@ -50,10 +50,10 @@ class Modality(text.Modality):
             found = _text.listed(value)
             value = found if isinstance(found, list) and (found is not value) and all(isinstance(word, str) for word in found) else value
         if not isinstance(value, list):
-            return super().decode(value, errors).split()
+            return super().decode(value, errors, folder).split()
         if not value:
             raise DataError("no words")
-        return [super(Modality, self).decode(word, errors) for word in value]
+        return [super(Modality, self).decode(word, errors, folder) for word in value]
 
     def prepare(self, values: list[Any]) -> dict[str, list[Any]]:
         """The words, their token ids, and where in them each word starts; words past `max_length` tokens have no start.

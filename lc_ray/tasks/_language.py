@@ -105,7 +105,7 @@ def divergence(outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: f
 
 
 def written(value: Any, what: str) -> str:
-    """A target cell as text.
+    """A target cell as text, numbers as they are written.
 
     Raises:
         DataError: missing, not text or not UTF-8.
@@ -117,7 +117,7 @@ def written(value: Any, what: str) -> str:
             raise DataError(f"the {what} is {error.what}") from None
     if _text.absent(value):
         raise DataError(f"the {what} is missing")
-    if not isinstance(value, str):
+    if not isinstance(value := _text.written(value), str):
         raise DataError(f"the {what} is not text but {type(value).__name__}")
     return value
 

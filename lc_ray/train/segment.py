@@ -55,8 +55,8 @@ class Segment:
         s = self.spec
         prune = s.prune if self.pruned else None
         encoders = [i.model_dump(mode="json", include={"rate", "weights", "augment"}) for i in s.inputs()]  # the rest is in the data's name
-        steps = [self.first, self.until, *self.phase]
-        return digest(s.model, encoders, s.train, prune, self.seed, self.prepared.name, steps, self.parent, self.dense, self.removed)
+        steps, measured = [self.first, self.until, *self.phase], s.evaluate.rows
+        return digest(s.model, encoders, s.train, prune, self.seed, self.prepared.name, steps, self.parent, self.dense, self.removed, measured)
 
     @property
     def seed(self) -> int:

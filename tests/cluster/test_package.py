@@ -106,6 +106,18 @@ def test_a_folder_per_label_goes_along(job, tmp_path):
     assert packed.names["data.train"] == "0/pets"
 
 
+def test_what_lies_beside_the_files_of_a_folder_goes_along(job, tmp_path):
+    for name in ("clips/a.wav", "clips/a.txt", "clips/b.wav", "clips/notes.txt", "images/1.png", "labels/1.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"0 0.5 0.5 1 1")
+    inputs = [{"column": "audio", "modality": "audio", "base": "b"}]
+    packed = pack(job(**{"data.train": str(tmp_path / "clips"), "data.inputs": inputs, "data.target": "text"}))
+    assert {name for name in packed.files if name.startswith("0/")} == {"0/clips/a.wav", "0/clips/a.txt", "0/clips/b.wav"}
+    inputs = [{"column": "image", "modality": "picture", "base": "b"}]
+    with pytest.raises(DataError, match=r"labels/1\.txt' is not below the data file's folder"):
+        pack(job(**{"data.train": str(tmp_path / "images"), "data.inputs": inputs, "data.target": "annotations"}))
+
+
 def test_files_outside_the_datas_folder_are_refused(job, tmp_path):
     (tmp_path / "a.png").write_bytes(b"picture")
     (tmp_path / "data").mkdir()

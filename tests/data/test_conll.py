@@ -40,3 +40,23 @@ def test_sentences_that_are_broken(tmp_path):
     rows = read_all(tmp_path, content, ["tokens"])
     assert [row.get("_error") for row in rows] == [None, "a word without a tag", "not valid UTF-8", None]
     assert rows[3]["tokens"] == ["c"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"Sentence #,Word,POS,Tag\nSentence: 1,Ann,NN,B-PER\n,sang,VB,O\n,\",\",\",\",O\nSentence: 2,caf\xe9,NN,O\n",  # as Kaggle's
+        b"POS,sentence_id,Word,Tag\nNN,0,Ann,B-PER\nVB,0,sang,O\n\",\",0,\",\",O\nNN,1,caf\xe9,O\n",  # as Simple Transformers'
+    ],
+)
+def test_tables_of_a_word_in_each_row(tmp_path, content):
+    one, two = read_all(tmp_path, content, ["Word", "Tag"], "ner.csv")
+    assert one == {"Word": [b"Ann", b"sang", b","], "Tag": [b"B-PER", b"O", b"O"], "_row": 0}
+    assert two == {"Word": [b"caf\xe9"], "Tag": [b"O"], "_row": 1}
+    split = content.partition(b"\n")[0].decode().split(",")[1 if b"sentence_id" in content else 0]
+    assert [row[split] for row in read_all(tmp_path, content, ["Tag", split], "ner.csv")] in ([b"Sentence: 1", b"Sentence: 2"], [b"0", b"1"])
+
+
+def test_tables_of_phrases_of_sentences_have_a_phrase_in_each_row(tmp_path):
+    content = b"sentence_id,phrase,label\n1,a good film,2\n1,film,1\n"
+    assert [row["label"] for row in read_all(tmp_path, content, ["label"], "a.csv")] == [b"2", b"1"]

@@ -201,7 +201,7 @@ def test_the_seed_decides_the_split(job):
 def test_bad_rows_are_set_aside_with_their_reason(job, tmp_path):
     file = tmp_path / "rows.jsonl"
     good = "".join(json.dumps({"text": t, "label": y}) + "\n" for t, y in ROWS)
-    bad = '{"text": null, "label": "x"}\n{"text": 5, "label": "x"}\n{"text": "ok"}\n{oops\n{"text": "\\ud83d", "label": "x"}\n'
+    bad = '{"text": null, "label": "x"}\n{"text": [5], "label": "x"}\n{"text": "ok"}\n{oops\n{"text": "\\ud83d", "label": "x"}\n'
     file.write_text(good + bad, "utf-8")
     found, _ = prepare(job(file, **{"data.reject.limit": "50%"}))
     assert found.record["rejected"] == 5
@@ -209,7 +209,7 @@ def test_bad_rows_are_set_aside_with_their_reason(job, tmp_path):
     assert list(rejects.columns) == ["file", "row", "column", "reason", "value"]
     assert sorted(rejects["row"]) == [len(ROWS) + i for i in range(5)]
     by_row = rejects.set_index("row")["reason"].to_dict()
-    for i, reason in enumerate(["null", "not text but int", "label missing", "not valid JSON", "not valid Unicode"]):
+    for i, reason in enumerate(["null", "not text but list", "label missing", "not valid JSON", "not valid Unicode"]):
         assert by_row[len(ROWS) + i].startswith(reason)
     with pytest.raises(DataError, match=r"5 of 41 rows can't be used(.|\n)*1 × text: null(.|\n)*1 × not valid JSON") as error:
         prepare(job(file, **{"data.reject.limit": "1%"}))

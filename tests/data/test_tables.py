@@ -80,3 +80,35 @@ def test_rows_of_uneven_length_cost_a_row_and_keep_the_others_numbers(tmp_path):
         "1 fields where the header has 2",
         "3 fields where the header has 2",
     ]
+
+
+def read_by(file, names, wanted):
+    reader = read.Reader(File(str(file)), names)
+    reader.require(wanted)
+    return [row for chunk in reader.rows(wanted) for row in chunk]
+
+
+def test_an_uneven_row_that_is_not_utf8_costs_that_row(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"\xef\xbb\xbftext,label\ncaf\xe9,b\n\xe9,a,c\n\xc3\xa9,e\n")
+    assert read_by(file, None, ["label", "text"]) == [
+        {"text": b"caf\xe9", "label": b"b", "_row": 0},
+        {"_error": "3 fields where the header has 2", "_row": 1},
+        {"text": b"\xc3\xa9", "label": b"e", "_row": 2},
+    ]
+
+
+def test_names_of_columns_may_have_blanks_around_them_and_be_latin_1(tmp_path):
+    """As Flickr30k's captions, whose marks have a blank behind them."""
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"image| caf\xe9 | caption\n1| x\xe9| a dog\n")
+    assert read.Reader(File(str(file))).columns() == ["image", "café", "caption"]
+    assert read_by(file, None, ["caption", "café"]) == [{"caption": b" a dog", "café": b" x\xe9", "_row": 0}]
+    file.write_bytes("é,b\n1,".encode() + b"\xe9\n")
+    assert read_by(file, None, ["é", "b"]) == [{"é": b"1", "b": b"\xe9", "_row": 0}]
+
+
+def test_a_first_row_that_is_not_utf8_where_names_are_given(tmp_path):
+    """As Sentiment140's, in Latin-1 and without a header."""
+    (tmp_path / "a.csv").write_bytes(b'"0","caf\xe9"\n"4","b"\n')
+    assert [row["text"] for row in read_by(tmp_path / "a.csv", ["label", "text"], ["text"])] == [b"caf\xe9", b"b"]

@@ -36,7 +36,7 @@ def test_a_uri(tmp_path, name):
     assert found.folder == f"file://{tmp_path}"
     (row,) = rows_of(found, ["image"])
     assert _media.fetch(row["image"], found.folder) == png("red")
-    assert [str(f) for f in files(f"file://{tmp_path}") if f.kind != "labels"] == [str(found)]
+    assert [str(f) for f in files(f"file://{tmp_path}") if f.kind != "folder"] == [str(found)]
 
 
 def test_files_of_a_uri_have_any_names(tmp_path):

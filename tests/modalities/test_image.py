@@ -137,6 +137,13 @@ def test_a_request_may_carry_base64_but_never_opens_a_file(tmp_path):
     large = base64.b64encode(picture(form="BMP"))
     for cell in (large, b"data:image/bmp;base64," + large, base64.encodebytes(picture(form="BMP")).decode()):
         assert IMAGE.decode(cell, folder=tmp_path) == IMAGE.decode(picture(form="BMP"))
+    named = Modality(InputSpec(column="image", modality="image", size=SIDE, path="{}.png"), "")
+    for name in ("0a" * 64, "pics/" + "b" * 120):  # a digest by SHA-512; neither is base64
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        for ending, modality in (("", IMAGE), (".png", named)):
+            (tmp_path / f"{name}{ending}").write_bytes(picture())
+            assert modality.decode(name, folder=tmp_path) == IMAGE.decode(picture())
+    assert IMAGE.decode(f"pics\\{'b' * 120}.png", folder=tmp_path) == IMAGE.decode(picture())
     for name in ("b.png", "fi", "~nobody-of-this-name/b.png"):
         with pytest.raises(DataError, match=r"^no such file$"):
             IMAGE.decode(name, folder=tmp_path)

@@ -40,6 +40,12 @@ def test_usable_cells(modality, value, text):
     assert modality.decode(value) == text
 
 
+def test_numbers_are_texts_in_files_and_not_in_requests(modality):
+    assert [modality.decode(value, folder=".") for value in (1984, 2.5, True)] == ["1984", "2.5", "True"]
+    with pytest.raises(DataError, match="null"):
+        modality.decode(float("nan"), folder=".")
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [(None, "null"), (float("nan"), "null"), (5, "int"), (["x"], "list"), ("", "empty"), ("  ", "empty"), (b"\xff", "UTF-8"), ("\ud83d", "Unicode")],

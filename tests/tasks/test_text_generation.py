@@ -366,12 +366,12 @@ def test_distilling_from_oneself_costs_nothing(bases):
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(None, "missing"), (" ", "missing"), (float("nan"), "missing"), (b"\xff", "UTF-8"), (3, "not text but int")],
+    [(None, "missing"), (" ", "missing"), (float("nan"), "missing"), (b"\xff", "UTF-8"), ([3], "not text but list")],
 )
 def test_targets_that_are_no_completion(value, message):
     with pytest.raises(DataError, match=message):
         Task.clean(value)
-    assert Task.clean(b" yes") == " yes"
+    assert (Task.clean(b" yes"), Task.clean(3)) == (" yes", "3")
 
 
 def test_what_does_not_fit_the_model_is_said(bases, tiny_base):

@@ -64,6 +64,7 @@ def test_the_key_holds_all_that_the_result_depends_on():
         segment(**{"data.inputs.0.rate": 0.5}).key,
         segment(**{"data.inputs.0.weights": "random"}).key,
         segment(**{"data.inputs.0.augment": True}).key,
+        segment(**{"evaluate.rows": 500}).key,
     ]
     assert len(set(keys)) == len(keys)
 

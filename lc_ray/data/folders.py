@@ -1,0 +1,128 @@
+"""A folder of pictures, sounds or texts: a row for each, with the subfolder that it is in, and what lies beside it under the same name.
+
+Beside a picture or sound may be its `text`, in a .txt or in LibriSpeech's .trans.txt, and beside a picture its `annotations`: see `boxes`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, overload
+
+from lc_ray.data import boxes
+from lc_ray.data.files import IMAGES, SOUNDS, File, ending, other
+from lc_ray.storage import joined
+
+_FIRST = 128  # rows among which columns are looked for
+
+
+class Folder:
+    """Rows of a folder.
+
+    Args:
+        file: the folder.
+
+    Attributes:
+        paths: of the pictures or sounds, or of the texts if there are none; each from the folder's own name on.
+    """
+
+    def __init__(self, file: File) -> None:
+        self.paths, self._root = file.members(), str(file.folder)
+        first = ending(self.paths[0]) if self.paths else ""
+        self._kind = "image" if first in IMAGES else "audio" if first in SOUNDS else "text"
+        self._names = functools.cache(lambda folder: boxes.names(folder, _read))
+        self._transcripts = functools.lru_cache(4)(_transcripts)
+        self._cells: dict[str, Callable[[str], Any]] = {
+            self._kind: (lambda path: _read(self._at(path))) if self._kind == "text" else str,
+            "label": lambda path: path.split("/")[1] if path.count("/") > 1 else None,
+        }
+        self._beside = {"text": self._text, "annotations": self._annotations} if self._kind != "text" else {}
+
+    def columns(self) -> list[str]:
+        """`image`, `audio` or `text`; `label` if they are in subfolders; `text` and `annotations` if such lie beside some of the first."""
+        there = [name for name, cell in self._beside.items() if any(self._is_there(cell, path) for path in self.paths[:_FIRST])]
+        return [self._kind, *(["label"] if all(path.count("/") > 1 for path in self.paths) else []), *there]
+
+    def chunks(self, wanted: Sequence[str], size: int) -> Iterator[Sequence[dict[str, Any]]]:
+        """Rows, `size` at a time."""
+        row = functools.partial(self._row, wanted=wanted)
+        return (_Chunk(self.paths[start : start + size], row) for start in range(0, len(self.paths), size))
+
+    def beside(self, wanted: Sequence[str]) -> list[str]:
+        """The files that hold such columns and are none of `paths`."""
+        asked = [self._at(path) for path in self.paths if self._beside.keys() & {*wanted}]
+        found = [place for path in asked for last in (".txt", ".xml") for place in _places(path, last)]
+        lists = [place for folder in dict.fromkeys(path.rpartition("/")[0] for path in asked) for place in boxes.lists(folder)]
+        return [place for place in [*found, *lists] if _read(place) is not None]
+
+    def _at(self, path: str) -> str:
+        return joined(self._root, path)
+
+    def _row(self, path: str, wanted: Sequence[str]) -> dict[str, Any]:
+        try:
+            return {name: (self._cells | self._beside)[name](path) for name in wanted}
+        except ValueError as error:
+            return {"_error": str(error)}
+
+    @staticmethod
+    def _is_there(cell: Callable[[str], Any], path: str) -> bool:
+        try:
+            return bool(cell(path))
+        except ValueError:  # a .txt need not be YOLO's
+            return False
+
+    def _text(self, path: str) -> bytes | None:
+        folder, _, name = self._at(path).rpartition("/")
+        return _first(self._at(path), ".txt") or self._transcripts(folder).get(name.rpartition(".")[0])
+
+    def _annotations(self, path: str) -> list[dict[str, Any]] | None:
+        picture = self._at(path)
+        names = self._names(picture.rpartition("/")[0])
+        if (content := _first(picture, ".xml")) is not None:
+            return boxes.voc(content)
+        if (content := _first(picture, ".txt")) is not None:
+            return boxes.yolo(content, names, _read(picture) or b"")
+        return [] if names else None  # of YOLO's pictures those without a text show nothing
+
+
+class _Chunk(Sequence[dict[str, Any]]):
+    """Rows that are read as they are asked for: of several shards each has only some."""
+
+    def __init__(self, paths: list[str], row: Callable[[str], dict[str, Any]]) -> None:
+        self._paths, self._row = paths, row
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, place: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, place: slice) -> _Chunk: ...
+    def __getitem__(self, place: int | slice) -> Any:
+        return _Chunk(self._paths[place], self._row) if isinstance(place, slice) else self._row(self._paths[place])
+
+
+def _read(path: str) -> bytes | None:
+    """The content of a file, None where there is none."""
+    try:
+        with File(path).open() as content:
+            return content.read()
+    except FileNotFoundError:
+        return None
+
+
+def _places(path: str, last: str) -> list[str]:
+    """Where the file that belongs to another, and ends so, may lie."""
+    stem = path.rpartition(".")[0]
+    return [f"{place}{last}" for place in (stem, other(stem)) if place]
+
+
+def _first(path: str, last: str) -> bytes | None:
+    return next((content for place in _places(path, last) if (content := _read(place)) is not None), None)
+
+
+def _transcripts(folder: str) -> dict[str, bytes]:
+    """LibriSpeech's of a folder: on each line a recording's name, and what is said."""
+    speaker, chapter = folder.split("/")[-2:]
+    lines = (_read(f"{folder}/{speaker}-{chapter}.trans.txt") or b"").splitlines()
+    return {name.decode("utf-8", "replace"): said for name, _, said in (line.partition(b" ") for line in lines)}
