@@ -241,8 +241,11 @@ def _started(paths: Sequence[str | Path], models: Served, spec: ServeSpec, keys:
             logging_config=LoggingConfig(**_QUIET),
             controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports()}},
         )
-        source = str(rollout.begin(port, address(), url, models)) if alone else State(address=address(), url=url, models=models)
+        folder = rollout.begin(port, address(), url, models) if alone else None
+        source = str(folder) if folder else State(address=address(), url=url, models=models, answers=True)
         serve.run(application(source, spec, keys, environment(spec)), name=NAME, route_prefix="/")
+        if folder:
+            rollout.answers(folder)
     except BaseException as error:
         told = _why(error) if isinstance(error, RuntimeError) else str(error)
         stop()

@@ -14,6 +14,7 @@ import fcntl
 import os
 import shutil
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.section import Section
 
 _FILE = "state.json"
-_STARTS = 60.0  # seconds that another endpoint may take to start
+_TURN, _STARTS = "\0lc_ray.starting", 60.0  # seconds that another endpoint may take to start
 _KEPT = 10  # earlier states of a model
 
 
@@ -58,11 +59,13 @@ class State(Section):
         url: where it answers.
         models: that are served, by name.
         before: of each model, what was served earlier; the latest last.
+        answers: whether it has started.
     """
 
     address: str
     url: str
     models: Served
+    answers: bool = False
     before: Earlier = Field(default_factory=dict)
 
 
@@ -123,12 +126,13 @@ def rolled_back(state: State, name: str) -> State:
     _find(state, name)
     *earlier, last = state.before.get(name, ()) or ((),)
     if not last:
-        raise ServeError(f"nothing was served as '{name}' before", fix="roll out an artifact: lc-ray rollout ARTIFACT")
+        fix = f"roll out another artifact: lc-ray rollout ARTIFACT; or serve it no more: lc-ray rollback {name} --remove"
+        raise ServeError(f"nothing was served as '{name}' before", fix=fix)
     return _changed(state, name, last, tuple(earlier))
 
 
 def without(state: State, name: str) -> State:
-    """The state in which a model is served no more.
+    """The state in which a model, and what was served of it before, is served no more.
 
     Raises:
         ServeError: no such model.
@@ -173,17 +177,18 @@ def runs(address: str) -> bool:
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Alone in starting an endpoint of this machine's user, unless another one takes long: Serve listens seconds after its ports were found free."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a file system without locks; what can't be written `begin` tells
-            root().mkdir(parents=True, exist_ok=True)
-            file, end = stack.enter_context(open(root() / ".lock", "w")), time.monotonic() + _STARTS
-            while time.monotonic() < end:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.1)
+    """Alone in starting an endpoint on this machine, unless another one takes long: Serve listens seconds after its ports were found free.
+
+    Whoever starts one has the same name of a socket, of which Linux has one for all who share its ports, whatever user or container they are.
+    """
+    with socket.socket(socket.AF_UNIX) as turn:
+        end = time.monotonic() + _STARTS
+        while sys.platform == "linux" and time.monotonic() < end:
+            try:
+                turn.bind(_TURN)
+                break
+            except OSError:
+                time.sleep(0.1)
         yield
 
 
@@ -285,8 +290,18 @@ def find(port: int | None = None) -> Path:
 
 
 def running() -> list[State]:
-    """The endpoints of this machine's user."""
+    """The endpoints of this machine's user that answer."""
     return [state for _, state in _running()]
+
+
+def answers(folder: Path) -> None:
+    """Note that an endpoint has started.
+
+    Raises:
+        ServeError: nothing can be written there.
+    """
+    with locked(folder):
+        write(folder, read(folder).model_copy(update={"answers": True}))
 
 
 @contextlib.contextmanager
@@ -305,8 +320,8 @@ def _states() -> Iterator[tuple[Path, State]]:
 
 
 def _running() -> list[tuple[Path, State]]:
-    """Of those that were not killed."""
-    return [(folder, state) for folder, state in _states() if runs(state.address)]
+    """Of those that have started, and were not killed."""
+    return [(folder, state) for folder, state in _states() if state.answers and runs(state.address)]
 
 
 @contextlib.contextmanager
