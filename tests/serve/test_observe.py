@@ -147,10 +147,15 @@ def test_a_record_of_an_error(app, seen):
     ask(app, "POST", PREDICT, json={"instances": ["good", 5]})
     ask(app, "POST", "/v1/models/nobody:predict", json={"instances": []})
     ask(app, "GET", "/v1/models", key="guess")
-    assert [(one.status, one.error, one.model, one.key) for one in seen] == [
-        (400, "invalid_instance", "tiny", "phone"),
-        (404, "unknown_model", "", "phone"),
-        (401, "unauthorized", "", ""),
+    ask(app, "GET", "/nothing", key="guess")
+    ask(app, "DELETE", PREDICT, key="guess")
+    predict = "/v1/models/{name}:predict"
+    assert [(one.status, one.error, one.model, one.key, one.route) for one in seen] == [
+        (400, "invalid_instance", "tiny", "phone", predict),
+        (404, "unknown_model", "", "phone", predict),
+        (401, "unauthorized", "", "", "/v1/models"),
+        (401, "unauthorized", "", "", ""),
+        (401, "unauthorized", "", "", predict),
     ]
 
 
