@@ -100,7 +100,7 @@ def test_texts_of_a_form_are_of_its_charset(charset, sent, read):
     if read:
         assert asyncio.run(read_form(request, 1000, served)) == [{read: read}]
     else:
-        with pytest.raises(HttpError, match="not utf-8: .*0xe9") as told:
+        with pytest.raises(HttpError, match=r"not utf-8: .*0xe9") as told:
             asyncio.run(read_form(request, 1000, served))
         assert told.value.status_code == 400
 
