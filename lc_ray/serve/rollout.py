@@ -1,6 +1,7 @@
 """Which versions of which models an endpoint serves, and each one's share of the requests.
 
     STATE/endpoints/MACHINE/PORT-NUMBER/state.json     what is served, and what was before
+    STATE/endpoints/MACHINE/PORT-NUMBER/haproxy...     what Serve's HAProxy is run with, see front.py
     STATE/endpoints/MACHINE/PORT-NUMBER/models/DIGEST/ copies of the artifacts: whatever becomes of theirs changes nothing of what is served
 
 STATE is `~/.local/state/lc_ray`, below XDG_STATE_HOME if that is set; machines may share it. Replicas read the file when
@@ -26,6 +27,7 @@ from pydantic import Field, ValidationError
 from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.section import Section
+from lc_ray.serve import front
 
 _FILE = "state.json"
 _TURN, _STARTS = "\0lc_ray.starting", 60.0  # seconds that another endpoint may take to start
@@ -201,7 +203,7 @@ def begin(port: int, address: str, url: str, models: Served) -> Path:
     """
     for left, state in _states():
         if state.address == address or not runs(state.address):
-            shutil.rmtree(left, ignore_errors=True)
+            _forget(left)
     folder = root() / f"{port}-{uuid.uuid4().hex[:8]}"
     write(folder, State(address=address, url=url, models={}))  # by which what is kept is found if this is interrupted
     kept = {name: tuple(keep(folder, v.path, v.weight)[1] for v in versions) for name, versions in models.items()}
@@ -217,7 +219,12 @@ def of(address: str) -> Path | None:
 def end(address: str) -> None:
     """Forget the endpoint of a Ray, which is no more."""
     if folder := of(address):
-        shutil.rmtree(folder, ignore_errors=True)
+        _forget(folder)
+
+
+def _forget(folder: Path) -> None:
+    for left in (folder, front.sockets(folder)):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def read(folder: str | Path) -> State:

@@ -20,7 +20,7 @@ from rich.markup import escape
 from lc_ray import artifact
 from lc_ray.artifact import Artifact
 from lc_ray.errors import ServeError
-from lc_ray.serve import access, app, auth, rollout
+from lc_ray.serve import access, app, auth, front, rollout
 from lc_ray.spec import ServeSpec
 
 
@@ -85,7 +85,7 @@ def _unless_ray_ends(address: str, port: int) -> Iterator[None]:
                 return
         rollout.end(address)
         for _ in range(20):  # the rest of Ray ends within seconds, HAProxy does not
-            if app.freed(port):
+            if front.freed(port):
                 break
             if done.wait(0.5):
                 return
