@@ -17,7 +17,7 @@ import ray
 from rich.console import Console
 from rich.markup import escape
 
-from lc_ray import artifact
+from lc_ray import artifact, runtime
 from lc_ray.artifact import Artifact
 from lc_ray.errors import ServeError
 from lc_ray.serve import access, app, auth, front, rollout
@@ -36,6 +36,7 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
     Raises:
         ArtifactError: no artifact there.
         ServeError: the port is in use, an API key can't be read or written, or the endpoint can't start.
+        ClusterError: no Ray can be started for it.
     """
     found = [artifact.read(path, verify=False) for path in paths]
     keys = {} if keyless else auth.read(key_file) if key_file else {"": auth.ensure()}
@@ -48,7 +49,7 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
     try:
         spec = spec.model_copy(update={"port": port, "access_log": stack.enter_context(access.relayed(spec.access_log))})
         with console.status("starting the endpoint"):
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            runtime.start(cpus)
             for number in previous:
                 signal.signal(number, _interrupt)
             if (wanted := spec.replicas.max * spec.replicas.gpu) > (there := ray.cluster_resources().get("GPU", 0)):
