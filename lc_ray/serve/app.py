@@ -75,14 +75,16 @@ class Replica(Operations):
         ours.handlers, ours.propagate = serves.handlers, False  # what fails is in the replica's own log
         self._given = given
         self.models = Models([], given.spec, given.settings, _everywhere)
-        self.protocols = asgi(self.models, given.keys, echoed=True)
+        self._keys = dict(given.keys)
+        self.protocols = asgi(self.models, self._keys, echoed=True)
         self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
         self._served: Served = {}
         self._loading = asyncio.Lock()
         self._resident = Resident(given.spec.replicas.models) if given.spec.replicas.models else None
         wanted = _wanted(given)
-        self._load(wanted)
-        self._adopt(wanted)
+        self._rekey(wanted.keys)
+        self._load(wanted.models)
+        self._adopt(wanted.models)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self.protocols
@@ -113,8 +115,18 @@ class Replica(Operations):
         if not self.models.alive:
             raise RuntimeError("a batching thread has died")
         with contextlib.suppress(ServeError):  # the endpoint is ending
-            if isinstance(self._given.source, str) and (wanted := rollout.read(self._given.source).models) != self._served:
-                await self.adopt(wanted)
+            if isinstance(self._given.source, str):
+                wanted = rollout.read(self._given.source)
+                self._rekey(wanted.keys)
+                if wanted.models != self._served:
+                    await self.adopt(wanted.models)
+
+    def _rekey(self, keys: Mapping[str, str]) -> None:
+        """Take other keys, if there are any. The new ones come before the others go: where there is none, none is needed."""
+        if keys:
+            self._keys.update(keys)
+            for gone in self._keys.keys() - keys.keys():
+                del self._keys[gone]
 
     def __del__(self) -> None:
         if hasattr(self, "models"):
@@ -142,11 +154,13 @@ async def _everywhere(method: str, *arguments: Any) -> dict[str, Any]:
     return dict(one for one in told if not isinstance(one, BaseException))
 
 
-def _wanted(given: Given) -> Served:
-    """The versions that a new replica is to serve."""
+def _wanted(given: Given) -> State:
+    """What a new replica is to serve."""
     if isinstance(given.source, State):
-        return given.source.models
-    return rollout.read(given.source).models if isinstance(given.source, str) else rollout.served(given.source, given.digests)
+        return given.source
+    if isinstance(given.source, str):
+        return rollout.read(given.source)
+    return State(address="", url="", models=rollout.served(given.source, given.digests))
 
 
 def application(
@@ -244,7 +258,7 @@ def _started(paths: Sequence[str | Path], models: Served, spec: ServeSpec, keys:
         source = str(folder) if folder else State(address=address(), url=url, models=models, answers=True)
         serve.run(application(source, spec, keys, environment(spec)), name=NAME, route_prefix="/")
         if folder:
-            rollout.answers(folder)
+            rollout.note(folder, answers=True)
     except BaseException as error:
         told = _why(error) if isinstance(error, RuntimeError) else str(error)
         stop()

@@ -18,11 +18,13 @@ import psutil
 _WHY = "no replica answers: the endpoint is starting or ending, or a replica died; try again"
 _BODY = json.dumps({"error": {"code": "unavailable", "message": _WHY, "type": "server_error", "param": None}})  # also in the form of OpenAI's
 _ANSWER = f"content-type application/json hdr retry-after 1 string '{_BODY}'"
+_SERVES = "x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id|x-request-timeout-seconds|x-request-disconnect-disabled"
 _CHANGES = (
     rf"s|^( *)http-request return status 404 .*|\1http-request return status 503 {_ANSWER}|",
     rf"s|^( *)errorfile (50[234]) .*|\1http-error status \2 {_ANSWER}|",
-    # Serve fails to read ids that are not ASCII, before we see them.
-    r"/^frontend http_frontend/a http-request del-header x-request-id if { req.fhdr(x-request-id) -m reg '[^ -~]' }",
+    # Serve fails over values that are not ASCII of headers that it reads before us. It needs but one of them here.
+    f"/^frontend http_frontend/a http-request del-header ^({_SERVES})$ -m reg",
+    "/^frontend http_frontend/a http-request del-header x-request-id if { req.fhdr(x-request-id) -m reg '[^ -~]' }",
 )
 
 

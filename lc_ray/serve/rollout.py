@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
@@ -62,12 +63,14 @@ class State(Section):
         models: that are served, by name.
         before: of each model, what was served earlier; the latest last.
         answers: whether it has started.
+        keys: names of the API keys by their digests, if they have changed since.
     """
 
     address: str
     url: str
     models: Served
     answers: bool = False
+    keys: dict[str, str] = Field(default_factory=dict)
     before: Earlier = Field(default_factory=dict)
 
 
@@ -301,14 +304,14 @@ def running() -> list[State]:
     return [state for _, state in _running()]
 
 
-def answers(folder: Path) -> None:
-    """Note that an endpoint has started.
+def note(folder: Path, **fields: Any) -> None:
+    """Change fields of an endpoint's state, such as that it answers.
 
     Raises:
         ServeError: nothing can be written there.
     """
     with locked(folder):
-        write(folder, read(folder).model_copy(update={"answers": True}))
+        write(folder, read(folder).model_copy(update=fields))
 
 
 @contextlib.contextmanager

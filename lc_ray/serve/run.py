@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
@@ -27,6 +27,8 @@ from lc_ray.spec import ServeSpec
 def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | Path | None = None, keyless: bool = False) -> None:
     """Serve artifacts from a Ray of its own. The first Ctrl-C or SIGTERM answers what was accepted and ends, a second leaves at once.
 
+    SIGHUP has the keys read again, but of a terminal it tells that it is gone: then it ends, too.
+
     Args:
         paths: the artifacts' folders, or URIs.
         spec: address, limits, batching and replicas.
@@ -39,10 +41,11 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
         ClusterError: no Ray can be started for it.
     """
     found = [artifact.read(path, verify=False) for path in paths]
-    keys = {} if keyless else auth.read(key_file) if key_file else {"": auth.ensure()}
+    keys = {} if keyless else _keys(key_file)
     port = app.check(spec)
     console = Console()
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    changed = threading.Event()
     # What replicas reserve is what they are given: a request for more CPUs than there are would never be placed.
     cpus = max(os.cpu_count() or 1, int(spec.replicas.max * spec.replicas.cpu) + 1)
     stack = ExitStack()
@@ -52,18 +55,23 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
             runtime.start(cpus)
             for number in previous:
                 signal.signal(number, _interrupt)
+            if not (sys.stdin and sys.stdin.isatty()):
+                signal.signal(signal.SIGHUP, lambda number, frame: changed.set())
             if (wanted := spec.replicas.max * spec.replicas.gpu) > (there := ray.cluster_resources().get("GPU", 0)):
                 raise ServeError(f"{wanted:g} GPUs are wanted, and there are {there:g}", "serve.replicas.gpu", "ask for fewer, or leave it out")
             with _unless_ray_ends(app.address(), port):
                 url = app.start([one.path for one in found], spec, keys)
         said = f"serving at {url}" if keyless else _welcome(url, found, key_file, spec.grpc_port)
         console.print(said, highlight=False, soft_wrap=True)
-        threading.Event().wait()
+        while changed.wait():
+            changed.clear()
+            console.print("keyless" if keyless else _rekeyed(key_file), markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
-        console.print("stopping: answering what was accepted (Ctrl-C again leaves at once)", highlight=False)
+        with suppress(OSError):  # of a terminal that is gone
+            console.print("stopping: answering what was accepted (Ctrl-C again leaves at once)", highlight=False)
     finally:
         for number in previous:
-            signal.signal(number, _leave)
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else _leave)  # which both a terminal and its shell send
         try:
             if ray.is_initialized():
                 with _unless_ray_ends(app.address(), port):
@@ -111,6 +119,26 @@ def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = 
     curl = f"curl {url}/v1/models/{name}:predict -H \"Authorization: Bearer {key}\" -d '{body}'"
     also = f" and, over gRPC, at [bold]{urlsplit(url).hostname}:{grpc_port}[/bold]" if grpc_port else ""
     return f"serving {named} at [bold]{url}[/bold]{also}\n" + escape(f"API key: {key_file or place}\n\n  {curl}\n")
+
+
+def _keys(key_file: str | Path | None) -> dict[str, str]:
+    """API keys by name.
+
+    Raises:
+        ServeError: they can't be read, or written.
+    """
+    return auth.read(key_file) if key_file else {"": auth.ensure()}
+
+
+def _rekeyed(key_file: str | Path | None) -> str:
+    """Have replicas take the keys that there are now when Serve looks after them next, within 10 s. What is to be told of it."""
+    try:
+        keys = _keys(key_file)
+        if folder := rollout.of(app.address()):
+            rollout.note(folder, keys=auth.digests(keys))
+    except ServeError as error:
+        return f"the keys stay as they are: {error}"
+    return f"keys from {key_file or auth.place()}: {len(keys)}"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

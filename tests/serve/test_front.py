@@ -97,11 +97,13 @@ def test_a_replica_that_is_gone_or_dies_over_a_request_is_told_as_such(haproxy):
 
 def test_ids_that_serve_can_not_read_do_not_reach_it(haproxy):
     async def echo(request):
-        return JSONResponse({name: value for name, value in request.headers.items() if name in ("x-request-id", "x-other")})
+        kept = {"host", "accept", "accept-encoding", "connection", "user-agent"}
+        return JSONResponse({name: value for name, value in request.headers.items() if name not in kept})
 
+    others = ["x-session-id", "X_Session-ID", "serve_multiplexed_model_id", "x-request-timeout-seconds", "x-request-disconnect-disabled"]
     with served(Starlette(routes=[Route("/{path:path}", echo)])) as place, haproxy(int(place.rpartition(":")[2])) as url:
         for given, seen in ((b"a, b~", "a, b~"), (b"caf\xe9", None), ("€".encode(), None), (b"a,b\xff", None)):
-            told = httpx.get(url, headers=[(b"x-request-id", given), (b"x-other", b"\xe9")]).json()
+            told = httpx.get(url, headers=[(b"x-request-id", given), (b"x-other", b"\xe9"), *((name.encode(), b"\xe9") for name in others)]).json()
             assert told == {"x-other": "é"} | ({"x-request-id": seen} if seen else {})
 
 

@@ -28,7 +28,7 @@ def shares(found, name="m"):
 def begun(*about):
     """The folder of an endpoint that answers."""
     folder = rollout.begin(*about)
-    rollout.answers(folder)
+    rollout.note(folder, answers=True)
     return folder
 
 
@@ -102,7 +102,7 @@ def test_an_endpoint_is_there_once_it_answers(home, addresses, tiny_artifact):
     assert rollout.running() == []
     with pytest.raises(ServeError, match="no endpoint"):
         rollout.find(8123)
-    rollout.answers(folder)
+    rollout.note(folder, answers=True)
     assert rollout.find() == folder
     assert [state.url for state in rollout.running()] == ["http://a:8123"]
 
