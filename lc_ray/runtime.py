@@ -106,13 +106,22 @@ def start(cpus: int) -> None:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             return
         except Exception as error:  # Ray raises nothing narrower
-            for left in psutil.Process().children():  # which Ray itself leaves there
+            for left in servers():  # which Ray itself leaves there
                 with suppress(psutil.NoSuchProcess):
-                    if left.name() in _SERVERS:
-                        left.kill()
+                    left.kill()
             if last or _SLOW not in str(error):
                 fix = "is the machine very busy, or short of memory or disk?"
                 raise ClusterError(f"no Ray can be started here: {first_line(error)}", fix=fix) from None
+
+
+def servers() -> list[psutil.Process]:
+    """The processes of the Ray that this process has started, with each of which it ends."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if child.name() in _SERVERS:
+                found.append(child)
+    return found
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
+import psutil
 import ray
 from rich.console import Console
 from rich.markup import escape
@@ -48,19 +49,19 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
     changed = threading.Event()
     # What replicas reserve is what they are given: a request for more CPUs than there are would never be placed.
     cpus = max(os.cpu_count() or 1, int(spec.replicas.max * spec.replicas.cpu) + 1)
-    stack = ExitStack()
+    stack, watched = ExitStack(), ExitStack()
     try:
         spec = spec.model_copy(update={"port": port, "access_log": stack.enter_context(access.relayed(spec.access_log))})
         with console.status("starting the endpoint"):
             runtime.start(cpus)
+            watched.enter_context(_unless_ray_ends(port))
             for number in previous:
                 signal.signal(number, _interrupt)
             if not (sys.stdin and sys.stdin.isatty()):
                 signal.signal(signal.SIGHUP, lambda number, frame: changed.set())
             if (wanted := spec.replicas.max * spec.replicas.gpu) > (there := ray.cluster_resources().get("GPU", 0)):
                 raise ServeError(f"{wanted:g} GPUs are wanted, and there are {there:g}", "serve.replicas.gpu", "ask for fewer, or leave it out")
-            with _unless_ray_ends(app.address(), port):
-                url = app.start([one.path for one in found], spec, keys)
+            url = app.start([one.path for one in found], spec, keys)
         said = f"serving at {url}" if keyless else _welcome(url, found, key_file, spec.grpc_port)
         console.print(said, highlight=False, soft_wrap=True)
         while changed.wait():
@@ -74,8 +75,8 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
             signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else _leave)  # which both a terminal and its shell send
         try:
             if ray.is_initialized():
-                with _unless_ray_ends(app.address(), port):
-                    app.stop()
+                app.stop()
+                watched.close()
                 ray.shutdown()
         finally:
             stack.close()
@@ -84,12 +85,12 @@ def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | 
 
 
 @contextmanager
-def _unless_ray_ends(address: str, port: int) -> Iterator[None]:
-    """Leave where Ray's own processes end meanwhile, as when SIGTERM is sent to all of them: else Ray ends this process after a minute."""
-    done = threading.Event()
+def _unless_ray_ends(port: int) -> Iterator[None]:
+    """Leave where Ray's own processes end meanwhile, so that whoever watches this one starts it anew: it would wait for ever for what is no more."""
+    done, address, servers = threading.Event(), app.address(), runtime.servers()
 
     def watch() -> None:
-        while rollout.runs(address):
+        while all(map(_lives, servers)):
             if done.wait(0.5):
                 return
         rollout.end(address)
@@ -98,7 +99,8 @@ def _unless_ray_ends(address: str, port: int) -> Iterator[None]:
                 break
             if done.wait(0.5):
                 return
-        print("Ray has ended: send SIGTERM to this process alone (of systemd: KillMode=mixed)", file=sys.stderr, flush=True)
+        fix = "SIGTERM is for this process alone (of systemd: KillMode=mixed); was memory short?"
+        print(f"Ray has ended, and the endpoint with it: {fix}", file=sys.stderr, flush=True)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -106,6 +108,12 @@ def _unless_ray_ends(address: str, port: int) -> Iterator[None]:
         yield
     finally:
         done.set()
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = None, grpc_port: int | None = None) -> str:
