@@ -117,8 +117,9 @@ def test_all_processes_are_told_to_end_at_once(tiny_artifact, tmp_path):
 SERVING = """
 import subprocess, time
 from lc_ray import runtime
-from lc_ray.serve import app, run
+from lc_ray.serve import app, front, run
 
+front.freed = lambda port: True
 app.address = lambda: "127.0.0.1:9"
 server = subprocess.Popen(["sleep", "60"])
 runtime._SERVERS = ("sleep",)
