@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lc_ray import storage
@@ -83,7 +84,7 @@ def _connect(cpus: int | None) -> None:
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:  # the third of a Ray of another version
             told = " ".join(str(error).split())
-            fix = "correct RAY_ADDRESS, or unset it for a Ray of this machine alone"
+            fix = "set RAY_ADDRESS to the address of one, as HOST:6379, or unset it for a Ray of this command alone"
             raise ClusterError(f"no Ray can be reached: {told}", f"RAY_ADDRESS={address}", fix) from None
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each segment, and nobody takes this machine away
@@ -141,10 +142,20 @@ def _handlers_of_a_jvm() -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Raise OSError at once where nobody listens; Ray would try for minutes."""
+    """Raise OSError at once where nobody listens, Ray would try for minutes; or where several may be meant, of which Ray would take any."""
+    if address == "auto":
+        address = _only()
     host, _, port = address.rpartition(":")
     if port.isdigit() and "://" not in address:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _only() -> str:
+    """The address of the Ray of this machine: that of `ray start`, or of the only other one."""
+    found, started = services.find_gcs_addresses(), services.find_bootstrap_address(None)
+    if started in found or len(found) == 1:
+        return str(started if started in found else next(iter(found)))
+    raise OSError(f"several run on this machine, at {', '.join(sorted(found))}" if found else "none runs on this machine")
 
 
 def own() -> bool:
