@@ -21,6 +21,9 @@ _ANSWER = f"content-type application/json hdr retry-after 1 string '{_BODY}'"
 _SERVES = "x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id|x-request-timeout-seconds|x-request-disconnect-disabled"
 _CHANGES = (
     rf"s|^( *)http-request return status 404 .*|\1http-request return status 503 {_ANSWER}|",
+    # Serve's own proxy, which is asked where no replica is up, gives 404 in plain text where it knows of no application; ours is in JSON.
+    rf"s|^( *)server ([^ ]+) .* check backup$|&\n\1http-response return status 503 {_ANSWER} if {{ status 404 }} {{ srv_name -m str \2 }} "
+    "{ res.hdr(content-type) -m beg text/plain }|",
     rf"s|^( *)errorfile (50[234]) .*|\1http-error status \2 {_ANSWER}|",
     # Serve fails over values that are not ASCII of headers that it reads before us. It needs but one of them here.
     f"/^frontend http_frontend/a http-request del-header ^({_SERVES})$ -m reg",

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from serving import served
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lc_ray.serve import app, front
@@ -26,10 +26,12 @@ from ray.serve._private import haproxy
 from ray.serve._private.common import RequestProtocol
 from ray.serve.config import HTTPOptions
 
-port, stats, metrics, *replica = map(int, sys.argv[1:])
+port, stats, metrics, fallback, *replica = map(int, sys.argv[1:])
 cfg = haproxy.HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=port), stats_port=stats, metrics_port=metrics, is_head=True)
 servers = [haproxy.ServerConfig(name="one", host="127.0.0.1", port=at) for at in replica]
-backends = {"app": haproxy.BackendConfig(name="app", path_prefix="/", app_name="app", servers=servers)} if replica else {}
+other = haproxy.ServerConfig(name="127.0.0.1:8500", host="127.0.0.1", port=fallback) if fallback else None
+backend = haproxy.BackendConfig(name="app", path_prefix="/", app_name="app", servers=servers, fallback_server=other)
+backends = {"app": backend} if replica else {}
 
 async def main():
     api = haproxy.HAProxyApi(cfg, backends)
@@ -44,15 +46,15 @@ asyncio.run(main())
 
 @pytest.fixture
 def haproxy(tmp_path):
-    """haproxy(*ports of replicas): the URL of a HAProxy with an application of these; with none if there are none."""
+    """haproxy(*ports of replicas, of Serve's own proxy): the URL of a HAProxy with an application of these; with none if there are none."""
     folder = tmp_path / f"8000-{os.urandom(4).hex()}"
     folder.mkdir()
     variables = front.variables(folder)
 
     @contextmanager
-    def started(*replicas):
+    def started(*replicas, fallback=0):
         ports = [app._free("127.0.0.1", 0) for _ in range(3)]
-        command = [sys.executable, "-c", RUN, *map(str, (*ports, *replicas))]
+        command = [sys.executable, "-c", RUN, *map(str, (*ports, fallback, *replicas))]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         process = subprocess.Popen(command, env=os.environ | variables, text=True, **pipes)
         try:
@@ -93,6 +95,20 @@ def test_a_replica_that_is_gone_or_dies_over_a_request_is_told_as_such(haproxy):
             server.shutdown(socket.SHUT_RDWR)
             server.close()
             assert unavailable(httpx.get(url)) == (503, "1", "unavailable", "server_error")
+
+
+def test_an_application_that_serves_own_proxy_does_not_know_yet_or_any_more_will_come(haproxy):
+    async def answer(request):
+        told = request.headers["told"]
+        return Response("x", int(told[:3]), media_type=told[4:])
+
+    with served(Starlette(routes=[Route("/-/healthz", lambda request: Response("success")), Route("/", answer)])) as place:
+        with socket.create_server(("127.0.0.1", 0)) as gone:
+            replica = gone.getsockname()[1]
+        with haproxy(replica, fallback=int(place.rpartition(":")[2])) as url:
+            assert unavailable(httpx.get(url, headers={"told": "404 text/plain"})) == (503, "1", "unavailable", "server_error")
+            for told in ("404 application/json", "200 text/plain", "500 text/plain"):
+                assert httpx.get(url, headers={"told": told}).status_code == int(told[:3])
 
 
 def test_ids_that_serve_can_not_read_do_not_reach_it(haproxy):
