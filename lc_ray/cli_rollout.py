@@ -40,7 +40,8 @@ def rollout(
     except ValueError as error:
         raise SpecError(str(error), "--weight") from None
     if not 0 < share <= 1:
-        raise SpecError("expected more than 0 and at most 100%", "--weight", "`lc-ray rollback NAME` takes a version out again")
+        fix = "`lc-ray rollback NAME` takes a version out again, and with --remove the model"
+        raise SpecError("expected more than 0 and at most 100%", "--weight", fix)
     read(artifact, verify=False)  # what is no artifact is told at once
 
     def rolled(state: State, kept: Kept) -> State:
@@ -53,6 +54,7 @@ def rollout(
 
 def rollback(
     name: Annotated[str, typer.Argument(help="name of the model", show_default=False)],
+    remove: Annotated[bool, typer.Option("--remove", help="serve the model no more; the endpoint has to have another one")] = False,
     port: Port = None,
 ) -> None:
     """Serve a model as it was served before its latest rollout. Given again, it goes one further back."""
@@ -60,7 +62,12 @@ def rollback(
     def rolled_back(state: State, kept: Kept) -> State:
         from lc_ray.serve import rollout as states
 
-        return states.rolled_back(state, name)
+        if not remove:
+            return states.rolled_back(state, name)
+        rest = states.without(state, name)
+        if not rest.models:
+            raise ServeError(f"'{name}' is the endpoint's only model", state.url, "roll out the one that is to take its place, or end the endpoint")
+        return rest
 
     _change(port, rolled_back)
 

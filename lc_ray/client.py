@@ -11,6 +11,7 @@ from functools import reduce
 from operator import getitem
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
+from weakref import WeakKeyDictionary
 
 import httpx
 
@@ -83,7 +84,7 @@ class Client:
 
 
 class AsyncClient:
-    """A connection to an endpoint, for asyncio: `async with AsyncClient(url) as client`.
+    """Connections to an endpoint, for asyncio: `async with AsyncClient(url) as client`. Each event loop that uses it has its own.
 
     Args:
         url: for example `http://127.0.0.1:8000`.
@@ -96,7 +97,8 @@ class AsyncClient:
 
     def __init__(self, url: str, key: str | None = None, timeout: float = 30) -> None:
         self.url = url.rstrip("/")
-        self._http = _opened(httpx.AsyncClient, self.url, key, timeout)
+        self._http = _opened(httpx.AsyncClient, self.url, key, timeout)  # connects to nothing: connections are of a loop
+        self._https: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
         self._model: str | None = None
 
     async def predict(self, instances: list[Any], model: str | None = None) -> list[dict[str, Any]]:
@@ -112,8 +114,9 @@ class AsyncClient:
         return found
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
+        """Close the connections of this event loop."""
+        if here := self._https.pop(asyncio.get_running_loop(), None):
+            await here.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -122,9 +125,12 @@ class AsyncClient:
         await self.close()
 
     async def _send(self, request: httpx.Request, *place: str | int) -> Any:
+        loop = asyncio.get_running_loop()
+        if loop not in self._https:
+            self._https[loop] = httpx.AsyncClient(timeout=self._http.timeout)
         for attempt in itertools.count(1):
             try:
-                seen: httpx.Response | Exception = await self._http.send(request)
+                seen: httpx.Response | Exception = await self._https[loop].send(request)
             except _FAILED as error:
                 seen = error
             if (wait := _wait(seen, attempt)) is None:

@@ -20,6 +20,7 @@ from lc_ray.errors import DataError
 from lc_ray.models import batches, load
 from lc_ray.models.batches import TARGET
 from lc_ray.spec import JobSpec
+from lc_ray.storage import storage_path
 from lc_ray.train import plan
 from lc_ray.tune import space
 from lc_ray.units import size_text
@@ -29,7 +30,7 @@ _TARGETS = 1_000_000  # rows
 
 
 def check(job: JobSpec) -> dict[str, Any]:
-    """Open the data and the model and ask the cluster for room. Nothing is trained or written.
+    """Open the data and the model, ask the cluster for room, and see that a run can be written. Nothing is trained, and nothing left there.
 
     Returns:
         `rows`: the first rows as they will be fed; `rejected`: those of them that can't be used; `files`; `parameters` and `trained`;
@@ -62,6 +63,7 @@ def check(job: JobSpec) -> dict[str, Any]:
         resources = dict(ray.cluster_resources())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     memory = plan.estimate(job, load.parameters(model), trained, *_extent(model))
+    refused = storage_path(job.storage).refused()
     shortage = plan.shortage(memory, job.train.zero.stage, job.train.workers, nodes)
     return {
         "name": job.name,
@@ -77,6 +79,7 @@ def check(job: JobSpec) -> dict[str, Any]:
         "missing": [
             *placement.missing,
             *([shortage] if shortage else []),
+            *([f"nothing can be written to storage {job.storage}: {refused}"] if refused else []),
             *([] if rows else [f"none of the first {len(rejected)} rows can be used{hints(rejected[0]['reason']) if rejected else ''}"]),
         ],
     }

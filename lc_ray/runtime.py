@@ -10,11 +10,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import ray
+from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lc_ray import storage
@@ -34,6 +36,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _DECIDES, _STARTS = 15.0, 900.0  # seconds in which an autoscaler begins to start nodes, and in which they are there
+_SLOW, _SERVERS = "timed out during startup", ("gcs_server", "raylet")  # what Ray says then, and its processes that all others end with
 _SIGACTION = 1024  # bytes, more than any C library's struct has
 _started = False  # by this process, for itself
 _sessions = 0  # in the Ray that the first of them has connected
@@ -51,7 +54,7 @@ def session(cpus: int | None = None) -> Iterator[None]:
         cpus: of a local Ray; all cores, and one for reading data, if not given.
 
     Raises:
-        ClusterError: no Ray is at `RAY_ADDRESS`.
+        ClusterError: no Ray is at `RAY_ADDRESS`, or none can be started.
     """
     global _sessions, _started
     with _turn:
@@ -74,28 +77,52 @@ def _connect(cpus: int | None) -> None:
     global _started
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             _reach(address)
             with _handlers_of_a_jvm():
-                ray.init(address, **quiet)
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:  # the third of a Ray of another version
             told = " ".join(str(error).split())
-            fix = "correct RAY_ADDRESS, or unset it for a Ray of this machine alone"
+            fix = "set RAY_ADDRESS to the address of one, as HOST:6379, or unset it for a Ray of this command alone"
             raise ClusterError(f"no Ray can be reached: {told}", f"RAY_ADDRESS={address}", fix) from None
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each segment, and nobody takes this machine away
-        try:
-            with _handlers_of_a_jvm():
-                ray.init("local", num_cpus=cpus or (os.cpu_count() or 1) + _DATA_CPUS, include_dashboard=False, **quiet)
-            _started = True
-        except Exception as error:  # Ray raises nothing narrower
-            fix = "is the machine very busy, or short of memory or disk?"
-            raise ClusterError(f"no Ray can be started here: {first_line(error)}", fix=fix) from None
+        with _handlers_of_a_jvm():
+            start(cpus or (os.cpu_count() or 1) + _DATA_CPUS)
+        _started = True
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it tells of each handle and of what ends
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # members that fail are told of as events
+
+
+def start(cpus: int) -> None:
+    """Start a Ray of this process's own. Ray gives it 30 s, in which a busy machine reads its files; then it is tried once more.
+
+    Raises:
+        ClusterError: none can be started.
+    """
+    for last in (False, True):
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # Ray raises nothing narrower
+            for left in servers():  # which Ray itself leaves there
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
+            if last or _SLOW not in str(error):
+                fix = "is the machine very busy, or short of memory or disk?"
+                raise ClusterError(f"no Ray can be started here: {first_line(error)}", fix=fix) from None
+
+
+def servers() -> list[psutil.Process]:
+    """The processes of the Ray that this process has started, with each of which it ends."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if child.name() in _SERVERS:
+                found.append(child)
+    return found
 
 
 @contextmanager
@@ -115,10 +142,20 @@ def _handlers_of_a_jvm() -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Raise OSError at once where nobody listens; Ray would try for minutes."""
+    """Raise OSError at once where nobody listens, Ray would try for minutes; or where several may be meant, of which Ray would take any."""
+    if address == "auto":
+        address = _only()
     host, _, port = address.rpartition(":")
     if port.isdigit() and "://" not in address:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _only() -> str:
+    """The address of the Ray of this machine: that of `ray start`, or of the only other one."""
+    found, started = services.find_gcs_addresses(), services.find_bootstrap_address(None)
+    if started in found or len(found) == 1:
+        return str(started if started in found else next(iter(found)))
+    raise OSError(f"several run on this machine, at {', '.join(sorted(found))}" if found else "none runs on this machine")
 
 
 def own() -> bool:

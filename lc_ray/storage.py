@@ -127,6 +127,21 @@ class StoragePath:
         with self.whole() as file:
             file.write(text.encode())
 
+    def refused(self) -> str:
+        """Why no file can be written below the folder, which need not be there; nothing if one can. No file that was tried is left."""
+        try:
+            system, path = system_of(self.path)
+            if system.type_name == "local":
+                there = next(one for one in (Path(path), *Path(path).parents) if one.exists())
+                tempfile.TemporaryFile(dir=there).close()
+            else:
+                mark = self / f".{uuid.uuid4().hex}"
+                mark.write_text("")
+                mark.remove()
+        except (OSError, ValueError, NotImplementedError) as error:  # of pyarrow's, several are one of these
+            return getattr(error, "strerror", None) or first_line(error)
+        return ""
+
     def remove(self) -> None:
         """Remove the file, or the folder with all that is in it, if it is there."""
         system, path = system_of(self.path)

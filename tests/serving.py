@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,17 @@ def ask(app: Any, method: str, path: str, key: str = KEY, **request: Any) -> htt
             return await client.request(method, path, headers=headers, **request)
 
     return asyncio.run(main())
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """No file may get larger than this many bytes, as where a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager

@@ -211,7 +211,7 @@ def kept(tmp_path, monkeypatch):
     def kept(port, text=None, address="127.0.0.1:9"):
         folder = rollout.root() / f"{port}-x"
         folder.mkdir(parents=True)
-        state = {"address": address, "url": "http://there", "models": {"tiny": [{"path": "/tiny", "digest": "d1"}]}}
+        state = {"address": address, "url": "http://there", "models": {"tiny": [{"path": "/tiny", "digest": "d1"}]}, "answers": True}
         (folder / "state.json").write_text(json.dumps(state) if text is None else text)
 
     return kept
@@ -242,6 +242,28 @@ def test_an_endpoint_that_was_killed_is_told_at_once(lc, kept, tiny_artifact, co
     assert code == 1
     assert "no endpoint that one machine serves alone runs here" in err
     assert time.monotonic() - start < 20
+
+
+def test_a_model_is_taken_away_but_not_the_only_one(lc, kept, monkeypatch):
+    from lc_ray.serve import update
+    from lc_ray.serve.rollout import State
+
+    kept_state = State(address="there", url="http://there", models={"tiny": (), "other": ()}, before={"tiny": ((),)})
+    put = []
+
+    @contextmanager
+    def changing():
+        yield (put or [kept_state])[-1], None, put.append
+
+    monkeypatch.setattr(cli_rollout, "_connected", lambda port: nullcontext())
+    monkeypatch.setattr(update, "changing", changing)
+    assert lc("rollback", "tiny", "--remove")[0] == 0
+    assert put == [kept_state.model_copy(update={"models": {"other": ()}, "before": {}})]
+    assert "no model 'tiny' is served" in lc("rollback", "tiny", "--remove")[2]
+    code, _, err = lc("rollback", "other", "--remove")
+    assert code == 1
+    assert "http://there: 'other' is the endpoint's only model" in err
+    assert len(put) == 1
 
 
 def test_endpoints_are_shown_but_those_that_can_not_be_read(lc, kept):

@@ -7,6 +7,10 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from serving import served
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from lc_ray import client
 from lc_ray.client import AsyncClient, Client
@@ -234,6 +238,23 @@ def test_async(server):
     asyncio.run(main())
     assert len(server.seen) == 5
     assert all(key == "Bearer k" for _, key, _ in server.seen)
+
+
+def test_one_after_another_event_loop_uses_a_client():
+    async def answer(request):
+        return JSONResponse({"predictions": [request.client.port]})
+
+    with served(Starlette(routes=[Route("/v1/models/tiny:predict", answer, methods=["POST"])])) as place:
+        client = AsyncClient(f"http://{place}", key="k")
+
+        async def twice():
+            return [await client.predict(["good"], "tiny") for _ in range(2)]
+
+        connections = [port for _ in range(2) for [port] in asyncio.run(twice())]
+        assert len(set(connections)) == 2, "a loop keeps its connection, and no other uses it"
+        with asyncio.Runner() as runner:
+            runner.run(client.predict(["good"], "tiny"))
+            runner.run(client.close())
 
 
 def test_both_are_public_names():

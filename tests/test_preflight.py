@@ -46,6 +46,12 @@ def test_what_is_missing_is_shown(job):
     assert "64 CPUs" in page.getvalue()
 
 
+def test_storage_that_can_not_be_written_stands_in_the_way(job, tmp_path):
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "runs"
+    assert preflight.check(job(storage=str(place)))["missing"] == [f"nothing can be written to storage {place}: Not a directory"]
+
+
 def test_rows_that_will_be_rejected_are_shown(job, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "good", "label": "x"}\n{"text": null, "label": "y"}\n{oops\n{"text": "bad", "label": "y"}\n', "utf-8")

@@ -40,6 +40,20 @@ def test_a_file_is_written_read_and_removed(folder):
     assert not file.exists()
 
 
+def test_whether_a_folder_can_be_written_is_tried_and_leaves_nothing(folder):
+    place = folder / "new" / "runs"
+    assert place.refused() == ""
+    assert folder.files() == {}
+    (folder / "file").write_text("")
+    if not folder.path.startswith("s3://"):
+        assert (folder / "file" / "runs").refused() == "Not a directory"
+
+
+@pytest.mark.parametrize(("place", "why"), [("/proc/1/runs", "No such file"), ("ftp://there/runs", "Unrecognized"), ("s3://nobodys/runs", "nobodys")])
+def test_why_a_folder_can_not_be_written(aws, place, why):
+    assert why in storage_path(place).refused()
+
+
 ODD = ["a#1.txt", "a#2.txt", "50%.txt", "b%20c.txt", "what?.txt", "é [1] & 'x'.txt"]
 
 

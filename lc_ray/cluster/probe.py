@@ -56,7 +56,7 @@ def look(wanted: dict[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in wanted["versions"]},
         "lc_ray": digest(Path(ours.submodule_search_locations[0])) if ours and ours.submodule_search_locations else None,
-        "packages": [name for name in wanted["packages"] if importlib.util.find_spec(name) is None],
+        "packages": [name for name in wanted["packages"] if not _importable(name)],
         "storage": storage,
         "nodes": [node["Resources"] for node in alive],
         "starting": _starting(wanted["workers"], [node["Resources"] for node in alive]),
@@ -122,6 +122,13 @@ def _starting(workers: dict[str, Any], nodes: list[dict[str, float]]) -> bool:
         return False
     finally:
         request_resources(bundles=[])  # the job asks again; a request that nobody takes back would keep nodes for ever
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:  # of the package that it would be in
+        return False
 
 
 def _version(name: str) -> str | None:

@@ -89,6 +89,7 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
         config["AsyncInferenceConfig"] = {"OutputConfig": {"S3OutputPath": answers, "S3FailurePath": f"{answers}/failed"}}
     wait = {"EndpointName": endpoint, "WaiterConfig": {"Delay": _POLL, "MaxAttempts": max(1, round(settings.timeout / _POLL))}}
     return [
+        Call("boto3.client", {"region_name": settings.region}, "" if settings.region else "null is the region that boto3 is configured for"),
         *_bucket(settings),
         Call("s3.upload_file", {"Filename": "model.tar.gz", "Bucket": settings.bucket, "Key": key}, f"made of {artifact.path}"),
         Call("sagemaker.create_model", model),
@@ -231,7 +232,7 @@ class Deployment:
         client, scaling = self._client("sagemaker"), self._client("application-autoscaling")
         try:
             with _aws.explained(self.name):
-                for call in calls(artifact, self._settings):
+                for call in calls(artifact, self._settings)[1:]:
                     if call.name == "sagemaker.create_endpoint" and exists:
                         again = _aws.unscaled(scaling, _resource(self.name))
                         # As many instances as the load has brought: the least would be too few for it.

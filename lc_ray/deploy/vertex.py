@@ -78,11 +78,17 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
         deployed |= {"accelerator_type": settings.accelerator, "accelerator_count": settings.accelerators}
     folder = {"bucket": settings.bucket, "name": f"{_PREFIX}/{version}"}
     return [
+        _where(settings),
         *(Call("storage.Blob.upload_from_filename", _file(folder, artifact, name)) for name in _platform.files(artifact)),
         Call("aiplatform.Model.upload", model),
         Call("aiplatform.Endpoint.create", {"display_name": endpoint, "labels": labels}, "unless it exists"),
         Call("aiplatform.Endpoint.deploy", deployed, "the model that was uploaded; what was deployed before shares what traffic remains"),
     ]
+
+
+def _where(settings: Settings) -> Call:
+    """What all others are made with."""
+    return Call("aiplatform.init", {"project": settings.project, "location": settings.region})
 
 
 def _file(folder: dict[str, str], artifact: Artifact, name: str) -> dict[str, str]:
@@ -172,7 +178,7 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
 def _made(artifact: Artifact, settings: Settings, endpoint: Any) -> Any:
     """The endpoint, with a new version."""
     ai, bucket = _client("google.cloud.aiplatform"), _bucket(settings)
-    *uploads, upload, create, put = calls(artifact, settings)
+    _, *uploads, upload, create, put = calls(artifact, settings)
     model, made = None, None
     try:
         for one in uploads:
@@ -211,7 +217,7 @@ def _endpoint(name: str, settings: Settings) -> Any:
         DeployError: there are several, or somebody else has made it.
     """
     ai = _client("google.cloud.aiplatform")
-    ai.init(project=settings.project, location=settings.region)
+    ai.init(**_where(settings).arguments)
     found = ai.Endpoint.list(filter=f'display_name="{name}"')
     if len(found) > 1:
         raise DeployError(f"{len(found)} endpoints have this display name", name, "choose another one: --set endpoint=NAME")

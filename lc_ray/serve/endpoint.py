@@ -187,18 +187,26 @@ class Models:
         self.spec, self.settings, self._everywhere = spec, dict(settings or {}), everywhere
         self.observers = Observers(spec)
         self._versions: dict[str, dict[Endpoint, float]] = {}
+        self._gone = set[tuple[str, str]]()
         for endpoint in endpoints:
             known = self._versions.setdefault(endpoint.name, {})
             known.update(dict.fromkeys(known, 0.0))
             known[endpoint] = 1.0
 
     def replace(self, versions: Mapping[str, Mapping[Endpoint, float]]) -> None:
-        """Serve other models, or others of their versions, from the next request on.
+        """Serve other models, or others of their versions, from the next request on. Metrics of those that go are told until it is called again.
 
         Args:
             versions: of each model, with each one's share of the requests that ask for no version.
         """
-        self._versions = {name: dict(known) for name, known in versions.items()}
+        before, self._versions = self._about(), {name: dict(known) for name, known in versions.items()}
+        for model, version in self._gone - self._about():
+            metrics.forget(model, version)
+        self._gone = before - self._about()
+
+    def _about(self) -> set[tuple[str, str]]:
+        """Name and version of each endpoint."""
+        return {(endpoint.name, endpoint.version) for known in self._versions.values() for endpoint in known}
 
     def names(self) -> list[str]:
         """Of all models, in the order given."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from lc_ray.serve.endpoint import Endpoint
@@ -44,12 +44,13 @@ async def read_form(request: Request, max_body: int, endpoint: Endpoint) -> list
     """The instances of a multipart form: bytes of files and texts by column. A column's second field belongs to the second instance.
 
     Raises:
-        HttpError: 413, it is larger than `max_body` bytes; 415, its charset is not known; 400, it is not a form, has more fields than all
-            instances and columns need, or not equally many for each column.
+        HttpError: 413, it is larger than `max_body` bytes; 415, its charset is not known; 400, it is not a form, its texts are not of its charset, it
+            has more fields than all instances and columns need, or not equally many for each column.
     """
-    charset(request.headers["content-type"])
+    told = request.headers["content-type"]
+    encoding = charset(told)
     body = await read_body(request, max_body)
-    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary")
+    boundary = parse_options_header(told)[1].get(b"boundary")
     if boundary and b"--" + boundary + b"--" not in body:
         raise HttpError(400, "malformed_form", "the form is cut off: its closing boundary is missing")
     most = max(_FIELDS, endpoint.spec.max_instances * len(endpoint.predictor.columns))
@@ -57,14 +58,19 @@ async def read_form(request: Request, max_body: int, endpoint: Endpoint) -> list
     async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
+    # Starlette takes what is not of the form's charset for Latin-1: so it is told that all is.
+    latin = Headers({"content-type": f"{told}; charset=iso-8859-1"})
     try:
-        form = await MultiPartParser(request.headers, whole(), max_files=most, max_fields=most, max_part_size=max_body).parse()
+        form = await MultiPartParser(latin, whole(), max_files=most, max_fields=most, max_part_size=max_body).parse()
     except MultiPartException as error:
         raise HttpError(400, "malformed_form", error.message) from None
     columns: dict[str, list[Any]] = {}
     try:
         for name, value in form.multi_items():
-            columns.setdefault(name, []).append(await value.read() if isinstance(value, UploadFile) else value)
+            read = await value.read() if isinstance(value, UploadFile) else value.encode("iso-8859-1").decode(encoding)
+            columns.setdefault(name.encode("iso-8859-1").decode(encoding), []).append(read)
+    except UnicodeDecodeError as error:
+        raise HttpError(400, "malformed_form", f"the form's texts are not {encoding}: {error}") from None
     finally:
         await form.close()
     if not columns:

@@ -218,7 +218,9 @@ def application(
     """
     answer = Answer(shapes)
     guard = Middleware(Guard, public=frozenset(public), unlimited=frozenset(unlimited), keys=keys, spec=spec, answer=answer)
-    return Starlette(routes=list(routes), middleware=[observe, guard], exception_handlers={HTTPException: answer.handle})
+    made = Starlette(routes=list(routes), middleware=[observe, guard], exception_handlers={HTTPException: answer.handle})
+    made.router.redirect_slashes = False  # behind a proxy with TLS or a prefix it would lead to another place, and the key with it
+    return made
 
 
 class Answer:

@@ -55,6 +55,13 @@ def batch(model: str, version: str, rows: int) -> None:
     _of(_rows, model, version).observe(rows)
 
 
+def forget(model: str, version: str) -> None:
+    """Tell no more of a version that is not served any more: an endpoint may see thousands."""
+    for metric in (_requests, _seconds, _rows, _tokens, _first):
+        metric.remove_by_labels({"model": model, "version": version})
+    _of.cache_clear()
+
+
 def dropped(log: str, items: int) -> None:
     """Count what a log lost."""
     _of(_dropped, log).inc(items)

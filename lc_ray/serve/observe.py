@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lc_ray.serve import access, metrics, record, tracing
@@ -94,8 +95,14 @@ class Observe:
             await self.app(scope, receive, sending)
         finally:
             seen.ended = time.monotonic()
-            seen.route = getattr(scope.get("route"), "path_format", "")
+            seen.route = getattr(scope.get("route") or _routed(scope), "path_format", "")
             self.observer(seen)
+
+
+def _routed(scope: Scope) -> BaseRoute | None:
+    """The route of a request that was refused before it was routed."""
+    found = [(route.matches(scope)[0], route) for route in scope["app"].routes]
+    return next((route for wanted in (Match.FULL, Match.PARTIAL) for match, route in found if match is wanted), None)
 
 
 def identity(given: bytes) -> bytes:

@@ -7,6 +7,7 @@ Each replica writes files of its own, and begins another once one is large.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -47,11 +48,16 @@ class Predictions:
         """Add the rows of requests."""
         for seen, what in predicted:
             lines = b"".join(self._line(seen, what, row, answer) for row, answer in zip(what.rows, what.answers, strict=True))
-            if self._descriptor < 0 or self._written >= self.largest:
+            if self._descriptor < 0 or self._written >= self.largest or not os.fstat(self._descriptor).st_nlink:  # somebody has removed it
                 self.close()
+                self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
                 name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}.jsonl"
                 self._descriptor, self._written = os.open(self.folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640), 0
-            self._written += os.write(self._descriptor, lines)
+            written = os.write(self._descriptor, lines)
+            self._written += written
+            if written < len(lines):  # the disk is full: others do not follow half a line
+                self.close()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @staticmethod
     def size(seen: Record, what: Predicted) -> int:

@@ -1,6 +1,7 @@
 """Which versions of which models an endpoint serves, and each one's share of the requests.
 
     STATE/endpoints/MACHINE/PORT-NUMBER/state.json     what is served, and what was before
+    STATE/endpoints/MACHINE/PORT-NUMBER/haproxy...     what Serve's HAProxy is run with, see front.py
     STATE/endpoints/MACHINE/PORT-NUMBER/models/DIGEST/ copies of the artifacts: whatever becomes of theirs changes nothing of what is served
 
 STATE is `~/.local/state/lc_ray`, below XDG_STATE_HOME if that is set; machines may share it. Replicas read the file when
@@ -14,10 +15,12 @@ import fcntl
 import os
 import shutil
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
@@ -25,9 +28,10 @@ from pydantic import Field, ValidationError
 from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.section import Section
+from lc_ray.serve import front
 
 _FILE = "state.json"
-_STARTS = 60.0  # seconds that another endpoint may take to start
+_TURN, _STARTS = "\0lc_ray.starting", 60.0  # seconds that another endpoint may take to start
 _KEPT = 10  # earlier states of a model
 
 
@@ -58,11 +62,15 @@ class State(Section):
         url: where it answers.
         models: that are served, by name.
         before: of each model, what was served earlier; the latest last.
+        answers: whether it has started.
+        keys: names of the API keys by their digests, if they have changed since.
     """
 
     address: str
     url: str
     models: Served
+    answers: bool = False
+    keys: dict[str, str] = Field(default_factory=dict)
     before: Earlier = Field(default_factory=dict)
 
 
@@ -123,12 +131,13 @@ def rolled_back(state: State, name: str) -> State:
     _find(state, name)
     *earlier, last = state.before.get(name, ()) or ((),)
     if not last:
-        raise ServeError(f"nothing was served as '{name}' before", fix="roll out an artifact: lc-ray rollout ARTIFACT")
+        fix = f"roll out another artifact: lc-ray rollout ARTIFACT; or serve it no more: lc-ray rollback {name} --remove"
+        raise ServeError(f"nothing was served as '{name}' before", fix=fix)
     return _changed(state, name, last, tuple(earlier))
 
 
 def without(state: State, name: str) -> State:
-    """The state in which a model is served no more.
+    """The state in which a model, and what was served of it before, is served no more.
 
     Raises:
         ServeError: no such model.
@@ -173,17 +182,18 @@ def runs(address: str) -> bool:
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """Alone in starting an endpoint of this machine's user, unless another one takes long: Serve listens seconds after its ports were found free."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a file system without locks; what can't be written `begin` tells
-            root().mkdir(parents=True, exist_ok=True)
-            file, end = stack.enter_context(open(root() / ".lock", "w")), time.monotonic() + _STARTS
-            while time.monotonic() < end:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.1)
+    """Alone in starting an endpoint on this machine, unless another one takes long: Serve listens seconds after its ports were found free.
+
+    Whoever starts one has the same name of a socket, of which Linux has one for all who share its ports, whatever user or container they are.
+    """
+    with socket.socket(socket.AF_UNIX) as turn:
+        end = time.monotonic() + _STARTS
+        while sys.platform == "linux" and time.monotonic() < end:
+            try:
+                turn.bind(_TURN)
+                break
+            except OSError:
+                time.sleep(0.1)
         yield
 
 
@@ -196,7 +206,7 @@ def begin(port: int, address: str, url: str, models: Served) -> Path:
     """
     for left, state in _states():
         if state.address == address or not runs(state.address):
-            shutil.rmtree(left, ignore_errors=True)
+            _forget(left)
     folder = root() / f"{port}-{uuid.uuid4().hex[:8]}"
     write(folder, State(address=address, url=url, models={}))  # by which what is kept is found if this is interrupted
     kept = {name: tuple(keep(folder, v.path, v.weight)[1] for v in versions) for name, versions in models.items()}
@@ -212,7 +222,12 @@ def of(address: str) -> Path | None:
 def end(address: str) -> None:
     """Forget the endpoint of a Ray, which is no more."""
     if folder := of(address):
-        shutil.rmtree(folder, ignore_errors=True)
+        _forget(folder)
+
+
+def _forget(folder: Path) -> None:
+    for left in (folder, front.sockets(folder)):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def read(folder: str | Path) -> State:
@@ -285,8 +300,18 @@ def find(port: int | None = None) -> Path:
 
 
 def running() -> list[State]:
-    """The endpoints of this machine's user."""
+    """The endpoints of this machine's user that answer."""
     return [state for _, state in _running()]
+
+
+def note(folder: Path, **fields: Any) -> None:
+    """Change fields of an endpoint's state, such as that it answers.
+
+    Raises:
+        ServeError: nothing can be written there.
+    """
+    with locked(folder):
+        write(folder, read(folder).model_copy(update=fields))
 
 
 @contextlib.contextmanager
@@ -305,8 +330,8 @@ def _states() -> Iterator[tuple[Path, State]]:
 
 
 def _running() -> list[tuple[Path, State]]:
-    """Of those that were not killed."""
-    return [(folder, state) for folder, state in _states() if runs(state.address)]
+    """Of those that have started, and were not killed."""
+    return [(folder, state) for folder, state in _states() if state.answers and runs(state.address)]
 
 
 @contextlib.contextmanager

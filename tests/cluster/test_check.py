@@ -70,6 +70,11 @@ def test_nodes_that_an_autoscaler_starts_are_counted_on(found, package):
     check.require(found | {"nodes": [], "starting": True}, package, "here")
 
 
+def test_packages_inside_others_that_are_missing_are_missing():
+    assert all(map(probe._importable, ("json", "json.decoder")))
+    assert not any(map(probe._importable, ("json.nothing", "nothing.at.all", "sys.nothing")))
+
+
 def test_the_digest_of_a_package_is_of_its_content(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.py").write_text("1")

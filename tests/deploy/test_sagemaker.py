@@ -77,7 +77,7 @@ def test_what_is_not_given_is_the_accounts_own(aws, tiny_artifact):
     assert model["PrimaryContainer"]["Image"] == f"123456789012.dkr.ecr.us-west-2.amazonaws.com/lc-ray:{lc_ray.__version__}-sagemaker"
     assert model["ExecutionRoleArn"] == "arn:aws:iam::123456789012:role/lc-ray"
     assert model["PrimaryContainer"]["ModelDataUrl"] == f"s3://sagemaker-us-west-2-123456789012/{made['files'][0]}"
-    assert deploy_model.plan()[0].name == "s3.create_bucket"
+    assert deploy_model.plan()[1].name == "s3.create_bucket"
     assert DeployModel(tiny_artifact, platform="Amazon SageMaker").deploy() == deployment, "the bucket is there now"
     sagemaker.delete(artifact.read(tiny_artifact), sagemaker.Settings())
     assert not any(left("sagemaker-us-west-2-123456789012").values())
@@ -262,15 +262,17 @@ def test_an_asynchronous_endpoint_answers_by_s3(aws, moto_server, tiny_artifact)
 
 
 def test_a_dry_run_prints_all_and_calls_nothing(aws, moto_server, tiny_artifact, capsys, monkeypatch):
-    given = [f"--set={name}={value}" for name, value in aws.items()]
-    monkeypatch.setattr(sys, "argv", ["lc-ray", "deploy", str(tiny_artifact), "--platform", "sagemaker", "--dry-run", *given, "--set", "most=2"])
+    given = [f"--set={name}={value}" for name, value in {**aws, "most": 2, "region": "eu-west-1"}.items()]
+    monkeypatch.setattr(sys, "argv", ["lc-ray", "deploy", str(tiny_artifact), "--platform", "sagemaker", "--dry-run", *given])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
     told = capsys.readouterr().out
-    order = ["upload_file", "create_model", "create_endpoint_config", "create_endpoint", "wait", "register_scalable_target", "put_scaling_policy"]
+    scaling = ["register_scalable_target", "put_scaling_policy"]
+    order = ["client", "upload_file", "create_model", "create_endpoint_config", "create_endpoint", "wait", *scaling]
     assert re.findall(r"(\w+)\(\{", told) == order
     assert aws["image"] in told
+    assert "eu-west-1" in told
     assert '"EnableNetworkIsolation": true' in told
     assert not any(left().values())
 

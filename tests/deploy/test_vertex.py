@@ -124,7 +124,7 @@ def test_shares(before, new, percent, expected):
 
 def test_a_dry_run_calls_nothing(google, tiny_artifact):
     told = "\n".join(map(str, DeployModel(tiny_artifact, "vertex", **SETTINGS).plan()))
-    for name in ("upload_from_filename", "Model.upload", "Endpoint.create", "Endpoint.deploy"):
+    for name in (SETTINGS["project"], SETTINGS["region"], "upload_from_filename", "Model.upload", "Endpoint.create", "Endpoint.deploy"):
         assert name in told
     assert nothing(google)
 

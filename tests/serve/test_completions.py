@@ -190,7 +190,7 @@ def test_the_best_of_several_answers(client):
         ({"prompt": "x" * 640, "echo": True}, "prompt", "reads 640 tokens"),
         ({"prompt": "x" * 50_000}, "prompt", "more than twice as many"),
         ({"prompt": ["x" * 600] * 20, "n": 4, "echo": True, "max_tokens": 0, "logprobs": 5}, "prompt", "fewer prompts at a time"),
-        ({"suffix": "x"}, "suffix", "None"),
+        ({"suffix": "x"}, "suffix", "nothing between it and a suffix"),
     ],
 )
 def test_mistakes_of_completions(client, options, param, message):

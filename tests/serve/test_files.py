@@ -6,18 +6,22 @@ import socket
 import ssl
 import time
 from ipaddress import ip_address
+from types import SimpleNamespace
 
 import pytest
 from serving import KEY, ask, served
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from lc_ray.errors import DataError, SpecError
 from lc_ray.serve import auth, urls
 from lc_ray.serve.endpoint import Models, asgi
+from lc_ray.serve.forms import read_form
+from lc_ray.serve.http import HttpError
 from lc_ray.serve.urls import Fetcher, check, public
-from lc_ray.serving import UrlsSpec
+from lc_ray.serving import ServeSpec, UrlsSpec
 from lc_ray.spec import parse
 
 PREDICT = "/v1/models/fused:predict"
@@ -78,6 +82,27 @@ def test_a_form_that_is_cut_off_is_not_answered_in_part(app):
     response = ask(app, "POST", PREDICT, content=whole[: whole.index("3.5") + 1], headers=kind)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed_form")
     assert "cut off" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("charset", "sent", "read"),
+    [("", "café €".encode(), "café €"), ("; charset=UTF-8", "é".encode(), "é"), ("; charset=iso-8859-1", b"\xe9", "é"), ("", b"caf\xe9", None)],
+)
+def test_texts_of_a_form_are_of_its_charset(charset, sent, read):
+    body = b'--y\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n--y--\r\n' % (sent, sent)
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    kind = f"multipart/form-data; boundary=y{charset}"
+    request = Request({"type": "http", "headers": [(b"content-type", kind.encode())]}, receive)
+    served = SimpleNamespace(spec=ServeSpec(), predictor=SimpleNamespace(columns={"text": None}))
+    if read:
+        assert asyncio.run(read_form(request, 1000, served)) == [{read: read}]
+    else:
+        with pytest.raises(HttpError, match=r"not utf-8: .*0xe9") as told:
+            asyncio.run(read_form(request, 1000, served))
+        assert told.value.status_code == 400
 
 
 def test_forms_that_are_none(app, png):

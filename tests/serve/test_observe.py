@@ -12,8 +12,9 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from serving import KEY, ask
+from serving import KEY, ask, room
 
+import lc_ray
 from lc_ray.errors import ServeError
 from lc_ray.evaluate import drift
 from lc_ray.serve import access, auth, background, metrics
@@ -147,10 +148,15 @@ def test_a_record_of_an_error(app, seen):
     ask(app, "POST", PREDICT, json={"instances": ["good", 5]})
     ask(app, "POST", "/v1/models/nobody:predict", json={"instances": []})
     ask(app, "GET", "/v1/models", key="guess")
-    assert [(one.status, one.error, one.model, one.key) for one in seen] == [
-        (400, "invalid_instance", "tiny", "phone"),
-        (404, "unknown_model", "", "phone"),
-        (401, "unauthorized", "", ""),
+    ask(app, "GET", "/nothing", key="guess")
+    ask(app, "DELETE", PREDICT, key="guess")
+    predict = "/v1/models/{name}:predict"
+    assert [(one.status, one.error, one.model, one.key, one.route) for one in seen] == [
+        (400, "invalid_instance", "tiny", "phone", predict),
+        (404, "unknown_model", "", "phone", predict),
+        (401, "unauthorized", "", "", "/v1/models"),
+        (401, "unauthorized", "", "", ""),
+        (401, "unauthorized", "", "", predict),
     ]
 
 
@@ -233,6 +239,23 @@ def test_a_model_without_statistics_has_no_drift(app, predictor):
     assert ask(app, "GET", "/v1/models/nobody/drift").status_code == 404
 
 
+def test_of_versions_that_are_replaced_nothing_stays(endpoint, predictor, second_artifact):
+    def told():
+        return {dict(labels).get("version") for (_, *labels) in samples(ask(app, "GET", "/metrics").text)} - {None, ""}
+
+    versions = [endpoint(predictor), Endpoint(lc_ray.load(second_artifact, threads=1), ServeSpec())]
+    models = Models(versions[:1], versions[0].spec)
+    app = asgi(models, {})
+    for served in (versions[0], versions[1], versions[1], versions[0]):
+        models.replace({"tiny": {served: 1.0}})
+        assert ask(app, "POST", PREDICT, json={"instances": ["ok"]}).status_code == 200
+        assert served.version in told()
+    models.replace({"tiny": {versions[0]: 1.0}})
+    assert versions[1].version not in told()
+    labels = {"route": "/v1/models/{name}:predict", "model": "tiny", "version": versions[0].version, "status": "200"}
+    assert grown(app, "lc_ray_requests_total", lambda: ask(app, "POST", PREDICT, json={"instances": ["ok"]}), **labels) == 1
+
+
 def test_waiting_requests_are_the_queues_depth(endpoint, predictor):
     batcher = endpoint(predictor, queue=7).worker
     batcher._left = 3
@@ -304,6 +327,17 @@ def test_the_access_log_goes_on_in_a_new_file_once_it_is_moved(tmp_path):
     (tmp_path / "log").rename(tmp_path / "log.1")
     log.write([Record(id="b")])
     assert [json.loads((tmp_path / name).read_text())["id"] for name in ("log.1", "log")] == ["a", "b"]
+
+
+def test_half_a_line_on_a_full_disk_spoils_no_other(tmp_path):
+    log, file = access.Log(str(tmp_path / "log")), tmp_path / "log"
+    log.write([Record(id="0")])
+    with room(file.stat().st_size + 50), pytest.raises(OSError, match="No space left"):
+        log.write([Record(id="1")])
+    log.write([Record(id="2"), Record(id="3")])
+    first, half, *rest = file.read_text().splitlines()
+    assert [json.loads(line)["id"] for line in (first, *rest)] == ["0", "2", "3"]
+    assert len(half) == 50
 
 
 def test_an_access_log_that_cant_be_is_refused_before_anything_is_lost(tmp_path):

@@ -3,9 +3,10 @@
 import base64
 import hashlib
 import json
+import shutil
 
 import pytest
-from serving import KEY, ask
+from serving import KEY, ask, room
 
 from lc_ray.errors import ServeError
 from lc_ray.serve import app, auth, metrics
@@ -91,6 +92,23 @@ def test_large_files_are_followed_by_others(tmp_path):
     assert all(file.stat().st_size < 1500 for file in files)
     assert {line["id"] for line in logged(tmp_path)} == {str(number) for number in range(30)}
     assert all(file.stat().st_mode & 0o007 == 0 for file in files)
+
+
+def test_a_full_disk_and_a_file_that_is_removed_spoil_no_other_line(tmp_path):
+    log = Predictions(ServeSpec(log={"path": str(tmp_path / "log")}).log)
+
+    def write(number):
+        log.write([(Record(id=str(number)), Predicted(["ok"], [{}], ["text"], ()))])
+
+    write(0)
+    with room(150), pytest.raises(OSError, match="No space left"):
+        write(1)
+    write(2)
+    lines = [line for file in (tmp_path / "log").glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert sorted(json.loads(line)["id"] for line in lines if line.endswith("}")) == ["0", "2"]
+    shutil.rmtree(tmp_path / "log")
+    write(3)
+    assert [line["id"] for line in logged(tmp_path / "log")] == ["3"]
 
 
 def test_what_waits_is_bounded_by_its_bytes(tmp_path):

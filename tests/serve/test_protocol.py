@@ -122,6 +122,12 @@ def test_unknown_model_lists_the_served(call):
     assert "tiny" in error(call("GET", "/v1/models/large"), 404)["message"]
 
 
+def test_a_path_with_a_slash_too_many_leads_nowhere_else(call):
+    for method, path in (("GET", "/v1/models/"), ("POST", "/v1/models/tiny:predict/")):
+        response = call(method, path, headers={"host": "else.example"})
+        assert (response.status_code, response.json()["error"]["message"]) == (404, f"nothing is served at {path}")
+
+
 def test_unknown_path_and_method(call):
     error(call("GET", "/nothing"), 404)
     response = call("GET", PREDICT)

@@ -4,7 +4,8 @@ import errno
 import os
 import shutil
 import socket
-import threading
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ def state(**models):
 
 def shares(found, name="m"):
     return {v.digest: pytest.approx(v.weight) for v in found.models[name]}
+
+
+def begun(*about):
+    """The folder of an endpoint that answers."""
+    folder = rollout.begin(*about)
+    rollout.note(folder, answers=True)
+    return folder
 
 
 def test_rollout_replaces_and_canaries_share():
@@ -46,6 +54,7 @@ def test_rollback_goes_back_one_by_one_and_says_when_there_is_no_more():
     assert seen == [{"b"}, {"a", "b"}, {"a"}]
     with pytest.raises(ServeError, match="nothing was served as 'm' before"):
         rollout.rolled_back(found, "m")
+    assert list(rollout.without(found, "m").models) == ["other"]
     for change in (rollout.rolled_back, rollout.without):
         with pytest.raises(ServeError, match=r"no model 'n' is served\n.*served: m, other"):
             change(found, "n")
@@ -61,7 +70,7 @@ def test_new_name_is_served_besides_but_not_as_a_canary_of_nothing():
 def test_kept_artifacts_outlive_their_folder_and_go_when_nothing_can_go_back_to_them(home, addresses, tiny_artifact, second_artifact, tmp_path):
     mine = tmp_path / "model"
     shutil.copytree(tiny_artifact, mine)
-    folder = rollout.begin(8123, addresses[0], "http://there:8123", rollout.served([mine]))
+    folder = begun(8123, addresses[0], "http://there:8123", rollout.served([mine]))
     assert rollout.find() == rollout.find(8123) == folder
     kept = rollout.read(folder).models["tiny"][0]
     (mine / artifact.WEIGHTS).write_bytes(b"as copied over it")
@@ -88,19 +97,24 @@ def test_altered_artifact_is_not_rolled_out(home, tiny_artifact, tmp_path):
         rollout.keep(folder, mine)
 
 
-def test_endpoints_start_one_after_the_other(home):
-    begun = threading.Event()
+def test_an_endpoint_is_there_once_it_answers(home, addresses, tiny_artifact):
+    folder = rollout.begin(8123, addresses[0], "http://a:8123", rollout.served([tiny_artifact]))
+    assert rollout.running() == []
+    with pytest.raises(ServeError, match="no endpoint"):
+        rollout.find(8123)
+    rollout.note(folder, answers=True)
+    assert rollout.find() == folder
+    assert [state.url for state in rollout.running()] == ["http://a:8123"]
 
-    def second():
-        with rollout.starting():
-            begun.set()
 
-    thread = threading.Thread(target=second)
+def test_endpoints_start_one_after_the_other_whatever_home_they_have(tmp_path):
+    command = [sys.executable, "-c", "from lc_ray.serve import rollout\nprint('here', flush=True)\nwith rollout.starting():\n    print('begun')"]
     with rollout.starting():
-        thread.start()
-        assert not begun.wait(0.3)
-    assert begun.wait(10)
-    thread.join()
+        other = subprocess.Popen(command, env=os.environ | {"XDG_STATE_HOME": str(tmp_path)}, stdout=subprocess.PIPE, text=True)
+        assert other.stdout.readline() == "here\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1)
+    assert other.communicate(timeout=60)[0] == "begun\n"
 
 
 def test_an_endpoint_that_takes_long_to_start_keeps_no_other_from_it(home, monkeypatch):
@@ -138,7 +152,7 @@ def test_a_full_disk_is_told_and_nothing_half_written_left(home, tiny_artifact, 
 
 
 def test_an_endpoint_whose_state_can_not_be_read_hides_no_other(home, addresses, tiny_artifact):
-    folder = rollout.begin(8123, addresses[0], "http://there:8123", rollout.served([tiny_artifact]))
+    folder = begun(8123, addresses[0], "http://there:8123", rollout.served([tiny_artifact]))
     for name, text in (("8122-a", '{"addr": "of an older field"}'), ("8124-b", "")):
         (rollout.root() / name).mkdir()
         (rollout.root() / name / "state.json").write_text(text)
@@ -149,7 +163,7 @@ def test_an_endpoint_whose_state_can_not_be_read_hides_no_other(home, addresses,
 
 
 def test_several_endpoints_need_a_port(home, addresses, tiny_artifact):
-    made = [rollout.begin(port, at, f"http://a:{port}", rollout.served([tiny_artifact])) for port, at in zip((8123, 8124), addresses, strict=True)]
+    made = [begun(port, at, f"http://a:{port}", rollout.served([tiny_artifact])) for port, at in zip((8123, 8124), addresses, strict=True)]
     with pytest.raises(ServeError, match="several endpoints run here\n  → give --port: 8123, 8124"):
         rollout.find()
     assert [rollout.find(8123), rollout.find(8124)] == made
@@ -157,7 +171,7 @@ def test_several_endpoints_need_a_port(home, addresses, tiny_artifact):
 
 def test_endpoints_of_one_port_at_other_addresses_have_nothing_in_common(home, addresses, tiny_artifact, second_artifact):
     one, two = (
-        rollout.begin(8123, at, f"http://{host}:8123", rollout.served([path]))
+        begun(8123, at, f"http://{host}:8123", rollout.served([path]))
         for at, host, path in zip(addresses, ("127.0.0.1", "127.0.0.2"), (tiny_artifact, second_artifact), strict=True)
     )
     assert rollout.read(one).models != rollout.read(two).models
@@ -167,10 +181,10 @@ def test_endpoints_of_one_port_at_other_addresses_have_nothing_in_common(home, a
 
 def test_endpoints_that_were_killed_are_not_there_and_make_room(home, addresses, tiny_artifact):
     with socket.create_server(("127.0.0.1", 0)) as gone:
-        killed = rollout.begin(8123, f"127.0.0.1:{gone.getsockname()[1]}", "http://a:8123", rollout.served([tiny_artifact]))
-    before = rollout.begin(8124, addresses[0], "http://a:8124", rollout.served([tiny_artifact]))
+        killed = begun(8123, f"127.0.0.1:{gone.getsockname()[1]}", "http://a:8123", rollout.served([tiny_artifact]))
+    before = begun(8124, addresses[0], "http://a:8124", rollout.served([tiny_artifact]))
     assert not killed.exists()
-    again = rollout.begin(8125, addresses[0], "http://a:8125", rollout.served([tiny_artifact]))
+    again = begun(8125, addresses[0], "http://a:8125", rollout.served([tiny_artifact]))
     assert not before.exists(), "one Ray has one endpoint: what another at its address has left is not of this one"
     assert rollout.of(addresses[0]) == rollout.find() == again
 
@@ -204,6 +218,6 @@ def test_an_address_of_ipv6_is_asked(monkeypatch, addresses):
 
 def test_an_endpoint_that_was_killed_is_not_shown(home, tiny_artifact):
     with socket.create_server(("127.0.0.1", 0)) as gone:
-        rollout.begin(8123, f"127.0.0.1:{gone.getsockname()[1]}", "http://a:8123", rollout.served([tiny_artifact]))
+        begun(8123, f"127.0.0.1:{gone.getsockname()[1]}", "http://a:8123", rollout.served([tiny_artifact]))
         assert len(rollout.running()) == 1
     assert rollout.running() == []

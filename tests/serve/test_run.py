@@ -114,6 +114,30 @@ def test_all_processes_are_told_to_end_at_once(tiny_artifact, tmp_path):
     assert not list(state.rglob("state.json"))
 
 
+SERVING = """
+import subprocess, time
+from lc_ray import runtime
+from lc_ray.serve import app, front, run
+
+front.freed = lambda port: True
+app.address = lambda: "127.0.0.1:9"
+server = subprocess.Popen(["sleep", "60"])
+runtime._SERVERS = ("sleep",)
+with run._unless_ray_ends(1):
+    print("serving", flush=True)
+    server.kill()
+    time.sleep(60)
+"""
+
+
+def test_an_endpoint_of_which_a_server_of_ray_dies_ends(tmp_path):
+    """As one does where memory is short: it would go on as if nothing were, and nobody would start it anew."""
+    variables = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", SERVING], env=variables, capture_output=True, text=True, timeout=50, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "serving\n")
+    assert "Ray has ended, and the endpoint with it" in ended.stderr
+
+
 def test_an_address_of_ipv6_is_refused(no_ray, tiny_artifact):
     with pytest.raises(ServeError, match="IPv6"):
         run.serve_forever([tiny_artifact], ServeSpec(host="::1", port=0))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from lc_ray.serve.fields import Generation, Items
 from lc_ray.serve.http import HttpError
@@ -210,7 +211,13 @@ class CompletionBody(Body):
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool = False
     best_of: int | None = Field(None, ge=1)
-    suffix: None = None
+    suffix: str | None = None
+
+    @field_validator("suffix")
+    @classmethod
+    def _no_suffix(cls, value: str | None) -> None:
+        if value:
+            raise PydanticCustomError("suffix", "a model here writes what follows a prompt, nothing between it and a suffix; leave it out")
 
     @property
     def drawn(self) -> int:

@@ -1,0 +1,81 @@
+"""A Ray of a run's own, on a machine that is busy; or the one that is there."""
+
+import shutil
+import socket
+import subprocess
+from unittest.mock import MagicMock
+
+import pytest
+import ray
+from ray._private import services
+
+from lc_ray import runtime
+from lc_ray.errors import ClusterError
+
+SLOW = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
+
+
+@pytest.fixture
+def starts(tmp_path, monkeypatch):
+    """starts(*errors): Ray's attempts to start fail with these, each leaving a server, and then do not; all servers that there were."""
+    (tmp_path / "raylet").symlink_to(shutil.which("sleep"))
+    servers = []
+
+    def starts(*errors):
+        left = list(errors)
+
+        def init(**_):
+            servers.append(subprocess.Popen([tmp_path / "raylet", "60"]))
+            if left:
+                raise left.pop(0)
+
+        monkeypatch.setattr(ray, "init", init)
+        return servers
+
+    yield starts
+    for server in servers:
+        server.kill()
+        server.wait()
+
+
+def test_a_ray_that_takes_too_long_to_start_is_tried_once_more(starts):
+    servers = starts(Exception(SLOW))
+    runtime.start(1)
+    first, second = servers
+    assert first.wait(10) != 0
+    assert second.poll() is None
+
+
+@pytest.mark.parametrize(("errors", "tried"), [([Exception(SLOW)] * 2, 2), ([RuntimeError("no room\nfor it")], 1)])
+def test_a_ray_that_can_not_be_started_is_told_and_leaves_nothing(starts, errors, tried):
+    servers = starts(*errors)
+    with pytest.raises(ClusterError, match=r"no Ray can be started here: (The current node|no room)(.|\n)*busy"):
+        runtime.start(1)
+    assert [server.wait(10) != 0 for server in servers] == [True] * tried
+
+
+@pytest.mark.parametrize(
+    ("running", "noted", "connected"),
+    [
+        (["here"], None, True),
+        (["here"], "127.0.0.1:9", True),
+        (["here", "127.0.0.1:9"], "here", True),
+        (["here", "127.0.0.1:9"], None, r"several run on this machine, at 127\.0\.0\.1:\d+, 127"),
+        ([], None, "none runs on this machine"),
+        ([], "127.0.0.1:9", "none runs on this machine"),
+        (["127.0.0.1:9"], None, "refused"),
+    ],
+)
+def test_auto_is_the_one_ray_of_this_machine(monkeypatch, running, noted, connected):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(services, "find_gcs_addresses", lambda: frozenset(here if one == "here" else one for one in running))
+        monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: here if noted == "here" else noted)
+        monkeypatch.setattr(ray, "init", (init := MagicMock()))
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+        if connected is True:
+            runtime._connect(None)
+        else:
+            with pytest.raises(ClusterError, match=rf"RAY_ADDRESS=auto: no Ray can be reached: .*{connected}(.|\n)*set RAY_ADDRESS to the address"):
+                runtime._connect(None)
+        assert init.called == (connected is True)
