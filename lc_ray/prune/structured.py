@@ -196,7 +196,8 @@ def _layers(model: nn.Module, run: Callable[[], Any], keep: list[nn.Module]) -> 
         graph = torch_pruning.DependencyGraph().build_dependency(
             model, None, forward_fn=lambda *_: run(), customized_pruners={Conv1D: _Transposed()}, verbose=False
         )
-        groups = list(graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Linear, nn.Conv2d, nn.Conv1d, Conv1D]))
+        found = list(graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Linear, nn.Conv2d, nn.Conv1d, Conv1D]))
+        groups = [_first_half(graph, group) for group in found]
     except Exception as error:  # DepGraph raises nothing narrower
         raise ModelError(f"the layers of this model can't be followed: {error}", fix="leave out `prune`") from error
     layers = [layer for group in groups if (layer := _layer(group, names)) is not None]
@@ -206,28 +207,36 @@ def _layers(model: nn.Module, run: Callable[[], Any], keep: list[nn.Module]) -> 
     return layers
 
 
+def _first_half(graph: Any, group: Any) -> Any:
+    """A group; of a layer whose halves multiply each other, that of its first half, with which the other goes."""
+    least = min(len(indices) for _, indices in group)
+    first = group[0]
+    return group if least == len(first.idxs) else graph.get_pruning_group(first.dep.target.module, first.dep.handler, list(range(least)))
+
+
 def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
     """A group as a layer, or None if its units can't go without changing what the rest computes, or if DepGraph lost its way in it.
 
     A group that reaches an embedding is the residual stream of the whole model.
     """
-    channels = len(group[0].idxs)
+    channels = len(set(group[0].root_idxs))
     parts, attention, size = [], None, 1
     norms = [m for dep, _ in group if isinstance(m := dep.target.module, nn.GroupNorm) and m.num_groups > 1]
-    for dep, indices in group:
+    for dep, indices, roots in ((item.dep, item.idxs, item.root_idxs) for item in group):
         module = dep.target.module
         if isinstance(module, nn.Embedding | nn.Parameter) or _inseparable(module, names.get(module, "")):
             return None
         if not any(True for _ in module.parameters(recurse=False)):
             continue
-        if len(indices) != channels:
+        pieces = [indices[start : start + channels] for start in range(0, len(indices), channels)]  # both halves of the first layer, or one
+        if list(roots) != list(range(channels)) * len(pieces) or (len(pieces) > 1 and module is not group[0].dep.target.module):
             return None
         inputs = "in_channels" in dep.handler.__name__ and module.weight.dim() > 1
         columns = 0 if isinstance(module, Conv1D) else 1
         along = [(module.weight, columns)] if inputs else [(module.weight, 1 - columns if module.weight.dim() > 1 else 0), (module.bias, 0)]
         if any(max(indices) >= tensor.shape[dim] for tensor, dim in along if tensor is not None):
             return None
-        parts += [(tensor, dim, list(indices)) for tensor, dim in along if tensor is not None]
+        parts += [(tensor, dim, list(piece)) for tensor, dim in along if tensor is not None for piece in pieces]
         owner = _owner(names[module], names)
         if not inputs and (width := _head_width(owner, channels)):
             attention, size = owner, width
@@ -301,6 +310,6 @@ class _Transposed(torch_pruning.BasePruningFunc):  # type: ignore[misc]
 
 
 def _count_heads(attention: nn.Module, heads: int, size: int) -> None:
-    for name, value in {"num_attention_heads": heads, "num_heads": heads, "all_head_size": heads * size}.items():
+    for name, value in {"num_attention_heads": heads, "num_heads": heads, "all_head_size": heads * size, "embed_dim": heads * size}.items():
         if hasattr(attention, name):
             setattr(attention, name, value)

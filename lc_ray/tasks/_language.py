@@ -145,7 +145,6 @@ class Model(nn.Module):
 
     Attributes:
         AUTO: the class of transformers that loads it.
-        OPTIONS: what it is to be loaded with.
 
     Args:
         model: with a head over the vocabulary.
@@ -153,7 +152,6 @@ class Model(nn.Module):
     """
 
     AUTO: ClassVar[Any]
-    OPTIONS: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, model: nn.Module, column: str) -> None:
         super().__init__()
@@ -173,9 +171,9 @@ class Model(nn.Module):
         with _hub.loading("language model", source):
             config = AutoConfig.from_pretrained(source)
             model = (
-                cls.AUTO.from_config(config, **cls.OPTIONS)
+                cls.AUTO.from_config(config)
                 if inputs[0].weights == "random"
-                else cls.AUTO.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **cls.OPTIONS)
+                else cls.AUTO.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
             )
         text.need_positions(model, task.positions, source)
         text.know_tokens(model, source)
@@ -184,7 +182,7 @@ class Model(nn.Module):
     @classmethod
     def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
         """With weights yet to be loaded, from `config`."""
-        model = cls.AUTO.from_config(AutoConfig.for_model(**config["model"]), **cls.OPTIONS)
+        model = cls.AUTO.from_config(AutoConfig.for_model(**config["model"]))
         return cls(model, config["column"])
 
     @property

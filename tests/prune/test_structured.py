@@ -130,6 +130,8 @@ FAMILIES = {
     "gpt2": GPT,
     "gpt_neox": SMALL,
     "llama": SMALL | {"num_key_value_heads": 2},
+    "phi3": SMALL | {"num_key_value_heads": 2, "pad_token_id": 0},  # whose neurons are halves of one layer
+    "xglm": {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4, "vocab_size": 60},
     "wav2vec2": SMALL | SPEECH,  # with a grouped convolution
     "segformer": SIGHT,
     "regnet": {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 2], "groups_width": 8},
