@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import os
 import secrets
 import tempfile
@@ -126,7 +127,7 @@ def digests(keys: Mapping[str, str]) -> dict[str, str]:
 def match(authorization: str | None, digests: Collection[str]) -> str | None:
     """Digest of the key that an `Authorization` header carries; "" if none is needed, None if it carries no valid one.
 
-    How long a digest is looked for tells nothing of a key.
+    Takes as long whichever key it is, and whether it is one.
 
     Args:
         authorization: the header's value.
@@ -136,4 +137,5 @@ def match(authorization: str | None, digests: Collection[str]) -> str | None:
         return ""
     scheme, _, key = (authorization or "").partition(" ")
     given = digest(key.strip())
-    return given if scheme.lower() == "bearer" and given in digests else None
+    matches = [hmac.compare_digest(given, known) for known in digests]
+    return given if scheme.lower() == "bearer" and any(matches) else None
