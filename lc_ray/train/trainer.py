@@ -79,16 +79,16 @@ class WorkerGroups:
         """Keys of what was trained, in order: Tune forgets what a loser had reported."""
         return list(self._done)
 
-    async def given(self, place: int, seen: int) -> tuple[int, Segment] | None:
+    async def given(self, place: int, seen: int, worker: Any) -> tuple[int, Segment] | None:
         """Asked by workers: the first segment after the `seen` that their group was given, once there is one, and its number; None at the end."""
-        return await self._groups[place].given(seen)
+        return await self._groups[place].given(seen, worker)
 
     async def ended(self, place: int, number: int) -> None:
         """Told by a group's first worker: what it was given as `number` is on disk."""
         self._groups[place].ended(number)
 
     async def close(self) -> None:
-        """End all workers, and wait until they have."""
+        """End all workers, whatever they are at, and wait until they have: without this, Ray would keep their room until its driver ends."""
         await asyncio.gather(*(group.close() for group in self._groups))
 
 
@@ -100,7 +100,7 @@ class _Group:
         self._all = ray.get_runtime_context().current_actor
         self._run: asyncio.Task[Exception | None] | None = None
         self._number, self._segment, self._closed = 0, cast("Segment | None", None), False
-        self._changed, self._ended = asyncio.Condition(), asyncio.Event()
+        self._changed, self._ended, self._actors = asyncio.Condition(), asyncio.Event(), list[Any]()
 
     async def train(self, segment: Segment) -> SegmentResult:
         self._ended.clear()
@@ -119,6 +119,8 @@ class _Group:
                 assert result is not None, "rank 0 writes the record before it tells"
                 return result
             error = self._run.result()
+            if self._closed:
+                raise TrainError("the search has ended", f"segment {segment.key}")
             if error is None:  # they ended after the segment before
                 continue
             if isinstance(ours := unwrap(error), LcRayError):
@@ -130,7 +132,9 @@ class _Group:
             reason = "a worker died" if _died(failures.values()) else _last_line(next(iter(failures.values()), error))
             self._post({"event": "restart", "segment": segment.key, "member": segment.member, "reason": reason})
 
-    async def given(self, seen: int) -> tuple[int, Segment] | None:
+    async def given(self, seen: int, worker: Any) -> tuple[int, Segment] | None:
+        if not seen:
+            self._actors.append(worker)
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or self._number > seen)
         return None if self._closed or self._segment is None else (self._number, self._segment)
@@ -143,12 +147,15 @@ class _Group:
         async with self._changed:
             self._closed = True
             self._changed.notify_all()
+        if self._segment and not self._ended.is_set():
+            for worker in self._actors:
+                ray.kill(worker)
         if self._run:
             await self._run
 
     def _fit(self) -> Exception | None:
         """Start the workers, and wait for their end. Failures are counted by segment, so Ray Train is not to restart them."""
-        workers = self._workers
+        workers, self._actors = self._workers, []
         trainer = (_OwnTrainer if self._own else TorchTrainer)(
             _work,
             train_loop_config={"groups": self._all, "place": self._place, "post": self._post},
@@ -180,8 +187,8 @@ def _work(config: dict[str, Any]) -> None:
     """What each worker does. It imports torch and DeepSpeed there, not in the process that starts it."""
     from lc_ray.train.loop import train_segment
 
-    groups, place, seen = config["groups"], config["place"], 0
-    while given := ray.get(groups.given.remote(place, seen)):
+    groups, place, seen, me = config["groups"], config["place"], 0, ray.get_runtime_context().current_actor
+    while given := ray.get(groups.given.remote(place, seen, me)):
         seen, segment = given
         train_segment(segment, config["post"])
         if ray.train.get_context().get_world_rank() == 0:

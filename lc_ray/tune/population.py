@@ -7,6 +7,7 @@ for the same segments and finds those that were finished.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
@@ -29,6 +30,7 @@ from lc_ray.train.trainer import WorkerGroups
 from lc_ray.tune.space import Genes, draw, express, perturb
 
 _POINTER = "pointer.json"
+_ENDS = 10.0  # seconds that workers may take to end
 _HEAD = "node:__internal_head__"  # members wait there for their workers: a share of a CPU would keep the last worker from fitting
 
 
@@ -106,11 +108,12 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
     shared = Search(job, prepared, rows, store, groups, post)
     try:
         results = _alone(shared) if job.search is None else _population(shared, objective)
-        ray.get(groups.close.remote())
     except ray.exceptions.RayTaskError as error:
         raise unwrap(error) from None
     finally:
-        ray.kill(groups)  # and the workers with it
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(groups.close.remote(), timeout=_ENDS)
+        ray.kill(groups)
     folder.remove()
     return results
 

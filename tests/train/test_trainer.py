@@ -39,7 +39,7 @@ def groups(monkeypatch, tmp_path):
         def fit(options):
             place, seen = options["place"], 0
             made.starts.append(place)
-            while given := asyncio.run_coroutine_threadsafe(made.given(place, seen), loop).result():
+            while given := asyncio.run_coroutine_threadsafe(made.given(place, seen, place), loop).result():
                 seen, one = given
                 work(one)
                 SegmentResult(one.key, one.number, one.member, one.parent, "", 0.0, {"accuracy": 0.5}, [], {}, None).write(one.folder)
@@ -83,6 +83,27 @@ def test_workers_that_have_ended_are_started_again(groups, one):
         await made.close()
         assert made.starts == [0, 0, 0]
         assert {event["event"] for event in made.told} == {"segment"}
+
+    asyncio.run(run())
+
+
+def test_all_workers_end_whatever_they_are_at(groups, one, monkeypatch):
+    busy, killed = threading.Event(), threading.Event()
+    monkeypatch.setattr(trainer.ray, "kill", lambda worker: killed.set())
+
+    def work(segment):
+        busy.set()
+        killed.wait()
+        raise failed(DIED)
+
+    async def run():
+        made = groups(2, work, max_failures=2)
+        ends = asyncio.create_task(made.train(one()))
+        await asyncio.to_thread(busy.wait)
+        await made.close()
+        with pytest.raises(TrainError, match="the search has ended"):
+            await ends
+        assert made.starts == [0], "and are not started again"
 
     asyncio.run(run())
 
