@@ -24,6 +24,7 @@ KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
     **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".tar": "tar", ".txt": "txt"},
     **dict.fromkeys((".conll", ".iob", ".bio"), "conll"),
+    **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "sheet"),
 }
 _TEXTS = ("csv", "tsv", "jsonl", "conll", "txt")  # kinds
 # Those that no decoder here reads are among them: such a file is a rejected row, not one that nobody misses.
@@ -63,7 +64,7 @@ class File:
 
     @functools.cached_property
     def kind(self) -> str:
-        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar`, `conll`, `txt` or `folder`, of pictures, sounds or texts."""
+        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar`, `conll`, `sheet`, `txt` or `folder`, of pictures, sounds or texts."""
         if (last := ending(self.name)) in KINDS:
             return KINDS[last]
         if self._is_folder:

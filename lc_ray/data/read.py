@@ -15,7 +15,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lc_ray.data import conll, documents, lines, packed, tables
+from lc_ray.data import conll, documents, lines, packed, sheets, tables
 from lc_ray.data.files import File
 from lc_ray.data.folders import Folder
 from lc_ray.data.tables import Table
@@ -24,7 +24,7 @@ from lc_ray.errors import DataError, first_line
 CHUNK = 4096  # rows at a time
 _BAR = "|"
 _FIRST = 128  # rows among which columns are looked for, at least
-_UNEVEN = ("json", "jsonl", "tar", "conll", "txt")  # kinds of which each row has columns of its own
+_UNEVEN = ("json", "jsonl", "tar", "conll", "txt", "sheet")  # kinds of which each row has columns of its own
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
 _BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error, *packed.BROKEN)  # what a file that is cut off or damaged raises
 
@@ -34,7 +34,7 @@ class Reader:
 
     Args:
         file: CSV, TSV, JSON Lines, JSON (see `documents`), Parquet, Arrow (of a Hugging Face dataset that was saved to
-            disk), CoNLL's, text of a row per line or a table, a WebDataset's tar, or a folder (see `folders`).
+            disk), CoNLL's, text of a row per line or a table, a sheet, a WebDataset's tar, or a folder (see `folders`).
         names: of the columns, for a file without a header.
     """
 
@@ -184,6 +184,8 @@ class Reader:
             case "conll":
                 with self.file.open() as content:
                     yield from _batched((self._row(row, wanted) for row in conll.rows(content)), size)
+            case "sheet":
+                yield from _batched((self._row(row, wanted) for row in self._sheet()), size)
             case "txt":
                 with self.file.open() as content:
                     yield from _batched((self._row(lines.row(line), wanted) for line in content if line.strip()), size)
@@ -239,6 +241,15 @@ class Reader:
                 return documents.rows(content.read())
         except (ValueError, RecursionError) as error:
             raise DataError(f"not valid JSON: {first_line(error)}", str(self.file)) from None
+
+    def _sheet(self) -> Iterator[Any]:
+        try:
+            with self.file.open() as content:
+                yield from sheets.rows(content.read(), bool(self.names))
+        except ValueError as error:
+            raise DataError(str(error), str(self.file)) from None
+        except DataError as error:
+            raise DataError(error.what, str(self.file), error.fix) from None
 
     def _line(self, line: bytes, wanted: Sequence[str]) -> dict[str, Any]:
         try:

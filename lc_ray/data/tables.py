@@ -1,4 +1,4 @@
-"""CSV and TSV: tables as text, whose cells commas, tabs, semicolons or bars separate, or blanks where the names of columns tell how many there are."""
+"""CSV and TSV: tables as text, whose cells commas, tabs, semicolons or bars separate, or blanks where given names tell how many there are."""
 
 from __future__ import annotations
 
