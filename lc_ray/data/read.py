@@ -52,6 +52,10 @@ class Reader:
         Raises:
             DataError: the file has no header or can't be read.
         """
+        return [*(own := self._own(wanted)), *(name for name in self.file.partitions if name not in own)]
+
+    def _own(self, wanted: Sequence[str] = ()) -> list[str]:
+        """Those of the columns that are in the file itself."""
         try:
             match self._kind(wanted):
                 case "parquet":
@@ -125,7 +129,7 @@ class Reader:
             if place % shards != shard and not self._ragged:
                 number += len(chunk)
                 continue
-            for row in chunk.to_pylist() if isinstance(chunk, pa.RecordBatch) else chunk:
+            for row in _listed(chunk):
                 while number in self._ragged:
                     found.append({"_error": self._ragged.pop(number), "_row": number})
                     number += 1
@@ -139,8 +143,12 @@ class Reader:
 
     def _whole(self, wanted: Sequence[str], size: int) -> Iterator[Any]:
         """As `_chunks`; DataError if the file is cut off or damaged."""
+        names = self._all(wanted)
+        shared = {name: value for name, value in self.file.partitions.items() if name in names and name not in self._own(names)}
+        own = [name for name in names if name not in shared] or self._own()[:1]
         try:
-            yield from self._chunks(self._all(wanted), size, self._kind(wanted))
+            for chunk in self._chunks(own, size, self._kind(wanted)):
+                yield [row | shared for row in _listed(chunk)] if shared else chunk
         except _BROKEN as error:
             what = first_line(error)
             if "Empty CSV" in what:
@@ -267,6 +275,10 @@ class Reader:
         if not isinstance(row, dict):
             return {"_error": "not a JSON object" if not self.names else "neither a JSON object nor a list"}
         return {name: row.get(name) for name in wanted} if wanted else row
+
+
+def _listed(chunk: Any) -> Any:
+    return chunk.to_pylist() if isinstance(chunk, pa.RecordBatch) else chunk
 
 
 def _batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
