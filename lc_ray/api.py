@@ -23,7 +23,7 @@ from lc_ray.artifact import Artifact, read, sha256
 from lc_ray.data.given import media_of, source_of
 from lc_ray.deploy import _platform as platforms
 from lc_ray.errors import DataError, ModelError, SpecError
-from lc_ray.evaluate.labelled import evaluate
+from lc_ray.evaluate import labelled
 from lc_ray.models.load import find
 from lc_ray.pipeline import RunResult
 from lc_ray.predictor import Predictor, load
@@ -327,14 +327,16 @@ def _around(rate: float) -> dict[str, Any]:
     return {"train.learning_rate": {"log_uniform": [rate / _SPREAD, rate * _SPREAD]}}
 
 
-def evaluate_model(model: Model | Predictor | str | Path, dataset: Any, target: str | None = None) -> dict[str, Any]:
+def evaluate_model(model: Model | Predictor | str | Path, dataset: Any, target: str | None = None, **reading: Any) -> dict[str, Any]:
     """Metrics of a trained model on labelled rows.
 
     Args:
         model: a trained plan, a loaded model, or an artifact's folder.
         dataset: a path, a pandas DataFrame, a Hugging Face dataset, a Ray Dataset or a list of dicts.
         target: column with the label; the one trained on if not given.
+        **reading: `columns` and `encoding_errors`, as of a job's data.
     """
+    how = labelled.parse(reading)
     if isinstance(model, Model):
         target = target or model.job["data"]["target"]
         model = model.predictor
@@ -342,7 +344,7 @@ def evaluate_model(model: Model | Predictor | str | Path, dataset: Any, target: 
     target = target or "label"
     media = media_of({i.column: i.modality for i in predictor.inputs}, predictor.artifact.manifest.task["kind"], target)
     with tempfile.TemporaryDirectory() as folder:
-        return evaluate(predictor, source_of(dataset, folder, media), target)
+        return labelled.evaluate(predictor, source_of(dataset, folder, media), target, how)
 
 
 class DeployModel:

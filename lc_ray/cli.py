@@ -18,6 +18,7 @@ from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
 from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, err, out, plain, print_run, read_job, short, values
 
 _TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_READING = "columns or encoding_errors of a job's data: --set columns=\\[label,text]"
 _ASKED = 32  # rows in a request to an endpoint, which takes no more than `serve.max_instances`
 
 
@@ -165,12 +166,13 @@ def evaluate(
     artifact: ArtifactPath,
     data: Annotated[str, typer.Argument(help="labelled rows: a file, a folder or package:NAME/path", show_default=False)],
     target: Annotated[str, typer.Option(help="column that holds the label")] = "label",
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=_READING)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure an artifact on labelled rows, each counted."""
-    from lc_ray.evaluate.labelled import evaluate as measure
+    from lc_ray.evaluate import labelled
 
-    metrics = measure(artifact, data, target)
+    metrics = labelled.evaluate(artifact, data, target, labelled.parse(values(settings)))
     if as_json:
         print(json.dumps(metrics))
         return

@@ -68,12 +68,13 @@ class Predictor:
         """Let go of the engine, as soon as what runs on it is done."""
         self._engine = None
 
-    def decode(self, row: Any, folder: Path | str | None = None) -> dict[str, Any]:
+    def decode(self, row: Any, folder: Path | str | None = None, errors: str = "strict") -> dict[str, Any]:
         """One instance as clean values by column. With one input column, the value alone will do.
 
         Args:
             row: an object by column, or a value.
             folder: in which paths are looked for; without it a picture or sound is bytes or base64, and no file is opened.
+            errors: as `data.encoding_errors`.
 
         Raises:
             DataError: a column is missing, or its value can't be used; or one that a row may lack is missing beside a key that is no column,
@@ -89,7 +90,7 @@ class Predictor:
         unknown = [str(key) for key in row if key not in names]
         if unknown and any(i.column not in row and i.modality not in UNREAD for i in self.inputs):
             raise DataError(f"unknown column {', '.join(unknown)}; expected {', '.join(names)}")
-        return decode(row, self.columns, folder=folder)
+        return decode(row, self.columns, errors, folder)
 
     def outputs(self, prepared: Rows, batch_size: int = 32) -> list[NDArray[np.float32]]:
         """Raw outputs of each prepared row in one forward pass, in the order given."""

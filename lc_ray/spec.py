@@ -86,7 +86,14 @@ class RejectSpec(Section):
     limit: Fraction = Field(0.01, description="the run fails when more than this fraction of the rows is rejected")
 
 
-class DataSpec(Section):
+class ReadSpec(Section):
+    """How files of rows are read."""
+
+    columns: tuple[str, ...] | None = Field(None, description="names of the columns, for files without a header: CSV, TSV, JSON lists of lists")
+    encoding_errors: Literal["strict", "replace", "windows-1252"] = Field("strict", description="text that is not UTF-8: rejected, marked or read so")
+
+
+class DataSpec(ReadSpec):
     """Labelled rows, where from, and how they are split."""
 
     train: str = Field(
@@ -94,14 +101,12 @@ class DataSpec(Section):
         "a file, a folder, a URI (s3://, gs://, hdfs://) or package:NAME/path"
     )
     validation: str | int | float = Field("10%", description="another source, or a fraction or a number of rows to hold out")
-    columns: tuple[str, ...] | None = Field(None, description="names of the columns, for files without a header: CSV, TSV, JSON lists of lists")
     split: str | None = Field(None, description="a column; rows with equal values in it (a speaker, a patient, a picture) stay on one side")
     stratify: bool = Field(False, description="hold out the same fraction of every label")
     inputs: tuple[InputSpec, ...] = Field(min_length=1)
     target: str | None = Field(None, description="the column that holds the label; some tasks need none")
     rows: Count | None = Field(None, ge=1, description="use at most so many rows, chosen by a hash of their content")
     duplicates: Literal["keep", "drop"] = Field("keep", description="equal rows: keep all (on one side of the split) or the first")
-    encoding_errors: Literal["strict", "replace", "windows-1252"] = Field("strict", description="text that is not UTF-8: rejected, marked or read so")
     reject: RejectSpec = RejectSpec()
 
     @property

@@ -330,6 +330,19 @@ def test_evaluate(lc, tiny_artifact, tiny_rows):
     assert "no column 'stars'" in err
 
 
+def test_evaluate_files_as_a_job_reads_them(lc, tiny_artifact, tmp_path):
+    (tmp_path / "rows.csv").write_bytes(b"positive,good caf\xe9\nnegative,bad\n")
+    code, out, _ = lc("evaluate", tiny_artifact, tmp_path / "rows.csv", "--json", "--set", "columns=[label,text]")
+    assert (code, json.loads(out)["rows"], json.loads(out)["rejected"]) == (0, 1, 1)
+    settings = ("--set", "columns=[label,text]", "--set", "encoding_errors=windows-1252")
+    assert json.loads(lc("evaluate", tiny_artifact, tmp_path / "rows.csv", "--json", *settings)[1])["rows"] == 2
+    assert lc_ray.evaluate_model(tiny_artifact, tmp_path / "rows.csv", columns=["label", "text"])["rows"] == 1
+    code, _, err = lc("evaluate", tiny_artifact, tmp_path / "rows.csv", "--set", "encoding=latin-1")
+    assert code == 1
+    assert "encoding: unknown field (did you mean 'encoding_errors'?)" in err
+    assert "--set columns=[label,text]" in lc("evaluate", tiny_artifact, tmp_path / "rows.csv")[2]
+
+
 def test_runs_and_artifacts_of_a_bucket(lc, aws, tiny_artifact, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     run = storage_path("s3://models/runs/tiny")

@@ -2,7 +2,7 @@
 
     given     data of a Python program → a file
     files     a path or URI → the files that hold rows
-    read      files → rows with the file and number they came from; each of tables (CSV), documents (JSON), lines, coco, conll, folders and boxes
+    read      files → rows with the file and number they came from; each of tables (CSV), documents (JSON), sheets, lines, coco, conll, folders, boxes
               knows some of their formats, packed how they are compressed
     cells     rows → checked, decoded cells on disk, and an index of where they are; pixels and sounds lie in blobs
     split     the index → training and validation rows

@@ -24,6 +24,7 @@ KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
     **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".tar": "tar", ".txt": "txt"},
     **dict.fromkeys((".conll", ".iob", ".bio"), "conll"),
+    **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "sheet"),
 }
 _TEXTS = ("csv", "tsv", "jsonl", "conll", "txt")  # kinds
 # Those that no decoder here reads are among them: such a file is a rejected row, not one that nobody misses.
@@ -31,6 +32,7 @@ IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".t
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".m4a", ".aac", ".wma", ".webm"}
 _KNOWN = f"endings known: {', '.join(KINDS)}, each compressed or not; or a folder of pictures, sounds or texts, with a subfolder per label"
 _BINARY, _START = re.compile(rb"^(PK|%PDF)|[\x00-\x08\x0e-\x1a]"), 4096  # what no text begins with, or has
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _OTHERS = {"images": "labels", "JPEGImages": "Annotations"}  # folders of pictures → of what belongs to them
 _SPLITS_FILE = "dataset_dict.json"
 _ABOUT = {"dataset_info.json", "state.json", _SPLITS_FILE}  # what a saved Hugging Face dataset says of itself
@@ -61,9 +63,15 @@ class File:
         """The folder it is in; of a URI, a URI."""
         return self.path.rstrip("/").rpartition("/")[0] if "://" in self.path else Path(self.path).parent
 
+    @property
+    def partitions(self) -> dict[str, str | None]:
+        """Columns that folders it is in have the values of, as Hive and Spark write them: `year=2020/part-0.parquet`."""
+        pairs = [urllib.parse.unquote(part).partition("=") for part in self.path.split("/")[:-1]]
+        return {name: None if value == _NO_VALUE else value for name, equals, value in pairs if name and equals}
+
     @functools.cached_property
     def kind(self) -> str:
-        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar`, `conll`, `txt` or `folder`, of pictures, sounds or texts."""
+        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar`, `conll`, `sheet`, `txt` or `folder`, of pictures, sounds or texts."""
         if (last := ending(self.name)) in KINDS:
             return KINDS[last]
         if self._is_folder:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lc_ray.data import conll, documents, lines, packed, tables
+from lc_ray.data import conll, documents, lines, packed, sheets, tables
 from lc_ray.data.files import File
 from lc_ray.data.folders import Folder
 from lc_ray.data.tables import Table
@@ -24,7 +24,7 @@ from lc_ray.errors import DataError, first_line
 CHUNK = 4096  # rows at a time
 _BAR = "|"
 _FIRST = 128  # rows among which columns are looked for, at least
-_UNEVEN = ("json", "jsonl", "tar", "conll", "txt")  # kinds of which each row has columns of its own
+_UNEVEN = ("json", "jsonl", "tar", "conll", "txt", "sheet")  # kinds of which each row has columns of its own
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
 _BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error, *packed.BROKEN)  # what a file that is cut off or damaged raises
 
@@ -34,7 +34,7 @@ class Reader:
 
     Args:
         file: CSV, TSV, JSON Lines, JSON (see `documents`), Parquet, Arrow (of a Hugging Face dataset that was saved to
-            disk), CoNLL's, text of a row per line or a table, a WebDataset's tar, or a folder (see `folders`).
+            disk), CoNLL's, text of a row per line or a table, a sheet, a WebDataset's tar, or a folder (see `folders`).
         names: of the columns, for a file without a header.
     """
 
@@ -52,6 +52,10 @@ class Reader:
         Raises:
             DataError: the file has no header or can't be read.
         """
+        return [*(own := self._own(wanted)), *(name for name in self.file.partitions if name not in own)]
+
+    def _own(self, wanted: Sequence[str] = ()) -> list[str]:
+        """Those of the columns that are in the file itself."""
         try:
             match self._kind(wanted):
                 case "parquet":
@@ -125,7 +129,7 @@ class Reader:
             if place % shards != shard and not self._ragged:
                 number += len(chunk)
                 continue
-            for row in chunk.to_pylist() if isinstance(chunk, pa.RecordBatch) else chunk:
+            for row in _listed(chunk):
                 while number in self._ragged:
                     found.append({"_error": self._ragged.pop(number), "_row": number})
                     number += 1
@@ -139,8 +143,12 @@ class Reader:
 
     def _whole(self, wanted: Sequence[str], size: int) -> Iterator[Any]:
         """As `_chunks`; DataError if the file is cut off or damaged."""
+        names = self._all(wanted)
+        shared = {name: value for name, value in self.file.partitions.items() if name in names and name not in self._own(names)}
+        own = [name for name in names if name not in shared] or self._own()[:1]
         try:
-            yield from self._chunks(self._all(wanted), size, self._kind(wanted))
+            for chunk in self._chunks(own, size, self._kind(wanted)):
+                yield [row | shared for row in _listed(chunk)] if shared else chunk
         except _BROKEN as error:
             what = first_line(error)
             if "Empty CSV" in what:
@@ -184,6 +192,8 @@ class Reader:
             case "conll":
                 with self.file.open() as content:
                     yield from _batched((self._row(row, wanted) for row in conll.rows(content)), size)
+            case "sheet":
+                yield from _batched((self._row(row, wanted) for row in self._sheet()), size)
             case "txt":
                 with self.file.open() as content:
                     yield from _batched((self._row(lines.row(line), wanted) for line in content if line.strip()), size)
@@ -240,6 +250,15 @@ class Reader:
         except (ValueError, RecursionError) as error:
             raise DataError(f"not valid JSON: {first_line(error)}", str(self.file)) from None
 
+    def _sheet(self) -> Iterator[Any]:
+        try:
+            with self.file.open() as content:
+                yield from sheets.rows(content.read(), bool(self.names))
+        except ValueError as error:
+            raise DataError(str(error), str(self.file)) from None
+        except DataError as error:
+            raise DataError(error.what, str(self.file), error.fix) from None
+
     def _line(self, line: bytes, wanted: Sequence[str]) -> dict[str, Any]:
         try:
             return self._row(json.loads(line.decode("utf-8-sig")), wanted)  # of bytes it would read UTF-16, some of whose lines are cut
@@ -256,6 +275,10 @@ class Reader:
         if not isinstance(row, dict):
             return {"_error": "not a JSON object" if not self.names else "neither a JSON object nor a list"}
         return {name: row.get(name) for name in wanted} if wanted else row
+
+
+def _listed(chunk: Any) -> Any:
+    return chunk.to_pylist() if isinstance(chunk, pa.RecordBatch) else chunk
 
 
 def _batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,4 +1,4 @@
-"""CSV and TSV: tables as text, whose cells commas, tabs, semicolons or bars separate."""
+"""CSV and TSV: tables as text, whose cells commas, tabs, semicolons or bars separate, or blanks where given names tell how many there are."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ class Table:
             return own
         found = {own: cells} | {mark: len(self.first(mark)) for mark in (_MARKS if cells == 1 else _RARE) if mark != own}
         if self.names:
+            found |= {" ": len(self.first(" "))}  # of lists such as the Oxford pets'
             return next((mark for mark in found if found[mark] == len(self.names) > 1), own)
         return max(found, key=lambda mark: found[mark])
 

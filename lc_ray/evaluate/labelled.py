@@ -6,27 +6,47 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lc_ray.data.files import files
 from lc_ray.data.read import Reader
-from lc_ray.errors import DataError
+from lc_ray.errors import DataError, SpecError
 from lc_ray.models.batches import TARGET, learned
 from lc_ray.predictor import Predictor, load
-from lc_ray.spec import UNREAD
+from lc_ray.section import override, problems
+from lc_ray.spec import UNREAD, ReadSpec
 
-_FIX = "name the columns as those of training, and add it, empty, if no row has it; `target` (--target) is the label's"
+_FIX = (
+    "name the columns as those of training, of a file without a header as `columns` (--set columns=[label,text]), "
+    "and add it, empty, if no row has it; `target` (--target) is the label's"
+)
 
 
-def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> dict[str, Any]:
+def parse(values: dict[str, Any]) -> ReadSpec:
+    """How files are read, by fields of a job's data.
+
+    Raises:
+        SpecError: an unknown field, or a value that does not fit.
+    """
+    try:
+        return ReadSpec.model_validate(override({}, values))
+    except ValidationError as error:
+        raise SpecError(problems(error, ReadSpec), "data") from None
+
+
+def evaluate(model: str | Path | Predictor, source: str, target: str | None, reading: ReadSpec | None = None) -> dict[str, Any]:
     """Metrics over all usable rows, with `rows` and `rejected` counts.
 
     Args:
         model: an artifact's folder, or one that is loaded.
         source: a file, a folder or `package:NAME/path`.
         target: the column that holds the label; None for a task that needs none.
+        reading: how it is read.
 
     Raises:
         DataError: a file or column is missing, no row can be used, or a label the model does not know.
     """
+    reading = reading or ReadSpec()
     predictor = model if isinstance(model, Predictor) else load(model)
     if predictor.task.LABELLED and not target:
         raise DataError("the column that holds the label is not named", source, "name it as `target` (--target)")
@@ -39,14 +59,14 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None) -> 
     labels: list[Any] = []
     targets, rejected = [], Counter[str]()
     for file in files(source):
-        reader = Reader(file)
+        reader = Reader(file, reading.columns)
         others = set(reader.columns(names)) - {*names, *wanted}  # one of which may be the name, misspelt, of a column that rows may lack
         reader.require([*(read if others else required), *wanted], _FIX)
         for row in (row for chunk in reader.rows(reader.among([*names, *wanted])) for row in chunk):
             try:
                 if "_error" in row:
                     raise DataError(row["_error"])
-                clean = predictor.decode({name: row[name] for name in names if name in row}, file.folder)
+                clean = predictor.decode({name: row[name] for name in names if name in row}, file.folder, reading.encoding_errors)
                 label = predictor.task.read(row[target], file.folder, predictor.task) if target else None
                 predictor.task.check(label, clean)
             except DataError as error:

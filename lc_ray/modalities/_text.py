@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import codecs
+import datetime
 import json
 import re
 from collections.abc import Callable, Sized
@@ -42,8 +43,8 @@ def absent(value: Any) -> bool:
 
 
 def written(value: Any) -> Any:
-    """A number, or true and false, as the text that a table would have; other cells as they are."""
-    return str(value) if isinstance(value, int | float | Decimal) else value
+    """A number, a date, or true and false, as the text that a table would have; other cells as they are."""
+    return str(value) if isinstance(value, int | float | Decimal | datetime.date) else value
 
 
 def unicode(value: str | bytes, errors: str = "strict") -> str:

@@ -1,7 +1,8 @@
-"""A table's cell: a number or a category. Numbers are standardised by statistics that training collects; categories share an embedding by hash."""
+"""A table's cell: a number, a date or a category. Numbers are standardised by what training collects; categories share an embedding by hash."""
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 import zlib
@@ -21,6 +22,7 @@ from lc_ray.spec import InputSpec
 _BUCKETS = 4096  # of categories; 0 is for numbers
 _WIDTH = 64
 _LEAST, _FARTHEST = 1e-12, 10.0  # variance that counts; standard deviations from the mean, beyond which values are alike
+_DATE, _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}"), 86400  # how ISO 8601 begins one; seconds
 _GROUPED = re.compile(r"[-+]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")  # as tables write thousands
 
 
@@ -40,7 +42,7 @@ class Modality:
         self.spec = spec
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> str | None:
-        """A cell as the text of a number or a category's name; None for a written NaN, if a row may lack it.
+        """A cell as the text of a number, a date or a category's name; None for a written NaN, if a row may lack it.
 
         Raises:
             DataError: null, empty, infinite, not UTF-8, neither a number nor a text, or a number whose thousands are separated by commas: it
@@ -50,7 +52,7 @@ class Modality:
             value = _text.unicode(value, errors)
         if _text.absent(value):
             raise DataError("null")
-        if not isinstance(value, str | int | float | bool | Decimal):
+        if not isinstance(value, str | int | float | bool | Decimal | datetime.date):
             raise DataError(f"neither a number nor a text but {type(value).__name__}")
         if (number := _number(str(value))) is not None and not math.isfinite(number):
             if math.isnan(number) and self.spec.optional:
@@ -62,7 +64,7 @@ class Modality:
         return text.capitalize() if text.lower() in ("true", "false") else text  # a table writes true, and JSON's true is True
 
     def prepare(self, values: list[str | None]) -> dict[str, list[Any]]:
-        """The cell, its number (0 if it has none) and its category (0 if it is a number; a missing one is as one without a name)."""
+        """The cell, its number (of a date, days; 0 if it has none) and its category (0 if it is a number; a missing one is as one without a name)."""
         numbers = [_number(value) if value is not None else None for value in values]
         categories = [0 if n is not None else 1 + zlib.crc32((v or "").encode()) % (_BUCKETS - 1) for v, n in zip(values, numbers, strict=True)]
         return {"cell": values, "number": [n or 0.0 for n in numbers], "category": categories}
@@ -154,7 +156,11 @@ class Encoder(nn.Module):
 
 
 def _number(text: str) -> float | None:
+    """The number that a cell is: of a date, days since 1970."""
     try:
+        if _DATE.match(text):
+            found = datetime.datetime.fromisoformat(text)
+            return found.replace(tzinfo=found.tzinfo or datetime.UTC).timestamp() / _DAY
         return _text.number(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

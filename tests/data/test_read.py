@@ -47,6 +47,21 @@ def test_parquet_in_chunks(tmp_path):
     assert set(rows[0]) == {"text", "_row"}
 
 
+def test_folders_may_have_the_values_of_columns(tmp_path):
+    """As Spark writes them."""
+    for folder, text in (("label=good%20day/n=1", "a"), ("label=bad/n=__HIVE_DEFAULT_PARTITION__", "b")):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"text": [text, text]}), tmp_path / folder / "0.parquet")
+        (tmp_path / folder / "1.csv").write_text(f"text,n\n{text},7\n")
+    found = []
+    for file in files(str(tmp_path)):
+        reader = read.Reader(file)
+        reader.require(["text", "label", "n"])
+        found += [tuple(row[name] for name in ("text", "label", "n")) for row in all_rows(file, ["text", "label", "n"])]
+        assert {row["label"] for row in all_rows(file, ["label"])} <= {"good day", "bad"}
+    assert found == [("b", "bad", None)] * 2 + [(b"b", "bad", b"7")] + [("a", "good day", "1")] * 2 + [(b"a", "good day", b"7")]
+
+
 def test_folders_are_read_whole_and_sorted(tmp_path):
     for name in ("b.csv", "a.jsonl", "notes.md"):
         (tmp_path / name).write_text("x", "utf-8")
@@ -171,9 +186,9 @@ def test_splits_side_by_side_are_not_taken_for_labels_or_mixed(tmp_path):
     assert len(files(str(tmp_path / "saved" / "train"))) == 1
 
 
-@pytest.mark.parametrize(("name", "message"), [("nothing.csv", "no such file"), ("a.xlsx", "endings known"), ("a.pkl", "endings known")])
+@pytest.mark.parametrize(("name", "message"), [("nothing.csv", "no such file"), ("a.docx", "endings known"), ("a.pkl", "endings known")])
 def test_nothing_to_read(tmp_path, name, message):
-    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    (tmp_path / "a.docx").write_bytes(b"PK")
     (tmp_path / "a.pkl").write_bytes(b"\x80\x04.")
     with pytest.raises(DataError, match=message):
         files(str(tmp_path / name))

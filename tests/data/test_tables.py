@@ -64,6 +64,8 @@ def test_cells_that_another_mark_separates(tmp_path):
         read.Reader(File(str(file))).require(["text"])
     file.write_text("text;price\n\"a; b\";3,5\n\"c, d\";4\n", "utf-8")
     assert all_rows(file, ["text", "price"]) == [{"text": b"a; b", "price": b"3,5", "_row": 0}, {"text": b"c, d", "price": b"4", "_row": 1}]
+    file.write_text("Abyssinian_1 1 2\nbeagle_7 5 1\n", "utf-8")  # as Oxford's pets
+    assert [row["id"] for row in read_by(file, ["image", "id", "species"], ["id", "image"])] == [b"1", b"5"]
     file.write_text("a, b; c, d\n", "utf-8")
     read.Reader(File(str(file)), ["one", "other"]).require(["one"])
     read.Reader(File(str(file)), ["one", "two", "three"]).require(["one"])

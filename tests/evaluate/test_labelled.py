@@ -58,7 +58,7 @@ def test_a_column_that_rows_may_lack_counts_wherever_it_begins(tiny_base, tmp_pa
     model = Predictor(save(tmp_path / "model", load.pretrained(ModelSpec(), inputs, task), task, inputs), 1)
     seen = []
     decode = model.decode
-    model.decode = lambda row, folder: seen.append(decode(row, folder)) or seen[-1]
+    model.decode = lambda *given: seen.append(decode(*given)) or seen[-1]
     plain = {"text": "good", "label": "yes"}
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in [*[plain] * 130, plain | {"cell": 3}]), "utf-8")

@@ -1,5 +1,6 @@
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from types import SimpleNamespace
 
 import numpy as np
@@ -41,7 +42,7 @@ def test_usable_cells(modality, value, text):
 
 
 def test_numbers_are_texts_in_files_and_not_in_requests(modality):
-    assert [modality.decode(value, folder=".") for value in (1984, 2.5, True)] == ["1984", "2.5", "True"]
+    assert [modality.decode(value, folder=".") for value in (1984, 2.5, True, date(1984, 1, 2))] == ["1984", "2.5", "True", "1984-01-02"]
     with pytest.raises(DataError, match="null"):
         modality.decode(float("nan"), folder=".")
 

@@ -1,6 +1,7 @@
 """Words and cells of a table."""
 
 import json
+from datetime import date, datetime
 from decimal import Decimal
 
 import pytest
@@ -105,6 +106,15 @@ def test_cells_are_numbers_or_categories():
     number, red, blue, again, missing, month = batch["category"].tolist()
     assert number == 0 not in (red, blue, missing, month)
     assert red == again != blue
+
+
+def test_dates_are_numbers_of_days():
+    cell = tabular.Modality(InputSpec(column="day", modality="tabular"), "")
+    days = [datetime(2020, 1, 2, 12), date(2020, 1, 1), b"2020-01-01", "2020-01-01T01:00:00+01:00", "1969-12-31", "2020-13-01", "2020-01-01 or so"]
+    batch = cell.collate(cell.prepare([cell.decode(day) for day in days]))
+    assert batch["number"].tolist() == [18263.5, 18262, 18262, 18262, -1, 0, 0]
+    assert [bool(category) for category in batch["category"]] == [False] * 5 + [True] * 2
+    assert cell.decode(days[0]) == "2020-01-02 12:00:00"
 
 
 def test_cells_that_are_no_numbers_do_not_count_as_0():
