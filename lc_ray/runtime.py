@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private import services
+from ray._private import services, worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lc_ray import storage
@@ -71,6 +71,7 @@ def session(cpus: int | None = None) -> Iterator[None]:
             if ours and not _sessions:
                 _started = False
                 ray.shutdown()
+                worker._worker_logs_enabled = True
 
 
 def _connect(cpus: int | None) -> None:
@@ -91,6 +92,7 @@ def _connect(cpus: int | None) -> None:
         with _handlers_of_a_jvm():
             start(cpus or (os.cpu_count() or 1) + _DATA_CPUS)
         _started = True
+    worker._worker_logs_enabled = False  # else it writes of a worker that died to standard output, between what is for programs; we tell of it
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it tells of each handle and of what ends
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # members that fail are told of as events

