@@ -18,6 +18,7 @@ from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import _hub, _text
 from lc_ray.spec import InputSpec
 
+_NEAR = 1e-3  # of the standard deviation of hidden states
 _NOWHERE = "\uffff"  # in no vocabulary: no character
 
 
@@ -201,12 +202,21 @@ class Encoder(nn.Module):
             ModelError: the source has no such model, only weights in pickle, or fewer positions than a batch may have; or it is no text model.
         """
         with _hub.loading("model", source):
-            model = _hub.model(AutoModel, AutoConfig.from_pretrained(source), source, spec.weights)
+            config = AutoConfig.from_pretrained(source)
+            if getattr(config, "attention_type", None) == "block_sparse":
+                config.attention_type = "original_full"  # as BigBird would read all texts from the first short one on
+            model = _hub.model(AutoModel, config, source, spec.weights, config=config)
         if not hasattr(model.config, "hidden_size"):
             raise ModelError(f"this model does not encode texts alone: {model.config.model_type}", source, "use a text model such as BERT")
         need_positions(model, padded(spec.max_length), source)
         know_tokens(model, source)
-        return cls(model)
+        encoder = cls(model).eval()
+        if not encoder._ignores_padding(spec.max_length):
+            cast(Any, encoder.model.config).padded_to = padded(spec.max_length)
+            if not encoder._ignores_padding(spec.max_length):
+                fix = "set data.inputs.max_length to the length that it was made for, or use another model"
+                raise ModelError(f"this model does not read texts that are padded to {padded(spec.max_length)} tokens", source, fix)
+        return encoder.train()
 
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
@@ -225,6 +235,27 @@ class Encoder(nn.Module):
         return int(getattr(config, "word_embed_proj_dim", config.hidden_size))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns hidden (batch, positions, width) and mask (batch, positions)."""
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **self.options).last_hidden_state
-        return hidden, attention_mask
+        """Returns hidden (batch, positions, width) and mask (batch, positions).
+
+        Where padding changes what a model makes of a text, as it mixes or convolves all positions, all batches are padded alike.
+        """
+        ids, mask, length = input_ids, attention_mask, input_ids.shape[1]
+        config = cast(Any, self.model.config)
+        if to := getattr(config, "padded_to", 0):
+            more = torch.zeros(ids.shape[0], to, dtype=ids.dtype, device=ids.device)
+            mask = torch.cat([mask, more.to(mask.dtype)], 1)[:, :to]
+            ids = torch.cat([ids, more], 1)[:, :to].masked_fill(mask == 0, getattr(config, "pad_token_id", None) or 0)
+        hidden = self.model(input_ids=ids, attention_mask=mask, **self.options).last_hidden_state
+        return hidden[:, :length], attention_mask
+
+    def _ignores_padding(self, most: int) -> bool:
+        """Whether a text of few tokens is the same in batches of 8 and of 16, if there are such."""
+        found = []
+        try:
+            for length in {8, min(16, padded(most))}:
+                mask = (torch.arange(length) < 5)[None].long()
+                with torch.no_grad():
+                    found.append(self((torch.arange(length)[None] + 2) * mask, mask)[0][:, :5])
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return False
+        return bool((found[0] - found[-1]).abs().max() <= _NEAR * found[0].std())

@@ -43,6 +43,7 @@ _FILE = "model_{}.xml"  # by stage
 _HELD = 2 << 30  # bytes: all that a Whisper hears in a recording is far larger than the recording
 _TRACED = 2  # rows: one alone could be taken for a fixed size
 _ATTENTION = ".*/aten::(matmul|bmm)/.*"  # products with keys and values that are kept: to make those int8 for each token takes longer than it saves
+_HIDDEN = np.float32(-1e9)  # what is added to the scores of what is not seen
 _REDUCTIONS = {"ReduceSum": opset13.reduce_sum, "ReduceMean": opset13.reduce_mean, "ReduceMax": opset13.reduce_max, "ReduceMin": opset13.reduce_min}
 _PAST = "past."  # inputs, by number: keys and values (rows, heads, tokens, width) that are kept from one token to the next
 
@@ -228,8 +229,12 @@ def _outside(model: Any, half: bool) -> Any:
     return model
 
 
-def _unfused(model: Any) -> None:
-    """Have nothing fused into reductions, where OpenVINO 2026.4 computes scales for each channel and divisions by a number wrongly."""
+def _mended(model: Any) -> None:
+    """Have OpenVINO 2026.4 compute what the model says.
+
+    Nothing is fused into reductions, where it computes scales for each channel and divisions by a number wrongly; and positions that see nothing, as
+    those of padding may in a window, are numbers: what they attend to counts as 0 behind, which NaN would not.
+    """
     for old in model.get_ordered_ops():
         if (reduce := _REDUCTIONS.get(old.get_type_name())) and not old.get_attributes()["keep_dims"]:
             data, axes = (given.get_source_output() for given in old.inputs())
@@ -238,6 +243,11 @@ def _unfused(model: Any) -> None:
             data, divisor = (given.get_source_output() for given in old.inputs())
             if divisor.get_node().get_type_name() == "Constant":
                 _replace(old, opset13.multiply(data, opset13.constant(1 / divisor.get_node().data)))
+        elif old.get_type_name() == "ScaledDotProductAttention" and old.get_input_size() > 3:
+            if old.get_input_element_type(3) != openvino.Type.boolean:
+                continue
+            added = opset13.select(old.input_value(3), opset13.constant(np.float32(0)), opset13.constant(_HIDDEN))
+            old.input(3).replace_source_output(added.output(0))
 
 
 def _replace(old: Any, new: Any) -> None:
@@ -311,7 +321,7 @@ def _convert(model: FusionModel, example: dict[str, NDArray[Any]]) -> Any:
         given.get_tensor().set_names({name})
     if past := {name: [-1, example[name].shape[1], -1, example[name].shape[3]] for name in _past(example)}:
         converted.reshape(past)
-    _unfused(converted)
+    _mended(converted)
     return converted
 
 

@@ -157,7 +157,9 @@ class Model(nn.Module):
         super().__init__()
         self.model, self.column = model, column
         known = cast(Any, model)
-        known.get_output_embeddings().register_forward_pre_hook(_only_asked)
+        head = known.get_output_embeddings()
+        if _only_asked not in head._forward_pre_hooks.values():
+            head.register_forward_pre_hook(_only_asked)
         self.keep = [known.get_input_embeddings(), *(part for part in model.children() if part is not known.base_model)]
 
     @classmethod

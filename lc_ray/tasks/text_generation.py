@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any, Self, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM
 
-from lc_ray.errors import DataError, ModelError
+from lc_ray.errors import DataError
 from lc_ray.modalities import chat
-from lc_ray.spec import InputSpec, ModelSpec, Section
+from lc_ray.spec import Section
 from lc_ray.tasks import _language, _task
+from lc_ray.tasks._causal import Model as Model
 from lc_ray.tasks._decoder import Decoder, Whole
 from lc_ray.tasks._language import IGNORED
-from lc_ray.tasks._past import Past, begun, beside
 from lc_ray.tasks._sampling import Sampler, Sampling
 from lc_ray.tasks._task import Batch, Run
 
@@ -224,145 +220,3 @@ def pack(lengths: list[int], room: int) -> list[list[int]]:
         sequences[place].append(i)
         left[place] -= lengths[i]
     return sequences
-
-
-class Model(_language.Model):
-    """A causal language model. See `_language.Model`."""
-
-    AUTO = AutoModelForCausalLM
-
-    def __init__(self, model: nn.Module, column: str) -> None:
-        super().__init__(model, column)
-        config = cast(Any, model).config
-        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-        self.windows = {kind: window if kind == "sliding_attention" else None for kind in kinds}
-        self.adds = config._attn_implementation != "sdpa"  # its mask to the scores, or takes what is seen as it is
-        # Whether attention is its own, and takes keys and values as one tensor each: so does that which keeps them compressed (DeepSeek).
-        self.joins = self.adds or not getattr(model, "_supports_attention_backend", False) or hasattr(config, "kv_lora_rank")
-        _count_in_masks(sys.modules[type(cast(Any, model).base_model).__module__])
-
-    @classmethod
-    def pretrained(cls, spec: ModelSpec, inputs: list[InputSpec], sources: dict[str, str], task: Any) -> Self:
-        """See `_language.Model`."""
-        found, source = super().pretrained(spec, inputs, sources, task), sources[inputs[0].column]
-        config = cast(Any, found.model).config
-        # GPT-Neo counts these by itself, wrongly of sequences of several lengths.
-        if "local" in getattr(config, "attention_layers", []) and config.window_size < task.positions:
-            fix = "lower data.inputs.max_length"
-            raise ModelError(f"the model looks back {config.window_size} tokens; this job may give it {task.positions}", source, fix)
-        if not found.eval()._separates():
-            fix = "use one of the GPT, Llama, Qwen or Gemma families"
-            raise ModelError("this model does not keep apart the texts that it reads together", source, fix)
-        return found.train()
-
-    def _separates(self) -> bool:
-        """Whether tokens see, and count, those alone that they are told to: of texts beside each other, and beside a gap in what is kept.
-
-        Models whose memory is a state, or whose positions can't be told, do not.
-        """
-        ids = torch.arange(6)[None] + 2
-        first, second = ids[:, :4], ids[:, 4:]
-
-        def numbered(*numbers: int) -> Tensor:
-            return torch.tensor([numbers])
-
-        def batch(ids: Tensor, mask: Tensor) -> Batch:
-            return {f"{self.column}.input_ids": ids, f"{self.column}.attention_mask": mask}
-
-        try:
-            with torch.no_grad():
-                expected = torch.cat([self.model(input_ids=part).logits[:, -1] for part in (first, second)])
-                together = self(batch(nn.functional.pad(ids, (0, 1)), numbered(1, 1, 1, 1, 2, 2, 0)))[0, [3, 5]]
-                _, kept = self.remember(batch(first[:, :2], numbered(1, 1)), [])
-                gap = [nn.functional.pad(tensor, (0, 0, 0, 1)) for tensor in kept]
-                later, _ = self.remember(batch(first[:, 2:], numbered(1, 1, 0, 1, 1)), gap)
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError):
-            return False
-        wrong = torch.cat([together, later[:, -1]]) - expected[[0, 1, 0]]
-        return bool(wrong.abs().max() <= 0.01 * expected.std())
-
-    def arguments(self, tensors: Batch) -> dict[str, Any]:
-        """A token sees those before it with the same number in the mask, and its position is how many they are.
-
-        The mask may begin with tokens that a cache holds.
-        """
-        numbers, new = tensors["attention_mask"], tensors["input_ids"].shape[1]
-        index = torch.arange(numbers.shape[1], device=numbers.device)
-        # (rows, new positions, positions)
-        seen = (numbers[:, -new:, None] == numbers[:, None, :]) & (index[-new:, None] >= index)
-        # Counted in floats: OpenVINO 2026.4 sums whole numbers wrongly where there are more rows than positions.
-        positions = seen.float().sum(-1).long() - 1
-        places = (numbers > 0).float().cumsum(-1)
-        masks = self._masks(seen[:, None], places[:, -new:], places)
-        return {"input_ids": tensors["input_ids"], "attention_mask": masks, "position_ids": positions, "use_cache": False}
-
-    def _masks(self, seen: Tensor, queries: Tensor, keys: Tensor) -> Any:
-        """What attention takes as its mask; by kind of layer, if there are several.
-
-        Args:
-            seen: which of all tokens each new one sees, (rows, 1, tokens, all).
-            queries: places of the new tokens, (rows, tokens), which windows count from.
-            keys: places of all tokens, (rows, all).
-        """
-        masks = {}
-        for kind, window in self.windows.items():
-            near = seen if window is None else seen & (queries[:, None, :, None] - keys[:, None, None] < window)
-            dtype = cast(Any, self.model).dtype
-            masks[kind] = torch.zeros((), dtype=dtype, device=near.device).masked_fill(~near, torch.finfo(dtype).min) if self.adds else near
-        return masks if len(masks) > 1 else next(iter(masks.values()))
-
-    def stages(self, batch: Batch) -> list[Batch]:
-        """The one that there is: a batch, after no tokens."""
-        ids = batch[f"{self.column}.input_ids"][:, :1]
-        with torch.no_grad():
-            _, new = self.remember({f"{self.column}.input_ids": ids, f"{self.column}.attention_mask": torch.ones_like(ids)}, [])
-        return [batch | begun([], new)]
-
-    def remember(self, batch: Batch, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """As `forward`, after tokens that were given before: for engines that have no cache of transformers.
-
-        Args:
-            batch: as for `forward`; the mask has the tokens before too.
-            past: keys and values of each layer, (rows, heads, tokens before, width).
-
-        Returns:
-            The logits, and the new tokens' keys and values as in `past`.
-        """
-        cache = Past(past, self.joins)
-        own = _task.named(batch, self.column)
-        with nullcontext() if self.joins else beside(self.model), _language.only(own.get("asked")):
-            logits = self.model(**self.arguments(own) | {"past_key_values": cache, "use_cache": True}).logits
-        return logits, cache.new
-
-    def extend(self, ids: Tensor, positions: Tensor, asked: Tensor, cache: Any, seen: Tensor | None = None) -> Tensor:
-        """Logits (rows, asked, vocabulary) after further tokens, whose keys and values the cache takes.
-
-        Args:
-            ids: (rows, tokens).
-            positions: of those tokens, (rows, tokens).
-            asked: of each row's tokens those that logits are given after, (rows, asked).
-            cache: of transformers; holds the tokens before.
-            seen: which of all cached tokens each one sees, (rows, 1, tokens, cached); all that are not after it if not given.
-        """
-        every = torch.arange(cache.get_mask_sizes(ids.shape[1], 0)[0], device=ids.device)[None]
-        if seen is None and (self.adds or any(self.windows.values())):
-            seen = (every <= positions[..., None])[:, None]
-        masks = None if seen is None else self._masks(seen, positions, every)
-        with _language.only(asked):
-            found = self.model(input_ids=ids, position_ids=positions, attention_mask=masks, past_key_values=cache, use_cache=True)
-        return cast(Tensor, found.logits)
-
-
-def _count_in_masks(module: Any) -> None:
-    """Have a module of transformers count ALiBi's distances in masks that have what each token sees, too: not in tokens that none does."""
-    if not (build := getattr(module, "build_alibi_tensor", None)) or hasattr(build, "__wrapped__"):
-        return
-
-    @functools.wraps(build)
-    def counted(mask: Tensor, *others: Any, **named: Any) -> Tensor:
-        if mask.dim() == 4:
-            mask = (mask if mask.dtype == torch.bool else mask == 0).any(2)[:, 0].long()
-        return cast(Tensor, build(mask, *others, **named))
-
-    module.build_alibi_tensor = counted

@@ -239,6 +239,47 @@ def test_encoders_of_other_shapes(modality, kind, tmp_path):
     assert not any("decoder" in name for name, _ in encoder.named_parameters())
 
 
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 200, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("fnet", {}),  # mixes all positions
+        ("convbert", {"embedding_size": 16}),  # convolves neighbours
+        ("canine", {"num_hash_buckets": 100, "local_transformer_stride": 8}),
+        ("big_bird", {"block_size": 2, "num_random_blocks": 1, "max_position_embeddings": 64}),
+    ],
+)
+def test_neighbours_change_nothing_in_any_family(modality, kind, sizes, tmp_path):
+    torch.manual_seed(0)
+    made = AutoModel.from_config(AutoConfig.for_model(kind, **(SHAPE | sizes)))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    made.save_pretrained(tmp_path)
+    modality.tokenizer.save_pretrained(tmp_path)
+    spec = modality.spec.model_copy(update={"max_length": 32})
+    encoder = Encoder.pretrained(spec, str(tmp_path)).eval()
+    again = Encoder.rebuild(encoder.config).eval()
+    again.load_state_dict(encoder.state_dict())
+    short, long = (modality.collate({"input_ids": ids}) for ids in ([[5, 6, 7]], [[5, 6, 7], list(range(5, 31))]))
+    with torch.no_grad():
+        (alone, _), (together, mask), (rebuilt, _) = encoder(**short), encoder(**long), again(**short)
+    assert together.shape[:2] == mask.shape == (2, 32)
+    torch.testing.assert_close(together[:1, :3], alone[:, :3], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(rebuilt, alone)
+    assert type(encoder.model) is type(made)
+
+
+def test_a_model_that_no_padding_suits_is_told(modality, tmp_path):
+    shape = SHAPE | {"segment_means_seq_len": 64, "num_landmarks": 8}
+    AutoModel.from_config(AutoConfig.for_model("nystromformer", **shape)).save_pretrained(tmp_path)
+    modality.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="does not read texts that are padded to 24 tokens"):
+        Encoder.pretrained(modality.spec.model_copy(update={"max_length": 24}), str(tmp_path))
+
+
 def test_a_model_that_reads_pictures_too_is_no_text_model(modality, tmp_path):
     side = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     AutoModel.from_config(CLIPConfig(vision_config=side, text_config=side)).save_pretrained(tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 import openvino
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, ModernBertConfig, ModernBertModel
 
 from lc_ray import artifact
 from lc_ray.artifact import Manifest
@@ -224,6 +224,16 @@ def test_a_decoder_that_classifies(tmp_path, rows):
     torch.manual_seed(0)
     small = GPT2Config(n_embd=64, n_layer=2, n_head=4, initializer_range=0.15, vocab_size=30_522, bos_token_id=1, eos_token_id=1)
     dense = write(tmp_path / "dense", FusionModel({"text": Encoder(GPT2Model(small))}, FusionSpec(), TASK, 0.1))
+    small = Predictor(quantize(dense, QuantizeSpec(calibration=16), rows, tmp_path / "int8", "int8"), 2)
+    answers, reference = (np.stack(p.outputs(rows)) for p in (small, Predictor(dense, 2)))
+    assert difference(answers, reference) < 0.15
+
+
+def test_ranges_are_not_those_of_padding_that_sees_nothing_in_its_window(tmp_path, rows):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 30_522, "pad_token_id": 0}
+    small = ModernBertConfig(**shape, global_attn_every_n_layers=2, local_attention=8, initializer_range=0.15)
+    dense = write(tmp_path / "dense", FusionModel({"text": Encoder(ModernBertModel(small))}, FusionSpec(), TASK, 0.1))
     small = Predictor(quantize(dense, QuantizeSpec(calibration=16), rows, tmp_path / "int8", "int8"), 2)
     answers, reference = (np.stack(p.outputs(rows)) for p in (small, Predictor(dense, 2)))
     assert difference(answers, reference) < 0.15
