@@ -47,7 +47,7 @@ _FAIR = 1024  # rows that stand for all
 _TOLD = 0.01  # fraction of the rows: fewer texts that are cut matter to nobody
 _HINTS = {  # by what is wrong with rows
     "not valid UTF-8": "`data.encoding_errors: windows-1252` reads Latin-1, too",
-    "no such file": "files are looked for from the data file's folder; `path` of the input says what a name becomes, such as images/{}.jpg",
+    "no such file": "files are looked for from the data file's folder; `path` of the input says what a name becomes, such as ../images/{}.jpg",
 }
 _TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
 

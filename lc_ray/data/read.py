@@ -26,6 +26,7 @@ _BAR = "|"
 _FIRST = 128  # rows among which columns are looked for, at least
 _UNEVEN = ("json", "jsonl", "tar", "conll", "txt", "sheet")  # kinds of which each row has columns of its own
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
+_NESTED = "; labels are names of subfolders, or stand beside the files' names in a table"
 _BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error, *packed.BROKEN)  # what a file that is cut off or damaged raises
 
 
@@ -109,7 +110,7 @@ class Reader:
             if there.count(name) > 1:
                 raise DataError(f"{there.count(name)} columns are named '{name}'", str(self.file), "rename all but one of them")
             if name not in there:
-                usual = _CORRECT + _NAME if self._table else _CORRECT
+                usual = _CORRECT + (_NAME if self._table else _NESTED if self.kind == "folder" else "")
                 raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), fix or usual)
 
     def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import functools
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ from lc_ray.modalities import _text
 
 _MARKS, _RARE = ",;\t|", "\t|"  # the latter are in no text
 BLOCK = 2**24  # bytes that are read at a time; a row must fit
-_TAIL = 64  # bytes
+_TAIL, _FIRST = 64, 20  # bytes; rows by which marks are told
 _BYTES = "latin-1"  # in which each byte is a character
 
 
@@ -54,16 +56,31 @@ class Table:
 
     @functools.cached_property
     def mark(self) -> str:
-        """What separates cells: what its kind says, or another one if the first line has one cell by that, or not as many as there are names."""
+        """What separates cells: what its kind says, or another one if the first line has one cell by that.
+
+        Where names are given, one by which the first rows have as many cells: commas of a text may by chance be as many in the very first.
+        """
         own = "," if self.file.kind == "csv" else "\t"
-        cells = len(self.first(own))
-        if cells == len(self.names) if self.names else cells > 1:
-            return own
-        found = {own: cells} | {mark: len(self.first(mark)) for mark in (_MARKS if cells == 1 else _RARE) if mark != own}
         if self.names:
-            found |= {" ": len(self.first(" "))}  # of lists such as the Oxford pets'
-            return next((mark for mark in found if found[mark] == len(self.names) > 1), own)
-        return max(found, key=lambda mark: found[mark])
+            marks: tuple[str, ...] = (own, *_RARE, *_MARKS, " ")  # the last of lists such as the Oxford pets'
+            found = {mark: self._lengths(mark) for mark in marks}
+            wanted = len(self.names)
+            all_fit = [mark for mark, lengths in found.items() if {*lengths} == {wanted} != {1}]
+            first_fits = [mark for mark, lengths in found.items() if lengths[:1] == [wanted] != [1]]
+            return next(iter((*all_fit, *first_fits, own)))
+        if (cells := len(self.first(own))) > 1:
+            return own
+        counts = {own: cells} | {mark: len(self.first(mark)) for mark in _MARKS if mark != own}
+        return max(counts, key=lambda mark: counts[mark])
+
+    def _lengths(self, mark: str) -> list[int]:
+        """How many cells the first rows have."""
+        found: list[int] = []
+        with self.file.open() as content, contextlib.suppress(csv.Error):  # a cell may be larger than what is read here
+            lines = io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline="")
+            for row in itertools.islice((row for row in csv.reader(lines, delimiter=mark) if row), _FIRST):
+                found.append(len(row))
+        return found
 
     def columns(self) -> list[str]:
         """Names of the columns, without blanks around them.

@@ -59,6 +59,11 @@ def test_cells_that_another_mark_separates(tmp_path):
     reader = read.Reader(File(str(file)), ["id", "text", "plain"])
     reader.require(["text"])
     texts = [row["text"] for chunk in reader.rows(["text"]) for row in chunk]
+    file.write_text("LJ1|One, two|one, two\nLJ2|three|three\n", "utf-8")
+    assert [row["id"] for row in read_by(file, ["id", "text", "plain"], ["id"])] == [b"LJ1", b"LJ2"]
+    file.write_text("1,Adventure|Drama\n2,War\n", "utf-8")
+    assert [row["genres"] for row in read_by(file, ["id", "genres"], ["genres"])] == [b"Adventure|Drama", b"War"]
+    file.write_text('LJ001|Printing, in the only sense|printing\nLJ002|"No," he said|no he said\nLJ003|in "being|in being\n', "utf-8")
     assert texts == [b"Printing, in the only sense", b'"No," he said', b'in "being']
     with pytest.raises(DataError, match=r"no column 'text'; there are: LJ001.Printing, .*\n.*`data.columns`"):
         read.Reader(File(str(file))).require(["text"])
