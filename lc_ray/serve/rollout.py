@@ -69,7 +69,7 @@ class State(Section):
     address: str
     url: str
     models: Served
-    answers: bool = False
+    answers: bool = True
     keys: dict[str, str] = Field(default_factory=dict)
     before: Earlier = Field(default_factory=dict)
 
@@ -208,9 +208,9 @@ def begin(port: int, address: str, url: str, models: Served) -> Path:
         if state.address == address or not runs(state.address):
             _forget(left)
     folder = root() / f"{port}-{uuid.uuid4().hex[:8]}"
-    write(folder, State(address=address, url=url, models={}))  # by which what is kept is found if this is interrupted
+    write(folder, State(address=address, url=url, models={}, answers=False))  # by which what is kept is found if this is interrupted
     kept = {name: tuple(keep(folder, v.path, v.weight)[1] for v in versions) for name, versions in models.items()}
-    write(folder, State(address=address, url=url, models=kept))
+    write(folder, State(address=address, url=url, models=kept, answers=False))
     return folder
 
 
