@@ -1,7 +1,7 @@
 """Which versions of which models an endpoint serves, and each one's share of the requests.
 
     STATE/endpoints/MACHINE/PORT-NUMBER/state.json     what is served, and what was before
-    STATE/endpoints/MACHINE/PORT-NUMBER/haproxy...     what Serve's HAProxy is run with, see front.py
+    STATE/endpoints/MACHINE/PORT-NUMBER/haproxy        what runs Serve's HAProxy, see front.py
     STATE/endpoints/MACHINE/PORT-NUMBER/models/DIGEST/ copies of the artifacts: whatever becomes of theirs changes nothing of what is served
 
 STATE is `~/.local/state/lc_ray`, below XDG_STATE_HOME if that is set; machines may share it. Replicas read the file when
@@ -226,7 +226,7 @@ def end(address: str) -> None:
 
 
 def _forget(folder: Path) -> None:
-    for left in (folder, front.sockets(folder)):
+    for left in (folder, front.files(folder)):
         shutil.rmtree(left, ignore_errors=True)
 
 
