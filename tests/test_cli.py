@@ -211,7 +211,7 @@ def kept(tmp_path, monkeypatch):
     def kept(port, text=None, address="127.0.0.1:9"):
         folder = rollout.root() / f"{port}-x"
         folder.mkdir(parents=True)
-        state = {"address": address, "url": "http://there", "models": {"tiny": [{"path": "/tiny", "digest": "d1"}]}, "answers": True}
+        state = {"address": address, "url": "http://there", "models": {"tiny": [{"path": "/tiny", "digest": "d1"}]}}
         (folder / "state.json").write_text(json.dumps(state) if text is None else text)
 
     return kept

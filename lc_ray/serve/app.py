@@ -255,7 +255,7 @@ def _started(paths: Sequence[str | Path], models: Served, spec: ServeSpec, keys:
             logging_config=LoggingConfig(**_QUIET),
             controller_options={"runtime_env": {"env_vars": environment(spec) | _side_ports() | fronted}},
         )
-        source = str(folder) if folder else State(address=address(), url=url, models=models, answers=True)
+        source = str(folder) if folder else State(address=address(), url=url, models=models)
         serve.run(application(source, spec, keys, environment(spec)), name=NAME, route_prefix="/")
         if folder:
             rollout.note(folder, answers=True)

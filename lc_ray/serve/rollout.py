@@ -1,7 +1,7 @@
 """Which versions of which models an endpoint serves, and each one's share of the requests.
 
     STATE/endpoints/MACHINE/PORT-NUMBER/state.json     what is served, and what was before
-    STATE/endpoints/MACHINE/PORT-NUMBER/haproxy...     what Serve's HAProxy is run with, see front.py
+    STATE/endpoints/MACHINE/PORT-NUMBER/haproxy        what runs Serve's HAProxy, see front.py
     STATE/endpoints/MACHINE/PORT-NUMBER/models/DIGEST/ copies of the artifacts: whatever becomes of theirs changes nothing of what is served
 
 STATE is `~/.local/state/lc_ray`, below XDG_STATE_HOME if that is set; machines may share it. Replicas read the file when
@@ -69,7 +69,7 @@ class State(Section):
     address: str
     url: str
     models: Served
-    answers: bool = False
+    answers: bool = True
     keys: dict[str, str] = Field(default_factory=dict)
     before: Earlier = Field(default_factory=dict)
 
@@ -208,9 +208,9 @@ def begin(port: int, address: str, url: str, models: Served) -> Path:
         if state.address == address or not runs(state.address):
             _forget(left)
     folder = root() / f"{port}-{uuid.uuid4().hex[:8]}"
-    write(folder, State(address=address, url=url, models={}))  # by which what is kept is found if this is interrupted
+    write(folder, State(address=address, url=url, models={}, answers=False))  # by which what is kept is found if this is interrupted
     kept = {name: tuple(keep(folder, v.path, v.weight)[1] for v in versions) for name, versions in models.items()}
-    write(folder, State(address=address, url=url, models=kept))
+    write(folder, State(address=address, url=url, models=kept, answers=False))
     return folder
 
 
@@ -226,7 +226,7 @@ def end(address: str) -> None:
 
 
 def _forget(folder: Path) -> None:
-    for left in (folder, front.sockets(folder)):
+    for left in (folder, front.files(folder)):
         shutil.rmtree(left, ignore_errors=True)
 
 

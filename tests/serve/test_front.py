@@ -48,8 +48,8 @@ asyncio.run(main())
 @pytest.fixture
 def haproxy(tmp_path):
     """haproxy(*ports of replicas, of Serve's own proxy): the URL of a HAProxy with an application of these; with none if there are none."""
-    folder = tmp_path / f"8000-{os.urandom(4).hex()}"
-    folder.mkdir()
+    folder = tmp_path / "a home" / f"8000-{os.urandom(4).hex()}"
+    folder.mkdir(parents=True)
     variables = front.variables(folder)
 
     @contextmanager
@@ -65,7 +65,7 @@ def haproxy(tmp_path):
             process.communicate(timeout=60)
 
     yield started
-    shutil.rmtree(front.sockets(folder))
+    shutil.rmtree(front.files(folder))
 
 
 def unavailable(response):
@@ -129,14 +129,14 @@ def test_no_syslog_is_told_of_requests_unasked(haproxy, tmp_path, monkeypatch):
         if target:
             monkeypatch.setenv("RAY_SERVE_HAPROXY_LOG_TARGET", target)
         with haproxy():
-            (file,) = tmp_path.rglob("haproxy.cfg")
+            file = front.files(next((tmp_path / "a home").iterdir())) / "haproxy.cfg"
             targets = [line.split()[1] for line in file.read_text().splitlines() if line.lstrip().startswith("log ")]
             assert set(targets) == {"global"} | ({target} if target else set())
 
 
 def test_its_files_are_of_its_user_alone(haproxy, tmp_path):
     with haproxy():
-        sockets = front.sockets(next(tmp_path.iterdir()))
-        assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
-        assert any(file.is_socket() for file in sockets.rglob("*"))
-        assert len(str(next(sockets.rglob("*.sock")))) + len("/" + "0" * 56 + ".4194304.tmp") < 108, "of a node, as HAProxy makes it"
+        files = front.files(next((tmp_path / "a home").iterdir()))
+        assert stat.S_IMODE(files.stat().st_mode) == 0o700
+        assert {"admin.sock", "haproxy.cfg"} <= {file.name for file in files.iterdir()}
+        assert len(str(files / "admin.sock")) + len("/" + "0" * 56 + ".4194304.tmp") < 108, "of a node, as HAProxy makes it"

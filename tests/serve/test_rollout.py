@@ -1,5 +1,6 @@
 """What an endpoint serves, on disk."""
 
+import asyncio
 import errno
 import os
 import shutil
@@ -9,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from serving import ask
 
 from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ServeError
-from lc_ray.serve import rollout
+from lc_ray.serve import app, auth, rollout, run
 from lc_ray.serve.rollout import State, Version
+from lc_ray.spec import ServeSpec
 
 
 def state(**models):
@@ -221,3 +224,24 @@ def test_an_endpoint_that_was_killed_is_not_shown(home, tiny_artifact):
         begun(8123, f"127.0.0.1:{gone.getsockname()[1]}", "http://a:8123", rollout.served([tiny_artifact]))
         assert len(rollout.running()) == 1
     assert rollout.running() == []
+
+
+def test_replicas_take_other_keys_that_are_told_and_stay_closed_all_the_while(home, addresses, tiny_artifact, tmp_path, monkeypatch):
+    folder = begun(8123, addresses[0], "http://a:8123", rollout.served([tiny_artifact]))
+    monkeypatch.setattr(app, "address", lambda: addresses[0])
+    file = tmp_path / "keys"
+
+    def statuses(replica):
+        asyncio.run(replica.check_health())
+        return [ask(replica.protocols, "GET", "/v1/models", key).status_code for key in ("old", "kept", "new", "none")]
+
+    given = app.Given(str(folder), ServeSpec(), auth.digests({"a": "old", "b": "kept"}), {}, {})
+    made = app.Replica.__bases__[0]  # without what Serve puts around it
+    replica = made(given)
+    assert statuses(replica) == [200, 200, 401, 401]
+    file.write_text("b:kept\nc:new")
+    assert run._rekeyed(file) == f"keys from {file}: 2"
+    assert statuses(replica) == statuses(made(given)) == [401, 200, 200, 401]
+    file.write_text("")
+    assert "the keys stay as they are" in run._rekeyed(file)
+    assert statuses(replica) == [401, 200, 200, 401]
