@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lc_ray import runtime
+from lc_ray import family, runtime
 from lc_ray.data import cells, read
 from lc_ray.data.files import File, files
 from lc_ray.data.prepare import hints, task_kind
@@ -38,7 +38,7 @@ def check(job: JobSpec) -> dict[str, Any]:
 
     Raises:
         SpecError: a gene of the search can't have its values.
-        DataError, ModelError: the data or the base model is not there.
+        DataError, ModelError: the data or the base model is not there, or nothing of the model can be pruned.
     """
     space.require(job)
     inputs, task = job.inputs(), task_kind(job)
@@ -48,7 +48,8 @@ def check(job: JobSpec) -> dict[str, Any]:
         read.Reader(file, job.data.columns).require(cells.wanted(job))
     columns = load.modalities(inputs)
     reader = task.reader(options, columns)
-    rows, rejected = _look(job, columns, task, reader)
+    clean, rejected = _look(job, columns, task, reader)
+    rows = [_fed(row, columns, task, job.data.target) for row in clean]
     try:
         fitted = task.fit(_targets(job, task, reader), options, columns)
     except DataError:
@@ -57,6 +58,8 @@ def check(job: JobSpec) -> dict[str, Any]:
         why = f"none of the first {len(rejected)} rows can be used; {_told(rejected[0])}"
         raise DataError(why, job.data.train, "correct them, or `data.inputs` and `data.target`" + hints(why)) from None
     model = load.pretrained(job.model, inputs, fitted.bind(columns))
+    if job.prune is not None and clean:
+        _require_layers(job, model, clean, columns, fitted)
     with runtime.session():
         nodes = runtime.nodes()
         placement = plan.placement(job.train.workers, nodes)
@@ -85,8 +88,16 @@ def check(job: JobSpec) -> dict[str, Any]:
     }
 
 
+def _require_layers(job: JobSpec, model: Any, clean: list[dict[str, Any]], columns: dict[str, Any], task: Any) -> None:
+    """Raise ModelError where nothing of the model can be pruned, which training would find after its dense part only."""
+    assert job.prune is not None
+    numbers, fed = batches.learned({name: [row[name] for row in clean[:2]] for name in columns}, columns, task.divides(job.data.target, columns))
+    batch, _ = batches.feed(fed | {TARGET: [clean[number].get(TARGET) for number in numbers]}, columns, task)
+    family.load("prune", job.prune.kind).Pruner(model, {name: tensor[:2] for name, tensor in batch.items()}, keep=model.keep)
+
+
 def _look(job: JobSpec, columns: dict[str, Any], task: Any, reader: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The first rows that can be used, and among many the ones that can't."""
+    """The first rows that can be used, clean, and among many the ones that can't."""
     rows: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     for file, row in itertools.islice(_rows(job, cells.wanted(job), _LOOKED_AT), _LOOKED_AT):
@@ -94,7 +105,7 @@ def _look(job: JobSpec, columns: dict[str, Any], task: Any, reader: Any) -> tupl
         if clean["_reason"]:
             rejected.append({"row": row["_row"], "column": clean["_column"], "reason": clean["_reason"]})
         elif len(rows) < _ROWS:
-            rows.append(_fed(clean, columns, task, job.data.target))
+            rows.append(clean)
     return rows, rejected
 
 

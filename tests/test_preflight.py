@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import shutil
 from contextlib import ExitStack
 from unittest.mock import MagicMock
 
@@ -8,6 +9,7 @@ import pytest
 import ray
 from PIL import Image
 from rich.console import Console
+from transformers import BertConfig, BertModel
 
 from lc_ray import preflight, runtime, spec
 from lc_ray.errors import ClusterError, DataError, ModelError, SpecError
@@ -113,6 +115,15 @@ def test_files_and_columns_that_are_not_there(job):
         preflight.check(job(**{"data.target": "stars"}))
     with pytest.raises(DataError, match="no column 'speaker'"):
         preflight.check(job(**{"data.split": "speaker"}))
+
+
+def test_a_model_of_which_nothing_can_be_pruned_is_told_before_it_is_trained(job, tiny_base, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    BertModel(BertConfig.from_pretrained(base, num_attention_heads=1, intermediate_size=1)).save_pretrained(base)
+    with pytest.raises(ModelError, match=r"no layer of this model can be pruned\n.*leave out `prune`"):
+        preflight.check(job(**{"model.base": str(base)}))
+    assert preflight.check(job(**{"model.base": str(base), "prune": None}))["missing"] == []
 
 
 def test_a_base_that_is_not_there(job):

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 import torch_pruning
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from transformers.pytorch_utils import Conv1D
 
 from lc_ray.errors import ModelError
 
 _MULTIPLE = 16  # channels are kept in multiples of what int8 and bf16 kernels handle at once
 _HALVINGS = 16  # of an interval; then what is searched is less than one unit away
+_ROOTS = [nn.Linear, nn.Conv2d, nn.Conv1d, Conv1D]
 _LEAST = 8  # at least this fraction's inverse of every layer is kept
 
 
@@ -191,20 +193,29 @@ def _layers(model: nn.Module, run: Callable[[], Any], keep: list[nn.Module]) -> 
     training = model.training
     model.eval().requires_grad_(True)  # the graph is traced through gradients, frozen layers included
     names = {module: name for name, module in model.named_modules()}
-    ignored = [m for top in keep for m in top.modules()] + [m for m, name in names.items() if _tangled(_owner(name, names))]
+    ignored = [m for top in keep for m in top.modules()]
+    hidden = [m.register_forward_hook(_untraced) for m in names if _tangled(m)]
     try:
         graph = torch_pruning.DependencyGraph().build_dependency(
             model, None, forward_fn=lambda *_: run(), customized_pruners={Conv1D: _Transposed()}, verbose=False
         )
-        found = list(graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Linear, nn.Conv2d, nn.Conv1d, Conv1D]))
+        found = list(graph.get_all_groups(ignored_layers=ignored, root_module_types=_ROOTS))
         groups = [_first_half(graph, group) for group in found]
     except Exception as error:  # DepGraph raises nothing narrower
         raise ModelError(f"the layers of this model can't be followed: {error}", fix="leave out `prune`") from error
+    finally:
+        for handle in hidden:
+            handle.remove()
     layers = [layer for group in groups if (layer := _layer(group, names)) is not None]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained[name])
     model.train(training)
     return layers
+
+
+def _untraced(module: nn.Module, given: Any, made: Any) -> Any:
+    """What a module made, without the trace that led to it."""
+    return tree_map_only(Tensor, Tensor.detach, made)
 
 
 def _first_half(graph: Any, group: Any) -> Any:
@@ -274,14 +285,16 @@ def _owner(name: str, names: dict[nn.Module, str]) -> nn.Module | None:
     return next((m for m, n in names.items() if n == parent), None)
 
 
-def _tangled(owner: nn.Module | None) -> bool:
+def _tangled(owner: nn.Module) -> bool:
     """Whether a module is an attention whose heads can't be removed one by one.
 
     Several query heads share a key; one layer makes queries, keys and values; or rotary positions mix the halves of each head, in which
     DepGraph loses its way.
     """
+    if not any(isinstance(part, tuple(_ROOTS)) for part in owner.children()):
+        return False  # but has parts that may be
     shared, fused = getattr(owner, "num_key_value_groups", 1) > 1, hasattr(owner, "split_size")
-    return shared or fused or (owner is not None and "position_embeddings" in inspect.signature(owner.forward).parameters)
+    return shared or fused or "position_embeddings" in inspect.signature(owner.forward).parameters
 
 
 class _Transposed(torch_pruning.BasePruningFunc):  # type: ignore[misc]

@@ -134,6 +134,7 @@ FAMILIES = {
     "xglm": {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4, "vocab_size": 60},
     "wav2vec2": SMALL | SPEECH,  # with a grouped convolution
     "segformer": SIGHT,
+    "dinov3_vit": SMALL | {"image_size": 32, "patch_size": 8},  # with rotary positions of patches alone
     "regnet": {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 2], "groups_width": 8},
 }
 
@@ -144,7 +145,8 @@ def family_of(kind):
     pixels = {"image.pixels": torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)}
     sound = {"audio.input_values": torch.randn(4, 1000), "audio.lengths": torch.tensor([1000, 900, 800, 1000])}
     words = {"text.input_ids": torch.randint(5, 60, (4, 8)), "text.attention_mask": torch.ones(4, 8, dtype=torch.int64)}
-    column, given = ("image", pixels) if hasattr(config, "hidden_sizes") else ("audio", sound) if kind == "wav2vec2" else ("text", words)
+    sees = hasattr(config, "hidden_sizes") or hasattr(config, "patch_size")
+    column, given = ("image", pixels) if sees else ("audio", sound) if kind == "wav2vec2" else ("text", words)
     known = config.to_dict()
     if column != "text":
         known = {"transformers": known, "width": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
