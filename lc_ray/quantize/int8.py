@@ -229,11 +229,11 @@ def _outside(model: Any, half: bool) -> Any:
     return model
 
 
-def _mended(model: Any) -> None:
+def _mended(model: Any, windows: bool) -> None:
     """Have OpenVINO 2026.4 compute what the model says.
 
     Nothing is fused into reductions, where it computes scales for each channel and divisions by a number wrongly; and positions that see nothing, as
-    those of padding may in a window, are numbers: what they attend to counts as 0 behind, which NaN would not.
+    those of padding may in `windows`, are numbers: what they attend to counts as 0 behind, which NaN would not.
     """
     for old in model.get_ordered_ops():
         if (reduce := _REDUCTIONS.get(old.get_type_name())) and not old.get_attributes()["keep_dims"]:
@@ -243,11 +243,21 @@ def _mended(model: Any) -> None:
             data, divisor = (given.get_source_output() for given in old.inputs())
             if divisor.get_node().get_type_name() == "Constant":
                 _replace(old, opset13.multiply(data, opset13.constant(1 / divisor.get_node().data)))
-        elif old.get_type_name() == "ScaledDotProductAttention" and old.get_input_size() > 3:
-            if old.get_input_element_type(3) != openvino.Type.boolean:
-                continue
+        elif windows and _masked(old):
             added = opset13.select(old.input_value(3), opset13.constant(np.float32(0)), opset13.constant(_HIDDEN))
             old.input(3).replace_source_output(added.output(0))
+
+
+def _masked(node: Any) -> bool:
+    """Whether it is attention with a mask that tells what is seen."""
+    attention = node.get_type_name() == "ScaledDotProductAttention" and node.get_input_size() > 3
+    return attention and bool(node.get_input_element_type(3) == openvino.Type.boolean)
+
+
+def _windows(model: nn.Module) -> bool:
+    """Whether some of its tokens see only those near them."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    return any(getattr(config, name, None) for config in configs for name in ("sliding_window", "local_attention"))
 
 
 def _replace(old: Any, new: Any) -> None:
@@ -321,7 +331,7 @@ def _convert(model: FusionModel, example: dict[str, NDArray[Any]]) -> Any:
         given.get_tensor().set_names({name})
     if past := {name: [-1, example[name].shape[1], -1, example[name].shape[3]] for name in _past(example)}:
         converted.reshape(past)
-    _mended(converted)
+    _mended(converted, _windows(model))
     return converted
 
 
