@@ -255,7 +255,7 @@ class Encoder(nn.Module):
             for length in {8, min(16, padded(most))}:
                 mask = (torch.arange(length) < 5)[None].long()
                 with torch.no_grad():
-                    found.append(self((torch.arange(length)[None] + 2) * mask, mask)[0][:, :5])
+                    found.append(Encoder.forward(self, (torch.arange(length)[None] + 2) * mask, mask)[0][:, :5])
         except (RuntimeError, ValueError, TypeError, IndexError):
             return False
         return bool((found[0] - found[-1]).abs().max() <= _NEAR * found[0].std())

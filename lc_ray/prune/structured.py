@@ -193,24 +193,34 @@ def _layers(model: nn.Module, run: Callable[[], Any], keep: list[nn.Module]) -> 
     training = model.training
     model.eval().requires_grad_(True)  # the graph is traced through gradients, frozen layers included
     names = {module: name for name, module in model.named_modules()}
-    ignored = [m for top in keep for m in top.modules()]
-    hidden = [m.register_forward_hook(_untraced) for m in names if _tangled(m)]
+    tangled = {module for module in names if _tangled(module)}
+    ignored = [m for top in keep for m in top.modules()] + [m for m, name in names.items() if _owner(name, names) in tangled]
+    layers, failure = _followed(model, run, names, ignored)
+    if not layers and tangled:  # DepGraph may lose its way in them; without them it does not see what only they have seen, as a decoder the encoder
+        hidden = [module.register_forward_hook(_untraced) for module in tangled]
+        layers, failure = _followed(model, run, names, ignored)
+        for handle in hidden:
+            handle.remove()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained[name])
+    model.train(training)
+    if failure:
+        raise ModelError(f"the layers of this model can't be followed: {failure}", fix="leave out `prune`") from failure
+    return layers
+
+
+def _followed(
+    model: nn.Module, run: Callable[[], Any], names: dict[nn.Module, str], ignored: list[nn.Module]
+) -> tuple[list[Layer], Exception | None]:
+    """Layers as DepGraph finds them, or its error."""
     try:
         graph = torch_pruning.DependencyGraph().build_dependency(
             model, None, forward_fn=lambda *_: run(), customized_pruners={Conv1D: _Transposed()}, verbose=False
         )
-        found = list(graph.get_all_groups(ignored_layers=ignored, root_module_types=_ROOTS))
-        groups = [_first_half(graph, group) for group in found]
+        groups = [_first_half(graph, group) for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=_ROOTS)]
+        return [layer for group in groups if (layer := _layer(group, names)) is not None], None
     except Exception as error:  # DepGraph raises nothing narrower
-        raise ModelError(f"the layers of this model can't be followed: {error}", fix="leave out `prune`") from error
-    finally:
-        for handle in hidden:
-            handle.remove()
-    layers = [layer for group in groups if (layer := _layer(group, names)) is not None]
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained[name])
-    model.train(training)
-    return layers
+        return [], error
 
 
 def _untraced(module: nn.Module, given: Any, made: Any) -> Any:

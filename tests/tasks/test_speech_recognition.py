@@ -328,7 +328,7 @@ def test_threads_and_training_hear_a_whisper_alike(tmp_path):
 def test_what_does_not_fit(tmp_path, tiny_base):
     with pytest.raises(DataError, match=r"longer than 0\.9 s"):
         load.modalities([column(wav2vec2(tmp_path / "long"))])["clip"].decode(spoken("a" * 18, Random(0)))
-    for value, reason in ((None, "missing"), (" ", "missing"), (b"\xff\xfe", "UTF-8"), (3, "not text")):
+    for value, reason in ((None, "missing"), (" ", "missing"), (b"\xff\xfe", "UTF-8"), ([3], "not text")):
         with pytest.raises(DataError, match=reason):
             Task.clean(value)
     with pytest.raises(ModelError, match="no feature extractor"):
