@@ -72,8 +72,9 @@ def names(folder: str, read: Callable[[str], bytes | None]) -> dict[str, str]:
     for place in lists(folder):
         if (content := read(place)) is None:
             continue
+        found: Any = None
         if place.endswith(".txt"):
-            found: Any = content.decode("utf-8", "replace").splitlines()
+            found = content.decode("utf-8", "replace").splitlines()
         else:
             with contextlib.suppress(yaml.YAMLError, AttributeError):
                 found = yaml.safe_load(content).get("names")

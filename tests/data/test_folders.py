@@ -5,6 +5,7 @@ import io
 import pytest
 from PIL import Image
 
+from lc_ray.data import boxes
 from lc_ray.data import read
 from lc_ray.data.files import files
 from lc_ray.errors import DataError
@@ -100,3 +101,8 @@ def test_boxes_of_yolo(tmp_path, layout):
     boxes = [Task.clean(row["annotations"]) if "_error" not in row else row["_error"] for row in found]
     assert boxes[:2] == [[{"label": "dog", "box": [24, 10, 36, 30]}], [{"label": "cat", "box": [6, 4, 30, 24]}]]
     assert boxes[2:] == [[], [], "not YOLO's boxes beside a picture", [{"label": "2", "box": [0, 0, 40, 60]}]]
+
+
+def test_a_list_of_classes_that_is_no_yaml_is_not_one():
+    files = {"/yolo/images/data.yaml": b"names: [cat", "/yolo/classes.txt": b"cat\ndog\n"}
+    assert boxes.names("/yolo/images", files.get) == {"0": "cat", "1": "dog"}
