@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from lc_ray.data import boxes
 from lc_ray.data.files import IMAGES, SOUNDS, File, ending, other
-from lc_ray.storage import joined
+from lc_ray.storage import StoragePath, joined
 
 _FIRST = 128  # rows among which columns are looked for
 
@@ -32,11 +32,12 @@ class Folder:
         self._kind = "image" if first in IMAGES else "audio" if first in SOUNDS else "text"
         self._names = functools.cache(lambda folder: boxes.names(folder, _read))
         self._transcripts = functools.lru_cache(4)(_transcripts)
+        self._beside = {"text": self._text, "annotations": self._annotations} if self._kind != "text" else {}
         self._cells: dict[str, Callable[[str], Any]] = {
             self._kind: (lambda path: _read(self._at(path))) if self._kind == "text" else str,
             "label": lambda path: path.split("/")[1] if path.count("/") > 1 else None,
+            **self._beside,
         }
-        self._beside = {"text": self._text, "annotations": self._annotations} if self._kind != "text" else {}
 
     def columns(self) -> list[str]:
         """`image`, `audio` or `text`; `label` if they are in subfolders; `text` and `annotations` if such lie beside some of the first."""
@@ -52,15 +53,15 @@ class Folder:
         """The files that hold such columns and are none of `paths`."""
         asked = [self._at(path) for path in self.paths if self._beside.keys() & {*wanted}]
         found = [place for path in asked for last in (".txt", ".xml") for place in _places(path, last)]
-        lists = [place for folder in dict.fromkeys(path.rpartition("/")[0] for path in asked) for place in boxes.lists(folder)]
-        return [place for place in [*found, *lists] if _read(place) is not None]
+        lists = [place for folder in dict.fromkeys(path.rpartition("/")[0] for path in asked) for place in (_said(folder), *boxes.lists(folder))]
+        return [place for place in [*found, *lists] if StoragePath(place).exists()]
 
     def _at(self, path: str) -> str:
         return joined(self._root, path)
 
     def _row(self, path: str, wanted: Sequence[str]) -> dict[str, Any]:
         try:
-            return {name: (self._cells | self._beside)[name](path) for name in wanted}
+            return {name: self._cells[name](path) for name in wanted}
         except ValueError as error:
             return {"_error": str(error)}
 
@@ -123,6 +124,11 @@ def _first(path: str, last: str) -> bytes | None:
 
 def _transcripts(folder: str) -> dict[str, bytes]:
     """LibriSpeech's of a folder: on each line a recording's name, and what is said."""
-    speaker, chapter = folder.split("/")[-2:]
-    lines = (_read(f"{folder}/{speaker}-{chapter}.trans.txt") or b"").splitlines()
+    lines = (_read(_said(folder)) or b"").splitlines()
     return {name.decode("utf-8", "replace"): said for name, _, said in (line.partition(b" ") for line in lines)}
+
+
+def _said(folder: str) -> str:
+    """Where LibriSpeech's transcripts of a folder are."""
+    speaker, chapter = folder.split("/")[-2:]
+    return f"{folder}/{speaker}-{chapter}.trans.txt"

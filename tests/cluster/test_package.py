@@ -118,6 +118,15 @@ def test_what_lies_beside_the_files_of_a_folder_goes_along(job, tmp_path):
         pack(job(**{"data.train": str(tmp_path / "images"), "data.inputs": inputs, "data.target": "annotations"}))
 
 
+def test_librispeechs_transcripts_go_along(job, tmp_path):
+    for name in ("1-2-0001.flac", "1-2.trans.txt"):
+        (tmp_path / "clean" / "1" / "2").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clean" / "1" / "2" / name).write_bytes(b"1-2-0001 GOOD DAY")
+    inputs = [{"column": "audio", "modality": "audio", "base": "b"}]
+    packed = pack(job(**{"data.train": str(tmp_path / "clean"), "data.inputs": inputs, "data.target": "text"}))
+    assert {name for name in packed.files if name.startswith("0/")} == {"0/clean/1/2/1-2-0001.flac", "0/clean/1/2/1-2.trans.txt"}
+
+
 def test_files_outside_the_datas_folder_are_refused(job, tmp_path):
     (tmp_path / "a.png").write_bytes(b"picture")
     (tmp_path / "data").mkdir()
