@@ -86,8 +86,8 @@ def train_segment(segment: Segment, post: Post) -> None:
         kept = checkpoint.save(engine, {"step": segment.until, "history": history}, segment.checkpoints) if segment.keeps_optimizer else None
     if worker.rank == 0:
         worker.write_record(metrics, history, clock.total(), kept)
-    engine.destroy()  # its hooks would keep it
-    del engine, batches, model, teacher, worker
+    engine.destroy()  # its hooks would keep it, and DeepSpeed's log of communication the worker
+    del engine, batches, model, teacher, worker, deepspeed.comm.comm.comms_logger.append
     gc.collect()
 
 
@@ -184,10 +184,11 @@ class Worker:
         trained = [{"params": parameters, "weight_decay": self._decay(decays)} for (_, decays), parameters in groups.items()]
         optimizer = torch.optim.AdamW(trained, lr=self.spec.train.learning_rate, fused=True)
         settings = deepspeed_config(self.spec.train, self.spec.model)
+        deepspeed.comm.comm.comms_logger.append = self._communicated
         engine, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, config=settings)
+        self.communicated = 0.0  # by steps
         # Alone and without ZeRO, gradients would be copied to and fro; ZeRO's optimizer is handed them by nothing else.
         engine.enable_backward_allreduce = self.world > 1 or engine.zero_optimization_stage() > 0
-        deepspeed.comm.comm.comms_logger.append = self._communicated
         return engine
 
     def _groups(self) -> dict[tuple[float, bool], list[Any]]:
