@@ -24,7 +24,7 @@ from lc_ray.errors import ClusterError, first_line
 from lc_ray.spec import WorkersSpec
 from lc_ray.train.plan import Resources, placement
 
-# A segment is short beside a training run: poll its workers often enough that starting and ending it is not the larger part.
+# Runs may be short: poll workers often enough that starting and ending them is not the larger part.
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -88,7 +88,7 @@ def _connect(cpus: int | None) -> None:
             fix = "set RAY_ADDRESS to the address of one, as HOST:6379, or unset it for a Ray of this command alone"
             raise ClusterError(f"no Ray can be reached: {told}", f"RAY_ADDRESS={address}", fix) from None
     else:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each segment, and nobody takes this machine away
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each start of workers, and nobody takes this machine away
         with _handlers_of_a_jvm():
             start(cpus or (os.cpu_count() or 1) + _DATA_CPUS)
         _started = True

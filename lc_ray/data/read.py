@@ -145,8 +145,12 @@ class Reader:
     def _whole(self, wanted: Sequence[str], size: int) -> Iterator[Any]:
         """As `_chunks`; DataError if the file is cut off or damaged."""
         names = self._all(wanted)
-        shared = {name: value for name, value in self.file.partitions.items() if name in names and name not in self._own(names)}
-        own = [name for name in names if name not in shared] or self._own()[:1]
+        shared = {name: value for name, value in self.file.partitions.items() if name in names}
+        own = names
+        if shared:
+            there = self._own(names)
+            shared = {name: value for name, value in shared.items() if name not in there}
+            own = [name for name in names if name not in shared] or there[:1]
         try:
             for chunk in self._chunks(own, size, self._kind(wanted)):
                 yield [row | shared for row in _listed(chunk)] if shared else chunk
@@ -336,4 +340,3 @@ def _arrow(content: Any) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
         return stream.schema, stream
     file = pa.ipc.open_file(content)
     return file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
-

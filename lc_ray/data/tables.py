@@ -73,6 +73,10 @@ class Table:
         counts = {own: cells} | {mark: len(self.first(mark)) for mark in _MARKS if mark != own}
         return max(counts, key=lambda mark: counts[mark])
 
+    @functools.cached_property
+    def _header(self) -> list[str]:
+        return self.first(self.mark)
+
     def _lengths(self, mark: str) -> list[int]:
         """How many cells the first rows have."""
         found: list[int] = []
@@ -89,10 +93,9 @@ class Table:
             DataError: names were given, and the file has them itself.
             ValueError: see `first`.
         """
-        first = self.first(self.mark)
-        if first == self.names:
+        if self._header == self.names:
             raise DataError("its first row has the names of the columns", str(self.file), "leave out `data.columns`, or that row")
-        return self.names or [_text.unicode(name.encode("utf-8", "surrogateescape"), "windows-1252").strip() for name in first]
+        return self.names or [_text.unicode(name.encode("utf-8", "surrogateescape"), "windows-1252").strip() for name in self._header]
 
     def chunks(self, wanted: Sequence[str], size: int) -> Iterator[pa.RecordBatch]:
         """The wanted columns of up to `size` rows, as bytes, without rows of another length than the first.
@@ -105,7 +108,7 @@ class Table:
             parse.quote_char = False
         encoding = "utf8" if self._unicode else _BYTES
         read = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False, block_size=BLOCK, encoding=encoding)
-        header = [name.encode("utf-8", "surrogateescape").decode(encoding) for name in self.first(self.mark)]
+        header = [name.encode("utf-8", "surrogateescape").decode(encoding) for name in self._header]
         written = dict(zip(self.columns(), self.names or header, strict=True))
         types = {written[name]: pa.binary() for name in wanted}
         convert = pyarrow.csv.ConvertOptions(include_columns=list(types), column_types=types, strings_can_be_null=False)

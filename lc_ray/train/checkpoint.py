@@ -25,21 +25,17 @@ def save(engine: Any, progress: dict[str, Any], folder: StoragePath) -> str:
     dist.barrier()
     if dist.get_rank() == 0:
         (folder / name / _PROGRESS).write_text(json.dumps(progress))
-        for other in _names(folder) - {name}:
+        for other in {file.partition("/")[0] for file in folder.files()} - {name}:
             (folder / other).remove()
     return name
 
 
 def latest(folder: StoragePath) -> str | None:
     """Name of the last whole checkpoint in a folder, for all workers as rank 0 sees it: a shared file system may show others an older state."""
-    whole = [name for name in _names(folder) if (folder / name / _PROGRESS).exists()] if dist.get_rank() == 0 else []
+    whole = [file.partition("/")[0] for file in folder.files() if file.endswith(f"/{_PROGRESS}")] if dist.get_rank() == 0 else []
     found = [max(whole, key=lambda name: int(name.rpartition("-")[2]), default=None)]
     dist.broadcast_object_list(found)
     return found[0]
-
-
-def _names(folder: StoragePath) -> set[str]:
-    return {file.partition("/")[0] for file in folder.files()}
 
 
 def restore(engine: Any, folder: StoragePath) -> dict[str, Any]:
