@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -159,3 +160,21 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{place}")
         aiplatform.init(api_endpoint=f"http://{place}", api_transport="rest", credentials=AnonymousCredentials())
         yield stand_in
+
+
+@pytest.fixture
+def lc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    """lc(arguments...) → (exit code, stdout, stderr)."""
+    from lc_ray import cli
+
+    def lc(*arguments: Any) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lc-ray", *map(str, arguments)])
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return lc

@@ -331,6 +331,7 @@ def test_what_does_not_fit(tmp_path, tiny_base):
     for value, reason in ((None, "missing"), (" ", "missing"), (b"\xff\xfe", "UTF-8"), ([3], "not text")):
         with pytest.raises(DataError, match=reason):
             Task.clean(value)
+    assert Task.clean(3) == "3"
     with pytest.raises(ModelError, match="no feature extractor"):
         load.modalities([column(tiny_base)])
     base = whisper(tmp_path / "whisper")
