@@ -5,8 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from lc_ray.data import boxes
-from lc_ray.data import read
+from lc_ray.data import boxes, read
 from lc_ray.data.files import files
 from lc_ray.errors import DataError
 from lc_ray.tasks.object_detection import Task
