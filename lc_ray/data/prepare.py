@@ -217,7 +217,8 @@ def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
     held_out = job.data.sources.get("validation", job.data.train)
     for name, side, source in (("training", train, job.data.train), ("validation", validation, held_out)):
         if not side.index.num_rows:
-            raise DataError(f"no {name} rows are left", source, "give more rows, or another `data.validation`")
+            group = f"; all rows of one {job.data.split} are on one side" if job.data.split else ""
+            raise DataError(f"no {name} rows are left", source, f"give more rows, or another `data.validation`{group}")
     try:
         task = kind.fit((t for t, _ in train.targets()), options, columns).bind(columns)
         unseen = validation.unseen(task)

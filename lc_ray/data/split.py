@@ -20,7 +20,8 @@ def cut(order: NDArray[np.int64], data: DataSpec, limited: bool) -> int:
 
     Args:
         order: of the rows, sorted.
-        data: `validation` is a count or a fraction; neither equal rows nor, with `split`, a group are divided.
+        data: `validation` is a count or a fraction; neither equal rows nor, with `split`, a group are divided: what the cut falls into is
+            held out, the last one never. Of few groups or rows a fraction may have none, and then has the first.
         limited: whether the rows are the first of more.
     """
     held_out, total = data.validation, len(order)
@@ -29,14 +30,14 @@ def cut(order: NDArray[np.int64], data: DataSpec, limited: bool) -> int:
         found = min(held_out, total)
     else:
         found = round(held_out * total) if limited else int(np.searchsorted(order, int(held_out * _ORDERS)))
-    if 0 < found < total:
-        alike = order >> GROUP if data.split else order
-        found = int(np.searchsorted(alike, alike[found - 1], "right"))  # to the end of the group, or of the equal rows, that the cut falls into
-    return found
+    between = np.flatnonzero(np.diff(order >> GROUP if data.split else order)) + 1
+    if not len(between) or (found == total and isinstance(held_out, int)):
+        return found and total
+    return int(between[min(np.searchsorted(between, found), len(between) - 1)])
 
 
 def stratified(order: NDArray[np.int64], targets: Iterable[Any], data: DataSpec) -> NDArray[np.bool_]:
-    """Which rows are held out: the first part by hash of every target's rows."""
+    """Which rows are held out: the first part by hash of every target's rows, or of all where no target has enough."""
     held_out = data.validation
     assert not isinstance(held_out, str)
     part = held_out / len(order) if isinstance(held_out, int) else held_out
@@ -47,4 +48,4 @@ def stratified(order: NDArray[np.int64], targets: Iterable[Any], data: DataSpec)
     for found in places.values():
         first = order[found[min(len(found) - 1, round(part * len(found)))]]
         held[found] = order[found] < first
-    return held
+    return held if held.any() else np.arange(len(order)) < cut(order, data, True)

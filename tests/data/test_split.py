@@ -31,6 +31,19 @@ def test_neither_equal_rows_nor_groups_are_divided():
     assert cut(groups, data("31 rows", split="camera"), False) == 40
 
 
+@pytest.mark.parametrize(("validation", "rows"), [(0.01, 10), (0.99, 30), ("5 rows", 10), ("35 rows", 30), ("40 rows", 40)])
+def test_few_groups_are_on_both_sides_where_a_part_is_asked_for(validation, rows):
+    groups = (np.repeat([1, 2, 3, 4], 10) << 59) + np.arange(40)
+    assert cut(groups, data(validation, split="speaker"), False) == rows
+    assert cut(ORDER[:2], data(0.01), False) == cut(ORDER[:2], data(0.99), False) == 1
+    assert cut(groups[:10], data(validation, split="speaker"), False) in (0, 10), "one group can't be divided"
+
+
+def test_targets_of_which_each_has_too_few_rows_give_some_all_the_same():
+    held = stratified(ORDER[:12], list("abcabcabcabc"), data(0.1, stratify=True))
+    assert held.sum() == 1
+
+
 def test_every_target_gives_its_part():
     targets = ["a"] * 900 + ["b"] * 100
     held = stratified(ORDER, targets, data(0.1, stratify=True))
