@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from lc_ray import runtime
 
 _METRICS = 3  # of a segment, shown on one line
+_EVERY = 60.0  # seconds between two lines of a member's steps where there are no bars, as in a log file
 Mode = Literal["bars", "json", "quiet"]
 
 
@@ -70,6 +71,7 @@ class Display:
         self.console = Console(stderr=mode == "json", quiet=mode != "bars", highlight=False, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
         self._bars, self._tasks = Progress(*columns, console=self.console, transient=True), dict[str, TaskID]()
+        self._told = dict[str, float]()
 
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[dict[str, Any]]:
@@ -160,6 +162,9 @@ class Display:
 
     def _advance(self, event: dict[str, Any], **changes: Any) -> None:
         name = f"  member {event['member']}"
+        if not self.console.is_terminal and (now := time.monotonic()) - self._told.setdefault(name, now) >= _EVERY:
+            self._told[name] = now
+            self.console.print(f"{name}: {changes['note']}")
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, note="")
         self._bars.update(self._tasks[name], total=event["steps"], **changes)

@@ -1,5 +1,6 @@
 """What the bars of a run show."""
 
+from lc_ray import progress
 from lc_ray.progress import Display
 
 
@@ -13,3 +14,13 @@ def test_a_member_whose_steps_are_others_has_a_bar_of_its_own_length():
 def test_notes_are_told_as_they_are(capsys):
     Display(None, "bars").show({"event": "note", "text": "a [red] column: 25% of the rows"})
     assert "a [red] column: 25% of the rows" in capsys.readouterr().out
+
+
+def test_where_there_are_no_bars_steps_are_told_now_and_then(capsys, monkeypatch):
+    display = Display(None, "bars")
+    now = iter([0, 59, 60, 61, 120])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    display.show({"event": "worker", "member": 0, "steps": 9})
+    for step in range(1, 5):
+        display.show({"event": "step", "member": 0, "step": step, "steps": 9, "loss": 0.5})
+    assert capsys.readouterr().out.splitlines() == ["  member 0: step 2/9 loss 0.500", "  member 0: step 4/9 loss 0.500"]
