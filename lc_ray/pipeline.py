@@ -124,12 +124,13 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Display) -> dict[str, Any]:
     start = time.time()
+    job = plan.settled(job, os.cpu_count() or 1) if runtime.own() else job
     nodes = runtime.grown(job.train.workers, job.search.population if job.search else 1)
     slots = plan.require(plan.placement(job.train.workers, nodes), job.train.workers, nodes)
 
     with display.stage("prepare", "prepare: read, check, split and tokenise the rows") as stage:
         data, stage["reused"] = prepare(job)
-    for note in (notes := data.notes(job.inputs())):
+    for note in (notes := [*filter(None, [plan.idle(job.train.workers, nodes)]), *data.notes(job.inputs())]):
         display.show({"event": "note", "text": note})
 
     with display.stage("search", f"search: {_searching(job)}"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,8 @@ def check(job: JobSpec) -> dict[str, Any]:
 
     Returns:
         `rows`: the first rows as they will be fed; `rejected`: those of them that can't be used; `files`; `parameters` and `trained`;
-        `memory`: bytes per worker by ZeRO stage; `slots`: members that can train at a time; `missing`: what stands in the way.
+        `memory`: bytes per worker by ZeRO stage; `slots`: members that train at a time; `idle`: what is said of GPUs that none uses, if of any;
+        `missing`: what stands in the way.
 
     Raises:
         SpecError: a gene of the search can't have its values.
@@ -61,6 +63,7 @@ def check(job: JobSpec) -> dict[str, Any]:
     if job.prune is not None and clean:
         _require_layers(job, model, clean, columns, fitted)
     with runtime.session():
+        job = plan.settled(job, os.cpu_count() or 1) if runtime.own() else job
         nodes = runtime.nodes()
         placement = plan.placement(job.train.workers, nodes)
         resources = dict(ray.cluster_resources())
@@ -77,7 +80,8 @@ def check(job: JobSpec) -> dict[str, Any]:
         "trained": trained,
         "memory": memory,
         "stage": job.train.zero.stage,
-        "slots": placement.slots,
+        "slots": min(placement.slots, job.search.population if job.search else 1),
+        "idle": plan.idle(job.train.workers, nodes),
         "cluster": {"cpu": resources.get("CPU", 0.0), "gpu": resources.get("GPU", 0.0), "memory": resources.get("memory", 0.0)},
         "missing": [
             *placement.missing,
@@ -166,6 +170,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     for stage, size in report["memory"].items():
         memory.add_row(f"{stage}{' (this job)' if int(stage) == report['stage'] else ''}", size_text(size))
     console.print(memory)
+    if report["idle"]:
+        console.print(f"[yellow]{report['idle']}[/]")
     if report["missing"]:
         for sentence in report["missing"]:
             console.print(f"[red]✗[/] {sentence}")

@@ -182,7 +182,7 @@ def grown(workers: WorkersSpec, members: int) -> list[Resources]:
 
     if own() or placement(workers, nodes()).slots >= members:
         return nodes()
-    wanted = [{"CPU": workers.cpu} | ({"GPU": workers.gpu} if workers.gpu else {})] * workers.count * members
+    wanted = [{"CPU": workers.cpus} | ({"GPU": workers.gpu} if workers.gpu else {})] * workers.count * members
     begin = started = time.monotonic()
     try:
         while placement(workers, nodes()).slots < members and time.monotonic() - begin < _STARTS:

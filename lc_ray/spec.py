@@ -154,9 +154,14 @@ class WorkersSpec(Section):
     """The processes that train one model together."""
 
     count: int = Field(1, ge=1)
-    cpu: float = Field(1.0, gt=0, description="CPUs each; also its threads")
+    cpu: float | None = Field(None, gt=0, description="CPUs each, also its threads; not given: one on a cluster, a share of all of a machine alone")
     gpu: float = Field(0.0, ge=0, description="GPUs each")
     max_failures: int = Field(2, ge=0, description="restarts of a segment, each from its last checkpoint; none where it would fail again")
+
+    @property
+    def cpus(self) -> float:
+        """CPUs each."""
+        return self.cpu or 1.0
 
 
 class ZeroSpec(Section):
@@ -171,12 +176,7 @@ class TrainSpec(Section):
 
     epochs: float = Field(3.0, gt=0)
     batch_size: int = Field(32, ge=1, description="rows per step over all workers")
-    accumulate: int = Field(
-        1,
-        ge=1,
-        description="parts of a step's rows that are computed one after the other: less memory for activations; "
-        "each part weighs the same, however many tokens or weighted labels it has",
-    )
+    accumulate: int = Field(1, ge=1, description="parts of a step's rows, computed one after the other for less memory; each weighs the same")
     learning_rate: float = Field(5e-5, gt=0)
     warmup: Fraction = Field(0.1, description="part of each phase (dense, pruned) in which the learning rate rises; then it falls linearly to 0")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's, of weights but not of biases and normalisation")

@@ -33,7 +33,7 @@ def cut(order: NDArray[np.int64], data: DataSpec, limited: bool) -> int:
     between = np.flatnonzero(np.diff(order >> GROUP if data.split else order)) + 1
     if not len(between) or (found == total and isinstance(held_out, int)):
         return found and total
-    return int(between[min(np.searchsorted(between, found), len(between) - 1)])
+    return int(between[min(int(np.searchsorted(between, found)), len(between) - 1)])
 
 
 def stratified(order: NDArray[np.int64], targets: Iterable[Any], data: DataSpec) -> NDArray[np.bool_]:

@@ -105,7 +105,7 @@ class Worker:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
-            torch.set_num_threads(max(1, int(self.spec.train.workers.cpu)))
+            torch.set_num_threads(max(1, int(self.spec.train.workers.cpus)))
             memory.keep_freed()
         self.data: Prepared = open_prepared(segment.prepared)
         self.task = self.data.task()

@@ -81,17 +81,33 @@ def estimate(job: JobSpec, parameters: int, trained: int, width: int = 0, layers
     return {s: shared + sum(memory(parameters, trained, workers, s, job.train.zero.offload).values()) for s in (0, 1, 2, 3)}
 
 
+def settled(job: JobSpec, cores: int) -> JobSpec:
+    """The job on a machine of so many cores that runs it by itself: workers that ask for no CPUs share them among all that train at a time."""
+    workers, members = job.train.workers, job.search.population if job.search else 1
+    if workers.cpu is not None:
+        return job
+    at_once = workers.count * max(1, min(members, cores // workers.count))
+    shared = workers.model_copy(update={"cpu": float(max(1, cores // at_once))})
+    return job.model_copy(update={"train": job.train.model_copy(update={"workers": shared})})
+
+
+def idle(workers: WorkersSpec, nodes: list[Resources]) -> str | None:
+    """What is said of GPUs that a job leaves alone, or None."""
+    gpus = sum(n.gpu for n in nodes)
+    return f"{gpus:g} GPU(s) are left alone; --set train.workers.gpu=1 trains on one for each worker" if gpus and not workers.gpu else None
+
+
 def placement(workers: WorkersSpec, nodes: list[Resources]) -> Placement:
     """How many members fit on the nodes. A worker fits on one node; the workers of a member may be on several."""
     rooms = [_room(workers, node) for node in nodes]
     if sum(rooms) >= workers.count:
         return Placement(sum(rooms) // workers.count, ())
-    each = f"{workers.cpu:g} CPU" + (f" and {workers.gpu:g} GPU" if workers.gpu else "")
+    each = f"{workers.cpus:g} CPU" + (f" and {workers.gpu:g} GPU" if workers.gpu else "")
     missing = []
     if not any(rooms):
         missing.append(f"no node has room for one worker of {each}")
     for name, need, have in (
-        ("CPUs", workers.count * workers.cpu, sum(n.cpu for n in nodes)),
+        ("CPUs", workers.count * workers.cpus, sum(n.cpu for n in nodes)),
         ("GPUs", workers.count * workers.gpu, sum(n.gpu for n in nodes)),
     ):
         if need > have:
@@ -136,5 +152,5 @@ def require(found: Placement, workers: WorkersSpec, nodes: list[Resources]) -> i
 
 def _room(workers: WorkersSpec, node: Resources) -> int:
     """Workers that fit on a node."""
-    by_cpu = int(node.cpu / workers.cpu + 1e-9)
+    by_cpu = int(node.cpu / workers.cpus + 1e-9)
     return max(0, min(by_cpu, int(node.gpu / workers.gpu + 1e-9)) if workers.gpu else by_cpu)

@@ -54,9 +54,10 @@ class Segment:
         """Its name on disk. How it will be pruned later does not change what it is until then."""
         s = self.spec
         prune = s.prune if self.pruned else None
+        train = s.train.model_dump(mode="json", exclude={"workers": {"cpu", "max_failures"}})
         encoders = [i.model_dump(mode="json", include={"rate", "weights", "augment"}) for i in s.inputs()]  # the rest is in the data's name
         steps, measured = [self.first, self.until, *self.phase], s.evaluate.rows
-        return digest(s.model, encoders, s.train, prune, self.seed, self.prepared.name, steps, self.parent, self.dense, self.removed, measured)
+        return digest(s.model, encoders, train, prune, self.seed, self.prepared.name, steps, self.parent, self.dense, self.removed, measured)
 
     @property
     def seed(self) -> int:

@@ -162,7 +162,7 @@ class _Group:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count,
                 use_gpu=workers.gpu > 0,
-                resources_per_worker={"CPU": workers.cpu} | ({"GPU": workers.gpu} if workers.gpu else {}),
+                resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpu} if workers.gpu else {}),
             ),
             torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
             run_config=ray.train.RunConfig(name=uuid.uuid4().hex, storage_path=self._folder.uri),

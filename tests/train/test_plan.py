@@ -46,6 +46,22 @@ def test_slots(workers, nodes, slots):
 
 
 @pytest.mark.parametrize(
+    ("workers", "population", "cores", "cpus"),
+    [({}, 0, 8, 8), ({}, 4, 8, 2), ({}, 4, 2, 1), ({}, 4, 6, 1), ({"count": 2}, 2, 8, 2), ({"count": 4}, 0, 2, 1), ({"cpu": 1}, 0, 8, 1)],
+)
+def test_a_machine_is_shared_among_all_that_train_at_a_time(workers, population, cores, cpus):
+    job = {"model": {"base": "b"}, "data": {"train": "t", "inputs": [{"column": "x"}], "target": "y"}, "train": {"workers": workers}}
+    search = {"search": {"population": population, "genes": {"train.learning_rate": {"log_uniform": [1e-5, 1e-4]}}}} if population else {}
+    assert plan.settled(spec.parse(job | search), cores).train.workers.cpus == cpus
+
+
+def test_gpus_that_are_left_alone_are_told():
+    assert "2 GPU(s)" in plan.idle(WorkersSpec(), [Resources(8, 2), Resources(8)])
+    assert plan.idle(WorkersSpec(gpu=1), [Resources(8, 2)]) is None
+    assert plan.idle(WorkersSpec(), [Resources(8)]) is None
+
+
+@pytest.mark.parametrize(
     ("workers", "nodes", "message"),
     [
         (WorkersSpec(count=3, cpu=1), [Resources(2)], "need 3 CPUs; the cluster has 2"),

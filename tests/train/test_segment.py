@@ -71,6 +71,8 @@ def test_the_key_holds_all_that_the_result_depends_on():
 
 def test_the_key_holds_nothing_else():
     assert segment(**{"accept": {"max_drop": 0.2}}).key == segment().key
+    assert segment(**{"train.workers.cpu": 4, "train.workers.max_failures": 0}).key == segment().key
+    assert segment(**{"train.workers.count": 2}).key != segment().key
     assert segment(**{"prune.parameters": 0.3}).key == segment().key, "an unpruned segment does not depend on how much is pruned later"
     assert segment(2, **{"prune.parameters": 0.3}).key != segment(2).key
 
