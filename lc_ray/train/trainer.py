@@ -19,6 +19,7 @@ from lc_ray.storage import StoragePath
 from lc_ray.train.segment import Post, Segment, SegmentResult, finished
 
 _FAILED = "failed.txt"
+_NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}  # of workers that have asked for none: Ray would let them see, and PyTorch and DeepSpeed use, others' GPUs
 
 
 class WorkerGroups:
@@ -165,7 +166,9 @@ class _Group:
                 resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpu} if workers.gpu else {}),
             ),
             torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
-            run_config=ray.train.RunConfig(name=uuid.uuid4().hex, storage_path=self._folder.uri),
+            run_config=ray.train.RunConfig(
+                name=uuid.uuid4().hex, storage_path=self._folder.uri, worker_runtime_env={} if workers.gpu else {"env_vars": _NO_GPUS}
+            ),
         )
         try:
             trainer.fit()

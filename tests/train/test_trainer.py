@@ -31,8 +31,8 @@ def groups(monkeypatch, tmp_path):
     """groups(count, work, max_failures=0, once=False) → groups whose runs call `work(segment)` of one segment after the other."""
     monkeypatch.setattr(trainer.ray, "get_runtime_context", lambda: SimpleNamespace(current_actor=None))
 
-    def groups(count, work, max_failures=0, once=False):
-        told, workers = [], WorkersSpec(count=1, max_failures=max_failures)
+    def groups(count, work, max_failures=0, once=False, gpu=0):
+        told, workers = [], WorkersSpec(count=1, gpu=gpu, max_failures=max_failures)
         made = trainer.WorkerGroups(count, workers, storage_path(tmp_path / "train"), told.append, own=False)
         made.told, made.starts, loop = told, [], asyncio.get_running_loop()
 
@@ -47,7 +47,8 @@ def groups(monkeypatch, tmp_path):
                 if once:
                     return
 
-        def made_by(loop, train_loop_config, **options):
+        def made_by(loop, train_loop_config, run_config, **options):
+            made.environment = run_config.worker_runtime_env
             return SimpleNamespace(fit=lambda: fit(train_loop_config))
 
         monkeypatch.setattr(trainer, "TorchTrainer", made_by)
@@ -229,3 +230,14 @@ def test_an_objective_that_the_task_does_not_measure_ends_the_search(groups, one
 def test_workers_of_an_own_ray_are_not_given_up_for_another_rays_word(kind):
     callbacks = kind(lambda: None)._create_default_callbacks()
     assert (PlacementGroupCleanerCallback in map(type, callbacks)) == (kind is trainer.TorchTrainer)
+
+
+@pytest.mark.parametrize(("gpu", "seen"), [(0, {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}), (1, {})])
+def test_workers_see_gpus_only_if_they_have_asked_for_some(groups, one, gpu, seen):
+    async def run():
+        made = groups(1, lambda segment: None, gpu=gpu)
+        await made.train(one())
+        await made.close()
+        assert made.environment == seen
+
+    asyncio.run(run())
