@@ -35,7 +35,7 @@ from lc_ray.progress import Display, Mode
 from lc_ray.quantizer import quantize
 from lc_ray.serve import app, update
 from lc_ray.spec import JobSpec
-from lc_ray.storage import StoragePath, storage_path
+from lc_ray.storage import StoragePath, storage_path, whole_folder
 from lc_ray.train import plan
 from lc_ray.train.segment import SegmentResult
 from lc_ray.tune import lineage, population, space
@@ -205,9 +205,8 @@ def _models(kept: StoragePath, folder: Path, winner: SegmentResult) -> dict[str,
     for key in keys.values() if kept.remote else ():
         target = folder / _SEGMENTS / key / "model"
         if not artifact.exists(target):
-            partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
-            (kept / _SEGMENTS / key / target.name).get(partial)
-            partial.rename(target)
+            with whole_folder(target) as partial:
+                (kept / _SEGMENTS / key / target.name).get(partial)
     return {name: artifact.read(folder / _SEGMENTS / key / "model") for name, key in keys.items()}
 
 
