@@ -148,8 +148,9 @@ def predict(
     if url is not None:
         from lc_ray.client import Client
 
-        client, some = Client(url, key), 1 if files else _ASKED
-        answers = [answer for start in range(0, len(rows), some) for answer in client.predict(rows[start : start + some], model)]
+        some = 1 if files else _ASKED
+        with Client(url, key) as client:
+            answers = [answer for start in range(0, len(rows), some) for answer in client.predict(rows[start : start + some], model)]
     else:
         from lc_ray.predictor import load
 

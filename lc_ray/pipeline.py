@@ -267,11 +267,11 @@ def _ask(job: JobSpec, model: str | Path, data: Prepared) -> dict[str, Any]:
         quiet = {"port": 0, "log": None, "access_log": None, "replicas": replicas}
         url = app.start([model], job.serve.model_copy(update=quiet), {"": key})
         try:
-            client = Client(url, key)
-            client.predict([question])
-            start = time.perf_counter()
-            answer = client.predict([question])[0]
-            milliseconds = 1000 * (time.perf_counter() - start)
+            with Client(url, key) as client:
+                client.predict([question])
+                start = time.perf_counter()
+                answer = client.predict([question])[0]
+                milliseconds = 1000 * (time.perf_counter() - start)
         finally:
             app.stop()
     return asked | {"answer": answer, "milliseconds": milliseconds}
