@@ -12,8 +12,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 
 from lc_ray.errors import ArtifactError, first_line
-from lc_ray.storage import cached, names_in, storage_path
+from lc_ray.storage import cached, names_in, storage_path, whole_folder
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
@@ -120,28 +118,21 @@ def write(folder: str | Path, manifest: Manifest, fill: Callable[[Path], None]) 
         ArtifactError: no room or no permission; nothing half-written is left.
     """
     folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
-        partial.mkdir(parents=True)
-        fill(partial)
-        files = {name: sha256(partial / name) for name in names_in(partial)}
-        manifest = manifest.model_copy(update={"files": files})
-        with open(partial / MANIFEST, "w", encoding="utf-8") as out:
-            out.write(manifest.model_dump_json(indent=2))
-            out.flush()
-            os.fsync(out.fileno())
-        for name in files:  # which some libraries write for their owner alone
-            (partial / name).chmod((partial / MANIFEST).stat().st_mode)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        with whole_folder(folder) as partial:
+            fill(partial)
+            files = {name: sha256(partial / name) for name in names_in(partial)}
+            manifest = manifest.model_copy(update={"files": files})
+            with open(partial / MANIFEST, "w", encoding="utf-8") as out:
+                out.write(manifest.model_dump_json(indent=2))
+                out.flush()
+                os.fsync(out.fileno())
+            for name in files:  # which some libraries write for their owner alone
+                (partial / name).chmod((partial / MANIFEST).stat().st_mode)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         full = os.strerror(errno.ENOSPC)
         fix = "free some space, then run the same command again: finished stages are kept" if full in str(error) else ""
         raise ArtifactError(f"can't write the artifact: {getattr(error, 'strerror', None) or error}", str(folder), fix) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return Artifact(folder, manifest)
 
 

@@ -30,7 +30,8 @@ class _Explained(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            err.print("\n[yellow]stopped[/]; give the same command again to go on where it was")
+            goes_on = "; give the same command again to go on where it was" if ctx.invoked_subcommand == "run" else ""
+            err.print(f"\n[yellow]stopped[/]{goes_on}")
             raise SystemExit(130) from None
         except Exception as error:
             ours = unwrap(error)
@@ -53,7 +54,6 @@ app = typer.Typer(
 )
 
 
-
 def _version(asked: bool) -> None:
     if asked:
         print(f"lc_ray {__version__}")
@@ -69,8 +69,9 @@ def options(version: Annotated[bool, typer.Option("--version", is_eager=True, ca
 def run(job: JobFile, overrides: Overrides = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Run a job: fine-tune, prune, search, quantize, evaluate, and serve one question.
 
-    A run that was cut off goes on where it was when the same command is given again. Exits 3 if the model does not pass the job's
-    accept gate, 130 on Ctrl-C.
+    A run that was cut off goes on where it was when the same command is given again.
+
+    Exits with 0 when the model was accepted, 3 when the job's accept gate refused it, 1 for a mistake, 130 on Ctrl-C.
     """
     from lc_ray import pipeline
 
@@ -147,8 +148,9 @@ def predict(
     if url is not None:
         from lc_ray.client import Client
 
-        client, some = Client(url, key), 1 if files else _ASKED
-        answers = [answer for start in range(0, len(rows), some) for answer in client.predict(rows[start : start + some], model)]
+        some = 1 if files else _ASKED
+        with Client(url, key) as client:
+            answers = [answer for start in range(0, len(rows), some) for answer in client.predict(rows[start : start + some], model)]
     else:
         from lc_ray.predictor import load
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lc_ray.cluster.jobs import Jobs
 
 jobs = typer.Typer(help="The jobs of a cluster: list, status, logs, stop, fetch.", no_args_is_help=True)
-cluster = typer.Typer(help="Bring a cluster up or down by Ray's launcher, from a file such as those in cluster/.", no_args_is_help=True)
+cluster = typer.Typer(help="Bring a cluster up or down by Ray's launcher, from a file as in cluster/, or show its nodes.", no_args_is_help=True)
 
 Name = Annotated[str | None, typer.Option("--cluster", help="a cluster of ~/.config/lc_ray/clusters.yaml; needless if it has only one")]
 Address = Annotated[str | None, typer.Option(help="of the cluster's dashboard instead: http://HOST:8265")]

@@ -35,7 +35,7 @@ from lc_ray.progress import Display, Mode
 from lc_ray.quantizer import quantize
 from lc_ray.serve import app, update
 from lc_ray.spec import JobSpec
-from lc_ray.storage import StoragePath, storage_path
+from lc_ray.storage import StoragePath, storage_path, whole_folder
 from lc_ray.train import plan
 from lc_ray.train.segment import SegmentResult
 from lc_ray.tune import lineage, population, space
@@ -206,9 +206,8 @@ def _models(kept: StoragePath, folder: Path, winner: SegmentResult) -> dict[str,
     for key in keys.values() if kept.remote else ():
         target = folder / _SEGMENTS / key / "model"
         if not artifact.exists(target):
-            partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
-            (kept / _SEGMENTS / key / target.name).get(partial)
-            partial.rename(target)
+            with whole_folder(target) as partial:
+                (kept / _SEGMENTS / key / target.name).get(partial)
     return {name: artifact.read(folder / _SEGMENTS / key / "model") for name, key in keys.items()}
 
 
@@ -269,11 +268,11 @@ def _ask(job: JobSpec, model: str | Path, data: Prepared) -> dict[str, Any]:
         quiet = {"port": 0, "log": None, "access_log": None, "replicas": replicas}
         url = app.start([model], job.serve.model_copy(update=quiet), {"": key})
         try:
-            client = Client(url, key)
-            client.predict([question])
-            start = time.perf_counter()
-            answer = client.predict([question])[0]
-            milliseconds = 1000 * (time.perf_counter() - start)
+            with Client(url, key) as client:
+                client.predict([question])
+                start = time.perf_counter()
+                answer = client.predict([question])[0]
+                milliseconds = 1000 * (time.perf_counter() - start)
         finally:
             app.stop()
     return asked | {"answer": answer, "milliseconds": milliseconds}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ClusterError, first_line
-from lc_ray.storage import StoragePath, names_in
+from lc_ray.storage import StoragePath, names_in, whole_folder
 
 _KEPT = ("events.jsonl", "report.html", "record.json")
 _MODEL = "model"
@@ -100,9 +98,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _model(download: Download, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    partial.mkdir()
-    try:
+    with whole_folder(target) as partial:
         download(f"{_MODEL}/{artifact.MANIFEST}", partial / artifact.MANIFEST)
         for name in _files(partial):
             if not (file := partial / name).resolve().is_relative_to(partial.resolve()):
@@ -112,7 +108,3 @@ def _model(download: Download, target: Path) -> None:
         artifact.read(partial)
         if target.exists() and not artifact.exists(target):
             raise ArtifactError("a folder is there that is no artifact, and is not replaced", str(target), "give another one with --output")
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

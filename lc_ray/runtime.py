@@ -138,9 +138,11 @@ def _handlers_of_a_jvm() -> Iterator[None]:
     kept = {number: ctypes.create_string_buffer(_SIGACTION) for number in taken}
     for number, handler in kept.items():
         libc.sigaction(number, None, handler)
-    yield
-    for number, handler in kept.items():
-        libc.sigaction(number, handler, None)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            libc.sigaction(number, handler, None)
 
 
 def _reach(address: str) -> None:

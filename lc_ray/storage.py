@@ -235,6 +235,19 @@ def names_in(folder: Path) -> list[str]:
     return [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
 
 
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder of this machine, to be filled, which takes its name and the place of one before once it is whole; else nothing of it is left."""
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # a disk that is full would stay so
+
+
 def cached(folder: StoragePath, kinds: Sequence[str] = ("*",)) -> Path:
     """The copy of a folder in this machine's cache of models, beside those of the hub, under a name made of what is in it now.
 

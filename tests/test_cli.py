@@ -53,6 +53,15 @@ def test_version(lc):
     assert lc("--version") == (0, f"lc_ray {lc_ray.__version__}\n", "")
 
 
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_of_what_is_stopped_only_a_run_goes_on(lc, job_file, command):
+    with patch("lc_ray.pipeline.run", side_effect=KeyboardInterrupt), patch("lc_ray.preflight.check", side_effect=KeyboardInterrupt):
+        code, _, err = lc(command, job_file())
+    assert code == 130
+    assert "stopped" in err
+    assert ("go on where it was" in err) == (command == "run")
+
+
 def test_a_value_that_is_no_yaml(lc, job_file):
     code, _, err = lc("run", job_file(), "--set", "train.epochs=[")
     assert code == 1

@@ -9,6 +9,7 @@ from lc_ray import artifact, pipeline, spec
 from lc_ray.data.prepare import stamps
 from lc_ray.errors import ClusterError
 from lc_ray.storage import StoragePath
+from lc_ray.train.segment import SegmentResult
 
 
 @pytest.fixture
@@ -40,6 +41,24 @@ def test_a_bucket_has_the_model_for_other_machines(kept, tmp_path):
     bucket = StoragePath(f"file://{kept}")
     found = pipeline._finished(tmp_path / "here", bucket, "this job")
     assert (found.artifact.path, found.artifact.place) == (tmp_path / "here" / "model", f"{bucket}/model")
+
+
+def test_of_a_copy_of_the_winner_that_is_cut_off_nothing_is_left(kept, tmp_path, monkeypatch):
+    bucket, here = StoragePath(f"file://{kept}"), tmp_path / "here"
+    shutil.copytree(kept / "model", kept / "segments" / "winner" / "model")
+    winner = SegmentResult("winner", 0, 0, None, "winner", 0.0, {}, [], {}, None)
+
+    def cut(self, target):
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "half").write_text("")
+        raise OSError("the bucket is out of reach")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(StoragePath, "get", cut)
+        with pytest.raises(OSError, match="out of reach"):
+            pipeline._models(bucket, here, winner)
+    assert list((here / "segments" / "winner").iterdir()) == []
+    assert pipeline._models(bucket, here, winner)["dense"].digest == artifact.read(kept / "model").digest
 
 
 def test_files_that_were_changed_make_it_another_run(tiny_job, tiny_base, tiny_rows, tmp_path):

@@ -1,6 +1,8 @@
 """A Ray of a run's own, on a machine that is busy; or the one that is there."""
 
+import ctypes
 import shutil
+import signal
 import socket
 import subprocess
 from unittest.mock import MagicMock
@@ -94,3 +96,23 @@ def test_of_a_worker_that_dies_ray_writes_nothing_between_what_is_for_programs(m
     with runtime.session():
         assert tell("A worker died or was killed") == ""
     assert "no such thing" in tell("There is no such thing"), "of a Ray that is not ours it goes on"
+
+
+def test_signals_of_a_jvm_stay_its_own_also_where_no_ray_is_found(monkeypatch):
+    def handler():
+        found = ctypes.create_string_buffer(runtime._SIGACTION)
+        ctypes.CDLL(None).sigaction(signal.SIGBUS, None, found)
+        return found.raw[: ctypes.sizeof(ctypes.c_void_p)]  # of the struct, its first field
+
+    def init():
+        signal.signal(signal.SIGBUS, lambda *_: None)
+        raise ConnectionError
+
+    monkeypatch.setattr(runtime.storage, "jvm", lambda: True)
+    known, before = signal.getsignal(signal.SIGBUS), handler()
+    try:
+        with pytest.raises(ConnectionError), runtime._handlers_of_a_jvm():
+            init()
+        assert handler() == before
+    finally:
+        signal.signal(signal.SIGBUS, known or signal.SIG_DFL)

@@ -8,7 +8,6 @@ import os
 import shlex
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,8 @@ from lc_ray.storage import storage_path
 _LINES = 10  # of a job that ended without a word, shown
 
 
-@dataclass(frozen=True)
-class Submitted:
-    """A job on a cluster.
-
-    Attributes:
-        job: as it is there.
-        new: whether this call started it.
-    """
-
-    job: Job
-    new: bool
-
-
-def submit(spec: JobSpec, jobs: Jobs, display: Display) -> Submitted:
-    """Send a job to a cluster, unless this very job is there already and waits, runs, or was the last of its name and succeeded.
+def submit(spec: JobSpec, jobs: Jobs, display: Display) -> Job:
+    """Send a job to a cluster, unless this very job is there already and waits, runs, or was the last of its name and succeeded; as it is there.
 
     Raises:
         DataError: its data is not here.
@@ -51,7 +37,7 @@ def submit(spec: JobSpec, jobs: Jobs, display: Display) -> Submitted:
     before = [job for job in jobs.all() if job.name == spec.name]
     last = before[-1:]  # whose result is in the run's folder
     if known := next((job for job in before if job.key == key and (job.active or (job in last and job.status == "SUCCEEDED"))), None):
-        return Submitted(known, False)
+        return known
     if other := next((job for job in before if job.active), None):
         fix = f"`lc-ray jobs stop {other.id}`, or give the job another name"
         raise ClusterError(f"another job named '{spec.name}' runs there and writes to the same folder", other.id, fix)
@@ -64,10 +50,9 @@ def submit(spec: JobSpec, jobs: Jobs, display: Display) -> Submitted:
         try:
             _send(jobs, package, found, name, {TAG: key, "name": spec.name})
         except ClusterError:
-            if not any(job.id == name for job in jobs.all()):
+            if not any(job.id == name for job in jobs.all()):  # else somebody has sent it meanwhile, or the answer was lost on the way
                 raise
-            return Submitted(jobs.get(name), False)  # somebody else has sent it meanwhile, or the answer was lost on the way
-    return Submitted(jobs.get(name), True)
+    return jobs.get(name)
 
 
 def _send(jobs: Jobs, package: Package, found: dict[str, Any], name: str, metadata: dict[str, str]) -> None:
@@ -186,7 +171,7 @@ def run(spec: JobSpec, jobs: Jobs, mode: Mode, wait: bool = True) -> tuple[Job, 
     """
     folder = spec.folder
     display = Display(None, mode)
-    job = submit(spec, jobs, display).job
+    job = submit(spec, jobs, display)
     if not wait:
         return job, None
     display.show({"event": "submitted", "job": job.id, "status": job.status, "time": time.time()})

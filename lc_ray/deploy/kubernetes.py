@@ -137,7 +137,8 @@ class Deployment:
 
     def predict(self, rows: list[Any]) -> list[dict[str, Any]]:
         """Answers over HTTP."""
-        return Client(self.url, self.key).predict(rows)
+        with Client(self.url, self.key) as client:
+            return client.predict(rows)
 
     def delete(self) -> None:
         """Delete the RayService and its Secret.

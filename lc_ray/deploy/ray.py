@@ -45,7 +45,8 @@ class Deployment:
 
     def predict(self, rows: list[Any]) -> list[dict[str, Any]]:
         """Answers over HTTP."""
-        return Client(self.url, self.key).predict(rows, self.name)
+        with Client(self.url, self.key) as client:
+            return client.predict(rows, self.name)
 
     def delete(self) -> None:
         """Serve the model no more; with the last one the endpoint goes, and the local Ray if it was started for this.

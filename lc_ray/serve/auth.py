@@ -63,13 +63,12 @@ def ensure() -> str:
     file = key_file()
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent)  # created with mode 0600
-        with open(handle, "w", encoding="utf-8") as out:
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, encoding="utf-8") as out:  # created with mode 0600
             out.write(secrets.token_urlsafe(32) + "\n")
-        # A link appears whole and never replaces the key of another process that was first.
-        with contextlib.suppress(FileExistsError):
-            os.link(name, file)
-        os.unlink(name)
+            out.flush()
+            # A link appears whole and never replaces the key of another process that was first.
+            with contextlib.suppress(FileExistsError):
+                os.link(out.name, file)
     except OSError as error:
         raise ServeError(f"no API key can be written: {error.strerror or error}", str(file), f"set {VARIABLE}") from None
     if made := find():

@@ -218,7 +218,8 @@ class Generator(ABC):
         seen.tokens_in += sum(len(ask.ids) for ask in asks)
         try:
             while left:
-                piece = await asyncio.wait_for(job.pieces.get(), deadline - time.monotonic())
+                async with asyncio.timeout(deadline - time.monotonic()):  # wait_for would pass over being cancelled just as a piece comes
+                    piece = await job.pieces.get()
                 if isinstance(piece, Exception):
                     raise piece
                 if seen.first_token is None:

@@ -29,6 +29,7 @@ from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.section import Section
 from lc_ray.serve import front
+from lc_ray.storage import whole_folder
 
 _FILE = "state.json"
 _TURN, _STARTS = "\0lc_ray.starting", 60.0  # seconds that another endpoint may take to start
@@ -271,15 +272,10 @@ def keep(folder: str | Path, path: str | Path, weight: float = 1.0) -> tuple[str
     """
     found = artifact.read(path)
     place = Path(folder).resolve() / "models" / found.digest
-    partial = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with _writing(folder):
-            if not artifact.exists(place):
-                shutil.copytree(found.path, partial)
-                shutil.rmtree(place, ignore_errors=True)
-                os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # a disk that is full would stay so
+    with _writing(folder):
+        if not artifact.exists(place):
+            with whole_folder(place) as partial:
+                shutil.copytree(found.path, partial, dirs_exist_ok=True)
     return found.manifest.name, Version(path=str(place), digest=found.digest, weight=weight)
 
 

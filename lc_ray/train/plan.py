@@ -22,12 +22,11 @@ class Resources:
     cpu: float
     gpu: float = 0.0
     memory: int = 0
-    object_store_memory: int = 0
 
     @classmethod
     def of(cls, node: Mapping[str, float]) -> Self:
         """As Ray describes a node."""
-        return cls(node.get("CPU", 0.0), node.get("GPU", 0.0), int(node.get("memory", 0)), int(node.get("object_store_memory", 0)))
+        return cls(node.get("CPU", 0.0), node.get("GPU", 0.0), int(node.get("memory", 0)))
 
 
 @dataclass(frozen=True)

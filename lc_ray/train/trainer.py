@@ -63,7 +63,7 @@ class WorkerGroups:
         try:
             if self._wrong:
                 raise self._wrong
-            result, event = finished(segment.folder), "reused"
+            result, event = await asyncio.to_thread(finished, segment.folder), "reused"
             if result is None:
                 result, event = await group.train(segment), "segment"
             self._post({"event": event, "segment": segment.key, "member": segment.member, "metrics": result.metrics})
@@ -110,6 +110,8 @@ class _Group:
             self._changed.notify_all()
         left = self._workers.max_failures
         while True:
+            if self._closed:
+                raise TrainError("the search has ended", f"segment {segment.key}")
             if self._run is None or self._run.done():
                 self._run = asyncio.create_task(asyncio.to_thread(self._fit))
             end = asyncio.create_task(self._ended.wait())
@@ -120,9 +122,7 @@ class _Group:
                 assert result is not None, "rank 0 writes the record before it tells"
                 return result
             error = self._run.result()
-            if self._closed:
-                raise TrainError("the search has ended", f"segment {segment.key}")
-            if error is None:  # they ended after the segment before
+            if self._closed or error is None:  # the latter where they ended after the segment before
                 continue
             if isinstance(ours := unwrap(error), LcRayError):
                 raise ours from None

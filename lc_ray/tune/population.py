@@ -31,6 +31,7 @@ from lc_ray.tune.space import Genes, draw, express, perturb
 
 _POINTER = "pointer.json"
 _ENDS = 10.0  # seconds that workers may take to end
+_OTHERS = 64  # calls that wait for nothing
 _HEAD = "node:__internal_head__"  # members wait there for their workers: a share of a CPU would keep the last worker from fitting
 
 
@@ -104,7 +105,9 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
         TrainError: every member failed; the first one's reason.
     """
     folder = store.parent / "train"
-    groups = ray.remote(**runtime.beside())(WorkerGroups).remote(slots, job.train.workers, folder, post, runtime.own())
+    members, workers = job.search.population if job.search else 1, slots * job.train.workers.count
+    options = runtime.beside() | {"max_concurrency": members + workers + _OTHERS}  # each waits in a call; of Ray's own 1,000, no other may come
+    groups = ray.remote(**options)(WorkerGroups).remote(slots, job.train.workers, folder, post, runtime.own())
     shared = Search(job, prepared, rows, store, groups, post)
     try:
         results = _alone(shared) if job.search is None else _population(shared, objective)

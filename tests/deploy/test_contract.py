@@ -3,6 +3,7 @@
 import json
 import re
 import tarfile
+from contextlib import ExitStack
 
 import boto3
 import httpx
@@ -15,7 +16,7 @@ from starlette.routing import Route
 from tritonclient import http as triton
 
 from lc_ray import Client, DeployModel, predictor
-from lc_ray.deploy import _aws
+from lc_ray.deploy import _aws, kubernetes, ray
 from lc_ray.errors import DeployError
 from lc_ray.serve import auth, container
 from lc_ray.serve.endpoint import Endpoint, Models, asgi, settings
@@ -130,3 +131,13 @@ def test_where_the_model_is_and_the_port():
     assert container.spec({"AIP_HTTP_PORT": "7000"}).port == 7000
     with pytest.raises(container.ServeError, match="no port: 80a"):
         container.spec({"AIP_HTTP_PORT": "80a"})
+
+
+def test_an_endpoint_that_is_asked_again_and_again_keeps_no_connection(monkeypatch):
+    asked, closed = [], []
+    monkeypatch.setattr(Client, "predict", lambda client, rows, model=None: asked.append(client))
+    monkeypatch.setattr(Client, "close", lambda client: closed.append(client))
+    for one in (ray.Deployment("http://127.0.0.1", KEY, "tiny", ExitStack()), kubernetes.Deployment("http://127.0.0.1", KEY, "tiny", None)):
+        one.predict(ROWS)
+    assert asked == closed
+    assert len(asked) == 2

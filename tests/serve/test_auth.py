@@ -40,6 +40,16 @@ def test_unwritable_folder_is_named(home):
         auth.ensure()
 
 
+def test_a_key_that_can_not_be_written_leaves_no_file(home, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")  # of a file system without links
+
+    monkeypatch.setattr(auth.os, "link", refuse)
+    with pytest.raises(ServeError, match="Operation not permitted"):
+        auth.ensure()
+    assert list((home / "lc_ray").iterdir()) == []
+
+
 def test_empty_key_file_is_an_error(home):
     (home / "lc_ray").mkdir()
     (home / "lc_ray" / "api_key").write_text("\n")

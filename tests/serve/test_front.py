@@ -45,27 +45,37 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture
-def haproxy(tmp_path):
-    """haproxy(*ports of replicas, of Serve's own proxy): the URL of a HAProxy with an application of these; with none if there are none."""
-    folder = tmp_path / "a home" / f"8000-{os.urandom(4).hex()}"
-    folder.mkdir(parents=True)
-    variables = front.variables(folder)
+@contextmanager
+def started(home, *replicas, fallback=0):
+    """The URL of a HAProxy with an application of these ports, with none if there are none; and the folder of its files."""
+    folder = home / f"8000-{os.urandom(4).hex()}"
+    folder.mkdir()
+    variables, ports = front.variables(folder), [app._free("127.0.0.1", 0) for _ in range(3)]
+    command = [sys.executable, "-c", RUN, *map(str, (*ports, fallback, *replicas))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, env=os.environ | app.environment(ServeSpec()) | variables, text=True, **pipes)
+    try:
+        assert process.stdout.readline() == "started\n"
+        yield f"http://127.0.0.1:{ports[0]}", front.files(folder)
+    finally:
+        process.communicate(timeout=60)
+        shutil.rmtree(front.files(folder))
 
-    @contextmanager
-    def started(*replicas, fallback=0):
-        ports = [app._free("127.0.0.1", 0) for _ in range(3)]
-        command = [sys.executable, "-c", RUN, *map(str, (*ports, fallback, *replicas))]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        process = subprocess.Popen(command, env=os.environ | app.environment(ServeSpec()) | variables, text=True, **pipes)
-        try:
-            assert process.stdout.readline() == "started\n"
-            yield f"http://127.0.0.1:{ports[0]}"
-        finally:
-            process.communicate(timeout=60)
 
-    yield started
-    shutil.rmtree(front.files(folder))
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("a home")
+
+
+@pytest.fixture(scope="module")
+def idle(home):
+    """A HAProxy without an application, as `started`."""
+    with started(home) as found:
+        yield found
+
+
+def log_targets(files):
+    return {line.split()[1] for line in (files / "haproxy.cfg").read_text().splitlines() if line.lstrip().startswith("log ")}
 
 
 def unavailable(response):
@@ -73,13 +83,13 @@ def unavailable(response):
     return response.status_code, response.headers["retry-after"], error["code"], error["type"]
 
 
-def test_while_no_replica_is_up_clients_are_told_to_come_back(haproxy):
-    with haproxy() as url:
-        for path in ("/", "/v1/models/tiny:predict"):
-            assert unavailable(httpx.post(f"{url}{path}")) == (503, "1", "unavailable", "server_error")
+def test_while_no_replica_is_up_clients_are_told_to_come_back(idle):
+    url, _ = idle
+    for path in ("/", "/v1/models/tiny:predict"):
+        assert unavailable(httpx.post(f"{url}{path}")) == (503, "1", "unavailable", "server_error")
 
 
-def test_a_replica_that_is_gone_or_dies_over_a_request_is_told_as_such(haproxy):
+def test_a_replica_that_is_gone_or_dies_over_a_request_is_told_as_such(home):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
@@ -91,14 +101,14 @@ def test_a_replica_that_is_gone_or_dies_over_a_request_is_told_as_such(haproxy):
                             asked.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\nconnection: close\r\n\r\nsuccess")
 
         threading.Thread(target=die, daemon=True).start()
-        with haproxy(port) as url:
+        with started(home, port) as (url, _):
             assert unavailable(httpx.post(url, content=b"x")) == (502, "1", "unavailable", "server_error")
             server.shutdown(socket.SHUT_RDWR)
             server.close()
             assert unavailable(httpx.get(url)) == (503, "1", "unavailable", "server_error")
 
 
-def test_an_application_that_serves_own_proxy_does_not_know_yet_or_any_more_will_come(haproxy):
+def test_an_application_that_serves_own_proxy_does_not_know_yet_or_any_more_will_come(home):
     async def answer(request):
         told = request.headers["told"]
         return Response("x", int(told[:3]), media_type=told[4:])
@@ -106,37 +116,33 @@ def test_an_application_that_serves_own_proxy_does_not_know_yet_or_any_more_will
     with served(Starlette(routes=[Route("/-/healthz", lambda request: Response("success")), Route("/", answer)])) as place:
         with socket.create_server(("127.0.0.1", 0)) as gone:
             replica = gone.getsockname()[1]
-        with haproxy(replica, fallback=int(place.rpartition(":")[2])) as url:
+        with started(home, replica, fallback=int(place.rpartition(":")[2])) as (url, _):
             assert unavailable(httpx.get(url, headers={"told": "404 text/plain"})) == (503, "1", "unavailable", "server_error")
             for told in ("404 application/json", "200 text/plain", "500 text/plain"):
                 assert httpx.get(url, headers={"told": told}).status_code == int(told[:3])
 
 
-def test_ids_that_serve_can_not_read_do_not_reach_it(haproxy):
+def test_ids_that_serve_can_not_read_do_not_reach_it(home):
     async def echo(request):
         kept = {"host", "accept", "accept-encoding", "connection", "user-agent"}
         return JSONResponse({name: value for name, value in request.headers.items() if name not in kept})
 
     others = ["x-session-id", "X_Session-ID", "serve_multiplexed_model_id", "x-request-timeout-seconds", "x-request-disconnect-disabled"]
-    with served(Starlette(routes=[Route("/{path:path}", echo)])) as place, haproxy(int(place.rpartition(":")[2])) as url:
+    with served(Starlette(routes=[Route("/{path:path}", echo)])) as place, started(home, int(place.rpartition(":")[2])) as (url, _):
         for given, seen in ((b"a, b~", "a, b~"), (b"caf\xe9", None), ("€".encode(), None), (b"a,b\xff", None)):
             told = httpx.get(url, headers=[(b"x-request-id", given), (b"x-other", b"\xe9"), *((name.encode(), b"\xe9") for name in others)]).json()
             assert told == {"x-other": "é"} | ({"x-request-id": seen} if seen else {})
 
 
-def test_no_syslog_is_told_of_requests_unasked(haproxy, tmp_path, monkeypatch):
-    for target in (None, "127.0.0.1:5140"):
-        if target:
-            monkeypatch.setenv("RAY_SERVE_HAPROXY_LOG_TARGET", target)
-        with haproxy():
-            file = front.files(next((tmp_path / "a home").iterdir())) / "haproxy.cfg"
-            targets = [line.split()[1] for line in file.read_text().splitlines() if line.lstrip().startswith("log ")]
-            assert set(targets) == {"global"} | ({target} if target else set())
+def test_no_syslog_is_told_of_requests_unasked(idle, home, monkeypatch):
+    assert log_targets(idle[1]) == {"global"}
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_LOG_TARGET", "127.0.0.1:5140")
+    with started(home) as (_, files):
+        assert log_targets(files) == {"global", "127.0.0.1:5140"}
 
 
-def test_its_files_are_of_its_user_alone(haproxy, tmp_path):
-    with haproxy():
-        files = front.files(next((tmp_path / "a home").iterdir()))
-        assert stat.S_IMODE(files.stat().st_mode) == 0o700
-        assert {"admin.sock", "haproxy.cfg"} <= {file.name for file in files.iterdir()}
-        assert len(str(files / "admin.sock")) + len("/" + "0" * 56 + ".4194304.tmp") < 108, "of a node, as HAProxy makes it"
+def test_its_files_are_of_its_user_alone(idle):
+    _, files = idle
+    assert stat.S_IMODE(files.stat().st_mode) == 0o700
+    assert {"admin.sock", "haproxy.cfg"} <= {file.name for file in files.iterdir()}
+    assert len(str(files / "admin.sock")) + len("/" + "0" * 56 + ".4194304.tmp") < 108, "of a node, as HAProxy makes it"

@@ -5,9 +5,11 @@ import json
 
 import pytest
 from serving import KEY, ask
+from talking import collect
 
 from lc_ray.serve import auth, language
 from lc_ray.serve.endpoint import Models, asgi, settings
+from lc_ray.serve.generation import Ask, Piece
 
 CHATS = [[{"role": "user", "content": text}] for text in ("Hello", "a", "xyz" * 30, "0123456789")]
 NATIVE, INFER, VERTEX = "/v1/models/talk:predict", "/v2/models/talk/infer", "/vertex:predict"
@@ -111,3 +113,22 @@ def test_what_was_answered_is_measured(served):
     ((prepared, told),) = seen
     assert told == answers
     assert len(prepared["_size"]) == len(CHATS)
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_who_hangs_up_just_as_a_piece_comes_waits_no_more(served, monkeypatch, turns):
+    jobs = []
+    monkeypatch.setattr(served.generator, "submit", jobs.append)
+
+    async def main():
+        waiting = asyncio.ensure_future(collect(served.generator, Ask([1], 2)))
+        await asyncio.sleep(0.01)
+        jobs[0].send(Piece(0, "a", ()))
+        for _ in range(turns):  # of the event loop, in each of which the piece gets further
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting], timeout=1)
+        assert waiting.cancelled()
+        assert jobs[0].cancelled, "no more is made"
+
+    asyncio.run(main())

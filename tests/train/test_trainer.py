@@ -98,12 +98,13 @@ def test_all_workers_end_whatever_they_are_at(groups, one, monkeypatch):
         raise failed(DIED)
 
     async def run():
-        made = groups(2, work, max_failures=2)
-        ends = asyncio.create_task(made.train(one()))
+        made = groups(1, work, max_failures=2)
+        ends = [asyncio.create_task(made.train(one(member))) for member in range(2)]  # the second one waits for the first
         await asyncio.to_thread(busy.wait)
         await made.close()
-        with pytest.raises(TrainError, match="the search has ended"):
-            await ends
+        for end in ends:
+            with pytest.raises(TrainError, match="the search has ended"):
+                await end
         assert made.starts == [0], "and are not started again"
 
     asyncio.run(run())

@@ -64,3 +64,18 @@ def test_an_heir_prunes_on_from_what_its_donor_lost(monkeypatch):
     assert segment.prunes
     assert pointer.pruned == segment.pruned == pytest.approx(pointer.genes["prune.parameters"])
 
+
+def test_all_workers_and_members_can_wait_for_one_another(monkeypatch):
+    """Each in a call to the same actor, of which Ray has 1,000 at a time unless it is told otherwise."""
+    given = {}
+
+    def remote(**options):
+        given.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(population.runtime, "beside", dict)
+    monkeypatch.setattr(population.ray, "remote", remote)
+    job = spec.parse(JOB | {"train": JOB["train"] | {"workers": {"count": 8}}})
+    with pytest.raises(KeyboardInterrupt):
+        population.search(job, StoragePath("/prepared/key"), 100, StoragePath("/store"), 125, "accuracy", lambda event: None)
+    assert given["max_concurrency"] > 8 * 125 + 2
