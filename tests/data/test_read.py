@@ -168,12 +168,20 @@ def test_splits_side_by_side_are_not_taken_for_labels_or_mixed(tmp_path):
         file.write_bytes(png("red"))
     made = datasets.Dataset.from_dict({"text": ["a"]})
     datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "saved")
-    for path in ("csv/train.csv", "csv/test.csv", "hub/data/train-00000.parquet", "hub/data/test-00000.parquet", "sst/sst2_train.tsv"):
+    for path in ("csv/training.csv", "csv/testing.csv", "hub/data/train-00000.parquet", "hub/data/test-00000.parquet", "sst/sst2_train.tsv"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("")
-    for source in ("pets", "two", "saved", "csv", "hub"):
+    for path in ("dogs/train/cat.0.jpg", "dogs/test/1.jpg", "hub/data/train-00001.parquet"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(png("red"))
+    for source in ("pets", "two", "saved", "csv", "hub", "dogs"):
         with pytest.raises(DataError, match=r"holds several splits: (Test|test|test_set), train"):
             files(str(tmp_path / source))
+    for uri in ("", "file://"):
+        found = files(f"{uri}{tmp_path}/hub/data/train-*.parquet")
+        assert [str(file) for file in found] == [f"{uri}{tmp_path}/hub/data/train-0000{part}.parquet" for part in (0, 1)]
+    with pytest.raises(DataError, match="no such file or folder"):
+        files(f"{tmp_path}/hub/data/dev-*.parquet")
     for path in ("other/dev/log.jsonl", "other/test/log.jsonl", "other/prod/log.jsonl", "parts/train-1.csv", "parts/training-2.csv"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("")
