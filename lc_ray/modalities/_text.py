@@ -38,7 +38,9 @@ def missing(value: Any) -> bool:
 
 
 def absent(value: Any) -> bool:
-    """Whether a cell is missing, or blank."""
+    """Whether a cell is missing, or blank, or all is that it has by name."""
+    if isinstance(value, dict):
+        return all(map(absent, value.values()))
     return missing(value) or (isinstance(value, str | bytes) and not value.strip())
 
 

@@ -279,6 +279,24 @@ def test_columns_between_bars_are_one_cell(tmp_path, name):
         reader.require(["text", "spam|late"])
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_cells_within_cells_are_named_with_dots(tmp_path, name):
+    rows = [{"review": {"text": "a", "votes": [{"n": 1}, {"n": 2}]}, "v1.0": "x"}, {"review": {"text": "b", "votes": []}, "v1.0": "y"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    reader = read.Reader(File(str(tmp_path / name)))
+    wanted = ["review.text", "review.votes.1.n", "v1.0", "review.text|v1.0"]
+    reader.require(wanted)
+    assert [[row[column] for column in wanted] for chunk in reader.rows(wanted) for row in chunk] == [
+        ["a", 2, "x", {"review.text": "a", "v1.0": "x"}],
+        ["b", None, "y", {"review.text": "b", "v1.0": "y"}],
+    ]
+    with pytest.raises(DataError, match=r"no column 'Reviews.text'; there are: review, v1.0"):
+        reader.require(["Reviews.text"])
+    with pytest.raises(DataError, match="did you mean 'review'"):
+        reader.require(["Reviews"])
+
+
 def test_shards_share_a_file(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("".join(f'{{"text": {n}}}\n' for n in range(1000)), "utf-8")
