@@ -61,9 +61,12 @@ class ModelSpec(Section):
 
 
 class InputSpec(Section):
-    """One input column. `max_length`, `size` and `seconds` each concern the modality that they name."""
+    """One input column; `meta.title` is one within another's cells, and `question|answer` are two as one text.
 
-    column: str = Field(description="its name; `meta.title` is within the cells of another one, and `question|answer` are two texts as one")
+    `max_length`, `size` and `seconds` each concern the modality that they name.
+    """
+
+    column: str
     modality: str = Field("text", description="a file in lc_ray/modalities")
     base: Base | None = Field(None, description="this column's base model; model.base if not given")
     weights: Base | None = Field(None, description="likewise; model.weights if not given")

@@ -25,9 +25,10 @@ KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
     **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".tar": "tar", ".txt": "txt"},
     **dict.fromkeys((".conll", ".iob", ".bio"), "conll"),
+    **{".conllu": "conllu", ".orc": "orc"},
     **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "sheet"),
 }
-_TEXTS = ("csv", "tsv", "jsonl", "conll", "txt")  # kinds
+_TEXTS = ("csv", "tsv", "jsonl", "conll", "conllu", "txt")  # kinds
 # Those that no decoder here reads are among them: such a file is a rejected row, not one that nobody misses.
 IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".svg"}
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".m4a", ".aac", ".wma", ".webm"}
@@ -76,7 +77,7 @@ class File:
 
     @functools.cached_property
     def kind(self) -> str:
-        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar`, `conll`, `sheet`, `txt` or `folder`, of pictures, sounds or texts."""
+        """How it is read: as one of `KINDS`' values, or `folder`, of pictures, sounds or texts."""
         if (last := ending(self.name)) in KINDS:
             return KINDS[last]
         if self._is_folder:

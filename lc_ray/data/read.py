@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
+from pyarrow import orc
 
 from lc_ray.data import conll, documents, lines, packed, sheets, tables
 from lc_ray.data.files import File
@@ -25,7 +27,7 @@ from lc_ray.errors import DataError, first_line
 CHUNK = 4096  # rows at a time
 _BAR, _DOT = "|", "."
 _FIRST = 128  # rows among which columns are looked for, at least
-_UNEVEN = ("json", "jsonl", "tar", "conll", "txt", "sheet")  # kinds of which each row has columns of its own
+_UNEVEN = ("json", "jsonl", "tar", "conll", "conllu", "txt", "sheet")  # kinds of which each row has columns of its own
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
 _NESTED = "; labels are names of subfolders, or stand beside the files' names in a table"
 _BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error, *packed.BROKEN)  # what a file that is cut off or damaged raises
@@ -35,7 +37,7 @@ class Reader:
     """Reads labelled rows of one file.
 
     Args:
-        file: CSV, TSV, JSON Lines, JSON (see `documents`), Parquet, Arrow (of a Hugging Face dataset that was saved to
+        file: CSV, TSV, JSON Lines, JSON (see `documents`), Parquet, ORC, Arrow (of a Hugging Face dataset that was saved to
             disk), CoNLL's, text of a row per line or a table, a sheet, a WebDataset's tar, or a folder (see `folders`).
         names: of the columns, for a file without a header.
     """
@@ -66,6 +68,9 @@ class Reader:
                 case "arrow":
                     with self.file.open() as content:
                         return list(_arrow(content)[0].names)
+                case "orc":
+                    with self.file.open() as content:
+                        return list(orc.ORCFile(content).schema.names)
                 case "folder":
                     return self._folder.columns()
                 case kind if kind in _UNEVEN:
@@ -196,6 +201,12 @@ class Reader:
                     schema, batches = _arrow(content)
                     pieces = (batch.slice(start, size) for batch in batches for start in range(0, batch.num_rows, size))
                     yield from _named(schema, (piece.select(list(wanted)) for piece in pieces))
+            case "orc":
+                with self.file.open() as content:
+                    table = orc.ORCFile(content)
+                    stripes = (table.read_stripe(number, list(wanted)) for number in range(table.nstripes))
+                    pieces = (stripe.slice(start, size) for stripe in stripes for start in range(0, stripe.num_rows, size))
+                    yield from (piece.select(list(wanted)) for piece in pieces)
             case "folder":
                 yield from self._folder.chunks(wanted, size)
             case "tar":
@@ -208,6 +219,9 @@ class Reader:
             case "conll":
                 with self.file.open() as content:
                     yield from _batched((self._row(row, wanted) for row in conll.rows(content)), size)
+            case "conllu":
+                with self.file.open() as content:
+                    yield from _batched((self._row(row, wanted) for row in conll.universal(content)), size)
             case "sheet":
                 yield from _batched((self._row(row, wanted) for row in self._sheet()), size)
             case "txt":
@@ -356,9 +370,12 @@ def _renamed(value: Any, feature: Any) -> Any:
 
 
 def _arrow(content: Any) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
-    """Schema and batches of an Arrow stream, as Hugging Face datasets are saved, or of an Arrow file."""
+    """Schema and batches of an Arrow stream, as Hugging Face datasets are saved, or of an Arrow file, or of Feather's first version."""
     sign = content.read(6)
     content.seek(0)
+    if sign.startswith(b"FEA1"):
+        table = pyarrow.feather.read_table(content)
+        return table.schema, table.to_batches()
     if sign != b"ARROW1":
         stream = pa.ipc.open_stream(content)
         return stream.schema, stream

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pyarrow import feather, orc
 
 from lc_ray.data import read
 from lc_ray.data.files import File, files
@@ -295,6 +296,24 @@ def test_cells_within_cells_are_named_with_dots(tmp_path, name):
         reader.require(["Reviews.text"])
     with pytest.raises(DataError, match="did you mean 'review'"):
         reader.require(["Reviews"])
+
+
+def test_orc_and_feather_of_either_version(tmp_path):
+    table = pa.table({"text": [str(n) for n in range(300)], "label": [0, 1, None] * 100, "other": [[1]] * 300})
+    orc.write_table(table, tmp_path / "a.orc")
+    for version in (1, 2):
+        feather.write_feather(table.drop_columns("other"), str(tmp_path / f"v{version}.feather"), version=version)
+    found = files(str(tmp_path))
+    assert [file.name for file in found] == ["a.orc", "v1.feather", "v2.feather"]
+    for file in found:
+        reader = read.Reader(file)
+        reader.require(["text", "label"])
+        chunks = list(reader.rows(["label", "text"], size=128))
+        assert [len(chunk) for chunk in chunks] == [128, 128, 44]
+        assert chunks[0][:3] == [{"label": label, "text": str(n), "_row": n} for n, label in enumerate((0, 1, None))]
+    (tmp_path / "a.orc").write_bytes(b"ORC and no more")
+    with pytest.raises(DataError, match="can't be read"):
+        read.Reader(File(str(tmp_path / "a.orc"))).columns()
 
 
 def test_shards_share_a_file(tmp_path):

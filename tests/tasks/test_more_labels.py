@@ -181,3 +181,38 @@ def test_an_unknown_option_of_a_task_is_an_error():
         fit(multilabel, [["a"]], class_weight="balanced")
     with pytest.raises(SpecError, match=r"task\.class_weights"):
         fit(multilabel, [["a"]], class_weights="some")
+
+
+TEXT, TAGGED = "Ann Lee saw  Rome.", ["B-PER", "I-PER", "O", "B-LOC"]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        [[0, 7, "PER"], [13, 17, "LOC"]],  # Doccano's
+        {"entities": [[13, 17, "LOC"], [0, 7, "PER"], [0, 3, "NAME"]]},  # spaCy's; of two that overlap the longer
+        [{"start_offset": 0, "end_offset": 7, "label": "PER", "id": 1}, {"start_offset": 13, "end_offset": 17, "label": "LOC", "id": 2}],
+        [{"start": 0, "end": 7, "labels": ["PER"]}, {"start": 13, "end": 17, "labels": ["LOC"]}],
+        [{"result": [{"value": {"start": s, "end": e, "labels": [k]}} for s, e, k in ((0, 7, "PER"), (13, 17, "LOC"))]}],  # Label Studio's
+        '[{"start": 0, "end": 7, "label": "PER"}, {"start": 13, "end": 17, "label": "LOC"}]',
+    ],
+)
+def test_spans_of_characters_are_tags_of_words(cell):
+    task = token_classification.Task
+    assert task.clean(task.placed(cell, [TEXT])) == task.clean(task.placed(cell, [TEXT.encode()])) == TAGGED
+    assert {"B-PER", "B-LOC", "O"} <= set(task.clean(cell)), "without the text, as a preflight reads many"
+    with pytest.raises(DataError, match="give the text"):
+        task.placed(cell, [TEXT.split()])
+    with pytest.raises(DataError, match="no word between the characters"):
+        task.placed(cell, ["Ann"])
+
+
+def test_texts_without_spans_and_tags_without_a_text():
+    task = token_classification.Task
+    assert task.placed([], [TEXT]) == ["O"] * 4
+    assert task.placed(["O"], [["Ann"]]) == ["O"]
+    for cell in ([], None):
+        with pytest.raises(DataError, match="tags missing"):
+            task.clean(task.placed(cell, [["Ann"]]))
+    with pytest.raises(DataError, match="without start, end and label"):
+        task.placed([{"start": 0, "label": "PER"}], [TEXT])
