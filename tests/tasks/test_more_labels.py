@@ -51,6 +51,16 @@ def test_bad_numbers_are_told_apart(value, reason):
         regression.Task.clean(value)
 
 
+@pytest.mark.parametrize(("text", "number"), [("1,5", 1.5), ("-1.234,5", -1234.5), (b"12345,678 ", 12345.678), ("1.5", 1.5), ("1,234", None)])
+def test_decimal_commas(text, number):
+    """As Excel writes them in most of Europe; with three digits behind, one may be for thousands."""
+    if number is None:
+        with pytest.raises(DataError, match="not a number"):
+            regression.Task.clean(text)
+    else:
+        assert regression.Task.clean(text) == number
+
+
 def test_equal_targets_teach_nothing():
     with pytest.raises(DataError, match="all training targets are equal"):
         fit(regression, [0.1] * 10)
