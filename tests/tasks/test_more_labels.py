@@ -94,13 +94,15 @@ def test_labels_come_in_several_forms_and_rare_ones_may_weigh_more():
     assert fit(multilabel, rows).weights is None
     assert fit(multilabel, rows, class_weights="balanced").weights == [1.0, 3.0]
     bad = [(None, "labels missing"), (float("nan"), "labels missing"), (b"\xff", "not valid UTF-8"), ([0, 1, 1], "a 0 or 1 per label")]
-    bad += [(hot, "a 0 or 1 per label") for hot in ([0, 0], [1.0, 1.0])]  # of two labels; [0, 1] may be their numbers
+    bad += [(hot, "a 0 or 1 per label") for hot in ([0, 0], [1.0, 1.0], "0,1,0")]  # of two labels; [0, 1] may be their numbers
     for value, reason in [*bad, ("['a' 'b']", "not valid JSON"), ("[a, b]", "not valid JSON"), ("[" * 9999, "not valid JSON")]:
         with pytest.raises(DataError, match=reason):
             multilabel.Task.clean(value)
     with pytest.raises(DataError, match="never seen"):
         fit(multilabel, rows).encode(["z"])
-    for several, parts in (("b, a", r"b\|a"), ("b;a", r"b\|a"), ("2,14", r"2\|14")):
+    assert [multilabel.Task.clean(numbers) for numbers in ("2,14", b"14; 2", [2, 14])] == [["14", "2"]] * 3
+    assert multilabel.Task.clean([{"id": 1, "name": "Drama"}, {"label": "War"}]) == ["Drama", "War"]
+    for several, parts in (("b, a", r"b\|a"), ("b;a", r"b\|a")):
         with pytest.raises(DataError, match=f"seems to be 2 labels\n.*'{parts}'"):
             fit(multilabel, [*rows, [several]])
     assert fit(multilabel, [*rows, ["a, or else"]]).labels == ["a", "a, or else", "b"]
