@@ -41,7 +41,8 @@ class Model:
 
     Args:
         inputs: sections of the job's `data.inputs`.
-        dataset: labelled rows: a path, a pandas DataFrame, a Hugging Face dataset, a Ray Dataset or a list of dicts.
+        dataset: labelled rows: a path, a table of pandas, Polars or Arrow, a dataset of Hugging Face, Ray or PyTorch, a list of dicts, or a dict of
+            columns.
         validation: held-out rows likewise, or a fraction or number of rows of the dataset; a tenth if not given.
         target: column with the label; None for a task that needs none.
         task: a file in lc_ray/tasks, or the job's task section.
@@ -332,7 +333,7 @@ def evaluate_model(model: Model | Predictor | str | Path, dataset: Any, target: 
 
     Args:
         model: a trained plan, a loaded model, or an artifact's folder.
-        dataset: a path, a pandas DataFrame, a Hugging Face dataset, a Ray Dataset or a list of dicts.
+        dataset: labelled rows, as of a `Model`.
         target: column with the label; the one trained on if not given.
         **reading: `columns` and `encoding_errors`, as of a job's data.
     """

@@ -61,7 +61,10 @@ class ModelSpec(Section):
 
 
 class InputSpec(Section):
-    """One input column. `max_length`, `size` and `seconds` each concern the modality that they name."""
+    """One input column; `meta.title` is one within another's cells, and `question|answer` are two as one text.
+
+    `max_length`, `size` and `seconds` each concern the modality that they name.
+    """
 
     column: str
     modality: str = Field("text", description="a file in lc_ray/modalities")
@@ -98,7 +101,7 @@ class DataSpec(ReadSpec):
 
     train: str = Field(
         description="CSV, TSV, JSON Lines, Parquet, WebDataset tar, a saved Hugging Face dataset, or a folder of pictures, sounds or texts: "
-        "a file, a folder, a URI (s3://, gs://, hdfs://) or package:NAME/path"
+        "a file, a folder, some of its files as folder/train-*, a URI (s3://, gs://, hdfs://) or package:NAME/path"
     )
     validation: str | int | float = Field("10%", description="another source, or a fraction or a number of rows to hold out")
     split: str | None = Field(None, description="a column; rows with equal values in it (a speaker, a patient, a picture) stay on one side")

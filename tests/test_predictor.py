@@ -35,6 +35,15 @@ def test_a_misspelt_column_is_not_ignored(model):
         model.predict([{"texts": "good", "cell": "3"}])
 
 
+def test_columns_that_one_input_is_of_are_given_as_they_are_named(tiny_base, tmp_path):
+    inputs, task = [InputSpec(column="premise|hypothesis", base=str(tiny_base), max_length=16)], Task(["no", "yes"])
+    model = Predictor(save(tmp_path / "model", load.pretrained(ModelSpec(), inputs, task), task, inputs), 1)
+    whole, apart, alone = model.predict(["good [SEP] bad", {"premise": "good", "hypothesis": "bad"}, {"hypothesis": "bad"}])
+    assert whole == apart != alone
+    with pytest.raises(DataError, match="missing column"):
+        model.predict([{"text": "bad"}])
+
+
 def test_rows_come_as_programs_have_them(model):
     rows = [{"text": "good", "cell": "3"}, {"text": "bad", "cell": "4"}]
     frame = pd.DataFrame(rows)

@@ -98,7 +98,8 @@ def pack(job: JobSpec, shared: str | None = None) -> Package:
     places: dict[Path, str] = {}
     for path, value in _local(job):
         named = Path(os.path.abspath(os.path.expanduser(value)))
-        if (shared and named.is_relative_to(shared)) or (value.startswith("/") and not named.exists()):
+        here = named.exists() or any(named.parent.glob(named.name))
+        if (shared and named.is_relative_to(shared)) or (value.startswith("/") and not here):
             there.append(str(named))
             continue
         source = named.resolve()  # as files of data are told

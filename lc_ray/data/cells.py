@@ -234,7 +234,8 @@ def cleaned(row: dict[str, Any], file: File, inputs: dict[str, Any], kind: Any, 
     try:
         values = batches.decode(row, inputs, job.data.encoding_errors, file.folder)
         column = job.data.target or ""
-        target = kind.read(row[column], file.folder, reader) if column else None
+        cell = kind.placed(row[column], [row.get(name) for name in inputs]) if column else None
+        target = kind.read(cell, file.folder, reader) if column else None
         kind.check(target, values)
         return out | values | {TARGET: target, "_order": order(job.seed, list(values.values()), target, _group(row, job))}
     except DataError as error:

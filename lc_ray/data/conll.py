@@ -1,8 +1,12 @@
-"""CoNLL's files of tagged sentences (Tjong Kim Sang and De Meulder 2003): a word on each line, its tag last, an empty line after each sentence."""
+"""CoNLL's files of tagged sentences (Tjong Kim Sang and De Meulder 2003): a word on each line, its tag last, an empty line after each sentence.
+
+CoNLL-U's are those of Universal Dependencies, whose ten columns have names.
+"""
 
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import Any
@@ -10,6 +14,8 @@ from typing import Any
 COLUMNS = {"tokens", "ner_tags"}
 SENTENCE = {"sentence #", "sentence_id", "sentence_idx"}  # in small letters, columns of tables that have a word in each row, such as Kaggle's
 _DOCUMENT = b"-DOCSTART-"  # a word that begins a document, and is in none
+_TAG = re.compile(rb"O|[BIESLU]-.*")
+UNIVERSAL = {"tokens": 1, "lemmas": 2, "upos": 3, "xpos": 4, "feats": 5, "head": 6, "deprel": 7}  # as Hugging Face names CoNLL-U's columns
 
 
 def rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -20,8 +26,22 @@ def rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def universal(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """A row for each sentence of CoNLL-U, whose cells are lists of what each word has in a column; no row of what several words are together."""
+    columns = (line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n").split(b"\t") for line in lines)
+    for some, sentence in groupby(columns, lambda cells: bool(cells[0].strip())):
+        words = [word for word in sentence if not word[0].startswith(b"#")] if some else []
+        if any(len(word) < len(UNIVERSAL) + 1 for word in words):
+            yield {"_error": "a line that has not CoNLL-U's 10 columns"}
+        elif words := [word for word in words if word[0].isdigit()]:
+            try:
+                yield {name: [word[place].decode("utf-8") for word in words] for name, place in UNIVERSAL.items()}
+            except UnicodeDecodeError:
+                yield {"_error": "not valid UTF-8"}
+
+
 def _row(words: list[list[bytes]]) -> dict[str, Any] | None:
-    if words[0][0] == _DOCUMENT:
+    if words[0][0] == _DOCUMENT or (words[0][0] == b"#" and len(words[0]) > 2 and not _TAG.fullmatch(words[0][-1])):  # or a comment
         words = words[1:]
     if any(len(word) < 2 for word in words):
         return {"_error": "a word without a tag"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import fnmatch
 import functools
 import io
 import os
@@ -24,9 +25,10 @@ KINDS = {
     **{".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"},
     **{".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".tar": "tar", ".txt": "txt"},
     **dict.fromkeys((".conll", ".iob", ".bio"), "conll"),
+    **{".conllu": "conllu", ".orc": "orc"},
     **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), "sheet"),
 }
-_TEXTS = ("csv", "tsv", "jsonl", "conll", "txt")  # kinds
+_TEXTS = ("csv", "tsv", "jsonl", "conll", "conllu", "txt")  # kinds
 # Those that no decoder here reads are among them: such a file is a rejected row, not one that nobody misses.
 IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".svg"}
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".m4a", ".aac", ".wma", ".webm"}
@@ -36,10 +38,14 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _OTHERS = {"images": "labels", "JPEGImages": "Annotations"}  # folders of pictures → of what belongs to them
 _SPLITS_FILE = "dataset_dict.json"
 _ABOUT = {"dataset_info.json", "state.json", _SPLITS_FILE}  # what a saved Hugging Face dataset says of itself
-_SPLITS = dict.fromkeys(("valid", "val", "validation", "dev", "eval"), "validation") | {"train": "train", "training": "train", "test": "test"}
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trn", "traindata", "trainset"), "train"),
+    **dict.fromkeys(("valid", "val", "validation", "validate", "dev", "eval", "evaluation", "devset", "valset", "testa"), "validation"),
+    **dict.fromkeys(("test", "testing", "tst", "testdata", "testset", "testb", "holdout"), "test"),
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class File:
     """A file of rows, or a folder of pictures, sounds or texts.
 
@@ -71,7 +77,7 @@ class File:
 
     @functools.cached_property
     def kind(self) -> str:
-        """How it is read: `csv`, `tsv`, `jsonl`, `parquet`, `arrow`, `tar`, `conll`, `sheet`, `txt` or `folder`, of pictures, sounds or texts."""
+        """How it is read: as one of `KINDS`' values, or `folder`, of pictures, sounds or texts."""
         if (last := ending(self.name)) in KINDS:
             return KINDS[last]
         if self._is_folder:
@@ -129,8 +135,8 @@ def files(source: str) -> list[File]:
     """The files of a source, sorted.
 
     Args:
-        source: a file, a folder of files, a folder of pictures, sounds or texts, which may have a subfolder per label, a URI of one of these
-            (s3://, gs://, hdfs://, file://), or `package:NAME/path`.
+        source: a file, a folder of files, a folder of pictures, sounds or texts, which may have a subfolder per label, some files of a folder as
+            `folder/train-*`, a URI of one of these (s3://, gs://, hdfs://, file://), or `package:NAME/path`.
 
     Raises:
         DataError: nothing there, nothing that can be read, or several splits, which are not to be mixed.
@@ -147,6 +153,8 @@ def files(source: str) -> list[File]:
         raise DataError("a file's name is not valid UTF-8", error.object.decode("utf-8", "replace"), "rename it") from None
     except (OSError, ValueError) as error:
         raise DataError(f"can't be reached: {first_line(error)}", source) from None
+    if found.type == pyarrow.fs.FileType.NotFound and (some := _matching(source, system, path)):
+        return some
     if found.type == pyarrow.fs.FileType.NotFound:
         fix = "write % and ? of a name as %25 and %3F" if "://" in source else "give the path from the folder you run in, or an absolute one"
         raise DataError("no such file or folder", source, fix)
@@ -158,6 +166,15 @@ def files(source: str) -> list[File]:
     if _members([f.path[len(path.rstrip("/")) + 1 :] for f in every]):
         return [File(source.rstrip("/"))]
     raise DataError(f"no file that can be read; {_KNOWN}", source)
+
+
+def _matching(source: str, system: Any, path: str) -> list[File]:
+    """The files of a folder whose names are as a pattern such as `train-*` says, which is the last part of the source."""
+    (folder, _, pattern), (place, _, _) = path.rpartition("/"), source.rpartition("/")
+    if "*" not in pattern:
+        return []
+    there = system.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True))
+    return sorted(File(joined(place, f.base_name)) for f in there if f.is_file and fnmatch.fnmatchcase(f.base_name, pattern))
 
 
 def _named(file: File) -> File:
@@ -205,18 +222,18 @@ def _one_split(source: str, every: list[Any], prefix: int) -> None:
     They are told by the first such word of their files' or folders' names, as in train.csv, sst2-test.csv, training_set/cat/1.png or
     data/validation-00000-of-00001.parquet.
     """
-    labelled = [name.split("/") for name in _members([f.path[prefix:] for f in every]) if "/" in name]
-    names = {parts[0] for parts in labelled}
+    names = {name.partition("/")[0] for name in _members([f.path[prefix:] for f in every]) if "/" in name}
     if any(f.base_name == _SPLITS_FILE for f in every):
         names = {f.path.split("/")[-2] for f in every if f.path.endswith(".arrow")}
     elif rows := [f.path[prefix:] for f in every if _has_rows(f)]:
         names = {split for path in rows if (split := _told(path))}
         if "train" not in names:  # test and dev alone may be anything
             return
-    elif None in (told := {_told(name) for name in names}) or len(told) < 2 or min(map(len, labelled), default=0) < 3:
+    elif None in (told := {_told(name) for name in names}) or len(told) < 2:  # labels
         return
     if len(names) > 1:
-        raise DataError(f"holds several splits: {', '.join(sorted(names))}", source, "give a folder of one each to data.train and data.validation")
+        fix = f"give one each to data.train and data.validation: a folder, or files as {source.rstrip('/')}/train*"
+        raise DataError(f"holds several splits: {', '.join(sorted(names))}", source, fix)
 
 
 def _told(path: str) -> str | None:

@@ -14,6 +14,7 @@ from lc_ray.data.files import IMAGES, SOUNDS, File, ending, other
 from lc_ray.storage import StoragePath, joined
 
 _FIRST = 128  # rows among which columns are looked for
+_UNLABELLED = {"unsup", "unlabeled", "unlabelled"}  # subfolders of what has no label, such as IMDB's and STL-10's
 
 
 class Folder:
@@ -45,9 +46,10 @@ class Folder:
         return [self._kind, *(["label"] if all(path.count("/") > 1 for path in self.paths) else []), *there]
 
     def chunks(self, wanted: Sequence[str], size: int) -> Iterator[Sequence[dict[str, Any]]]:
-        """Rows, `size` at a time."""
+        """Rows, `size` at a time; where their labels are wanted, those that have one."""
         row = functools.partial(self._row, wanted=wanted)
-        return (_Chunk(self.paths[start : start + size], row) for start in range(0, len(self.paths), size))
+        paths = [path for path in self.paths if "label" not in wanted or path.split("/")[1] not in _UNLABELLED]
+        return (_Chunk(paths[start : start + size], row) for start in range(0, len(paths), size))
 
     def beside(self, wanted: Sequence[str]) -> list[str]:
         """The files that hold such columns and are none of `paths`."""

@@ -71,12 +71,25 @@ def source_of(data: Any, storage: str, media: set[str]) -> str:
             table = pa.Table.from_pandas(data, preserve_index=False)
         except (pa.ArrowException, OverflowError, TypeError):  # a column of several types, of which some rows will be rejected; or a sparse one
             return _rows(data.to_dict("records"), storage, media)
+    elif isinstance(table := data.to_arrow() if hasattr(data, "to_arrow") else data, pa.Table):  # Polars, DuckDB, Arrow
+        if media & set(table.column_names):
+            return _rows(table.to_pylist(), storage, media)
     else:
+        return _rows(_listed(data), storage, media)
+    return _kept(_parquet(table.replace_schema_metadata(None)), ".parquet", storage)
+
+
+def _listed(data: Any) -> list[Any]:
+    """Rows of columns in a dict, of a PyTorch dataset, or of another sequence. A stream may be endless."""
+    columns = list(data.values()) if isinstance(data, dict) else []
+    if columns and all(hasattr(column, "__len__") and not isinstance(column, str) and len(column) == len(columns[0]) for column in columns):
+        return [dict(zip(data, row, strict=True)) for row in zip(*columns, strict=True)]
+    if isinstance(data, dict) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise DataError(
             f"data of type {type(data).__name__} is not accepted",
-            fix="give a path, a pandas DataFrame, a Hugging Face dataset, a Ray Dataset or a list of dicts",
+            fix="give a path, a table of pandas, Polars or Arrow, a dataset of Hugging Face, Ray or PyTorch, or a list of dicts",
         )
-    return _kept(_parquet(table.replace_schema_metadata(None)), ".parquet", storage)
+    return list(data) if hasattr(data, "__iter__") else [data[number] for number in range(len(data))]
 
 
 def _is_named(dtype: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import functools
 import itertools
 import json
@@ -13,7 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
+from pyarrow import orc
 
 from lc_ray.data import conll, documents, lines, packed, sheets, tables
 from lc_ray.data.files import File
@@ -22,9 +25,9 @@ from lc_ray.data.tables import Table
 from lc_ray.errors import DataError, first_line
 
 CHUNK = 4096  # rows at a time
-_BAR = "|"
+_BAR, _DOT = "|", "."
 _FIRST = 128  # rows among which columns are looked for, at least
-_UNEVEN = ("json", "jsonl", "tar", "conll", "txt", "sheet")  # kinds of which each row has columns of its own
+_UNEVEN = ("json", "jsonl", "tar", "conll", "conllu", "txt", "sheet")  # kinds of which each row has columns of its own
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
 _NESTED = "; labels are names of subfolders, or stand beside the files' names in a table"
 _BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error, *packed.BROKEN)  # what a file that is cut off or damaged raises
@@ -34,7 +37,7 @@ class Reader:
     """Reads labelled rows of one file.
 
     Args:
-        file: CSV, TSV, JSON Lines, JSON (see `documents`), Parquet, Arrow (of a Hugging Face dataset that was saved to
+        file: CSV, TSV, JSON Lines, JSON (see `documents`), Parquet, ORC, Arrow (of a Hugging Face dataset that was saved to
             disk), CoNLL's, text of a row per line or a table, a sheet, a WebDataset's tar, or a folder (see `folders`).
         names: of the columns, for a file without a header.
     """
@@ -65,6 +68,9 @@ class Reader:
                 case "arrow":
                     with self.file.open() as content:
                         return list(_arrow(content)[0].names)
+                case "orc":
+                    with self.file.open() as content:
+                        return list(orc.ORCFile(content).schema.names)
                 case "folder":
                     return self._folder.columns()
                 case kind if kind in _UNEVEN:
@@ -94,13 +100,20 @@ class Reader:
         parts = name.split(_BAR)
         return parts if len(parts) > 1 and name not in self.columns() else [name]
 
+    def _paths(self, name: str) -> dict[str, list[str]]:
+        """Each of these as the column that is read, and, where none is named so, the keys between dots within its cells."""
+        parts = self._parts(name)
+        there = self.columns() if any(_DOT in part for part in parts) else []
+        paths = {part: part.split(_DOT) if part not in there else [part] for part in parts}
+        return {part: path if path[0] in there else [part] for part, path in paths.items()}
+
     def _all(self, names: Sequence[str]) -> list[str]:
-        return list(dict.fromkeys(part for name in names for part in self._parts(name)))
+        return list(dict.fromkeys(path[0] for name in names for path in self._paths(name).values()))
 
     def among(self, names: Sequence[str]) -> list[str]:
         """Those of the names that `rows` can be asked for; where each row has columns of its own, all."""
         there = self._all(names) if self._kind(names) in _UNEVEN else self.columns(names)
-        return [name for name in names if set(self._parts(name)) <= set(there)]
+        return [name for name in names if {path[0] for path in self._paths(name).values()} <= set(there)]
 
     def require(self, wanted: Sequence[str], fix: str = "") -> None:
         """Raise DataError if the file lacks one of the columns, listing those it has, or has it twice."""
@@ -110,8 +123,10 @@ class Reader:
             if there.count(name) > 1:
                 raise DataError(f"{there.count(name)} columns are named '{name}'", str(self.file), "rename all but one of them")
             if name not in there:
+                near = difflib.get_close_matches(name.lower(), [column.lower() for column in there], 1)
+                meant = next((f"did you mean '{column}'? " for column in there if column.lower() in near), "")
                 usual = _CORRECT + (_NAME if self._table else _NESTED if self.kind == "folder" else "")
-                raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), fix or usual)
+                raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), meant + (fix or usual))
 
     def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:
         """How many tasks are worth sharing the file in chunks of `size` rows, at least one: none would be left without rows."""
@@ -120,11 +135,12 @@ class Reader:
     def rows(self, wanted: Sequence[str], shard: int = 0, shards: int = 1, size: int = CHUNK) -> Iterator[list[dict[str, Any]]]:
         """Chunks of raw rows: the wanted cells, `_row` (from 0, the header not counted), and `_error` where the line itself is broken.
 
-        A wanted name such as `spam|urgent`, where no column has it, is a cell with those of the columns between the bars, by their names.
+        A wanted name such as `spam|urgent`, where no column has it, is a cell with those of the columns between the bars, by their names; one such
+        as `meta.stars` is what the cells of `meta` have by that key.
         Cells of CSV files are bytes, so that one that is not UTF-8 costs a row and not the file. Of several shards, each has every so many
         chunks of `size` rows.
         """
-        number, joint = 0, {name: parts for name in wanted if len(parts := self._parts(name)) > 1}
+        number, paths = 0, {name: paths for name in wanted if list((paths := self._paths(name)).values()) != [[name]]}
         for place, chunk in enumerate(self._whole(wanted, size)):
             found: list[dict[str, Any]] = []
             if place % shards != shard and not self._ragged:
@@ -134,7 +150,7 @@ class Reader:
                 while number in self._ragged:
                     found.append({"_error": self._ragged.pop(number), "_row": number})
                     number += 1
-                cells = {name: {part: row.get(part) for part in parts} for name, parts in joint.items()} if "_error" not in row else {}
+                cells = {name: _cell(row, parts) for name, parts in paths.items()} if "_error" not in row else {}
                 found.append(row | cells | {"_row": number})
                 number += 1
             if place % shards == shard:
@@ -185,6 +201,12 @@ class Reader:
                     schema, batches = _arrow(content)
                     pieces = (batch.slice(start, size) for batch in batches for start in range(0, batch.num_rows, size))
                     yield from _named(schema, (piece.select(list(wanted)) for piece in pieces))
+            case "orc":
+                with self.file.open() as content:
+                    table = orc.ORCFile(content)
+                    stripes = (table.read_stripe(number, list(wanted)) for number in range(table.nstripes))
+                    pieces = (stripe.slice(start, size) for stripe in stripes for start in range(0, stripe.num_rows, size))
+                    yield from (piece.select(list(wanted)) for piece in pieces)
             case "folder":
                 yield from self._folder.chunks(wanted, size)
             case "tar":
@@ -197,6 +219,9 @@ class Reader:
             case "conll":
                 with self.file.open() as content:
                     yield from _batched((self._row(row, wanted) for row in conll.rows(content)), size)
+            case "conllu":
+                with self.file.open() as content:
+                    yield from _batched((self._row(row, wanted) for row in conll.universal(content)), size)
             case "sheet":
                 yield from _batched((self._row(row, wanted) for row in self._sheet()), size)
             case "txt":
@@ -282,6 +307,19 @@ class Reader:
         return {name: row.get(name) for name in wanted} if wanted else row
 
 
+def _cell(row: dict[str, Any], paths: dict[str, list[str]]) -> Any:
+    """What a row has at a path, or at each of several, by its name; None where it has nothing."""
+    found = {name: functools.reduce(_at, path, row) for name, path in paths.items()}
+    return found if len(found) > 1 else next(iter(found.values()))
+
+
+def _at(value: Any, key: str) -> Any:
+    """What a cell has by a key, or a list at a place."""
+    if isinstance(value, list):
+        return value[int(key)] if key.isdecimal() and int(key) < len(value) else None
+    return value.get(key) if isinstance(value, dict) else None
+
+
 def _listed(chunk: Any) -> Any:
     return chunk.to_pylist() if isinstance(chunk, pa.RecordBatch) else chunk
 
@@ -332,9 +370,12 @@ def _renamed(value: Any, feature: Any) -> Any:
 
 
 def _arrow(content: Any) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
-    """Schema and batches of an Arrow stream, as Hugging Face datasets are saved, or of an Arrow file."""
+    """Schema and batches of an Arrow stream, as Hugging Face datasets are saved, or of an Arrow file, or of Feather's first version."""
     sign = content.read(6)
     content.seek(0)
+    if sign.startswith(b"FEA1"):
+        table = pyarrow.feather.read_table(content)
+        return table.schema, table.to_batches()
     if sign != b"ARROW1":
         stream = pa.ipc.open_stream(content)
         return stream.schema, stream

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import csv
 import functools
 import io
-import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,6 +21,9 @@ _MARKS, _RARE = ",;\t|", "\t|"  # the latter are in no text
 BLOCK = 2**24  # bytes that are read at a time; a row must fit
 _TAIL, _FIRST = 64, 20  # bytes; rows by which marks are told
 _BYTES = "latin-1"  # in which each byte is a character
+_TOLD = re.compile(r"sep=(.)\r?\n")
+_SINGLE = re.compile(r"'.*'")
+_ESCAPED = rb'(?:^|[%b\n])"[^"]*\\"(?!["%b\r\n]|$)'  # a quote within a cell, where a quote that is not doubled should end it
 
 
 class Table:
@@ -39,20 +41,53 @@ class Table:
         self.file, self.names, self.ragged = file, list(names) if names else None, dict[int, str]()
         self._open = False  # whether the last of them ends within a quote
 
-    def first(self, mark: str) -> list[str]:
-        """The first line that is not empty, as cells that a mark separates; names may have line breaks, and surrogates for what is not UTF-8.
+    def _rows(self, mark: str, quote: str = '"') -> list[tuple[int, list[str]]]:
+        """The first rows that are not empty, as cells that a mark separates, and how many lines come before each.
+
+        Names may have line breaks, and surrogates for what is not UTF-8.
+        """
+        found: list[tuple[int, list[str]]] = []
+        with self.file.open() as content:
+            rows = csv.reader(io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline=""), delimiter=mark, quotechar=quote)
+            before = 0
+            try:
+                while len(found) < _FIRST and (row := next(rows, None)) is not None:
+                    found += [(before, row)] if row else []
+                    before = rows.line_num
+            except (csv.Error, EOFError):  # a cell may be larger than what is read here, and a file cut off
+                if not found:
+                    raise
+        return found
+
+    def _quote(self, mark: str) -> str:
+        """What encloses cells: single quotes where names of columns are in such, or where rows are as long as each other by these alone."""
+        double, single = self._rows(mark), self._rows(mark, "'")
+        named = bool(double) and all(_SINGLE.fullmatch(cell) for cell in double[0][1])
+        begun = any(cell.startswith("'") for _, cells in double for cell in cells)
+        return "'" if named or (begun and len(_lengths(single)) == 1 < min(len(_lengths(double)), *_lengths(single))) else '"'
+
+    def _head(self, mark: str) -> tuple[int, list[str]]:
+        """How many lines come before the header, and its cells: those of the first row, or, after a title of several words, or of several such
+        lines, of the first row of several cells where all others have as many.
 
         Raises:
             ValueError: there is none, or it is UTF-16 that does not say so.
         """
-        with self.file.open() as content:
-            lines = io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline="")
-            cells = next((row for row in csv.reader(lines, delimiter=mark) if row), None)
-        if cells is None:
+        rows = self._rows(mark, self._quote(mark))[bool(self._told) :]
+        if not rows:
             raise ValueError("the file is empty")
-        if any("\0" in cell for cell in cells):
+        if any("\0" in cell for cell in rows[0][1]):
             raise ValueError("the header is not valid UTF-8; save the file as UTF-8")
-        return cells
+        first = next((place for place, (_, cells) in enumerate(rows) if sum(bool(cell.strip()) for cell in cells) > 1), 0)
+        titled = all(len("".join(cells).split()) > 1 for _, cells in rows[:first]) and len(_lengths(rows[first:])) == 1 and 2 * first < len(rows)
+        return rows[first if titled and not self.names else 0]
+
+    @functools.cached_property
+    def _told(self) -> str | None:
+        """The mark, where a line before the header says it, as Excel reads it: `sep=;`."""
+        with self.file.open() as content:
+            found = _TOLD.match(content.readline(_TAIL).decode("utf-8-sig", "replace"))
+        return found[1] if found else None
 
     @functools.cached_property
     def mark(self) -> str:
@@ -61,30 +96,29 @@ class Table:
         Where names are given, one by which the first rows have as many cells: commas of a text may by chance be as many in the very first.
         """
         own = "," if self.file.kind == "csv" else "\t"
+        if self._told:
+            return self._told
         if self.names:
-            marks: tuple[str, ...] = (own, *_RARE, *_MARKS, " ")  # the last of lists such as the Oxford pets'
-            found = {mark: self._lengths(mark) for mark in marks}
+            marks: tuple[str, ...] = (own, *_RARE, *_MARKS, "@", " ")  # the last of lists as the Financial PhraseBank and the Oxford pets
+            found = {mark: [len(cells) for _, cells in self._rows(mark)] for mark in marks}
             wanted = len(self.names)
             all_fit = [mark for mark, lengths in found.items() if {*lengths} == {wanted} != {1}]
             first_fits = [mark for mark, lengths in found.items() if lengths[:1] == [wanted] != [1]]
             return next(iter((*all_fit, *first_fits, own)))
-        if (cells := len(self.first(own))) > 1:
+        if (cells := len(self._head(own)[1])) > 1:
             return own
-        counts = {own: cells} | {mark: len(self.first(mark)) for mark in _MARKS if mark != own}
+        counts = {own: cells} | {mark: len(self._head(mark)[1]) for mark in _MARKS if mark != own}
         return max(counts, key=lambda mark: counts[mark])
 
     @functools.cached_property
     def _header(self) -> list[str]:
-        return self.first(self.mark)
+        return self._head(self.mark)[1]
 
-    def _lengths(self, mark: str) -> list[int]:
-        """How many cells the first rows have."""
-        found: list[int] = []
-        with self.file.open() as content, contextlib.suppress(csv.Error):  # a cell may be larger than what is read here
-            lines = io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline="")
-            for row in itertools.islice((row for row in csv.reader(lines, delimiter=mark) if row), _FIRST):
-                found.append(len(row))
-        return found
+    @functools.cached_property
+    def _before(self) -> int:
+        """Lines before the header, but empty ones, or those before the first row."""
+        header, first = self._head(self.mark)[0], self._rows(self.mark)[0][0]
+        return header if header > first else 0
 
     def columns(self) -> list[str]:
         """Names of the columns, without blanks around them.
@@ -104,10 +138,13 @@ class Table:
             DataError: the file ends within a quote.
         """
         parse = pyarrow.csv.ParseOptions(delimiter=self.mark, newlines_in_values=True, invalid_row_handler=self._skip)
-        if self.mark != "," and not self._quoted:
+        parse.quote_char = self._quote(self.mark)
+        if self._escaped:
+            parse.escape_char = "\\"
+        elif self.mark != "," and not self._quoted:
             parse.quote_char = False
         encoding = "utf8" if self._unicode else _BYTES
-        read = pyarrow.csv.ReadOptions(column_names=self.names, use_threads=False, block_size=BLOCK, encoding=encoding)
+        read = pyarrow.csv.ReadOptions(column_names=self.names, skip_rows=self._before, use_threads=False, block_size=BLOCK, encoding=encoding)
         header = [name.encode("utf-8", "surrogateescape").decode(encoding) for name in self._header]
         written = dict(zip(self.columns(), self.names or header, strict=True))
         types = {written[name]: pa.binary() for name in wanted}
@@ -124,7 +161,7 @@ class Table:
 
     def _skip(self, row: Any) -> str:
         """Note a row of another length than the header's, and go on with the next."""
-        header = 0 if self.names else 1
+        header = self._before + (0 if self.names else 1)
         self._open = "\n" in row.text.strip() and row.text.count('"') % 2 == 1
         self.ragged[row.number - 1 - header] = f"{row.actual_columns} fields where the header has {row.expected_columns}"
         return "skip"
@@ -157,6 +194,13 @@ class Table:
                         within = not rest.endswith(b'"')
         return not within
 
+    @functools.cached_property
+    def _escaped(self) -> bool:
+        """Whether a backslash stands before a quote within a cell, as MySQL and Spark write it, and not a quote."""
+        mark = re.escape(self.mark.encode())
+        with self.file.open() as content:
+            return re.search(_ESCAPED % (mark, mark), content.read(BLOCK)) is not None
+
     def _is_rest(self, cell: Any) -> bool:
         """Whether a cell of several lines goes on to the very end of its file, where a quote that closes it should be."""
         if not cell or b"\n" not in cell:
@@ -168,6 +212,11 @@ class Table:
         end, opened = end.rstrip(b"\r\n"), (b'"' + cell).rstrip(b"\r\n")
         shared = min(len(opened), len(end))
         return bool(opened[-shared:] == end[-shared:])
+
+
+def _lengths(rows: list[tuple[int, list[str]]]) -> set[int]:
+    """How many cells rows have."""
+    return {len(cells) for _, cells in rows}
 
 
 def _as_written(cells: pa.Array, encoding: str) -> pa.Array:

@@ -67,7 +67,8 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None, rea
                 if "_error" in row:
                     raise DataError(row["_error"])
                 clean = predictor.decode({name: row[name] for name in names if name in row}, file.folder, reading.encoding_errors)
-                label = predictor.task.read(row[target], file.folder, predictor.task) if target else None
+                cell = predictor.task.placed(row[target], [row.get(name) for name in names]) if target else None
+                label = predictor.task.read(cell, file.folder, predictor.task) if target else None
                 predictor.task.check(label, clean)
             except DataError as error:
                 rejected[f"{error.where}: {error.what}" if error.where else error.what] += 1

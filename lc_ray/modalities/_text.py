@@ -19,6 +19,8 @@ from lc_ray.errors import DataError
 _NO_COMMA = re.compile(r"""(['"])\s+['"]""")
 _WRITTEN = 2**16  # characters of a list as Python writes it: reading one takes hundreds of times its size
 LONG = 64  # characters, or words, per token, from which on a text is not read whole: it hardly ever has so few tokens
+GROUPED = re.compile(r"[-+]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")  # as tables write thousands
+_COMMA = re.compile(r"[-+]?([0-9]{1,3}(\.[0-9]{3})+|[0-9]+),[0-9]+")  # where a comma is what a point is elsewhere
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
@@ -38,7 +40,9 @@ def missing(value: Any) -> bool:
 
 
 def absent(value: Any) -> bool:
-    """Whether a cell is missing, or blank."""
+    """Whether a cell is missing, or blank, or all is that it has by name."""
+    if isinstance(value, dict):
+        return all(map(absent, value.values()))
     return missing(value) or (isinstance(value, str | bytes) and not value.strip())
 
 
@@ -80,13 +84,15 @@ def enough(text: str, most: int, read: Callable[[str], Sized], last: bool = Fals
 
 
 def number(text: str) -> float:
-    """The number that a table writes so.
+    """The number that a table writes so, with a decimal point or comma.
 
     Raises:
-        ValueError: it is none, such as 2020_01, which Python reads as one.
+        ValueError: it is none, such as 2020_01, which Python reads as one, or 1,234, which is one or the other.
     """
     if "_" in text:
         raise ValueError
+    if _COMMA.fullmatch(text.strip()) and not GROUPED.fullmatch(text.strip()):
+        text = text.replace(".", "").replace(",", ".")
     return float(text)
 
 

@@ -18,7 +18,10 @@ from lc_ray.modalities import _text, text
 from lc_ray.spec import InputSpec
 
 _ROLES = ("system", "user", "assistant")
-_ALIKE = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "developer": "system"}  # roles of ShareGPT, and OpenAI's newer one
+_ALIKE = {  # roles of ShareGPT and of Gemini, and OpenAI's newer one
+    **{"human": "user", "developer": "system"},
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
+}
 _UNSAID = {"role": "system", "content": ""}
 _MESSAGES = 256
 _WORD = "Ycleped"  # that no template writes by itself

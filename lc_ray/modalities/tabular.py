@@ -23,7 +23,6 @@ _BUCKETS = 4096  # of categories; 0 is for numbers
 _WIDTH = 64
 _LEAST, _FARTHEST = 1e-12, 10.0  # variance that counts; standard deviations from the mean, beyond which values are alike
 _DATE, _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}"), 86400  # how ISO 8601 begins one; seconds
-_GROUPED = re.compile(r"[-+]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")  # as tables write thousands
 
 
 class Modality:
@@ -59,7 +58,7 @@ class Modality:
                 return None
             raise DataError("null" if math.isnan(number) else "not a finite number")
         text = str(value).strip()
-        if _GROUPED.fullmatch(text):
+        if _text.GROUPED.fullmatch(text):
             raise DataError("a number with commas; write it without")
         return text.capitalize() if text.lower() in ("true", "false") else text  # a table writes true, and JSON's true is True
 

@@ -48,12 +48,16 @@ class Modality:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> str:
-        """A cell as text; a file's may be a number. Bytes are decoded as UTF-8, with `errors` as `data.encoding_errors`.
+        """A cell as text; a file's may be a number. Bytes are decoded as UTF-8, with `errors` as `data.encoding_errors`. Of several columns, named
+        with a bar between, the texts follow one another, with what the tokenizer separates texts by, or on a line each.
 
         Raises:
             DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read; too long or
                 without a letter that the tokenizer knows, if not cut.
         """
+        if isinstance(value, dict) and "|" in self.spec.column and not _text.absent(value):
+            between = f" {self.tokenizer.sep_token} " if self.tokenizer.sep_token else "\n"
+            return between.join(Modality.decode(self, part, errors, folder) for part in value.values() if not _text.absent(part))
         if _text.missing(value):
             raise DataError("null")
         if folder is not None:  # a request's fits its schema

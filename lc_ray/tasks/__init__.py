@@ -2,7 +2,8 @@
 
 A task file defines `Task`, a subclass of `_task.Task`, whose methods are called in this order:
 
-    preparing   Task.options(section), Task.reader(options, columns), Task.read(cell, folder, reader), Task.check(target, values),
+    preparing   Task.options(section), Task.reader(options, columns), Task.placed(cell, others), Task.read(cell, folder, reader),
+                Task.check(target, values),
                 Task.fit(targets, options, columns), .bind(columns), .encode(target)
     training    .collate(encoded), .teach(inputs, targets, random, training), .loss(outputs, targets), .distill(...)
     measuring   .collate, .teach, .score(run, inputs, targets), .metrics(scores, encoded)

@@ -104,6 +104,11 @@ class Task:
         return cls.clean(value)
 
     @staticmethod
+    def placed(value: Any, others: list[Any]) -> Any:
+        """A raw target cell as `read` takes it, where that depends on the raw cells of the inputs."""
+        return value
+
+    @staticmethod
     def check(target: Any, values: dict[str, Any]) -> None:
         """Whether a clean target fits the row's clean values by column. DataError says why not."""
 

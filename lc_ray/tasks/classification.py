@@ -22,6 +22,7 @@ from lc_ray.modalities import _text
 from lc_ray.spec import Section
 from lc_ray.tasks import _task
 
+_FEW = 100  # labels of which each may have but a row
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
 
 
@@ -68,12 +69,15 @@ class Task(_task.Task):
         """Labels of the training rows, sorted. Balanced weights are inversely proportional to how often a label occurs.
 
         Raises:
-            DataError: fewer than two of them.
+            DataError: fewer than two of them, or so many that most rows have one of their own.
         """
         counts = Counter(targets)
         labels = sorted(counts)
         if len(labels) < 2:
             raise DataError(f"classification needs at least 2 labels; the training rows have {labels}", fix="check `data.target`")
+        if len(labels) > max(_FEW, counts.total() / 2):
+            fix = "check `data.target`: it seems to name rows, or to be a text or a number; for numbers there is the task 'regression'"
+            raise DataError(f"the {counts.total():,} training rows have {len(labels):,} labels, too many for any to be learned", fix=fix)
         balanced = [counts.total() / len(labels) / counts[label] for label in labels]
         return cls(labels, balanced if options.class_weights == "balanced" else None)
 

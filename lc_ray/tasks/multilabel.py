@@ -20,6 +20,7 @@ from lc_ray.tasks import _task, classification
 
 _SEPARATOR = "|"
 _OTHERS = re.compile("[,;]")
+_NUMBERS = re.compile(r"\s*\d+(\s*[,;]\s*\d+)+\s*")  # as GoEmotions has them
 
 
 class Task(_task.Task):
@@ -41,7 +42,9 @@ class Task(_task.Task):
 
     @staticmethod
     def clean(value: Any) -> list[str]:
-        """A list of labels, its JSON, or a text of labels separated by "|", an empty one has none; or 0 or 1 by label.
+        """A list of labels, its JSON, or a text of labels separated by "|", or of numbers by commas, an empty one has none; or 0 or 1 by label.
+
+        Labels of a list may be objects that have their `name` or `label`.
 
         Raises:
             DataError: missing, something else, or a 0 or 1 per label without its name.
@@ -52,12 +55,14 @@ class Task(_task.Task):
         if isinstance(value, bytes):
             value = _text.unicode(value)
         if isinstance(value, str):
-            value = [part for part in value.split(_SEPARATOR) if part.strip()]
+            numbers = _NUMBERS.fullmatch(value) is not None
+            value = [int(part) for part in _OTHERS.split(value)] if numbers else [part for part in value.split(_SEPARATOR) if part.strip()]
         if not isinstance(value, list):
             raise DataError("labels missing" if _text.missing(value) else f"not a list of labels but {type(value).__name__}")
         if all(isinstance(label, int | float) and label in (0, 1) for label in value) and len(set(value)) < len(value):  # none is twice among names
             raise DataError("a 0 or 1 per label; give the names of those that a row has")
-        return sorted({classification.Task.clean(label) for label in value})
+        named = [label.get("name", label.get("label", label)) if isinstance(label, dict) else label for label in value]
+        return sorted({classification.Task.clean(label) for label in named})
 
     @classmethod
     def fit(cls, targets: Iterable[list[str]], options: Any, columns: dict[str, Any]) -> Self:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities import _text
-from lc_ray.tasks import _task, classification
+from lc_ray.tasks import _spans, _task, classification
 from lc_ray.tasks._task import Batch, Run
 
 _IGNORED = -100  # targets of padding, as PyTorch's cross-entropy has it
@@ -43,12 +43,14 @@ class Task(_task.Task):
 
     @staticmethod
     def clean(value: Any) -> list[str]:
-        """A list of tags, or its JSON, or tags separated by spaces.
+        """A list of tags, or its JSON, or tags separated by spaces. Of spans, without their text, those that they may have.
 
         Raises:
             DataError: missing, or something else.
         """
-        value = _text.listed(value)
+        value = _text.listed(value, ("[", "{"))
+        if (found := _spans.spans(value)) is not None:
+            return [OUTSIDE, *(f"B-{label}" for _, _, label in found)]
         if isinstance(value, bytes):
             value = _text.unicode(value)
         if isinstance(value, str):
@@ -56,6 +58,20 @@ class Task(_task.Task):
         if not isinstance(value, list) or not value:
             raise DataError("tags missing" if not value or value != value else f"not a list of tags but {type(value).__name__}")
         return [classification.Task.clean(tag) for tag in value]
+
+    @staticmethod
+    def placed(value: Any, others: list[Any]) -> Any:
+        """Spans of a text's characters as a tag for each of its words; an empty list has none.
+
+        Raises:
+            DataError: a span is outside of the text, or there is none.
+        """
+        value = _text.listed(value, ("[", "{"))
+        found = [] if value in ([], {"entities": []}) else _spans.spans(value)
+        text = _text.unicode(others[0], "replace") if isinstance(others[0], bytes) else others[0]
+        if found and not isinstance(text, str):
+            raise DataError("spans of characters for a list of words; give the text")
+        return value if found is None or not isinstance(text, str) else _spans.tags(found, text)
 
     @staticmethod
     def check(target: list[str], values: dict[str, Any]) -> None:

@@ -106,6 +106,14 @@ def test_a_folder_per_label_goes_along(job, tmp_path):
     assert packed.names["data.train"] == "0/pets"
 
 
+def test_some_files_of_a_folder_go_along(job, tmp_path):
+    for name in ("train-0.csv", "train-1.csv", "test-0.csv"):
+        (tmp_path / name).write_text("text,label\na,x\n")
+    packed = pack(job(**{"data.train": f"{tmp_path}/train-*.csv"}))
+    assert {name for name in packed.files if name.endswith(".csv")} == {"0/train-0.csv", "0/train-1.csv"}
+    assert packed.names["data.train"] == "0/train-*.csv"
+
+
 def test_what_lies_beside_the_files_of_a_folder_goes_along(job, tmp_path):
     for name in ("clips/a.wav", "clips/a.txt", "clips/b.wav", "clips/notes.txt", "images/1.png", "labels/1.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

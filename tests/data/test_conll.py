@@ -60,3 +60,21 @@ def test_tables_of_a_word_in_each_row(tmp_path, content):
 def test_tables_of_phrases_of_sentences_have_a_phrase_in_each_row(tmp_path):
     content = b"sentence_id,phrase,label\n1,a good film,2\n1,film,1\n"
     assert [row["label"] for row in read_all(tmp_path, content, ["label"], "a.csv")] == [b"2", b"1"]
+
+
+def test_comments_before_a_sentence_are_no_words(tmp_path):
+    """As MultiCoNER's; a word may be that sign."""
+    content = b"# id 6f domain=train\nthe _ _ O\nalps _ _ B-LOC\n\n# # B-NP O\n1 CD I-NP O\n\n#\tO\n"
+    rows = read_all(tmp_path, content, ["tokens", "ner_tags"])
+    assert [row["tokens"] for row in rows] == [["the", "alps"], ["#", "1"], ["#"]]
+    assert rows[0]["ner_tags"] == ["O", "B-LOC"]
+
+
+def test_columns_of_universal_dependencies(tmp_path):
+    words = ("1-2\tdu\t_", "1\tde\tde\tADP\t_\t_\t0\troot", "2\tle\tle\tDET\t_\tNumber=Sing\t1\tdet", "2.1\tx\tx\tX\t_\t_\t_\t_")
+    lines = [f"{word}{chr(9).join(['', *'_' * (9 - word.count(chr(9)))])}" for word in words]
+    content = "\n".join(["# sent_id = 1", "# text = du", *lines, "", "# sent_id = 2", lines[1], "", "1\tbad", ""]).encode()
+    rows = read_all(tmp_path, content, ["tokens", "upos", "feats"], "fr-ud-train.conllu")
+    assert rows[0] == {"tokens": ["de", "le"], "upos": ["ADP", "DET"], "feats": ["_", "Number=Sing"], "_row": 0}
+    assert rows[1]["tokens"] == ["de"]
+    assert "10 columns" in rows[2]["_error"]

@@ -44,10 +44,12 @@ def test_texts_in_a_subfolder_per_label(tmp_path):
     put(tmp_path / "news" / "alt.atheism" / "20", "From: b")
     posts = rows(tmp_path / "news", ["text", "label"])
     assert [(row["label"], row["text"]) for row in posts] == [("alt.atheism", b"From: b"), ("sci.space", b"From: a")]
-    for name in ("train/pos/1.txt", "test/pos/1.txt", "imdb.vocab"):
+    for name in ("train/pos/1.txt", "train/unsup/1.txt", "train/urls_pos.txt", "test/pos/1.txt", "test/urls_pos.txt", "imdb.vocab", "README"):
         put(tmp_path / "whole" / name, "a")
     with pytest.raises(DataError, match="holds several splits: test, train"):
         files(str(tmp_path / "whole"))
+    assert [row["label"] for row in rows(tmp_path / "whole" / "train", ["text", "label"])] == ["pos"]
+    assert len(rows(tmp_path / "whole" / "train", ["text"])) == 2, "what has no label is a text as any other"
     put(tmp_path / "books" / "one.txt", "once\nupon")
     assert rows(tmp_path / "books", ["text"]) == [{"text": b"once\nupon", "_row": 0}]
     with pytest.raises(DataError, match="no column 'label'; there are: text"):

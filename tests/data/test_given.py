@@ -3,10 +3,12 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.data
@@ -130,3 +132,33 @@ def test_pictures_of_a_ray_dataset(ray_local, tmp_path, monkeypatch, column):
         data = ray.data.from_items([{"photo": cell} for cell in cells])
         rows = [row for chunk in Reader(File(source_of(data, str(tmp_path / "runs"), {"photo"}))).rows(["photo"]) for row in chunk]
         assert [column.decode(row["photo"], folder="/") for row in rows] == [column.decode(kept(GREY, tmp_path))] * 2
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, number):
+        return {"text": "ab"[number], "label": torch.tensor(number)}
+
+
+def test_rows_as_other_libraries_have_them(tmp_path):
+    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+    polars = SimpleNamespace(to_arrow=lambda: pa.Table.from_pylist(rows))  # its DataFrame, of which no more is asked
+    columns = {"text": np.array(["a", "b"]), "label": [0, 1]}
+    for data in (Rows(), torch.utils.data.Subset(Rows(), [0, 1]), tuple(rows), columns, pa.Table.from_pylist(rows), polars):
+        (found,) = Reader(File(source_of(data, str(tmp_path), set()))).rows(["text", "label"])
+        assert [(row["text"], row["label"]) for row in found] == [("a", 0), ("b", 1)]
+    pictures = pa.table({"photo": ["a.png"]})
+    assert cells(pictures, "photo", tmp_path, ["photo"]) == [str(Path("a.png").resolve())]
+
+
+@pytest.mark.parametrize("data", [3, {"text": "ab", "label": "xy"}, {"text": ["a"], "label": [1, 2]}, {}])
+def test_data_that_is_none(tmp_path, data):
+    with pytest.raises(DataError, match=r"is not accepted\n.*give a path, a table of pandas"):
+        source_of(data, str(tmp_path), set())
+
+
+def test_rows_without_names_are_told(tmp_path):
+    with pytest.raises(DataError, match=r"row 0: not a dict but tuple"):
+        source_of(torch.utils.data.TensorDataset(torch.zeros(2), torch.zeros(2)), str(tmp_path), set())

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pyarrow import feather, orc
 
 from lc_ray.data import read
 from lc_ray.data.files import File, files
@@ -168,12 +169,20 @@ def test_splits_side_by_side_are_not_taken_for_labels_or_mixed(tmp_path):
         file.write_bytes(png("red"))
     made = datasets.Dataset.from_dict({"text": ["a"]})
     datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "saved")
-    for path in ("csv/train.csv", "csv/test.csv", "hub/data/train-00000.parquet", "hub/data/test-00000.parquet", "sst/sst2_train.tsv"):
+    for path in ("csv/training.csv", "csv/testing.csv", "hub/data/train-00000.parquet", "hub/data/test-00000.parquet", "sst/sst2_train.tsv"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("")
-    for source in ("pets", "two", "saved", "csv", "hub"):
+    for path in ("dogs/train/cat.0.jpg", "dogs/test/1.jpg", "hub/data/train-00001.parquet"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(png("red"))
+    for source in ("pets", "two", "saved", "csv", "hub", "dogs"):
         with pytest.raises(DataError, match=r"holds several splits: (Test|test|test_set), train"):
             files(str(tmp_path / source))
+    for uri in ("", "file://"):
+        found = files(f"{uri}{tmp_path}/hub/data/train-*.parquet")
+        assert [str(file) for file in found] == [f"{uri}{tmp_path}/hub/data/train-0000{part}.parquet" for part in (0, 1)]
+    with pytest.raises(DataError, match="no such file or folder"):
+        files(f"{tmp_path}/hub/data/dev-*.parquet")
     for path in ("other/dev/log.jsonl", "other/test/log.jsonl", "other/prod/log.jsonl", "parts/train-1.csv", "parts/training-2.csv"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("")
@@ -269,6 +278,42 @@ def test_columns_between_bars_are_one_cell(tmp_path, name):
     assert first["x|y"] in ("z", b"z")
     with pytest.raises(DataError, match="no column 'late'; there are: text, spam"):
         reader.require(["text", "spam|late"])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_cells_within_cells_are_named_with_dots(tmp_path, name):
+    rows = [{"review": {"text": "a", "votes": [{"n": 1}, {"n": 2}]}, "v1.0": "x"}, {"review": {"text": "b", "votes": []}, "v1.0": "y"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    reader = read.Reader(File(str(tmp_path / name)))
+    wanted = ["review.text", "review.votes.1.n", "v1.0", "review.text|v1.0"]
+    reader.require(wanted)
+    assert [[row[column] for column in wanted] for chunk in reader.rows(wanted) for row in chunk] == [
+        ["a", 2, "x", {"review.text": "a", "v1.0": "x"}],
+        ["b", None, "y", {"review.text": "b", "v1.0": "y"}],
+    ]
+    with pytest.raises(DataError, match=r"no column 'Reviews.text'; there are: review, v1.0"):
+        reader.require(["Reviews.text"])
+    with pytest.raises(DataError, match="did you mean 'review'"):
+        reader.require(["Reviews"])
+
+
+def test_orc_and_feather_of_either_version(tmp_path):
+    table = pa.table({"text": [str(n) for n in range(300)], "label": [0, 1, None] * 100, "other": [[1]] * 300})
+    orc.write_table(table, tmp_path / "a.orc")
+    for version in (1, 2):
+        feather.write_feather(table.drop_columns("other"), str(tmp_path / f"v{version}.feather"), version=version)
+    found = files(str(tmp_path))
+    assert [file.name for file in found] == ["a.orc", "v1.feather", "v2.feather"]
+    for file in found:
+        reader = read.Reader(file)
+        reader.require(["text", "label"])
+        chunks = list(reader.rows(["label", "text"], size=128))
+        assert [len(chunk) for chunk in chunks] == [128, 128, 44]
+        assert chunks[0][:3] == [{"label": label, "text": str(n), "_row": n} for n, label in enumerate((0, 1, None))]
+    (tmp_path / "a.orc").write_bytes(b"ORC and no more")
+    with pytest.raises(DataError, match="can't be read"):
+        read.Reader(File(str(tmp_path / "a.orc"))).columns()
 
 
 def test_shards_share_a_file(tmp_path):

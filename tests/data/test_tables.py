@@ -46,6 +46,43 @@ def test_quotes_of_a_tsv_enclose_cells_or_are_part_of_them(tmp_path, content, te
     assert {row["label"] for row in rows} == {b"x", b"y"}
 
 
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('text,label\n"he said \\"hi\\" to me",x\n"a, b",y\n"c \\"d, e\\" f",x\n', ['he said "hi" to me', "a, b", 'c "d, e" f']),  # as MySQL's
+        ('text,label\n"a ""b"" c\\",x\n"d \\"" e",y\n"f\\\\",x\n', ['a "b" c\\', 'd \\" e', "f\\\\"]),  # backslashes that mean nothing
+        ("text,label\n'hello, world',x\n'it''s',y\n", ["hello, world", "it's"]),
+        ("'text','label'\n'a','x'\n'it''s','y'\n", ["a", "it's"]),
+        ("text,label\n'tis a,x\nit's b,y\n", ["'tis a", "it's b"]),
+        ("sep=;\r\ntext;label\r\na, b;x\r\nc;y\r\n", ["a, b", "c"]),  # as Excel's
+        ("Customer reviews\n\ntext;label\na, b;x\nc;y\nd;y\n", ["a, b", "c", "d"]),
+        ("Reviews of 2020,\nby Ann,\ntext,label\na,x\nb,y\nc,x\n", ["a", "b", "c"]),
+    ],
+)
+def test_quotes_escapes_and_titles(tmp_path, content, texts):
+    (tmp_path / "a.csv").write_text(f"{content}", "utf-8")
+    rows = all_rows(tmp_path / "a.csv", ["text", "label"])
+    assert [row["text"].decode() for row in rows] == texts
+    assert {row["label"] for row in rows} == {b"x", b"y"}
+    with (tmp_path / "a.csv").open("a") as file:
+        file.write(f"{content.splitlines()[-1]}\n" * 20 + "1;2;3,4,5\n")
+    last = all_rows(tmp_path / "a.csv", ["text"])[-1]
+    assert last["_row"] == len(texts) + 20
+    assert "fields where the header has 2" in last["_error"]
+
+
+def test_one_column_of_texts_has_no_title(tmp_path):
+    (tmp_path / "a.csv").write_text("text\na; b\nc; d\ne; f\n", "utf-8")
+    assert [row["text"] for row in all_rows(tmp_path / "a.csv", ["text"])] == [b"a; b", b"c; d", b"e; f"]
+
+
+def test_a_list_of_texts_and_labels_between_at_signs(tmp_path):
+    """As the Financial PhraseBank."""
+    (tmp_path / "a.txt").write_text("Sales rose, to 1 mn @positive\nThe firm said so .@neutral\n", "utf-8")
+    rows = [row for chunk in read.Reader(File(str(tmp_path / "a.txt")), ["text", "label"]).rows(["text", "label"]) for row in chunk]
+    assert [row["label"] for row in rows] == [b"positive", b"neutral"]
+
+
 @pytest.mark.parametrize("content", [b'text,label\nc,"d\ne\n"\n', b'text,label\n"c\n",d\n', b'text,label\n"\nd",d', b"text,label", b"text,label\n"])
 def test_quotes_that_are_closed_and_files_without_rows(tmp_path, content):
     (tmp_path / "a.csv").write_bytes(content)

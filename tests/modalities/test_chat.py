@@ -45,6 +45,7 @@ SILENT = [{"role": "system", "content": ""}], [{"from": "system", "value": None}
 
 
 CONVERSATIONS = [TALK, SHARED, *WRITTEN, PARTS, np.array(TALK), [{**m, "id": 3} for m in TALK], SILENT[0] + TALK, SILENT[1] + SHARED]
+CONVERSATIONS += [[SHARED[0], {**SHARED[1], "from": name}] for name in ("bing", "bard", "model")]
 CONVERSATIONS += [[{**m, "content": np.array(m["content"])} for m in PARTS]]  # as pandas has lists within lists
 
 

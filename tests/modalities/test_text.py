@@ -285,3 +285,21 @@ def test_a_model_that_reads_pictures_too_is_no_text_model(modality, tmp_path):
     AutoModel.from_config(CLIPConfig(vision_config=side, text_config=side)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="does not encode texts alone: clip"):
         Encoder.pretrained(modality.spec, str(tmp_path))
+
+
+def test_texts_of_several_columns_follow_one_another(tiny_base):
+    """As premise and hypothesis, or an instruction and what it is about."""
+    modality = Modality(InputSpec(column="premise|hypothesis", max_length=12), tiny_base)
+    pair = {"premise": b"good day", "hypothesis": "bad"}
+    found = modality.decode(pair)
+    assert found == "good day [SEP] bad"
+    names = modality.tokenizer.convert_ids_to_tokens(modality.prepare([found])["input_ids"][0])
+    assert names == ["[CLS]", "good", "day", "[SEP]", "bad", "[SEP]"]
+    assert modality.decode(pair | {"premise": " "}) == "bad"
+    for nothing in ({"premise": None, "hypothesis": ""}, {"premise": 1.5, "hypothesis": ["a"]}):
+        with pytest.raises(DataError):
+            modality.decode(nothing)
+    modality.tokenizer.sep_token = None
+    assert modality.decode(pair) == "good day\nbad"
+    with pytest.raises(DataError, match="not text but dict"):
+        Modality(InputSpec(column="text"), tiny_base).decode(pair)

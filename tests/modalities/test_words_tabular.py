@@ -101,10 +101,10 @@ def test_cells_are_numbers_or_categories():
             cell.decode(bad)
     assert tabular.Modality(InputSpec(column="age", modality="tabular", optional=True), "").decode(b"nan") is None
     assert [cell.decode(v) for v in ("1,2", "12,34", "1,234 m")] == ["1,2", "12,34", "1,234 m"]
-    batch = cell.collate(cell.prepare(["3", "red", "blue", "red", None, "2020_01"]))
-    assert batch["number"].tolist() == [3, 0, 0, 0, 0, 0]
-    number, red, blue, again, missing, month = batch["category"].tolist()
-    assert number == 0 not in (red, blue, missing, month)
+    batch = cell.collate(cell.prepare(["3", "red", "blue", "red", None, "2020_01", "1.234,5"]))
+    assert batch["number"].tolist() == [3, 0, 0, 0, 0, 0, 1234.5]
+    number, red, blue, again, missing, month, european = batch["category"].tolist()
+    assert number == european == 0 not in (red, blue, missing, month)
     assert red == again != blue
 
 

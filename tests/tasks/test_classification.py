@@ -20,6 +20,13 @@ def test_one_label_is_not_enough():
         Task.fit(["ok", "ok"], Task.Options(), {})
 
 
+def test_names_of_rows_are_no_labels():
+    few = Task.fit([f"row {number}" for number in range(100)], Task.Options(), {})
+    assert len(few.labels) == 100
+    with pytest.raises(DataError, match=r"the 1,000 training rows have 600 labels.*\n.*data\.target"):
+        Task.fit([f"row {number % 600}" for number in range(1000)], Task.Options(), {})
+
+
 WHOLE = [(1, "1"), (2.0, "2"), ("2.0", "2"), (b"-1.00", "-1")]
 OTHER = [("ok", "ok"), (b" ok ", "ok"), (True, "True"), (2.5, "2.5"), ("v2.0", "v2.0"), (Decimal("1.50"), "1.50"), ("e\u0301", "\xe9")]
 

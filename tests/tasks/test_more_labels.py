@@ -51,6 +51,16 @@ def test_bad_numbers_are_told_apart(value, reason):
         regression.Task.clean(value)
 
 
+@pytest.mark.parametrize(("text", "number"), [("1,5", 1.5), ("-1.234,5", -1234.5), (b"12345,678 ", 12345.678), ("1.5", 1.5), ("1,234", None)])
+def test_decimal_commas(text, number):
+    """As Excel writes them in most of Europe; with three digits behind, one may be for thousands."""
+    if number is None:
+        with pytest.raises(DataError, match="not a number"):
+            regression.Task.clean(text)
+    else:
+        assert regression.Task.clean(text) == number
+
+
 def test_equal_targets_teach_nothing():
     with pytest.raises(DataError, match="all training targets are equal"):
         fit(regression, [0.1] * 10)
@@ -84,13 +94,15 @@ def test_labels_come_in_several_forms_and_rare_ones_may_weigh_more():
     assert fit(multilabel, rows).weights is None
     assert fit(multilabel, rows, class_weights="balanced").weights == [1.0, 3.0]
     bad = [(None, "labels missing"), (float("nan"), "labels missing"), (b"\xff", "not valid UTF-8"), ([0, 1, 1], "a 0 or 1 per label")]
-    bad += [(hot, "a 0 or 1 per label") for hot in ([0, 0], [1.0, 1.0])]  # of two labels; [0, 1] may be their numbers
+    bad += [(hot, "a 0 or 1 per label") for hot in ([0, 0], [1.0, 1.0], "0,1,0")]  # of two labels; [0, 1] may be their numbers
     for value, reason in [*bad, ("['a' 'b']", "not valid JSON"), ("[a, b]", "not valid JSON"), ("[" * 9999, "not valid JSON")]:
         with pytest.raises(DataError, match=reason):
             multilabel.Task.clean(value)
     with pytest.raises(DataError, match="never seen"):
         fit(multilabel, rows).encode(["z"])
-    for several, parts in (("b, a", r"b\|a"), ("b;a", r"b\|a"), ("2,14", r"2\|14")):
+    assert [multilabel.Task.clean(numbers) for numbers in ("2,14", b"14; 2", [2, 14])] == [["14", "2"]] * 3
+    assert multilabel.Task.clean([{"id": 1, "name": "Drama"}, {"label": "War"}]) == ["Drama", "War"]
+    for several, parts in (("b, a", r"b\|a"), ("b;a", r"b\|a")):
         with pytest.raises(DataError, match=f"seems to be 2 labels\n.*'{parts}'"):
             fit(multilabel, [*rows, [several]])
     assert fit(multilabel, [*rows, ["a, or else"]]).labels == ["a", "a, or else", "b"]
@@ -181,3 +193,38 @@ def test_an_unknown_option_of_a_task_is_an_error():
         fit(multilabel, [["a"]], class_weight="balanced")
     with pytest.raises(SpecError, match=r"task\.class_weights"):
         fit(multilabel, [["a"]], class_weights="some")
+
+
+TEXT, TAGGED = "Ann Lee saw  Rome.", ["B-PER", "I-PER", "O", "B-LOC"]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        [[0, 7, "PER"], [13, 17, "LOC"]],  # Doccano's
+        {"entities": [[13, 17, "LOC"], [0, 7, "PER"], [0, 3, "NAME"]]},  # spaCy's; of two that overlap the longer
+        [{"start_offset": 0, "end_offset": 7, "label": "PER", "id": 1}, {"start_offset": 13, "end_offset": 17, "label": "LOC", "id": 2}],
+        [{"start": 0, "end": 7, "labels": ["PER"]}, {"start": 13, "end": 17, "labels": ["LOC"]}],
+        [{"result": [{"value": {"start": s, "end": e, "labels": [k]}} for s, e, k in ((0, 7, "PER"), (13, 17, "LOC"))]}],  # Label Studio's
+        '[{"start": 0, "end": 7, "label": "PER"}, {"start": 13, "end": 17, "label": "LOC"}]',
+    ],
+)
+def test_spans_of_characters_are_tags_of_words(cell):
+    task = token_classification.Task
+    assert task.clean(task.placed(cell, [TEXT])) == task.clean(task.placed(cell, [TEXT.encode()])) == TAGGED
+    assert {"B-PER", "B-LOC", "O"} <= set(task.clean(cell)), "without the text, as a preflight reads many"
+    with pytest.raises(DataError, match="give the text"):
+        task.placed(cell, [TEXT.split()])
+    with pytest.raises(DataError, match="no word between the characters"):
+        task.placed(cell, ["Ann"])
+
+
+def test_texts_without_spans_and_tags_without_a_text():
+    task = token_classification.Task
+    assert task.placed([], [TEXT]) == ["O"] * 4
+    assert task.placed(["O"], [["Ann"]]) == ["O"]
+    for cell in ([], None):
+        with pytest.raises(DataError, match="tags missing"):
+            task.clean(task.placed(cell, [["Ann"]]))
+    with pytest.raises(DataError, match="without start, end and label"):
+        task.placed([{"start": 0, "label": "PER"}], [TEXT])

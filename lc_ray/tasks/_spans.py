@@ -1,0 +1,59 @@
+"""Entities as spans of a text's characters, as annotation tools write them, and as a tag for each of its words."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from lc_ray.errors import DataError
+
+Span = tuple[int, int, str]  # first character, the one after its last, type
+_STARTS, _ENDS = ("start", "start_offset", "start_char", "begin"), ("end", "end_offset", "end_char", "stop")
+_LABELS = ("label", "labels", "entity_group", "entity", "type", "tag")
+
+
+def spans(value: Any) -> list[Span] | None:
+    """The spans that a cell lists, each as `[start, end, label]` or an object of these, as Doccano, spaCy, Prodigy and Label Studio have them.
+
+    Returns:
+        None where it lists something else, or nothing.
+
+    Raises:
+        DataError: a span without its end or label.
+    """
+    if isinstance(value, dict):
+        value = value.get("entities", value.get("spans"))
+    if not isinstance(value, list) or not value:
+        return None
+    if all(isinstance(one, dict) and isinstance(one.get("result"), list) for one in value):  # of several annotators, the first
+        value = value[0]["result"]
+    if all(isinstance(one, list | tuple) and len(one) == 3 and all(isinstance(place, int) for place in one[:2]) for one in value):
+        return [(start, end, str(label)) for start, end, label in value]
+    return [_span(one) for one in value] if all(isinstance(one, dict) for one in value) else None
+
+
+def _span(one: dict[str, Any]) -> Span:
+    inner = one["value"] if isinstance(one.get("value"), dict) else one
+    start, end, label = (next((inner[name] for name in names if name in inner), None) for names in (_STARTS, _ENDS, _LABELS))
+    label = label[0] if isinstance(label, list) and label else label
+    if not isinstance(start, int) or not isinstance(end, int) or not isinstance(label, str):
+        raise DataError("a span without start, end and label")
+    return start, end, label
+
+
+def tags(found: list[Span], text: str) -> list[str]:
+    """A tag for each word of a text, which blanks separate: of the longest span that touches it.
+
+    Raises:
+        DataError: a span has no character of the text's words.
+    """
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    made = ["O"] * len(words)
+    for start, end, label in sorted(found, key=lambda span: (span[0] - span[1], span)):
+        inside = [place for place, (first, last) in enumerate(words) if first < end and start < last]
+        if not inside or not 0 <= start < end <= len(text):
+            raise DataError(f"no word between the characters {start} and {end} of {len(text)}")
+        if all(made[place] == "O" for place in inside):
+            for place in inside:
+                made[place] = f"{'B' if place == inside[0] else 'I'}-{label}"
+    return made
