@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -40,7 +43,7 @@ def check(job: JobSpec) -> dict[str, Any]:
 
     Raises:
         SpecError: a gene of the search can't have its values.
-        DataError, ModelError: the data or the base model is not there, or nothing of the model can be pruned.
+        DataError, ModelError: the data or the base model is not there, or the model can't be pruned or quantized.
     """
     space.require(job)
     inputs, task = job.inputs(), task_kind(job)
@@ -60,15 +63,16 @@ def check(job: JobSpec) -> dict[str, Any]:
         why = f"none of the first {len(rejected)} rows can be used; {_told(rejected[0])}"
         raise DataError(why, job.data.train, "correct them, or `data.inputs` and `data.target`" + hints(why)) from None
     model = load.pretrained(job.model, inputs, fitted.bind(columns))
-    if job.prune is not None and clean:
-        _require_layers(job, model, clean, columns, fitted)
     with runtime.session():
         job = plan.settled(job, os.cpu_count() or 1) if runtime.own() else job
         nodes = runtime.nodes()
         placement = plan.placement(job.train.workers, nodes)
         resources = dict(ray.cluster_resources())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    memory = plan.estimate(job, load.parameters(model), trained, *_extent(model))
+    parameters = load.parameters(model)
+    memory = plan.estimate(job, parameters, trained, *_extent(model))
+    if clean:
+        _require_smaller(job, model, clean, columns, fitted)
     refused = storage_path(job.storage).refused()
     shortage = plan.shortage(memory, job.train.zero.stage, job.train.workers, nodes)
     return {
@@ -76,7 +80,7 @@ def check(job: JobSpec) -> dict[str, Any]:
         "files": [str(f) for f in found],
         "rows": rows,
         "rejected": rejected[:_ROWS],
-        "parameters": load.parameters(model),
+        "parameters": parameters,
         "trained": trained,
         "memory": memory,
         "stage": job.train.zero.stage,
@@ -92,12 +96,18 @@ def check(job: JobSpec) -> dict[str, Any]:
     }
 
 
-def _require_layers(job: JobSpec, model: Any, clean: list[dict[str, Any]], columns: dict[str, Any], task: Any) -> None:
-    """Raise ModelError where nothing of the model can be pruned, which training would find after its dense part only."""
-    assert job.prune is not None
+def _require_smaller(job: JobSpec, model: Any, clean: list[dict[str, Any]], columns: dict[str, Any], task: Any) -> None:
+    """Raise ModelError where the model can't be pruned or quantized, which a run would find after training only. The model is then another."""
     numbers, fed = batches.learned({name: [row[name] for row in clean[:2]] for name in columns}, columns, task.divides(job.data.target, columns))
     batch, _ = batches.feed(fed | {TARGET: [clean[number].get(TARGET) for number in numbers]}, columns, task)
-    family.load("prune", job.prune.kind).Pruner(model, {name: tensor[:2] for name, tensor in batch.items()}, keep=model.keep)
+    batch = {name: tensor[:2] for name, tensor in batch.items()}
+    if job.prune is not None:
+        pruner = family.load("prune", job.prune.kind).Pruner(model, batch, keep=model.keep)
+        pruner.scores = torch.rand(len(pruner.scores), generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # something of all layers
+        pruner.remove(job.prune.parameters)
+    if job.quantize is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            family.load("quantize", job.quantize.kind).build(model.eval(), [batch], Path(folder))
 
 
 def _look(job: JobSpec, columns: dict[str, Any], task: Any, reader: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -61,10 +61,7 @@ class ModelSpec(Section):
 
 
 class InputSpec(Section):
-    """One input column; `meta.title` is one within another's cells, and `question|answer` are two as one text.
-
-    `max_length`, `size` and `seconds` each concern the modality that they name.
-    """
+    """One input column; `meta.title` is one within another's cells, and `question|answer` are two as one text."""
 
     column: str
     modality: str = Field("text", description="a file in lc_ray/modalities")

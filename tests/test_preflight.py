@@ -3,13 +3,15 @@ import json
 import logging
 import shutil
 from contextlib import ExitStack
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 import ray
+import torch
 from PIL import Image
 from rich.console import Console
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PvtV2Config, PvtV2Model
 
 from lc_ray import preflight, runtime, spec
 from lc_ray.errors import ClusterError, DataError, ModelError, SpecError
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture
 def job(ray_local, tiny_job, tmp_path):
     def job(**values):
-        return spec.parse(spec.override({**tiny_job, "storage": str(tmp_path)}, values))
+        return spec.parse(spec.override({**tiny_job, "quantize": None, "storage": str(tmp_path)}, values))
 
     return job
 
@@ -124,6 +126,31 @@ def test_a_model_of_which_nothing_can_be_pruned_is_told_before_it_is_trained(job
     with pytest.raises(ModelError, match=r"no layer of this model can be pruned\n.*leave out `prune`"):
         preflight.check(job(**{"model.base": str(base)}))
     assert preflight.check(job(**{"model.base": str(base), "prune": None}))["missing"] == []
+
+
+def test_a_model_that_does_not_fit_together_once_it_is_pruned_is_told_before_it_is_trained(job, tmp_path):
+    shape = {"image_size": 32, "depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 48, 64], "num_attention_heads": [2, 2, 4, 4]}
+    PvtV2Model(PvtV2Config(**shape)).save_pretrained(tmp_path / "base")
+    for number in range(4):
+        file = tmp_path / "pets" / "xy"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(file)
+    inputs = [{"column": "image", "modality": "image", "size": 32}]
+    data = {"train": str(tmp_path / "pets"), "inputs": inputs, "target": "label"}
+    with pytest.raises(ModelError, match=r"does not fit together: .*\n.*leave out `prune`"):
+        preflight.check(job(**{"model.base": str(tmp_path / "base"), "data": data}))
+
+
+def test_a_model_that_can_not_be_quantized_is_told_before_it_is_trained(job, tiny_base, monkeypatch):
+    monkeypatch.setattr(BertModel, "forward", lambda self, input_ids, **_: SimpleNamespace(last_hidden_state=_counted(self, input_ids)))
+    with pytest.raises(ModelError, match=r"can't be made int8: .*histc\n.*leave out `quantize`"):
+        preflight.check(job(quantize={}, prune=None))
+    assert preflight.check(job(prune=None))["missing"] == []
+
+
+def _counted(model, ids):
+    """What OpenVINO has no operation for."""
+    return model.embeddings(input_ids=ids) + torch.histc(ids.float(), 3).sum()
 
 
 def test_a_base_that_is_not_there(job):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from lc_ray.errors import ModelError
 _MULTIPLE = 16  # channels are kept in multiples of what int8 and bf16 kernels handle at once
 _HALVINGS = 16  # of an interval; then what is searched is less than one unit away
 _ROOTS = [nn.Linear, nn.Conv2d, nn.Conv1d, Conv1D]
+_HEADS = ("num_attention_heads", "num_heads")  # how modules call the number of them
 _LEAST = 8  # at least this fraction's inverse of every layer is kept
 
 
@@ -217,10 +219,41 @@ def _followed(
         graph = torch_pruning.DependencyGraph().build_dependency(
             model, None, forward_fn=lambda *_: run(), customized_pruners={Conv1D: _Transposed()}, verbose=False
         )
-        groups = [_first_half(graph, group) for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=_ROOTS)]
+        for dependency in (dependency for node in graph.module2node.values() for dependency in node.dependencies):
+            if _inseparable(dependency.target.module, names.get(dependency.target.module, "")):
+                dependency.is_triggered_by = partial(_stop, dependency.trigger)
+        groups = [_first_half(graph, group) for group in _groups(graph, set(ignored))]
         return [layer for group in groups if (layer := _layer(group, names)) is not None], None
     except Exception as error:  # DepGraph raises nothing narrower
         return [], error
+
+
+def _groups(graph: Any, ignored: set[nn.Module]) -> Iterator[Any]:
+    """Groups of all outputs of layers, without those that reach what is ignored or inseparable.
+
+    As DepGraph's `get_all_groups`, which gives none at all where it loses its way in one of them, and follows a residual stream to its end: one that
+    is split and joined many times, as Swin's, fills the memory.
+    """
+    seen = set(ignored)
+    for module in list(graph.module2node):
+        if module in seen or not isinstance(module, tuple(_ROOTS)):
+            continue
+        pruner = graph.get_pruner_of_module(module)
+        try:
+            group = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(pruner.get_out_channels(module))))
+        except (ArithmeticError, LookupError):
+            continue
+        outputs = {dep.target.module for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)}
+        seen |= outputs
+        if not outputs & ignored:
+            yield group
+
+
+def _stop(trigger: Any, function: Any) -> bool:
+    """In place of a dependency's own `is_triggered_by`: a group ends in failure where it would reach what is inseparable."""
+    if function == trigger:
+        raise LookupError("inseparable")
+    return False
 
 
 def _untraced(module: nn.Module, given: Any, made: Any) -> Any:
@@ -236,16 +269,13 @@ def _first_half(graph: Any, group: Any) -> Any:
 
 
 def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
-    """A group as a layer, or None if its units can't go without changing what the rest computes, or if DepGraph lost its way in it.
-
-    A group that reaches an embedding is the residual stream of the whole model.
-    """
+    """A group as a layer, or None if its units can't go without changing what the rest computes, or if DepGraph lost its way in it."""
     channels = len(set(group[0].root_idxs))
     parts, attention, size = [], None, 1
     norms = [m for dep, _ in group if isinstance(m := dep.target.module, nn.GroupNorm) and m.num_groups > 1]
     for dep, indices, roots in ((item.dep, item.idxs, item.root_idxs) for item in group):
         module = dep.target.module
-        if isinstance(module, nn.Embedding | nn.Parameter) or _inseparable(module, names.get(module, "")):
+        if _inseparable(module, names.get(module, "")):
             return None
         if not any(True for _ in module.parameters(recurse=False)):
             continue
@@ -274,20 +304,21 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
 def _head_width(owner: nn.Module | None, channels: int) -> int:
     """Channels of each head, if these are an attention's; 0 for others, such as those of a feed-forward network in the same module."""
     width = int(getattr(owner, "attention_head_size", None) or getattr(owner, "head_dim", None) or 0)
-    heads = getattr(owner, "num_attention_heads", None) or getattr(owner, "num_heads", None)
+    heads = next((count for name in _HEADS if (count := getattr(owner, name, None))), None)
     return width if heads is None or heads * width == channels else 0
 
 
 def _inseparable(module: nn.Module, name: str) -> bool:
     """Whether channels can't go one by one without changing what the others do: of a normalisation over all, or a convolution in groups.
 
+    What reaches an embedding is the residual stream of the whole model.
     What joins columns normalises each one's vector, once and last: recovery makes up for that, and most of a ResNet is in the layers before it.
     """
     if name.startswith("join."):
         return False
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         return 1 < module.groups < module.out_channels
-    return isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
+    return isinstance(module, nn.Embedding | nn.Parameter | nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
 
 
 def _owner(name: str, names: dict[nn.Module, str]) -> nn.Module | None:
@@ -303,8 +334,14 @@ def _tangled(owner: nn.Module) -> bool:
     """
     if not any(isinstance(part, tuple(_ROOTS)) for part in owner.children()):
         return False  # but has parts that may be
-    shared, fused = getattr(owner, "num_key_value_groups", 1) > 1, hasattr(owner, "split_size")
+    shared = getattr(owner, "num_key_value_groups", 1) > 1
+    fused = any(hasattr(owner, name) for name in _HEADS) and any(len(w) == 3 * w[0].numel() for w in _weights(owner))
     return shared or fused or "position_embeddings" in inspect.signature(owner.forward).parameters
+
+
+def _weights(owner: nn.Module) -> list[Tensor]:
+    """Weights (outputs, inputs) of its own layers."""
+    return [part.weight.T if isinstance(part, Conv1D) else part.weight for part in owner.children() if isinstance(part, tuple(_ROOTS))]
 
 
 class _Transposed(torch_pruning.BasePruningFunc):  # type: ignore[misc]

@@ -27,6 +27,7 @@ from lc_ray.artifact import Artifact
 from lc_ray.errors import ModelError
 from lc_ray.models.cache import Cached, held_by
 from lc_ray.models.fusion import FusionModel
+from lc_ray.quantize import _experts
 
 # OpenVINO and NNCF report their use over the network unless this module can't be imported: both then use an empty stub of their own.
 cast("dict[str, Any]", sys.modules)["openvino_telemetry"] = None
@@ -74,7 +75,7 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
     stages = _calibration(model, given)
     for number, calibration in enumerate(stages):
         try:
-            with _quiet():
+            with _quiet(), _experts.dense():
                 quantized = nncf.quantize(
                     _convert(model, {name: array[:_TRACED] for name, array in calibration[0].items()}),
                     nncf.Dataset(calibration),

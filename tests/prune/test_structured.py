@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torchvision.models import SwinTransformer
 from transformers import AutoConfig, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from lc_ray import artifact, family
@@ -135,6 +136,7 @@ FAMILIES = {
     "wav2vec2": SMALL | SPEECH,  # with a grouped convolution
     "segformer": SIGHT,
     "dinov3_vit": SMALL | {"image_size": 32, "patch_size": 8},  # with rotary positions of patches alone
+    "hiera": {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 4], "image_size": [32, 32], "num_query_pool": 1, "masked_unit_size": [4, 4]},
     "regnet": {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 2], "groups_width": 8},
 }
 
@@ -145,7 +147,7 @@ def family_of(kind):
     pixels = {"image.pixels": torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)}
     sound = {"audio.input_values": torch.randn(4, 1000), "audio.lengths": torch.tensor([1000, 900, 800, 1000])}
     words = {"text.input_ids": torch.randint(5, 60, (4, 8)), "text.attention_mask": torch.ones(4, 8, dtype=torch.int64)}
-    sees = hasattr(config, "hidden_sizes") or hasattr(config, "patch_size")
+    sees = any(hasattr(config, name) for name in ("hidden_sizes", "patch_size", "image_size"))
     column, given = ("image", pixels) if sees else ("audio", sound) if kind == "wav2vec2" else ("text", words)
     known = config.to_dict()
     if column != "text":
@@ -162,6 +164,16 @@ def family_of(kind):
 def test_what_is_left_computes_what_the_whole_does_with_the_units_at_zero(kind):
     torch.manual_seed(0)
     left_computes_the_same(*family_of(kind))
+
+
+def test_a_residual_stream_that_is_split_and_joined_many_times_is_not_followed_to_its_end():
+    torch.manual_seed(0)
+    swin = SwinTransformer([4, 4], embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=[2, 2], num_classes=2)
+    model = nn.Sequential(swin)
+    pruner, picture = Pruner(model, torch.randn(2, 3, 32, 32), keep=[swin.head]), torch.randn(2, 3, 32, 32)
+    assert [layer.units for layer in pruner.layers] == [512, 256, 128, 64]
+    pruner.remove(0.5)
+    assert model(picture).shape == (2, 2)
 
 
 def test_what_joins_columns_keeps_the_heads_that_it_has():

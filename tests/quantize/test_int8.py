@@ -7,7 +7,7 @@ import numpy as np
 import openvino
 import pytest
 import torch
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, ModernBertConfig, ModernBertModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, GPT2Config, GPT2Model, ModernBertConfig, ModernBertModel
 
 from lc_ray import artifact
 from lc_ray.artifact import Manifest
@@ -227,6 +227,21 @@ def test_a_decoder_that_classifies(tmp_path, rows):
     small = Predictor(quantize(dense, QuantizeSpec(calibration=16), rows, tmp_path / "int8", "int8"), 2)
     answers, reference = (np.stack(p.outputs(rows)) for p in (small, Predictor(dense, 2)))
     assert difference(answers, reference) < 0.15
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_a_mixture_of_experts(tmp_path, rows, kind):
+    """Whose weights, most of all, are int8; those of the latter are transposed and have biases."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 30_522}
+    experts = {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 256, "pad_token_id": 0, "initializer_range": 0.1}
+    encoder = Encoder(AutoModel.from_config(AutoConfig.for_model(kind, **shape, **experts)))
+    dense = write(tmp_path / "dense", FusionModel({"text": encoder}, FusionSpec(), TASK, 0.1))
+    small = Predictor(quantize(dense, QuantizeSpec(calibration=16), rows, tmp_path / "int8", "int8"), 2)
+    reference = np.stack(Predictor(dense, 2).outputs(rows))
+    for size in (1, 8):
+        assert difference(np.stack(small.outputs(rows, size)), reference) < 0.2
+    assert small.artifact.bytes < 0.3 * dense.bytes
 
 
 def test_ranges_are_not_those_of_padding_that_sees_nothing_in_its_window(tmp_path, rows):
