@@ -139,7 +139,7 @@ def _kind(task: Any) -> Any:
 
 
 def freeze(model: nn.Module, parts: tuple[str, ...], inputs: list[InputSpec]) -> nn.Module:
-    """Stop training parameters whose name contains one of `parts`, and encoders whose rate is 0.
+    """Stop training parameters whose name contains one of `parts`, and encoders whose rate is 0; those that a model itself keeps as they are stay so.
 
     Raises:
         ModelError: a part that no parameter's name contains, a rate of what is no encoder, or nothing is left to train.
@@ -154,7 +154,8 @@ def freeze(model: nn.Module, parts: tuple[str, ...], inputs: list[InputSpec]) ->
             raise ModelError(f"model.freeze: no parameter's name contains '{part}'", fix=f"for example {names[0]}")
     parts = (*parts, *(encoders[i.column] for i in inputs if i.rate == 0))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not any(part in name for part in parts))
+        if any(part in name for part in parts):
+            parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise ModelError("model.freeze and rates of 0 leave nothing to train")
     return model

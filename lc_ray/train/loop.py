@@ -152,6 +152,7 @@ class Worker:
         batches = self.batches(start=self.segment.first)
         first, _ = next(batches)
         pruner = family.load("prune", spec.kind).Pruner(self.model, {k: v[:2] for k, v in first.items()}, keep=self.model.keep)
+        trained = {name: p.requires_grad for name, p in self.model.named_parameters()}
         self.model.eval().requires_grad_(True)
         for inputs, targets in itertools.islice(batches, max(1, spec.calibration // self.spec.train.micro_batch)):
             self.model.zero_grad()
@@ -166,7 +167,8 @@ class Worker:
         removed = pruner.remove((self.segment.pruned - gone) / (1 - gone))
         # What has one unit left is found no more, and stays on record.
         self.kept |= {name: units | {"before": self.kept.get(name, units)["before"]} for name, units in removed.items()}
-        load.freeze(self.model, self.spec.model.freeze, self.inputs)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(trained[name])
         self.tell(post, "pruned", kept=self.kept)
 
     def initialize(self) -> Any:

@@ -91,6 +91,14 @@ def test_freezing_names_what_is_there(tiny_base):
         load.pretrained(ModelSpec(freeze=("encoders", "head")), inputs, TASK)
 
 
+def test_what_a_model_keeps_as_it_is_is_not_trained(tiny_base):
+    inputs = [InputSpec(column="text", base=str(tiny_base), max_length=8)]
+    model = load.pretrained(ModelSpec(), inputs, TASK)
+    model.encoders["text"].model.embeddings.position_embeddings.requires_grad_(False)
+    load.freeze(model, ("word_embeddings",), inputs)
+    assert sum(not p.requires_grad for p in model.parameters()) == 2
+
+
 def test_a_rate_of_what_has_no_encoder_is_no_silent_one(tiny_base):
     model = load.pretrained(ModelSpec(), [InputSpec(column="text", base=str(tiny_base), max_length=8, rate=0.3)], TASK)
     with pytest.raises(ModelError, match="'other' has no encoder"):
