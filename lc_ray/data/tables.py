@@ -40,12 +40,15 @@ class Table:
     def __init__(self, file: File, names: Sequence[str] | None) -> None:
         self.file, self.names, self.ragged = file, list(names) if names else None, dict[int, str]()
         self._open = False  # whether the last of them ends within a quote
+        self._seen = dict[tuple[str, str], list[tuple[int, list[str]]]]()  # first rows by mark and quote
 
     def _rows(self, mark: str, quote: str = '"') -> list[tuple[int, list[str]]]:
         """The first rows that are not empty, as cells that a mark separates, and how many lines come before each.
 
         Names may have line breaks, and surrogates for what is not UTF-8.
         """
+        if (mark, quote) in self._seen:
+            return self._seen[mark, quote]
         found: list[tuple[int, list[str]]] = []
         with self.file.open() as content:
             rows = csv.reader(io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline=""), delimiter=mark, quotechar=quote)
@@ -57,6 +60,7 @@ class Table:
             except (csv.Error, EOFError):  # a cell may be larger than what is read here, and a file cut off
                 if not found:
                     raise
+        self._seen[mark, quote] = found
         return found
 
     def _quote(self, mark: str) -> str:

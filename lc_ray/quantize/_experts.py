@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,4 +42,4 @@ def _linear(experts: Any, name: str, given: Tensor) -> Tensor:
     """(experts, tokens, inputs) → (experts, tokens, outputs)."""
     weight = getattr(experts, name)
     found = given @ (weight if experts.is_transposed else weight.transpose(1, 2))
-    return found + getattr(experts, f"{name}_bias").unsqueeze(1) if experts.has_bias else found
+    return cast(Tensor, found + getattr(experts, f"{name}_bias").unsqueeze(1) if experts.has_bias else found)
