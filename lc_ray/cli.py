@@ -90,10 +90,11 @@ def run(job: JobFile, overrides: Overrides = None, as_json: AsJson = False, quie
 
 @app.command()
 def check(job: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Preflight: validate the file, open the data and the model, estimate memory, and ask the cluster for room. Trains nothing."""
-    from lc_ray import preflight
+    """Preflight: validate the file, open data and model, see that it can be pruned and quantized, and ask the cluster for room. Trains nothing."""
+    with err.status("reading the rows, trying the model, asking the cluster for room"):
+        from lc_ray import preflight
 
-    report = preflight.check(read_job(job, overrides))
+        report = preflight.check(read_job(job, overrides))
     if as_json:
         print(json.dumps(report))
     else:
