@@ -196,8 +196,9 @@ def _objective(job: JobSpec, data: Prepared) -> str:
 
 
 def _searching(job: JobSpec) -> str:
-    many = f"{job.search.population} members × " if job.search else ""
-    return f"{many}{job.train.segments} segments on {job.train.workers.count} workers, DeepSpeed ZeRO {job.train.zero.stage}"
+    many, train = f"{job.search.population} members × " if job.search else "", job.train
+    segments, workers = f"{train.segments} segment{'s' * (train.segments > 1)}", f"{train.workers.count} worker{'s' * (train.workers.count > 1)}"
+    return f"{many}{segments} on {workers}, DeepSpeed ZeRO {train.zero.stage}"
 
 
 def _models(kept: StoragePath, folder: Path, winner: SegmentResult) -> dict[str, Artifact]:

@@ -186,4 +186,5 @@ def show(report: dict[str, Any], console: Console) -> None:
         for sentence in report["missing"]:
             console.print(f"[red]✗[/] {sentence}")
     else:
-        console.print(f"[green]✓[/] the cluster can place the job; {report['slots']} member(s) train at a time")
+        at_once = f"{report['slots']} members train" if report["slots"] > 1 else "one member trains"
+        console.print(f"[green]✓[/] the cluster can place the job; {at_once} at a time")

@@ -38,7 +38,7 @@ def test_what_will_happen_is_shown(job, tmp_path):
     json.dumps(found)
     page = io.StringIO()
     preflight.show(found, Console(file=page, width=100))
-    assert "the cluster can place the job; 2 member(s) train at a time" in page.getvalue()
+    assert "the cluster can place the job; 2 members train at a time" in page.getvalue()
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
