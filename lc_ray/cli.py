@@ -133,7 +133,7 @@ def predict(
     inputs: Annotated[list[str], typer.Argument(help="texts, or JSON objects by column; - reads one per line from stdin", show_default=False)],
     url: Annotated[str | None, typer.Option(help="an endpoint, for example http://127.0.0.1:8000")] = None,
     artifact: Annotated[str | None, typer.Option(help="an artifact, predicted here without an endpoint")] = None,
-    key: Annotated[str | None, typer.Option(help="API key; else LC_RAY_API_KEY or the key file", envvar="LC_RAY_API_KEY")] = None,
+    key: Annotated[str | None, typer.Option(help="API key; else that of LC_RAY_API_KEY or of the key file")] = None,
     model: Annotated[str | None, typer.Option(help="which of an endpoint's models; else its first")] = None,
     files: Annotated[bool, typer.Option("--files", help="the inputs are files, pictures or sounds, of a model with one such column")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for pictures and sounds of the answers: 0.png, 1.png, ...")] = None,

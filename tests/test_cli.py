@@ -134,6 +134,14 @@ def test_an_endpoint_is_asked_for_many_lines_in_parts(lc, monkeypatch):
     assert max(asked) <= 256
 
 
+def test_a_key_of_the_environment_may_end_in_a_new_line(lc, monkeypatch):
+    monkeypatch.setenv("LC_RAY_API_KEY", "secret\n")
+    monkeypatch.setattr(lc_ray.Client, "predict", lambda self, rows, model: [{"text": self._http.headers["authorization"]}])
+    code, out, err = lc("predict", "--url", "http://127.0.0.1:9", "--json", "a")
+    assert code == 0, err
+    assert json.loads(out) == {"text": "Bearer secret"}
+
+
 def test_files_are_sent_to_the_model_that_is_named(lc, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(lc_ray.Client, "predict", lambda self, rows, model: asked.append((rows, model)) or [{"label": "cat"}])
