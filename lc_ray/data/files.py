@@ -141,6 +141,8 @@ def files(source: str) -> list[File]:
     Raises:
         DataError: nothing there, nothing that can be read, or several splits, which are not to be mixed.
     """
+    if not source.strip():  # of which a path would be the folder that this runs in
+        raise DataError("the name of the data is empty", fix="give a file, a folder or a URI")
     if source.startswith("package:"):
         source = str(package_path(source))
     elif "://" not in source:

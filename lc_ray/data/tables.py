@@ -40,15 +40,13 @@ class Table:
     def __init__(self, file: File, names: Sequence[str] | None) -> None:
         self.file, self.names, self.ragged = file, list(names) if names else None, dict[int, str]()
         self._open = False  # whether the last of them ends within a quote
-        self._seen = dict[tuple[str, str], list[tuple[int, list[str]]]]()  # first rows by mark and quote
+        self._rows = functools.cache(self._begin)  # of a remote file each reading takes its time
 
-    def _rows(self, mark: str, quote: str = '"') -> list[tuple[int, list[str]]]:
+    def _begin(self, mark: str, quote: str = '"') -> list[tuple[int, list[str]]]:
         """The first rows that are not empty, as cells that a mark separates, and how many lines come before each.
 
         Names may have line breaks, and surrogates for what is not UTF-8.
         """
-        if (mark, quote) in self._seen:
-            return self._seen[mark, quote]
         found: list[tuple[int, list[str]]] = []
         with self.file.open() as content:
             rows = csv.reader(io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline=""), delimiter=mark, quotechar=quote)
@@ -60,7 +58,6 @@ class Table:
             except (csv.Error, EOFError):  # a cell may be larger than what is read here, and a file cut off
                 if not found:
                     raise
-        self._seen[mark, quote] = found
         return found
 
     def _quote(self, mark: str) -> str:
@@ -83,7 +80,7 @@ class Table:
         if any("\0" in cell for cell in rows[0][1]):
             raise ValueError("the header is not valid UTF-8; save the file as UTF-8")
         first = next((place for place, (_, cells) in enumerate(rows) if sum(bool(cell.strip()) for cell in cells) > 1), 0)
-        titled = all(len("".join(cells).split()) > 1 for _, cells in rows[:first]) and len(_lengths(rows[first:])) == 1 and 2 * first < len(rows)
+        titled = all(len(cells[0].split()) > 1 for _, cells in rows[:first]) and len(_lengths(rows[first:])) == 1 and 2 * first < len(rows)
         return rows[first if titled and not self.names else 0]
 
     @functools.cached_property

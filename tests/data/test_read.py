@@ -195,6 +195,11 @@ def test_splits_side_by_side_are_not_taken_for_labels_or_mixed(tmp_path):
     assert len(files(str(tmp_path / "saved" / "train"))) == 1
 
 
+def test_a_path_that_is_empty_is_not_the_folder_it_runs_in():
+    with pytest.raises(DataError, match="the name of the data is empty"):
+        files("")
+
+
 @pytest.mark.parametrize(("name", "message"), [("nothing.csv", "no such file"), ("a.docx", "endings known"), ("a.pkl", "endings known")])
 def test_nothing_to_read(tmp_path, name, message):
     (tmp_path / "a.docx").write_bytes(b"PK")

@@ -74,6 +74,8 @@ def test_quotes_escapes_and_titles(tmp_path, content, texts):
 def test_one_column_of_texts_has_no_title(tmp_path):
     (tmp_path / "a.csv").write_text("text\na; b\nc; d\ne; f\n", "utf-8")
     assert [row["text"] for row in all_rows(tmp_path / "a.csv", ["text"])] == [b"a; b", b"c; d", b"e; f"]
+    (tmp_path / "b.csv").write_text(",review text\n0,a b\n1,c d\n2,e\n", "utf-8")  # as pandas writes it with its index
+    assert [row["review text"] for row in all_rows(tmp_path / "b.csv", ["review text"])] == [b"a b", b"c d", b"e"]
 
 
 def test_a_list_of_texts_and_labels_between_at_signs(tmp_path):
