@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow
 import pyarrow.fs
 
-from lc_ray.data import packed
+from lc_ray.data import boxes, packed
 from lc_ray.errors import DataError, first_line
 from lc_ray.models.load import package_path
 from lc_ray.storage import joined, system_of
@@ -115,13 +115,15 @@ class File:
         return io.BufferedReader(system.open_input_file(path))
 
     def stamp(self) -> list[Any]:
-        """What changes when it does: its size and time of change, or those of all files in it."""
+        """What changes when it does: its size and time of change, or those of all files in it, and of what belongs to them beside and above."""
         system, path = system_of(self.path)
         found = system.get_file_info(path)
         every = [found] if found.is_file else _inside(system, path)
         if not found.is_file and (beside := other(path)):
             every = [*every, *_inside(system, beside)]
-        every = sorted(every, key=lambda f: f.path)
+        if not found.is_file:
+            every = [*every, *(names for names in system.get_file_info(boxes.lists(path)) if names.is_file)]
+        every = sorted({f.path: f for f in every}.values(), key=lambda f: f.path)
         return [[f.path, f.size, f.mtime_ns] for f in every]
 
     def members(self) -> list[str]:

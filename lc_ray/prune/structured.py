@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch_pruning
@@ -341,8 +341,8 @@ def _tangled(owner: nn.Module) -> bool:
 
 def _weights(owner: nn.Module) -> list[Tensor]:
     """Weights (outputs, inputs) of its own layers."""
-    layers: list[Any] = [part for part in owner.children() if isinstance(part, tuple(_ROOTS))]
-    return [layer.weight.T if isinstance(layer, Conv1D) else layer.weight for layer in layers]
+    layers = [part for part in owner.children() if isinstance(part, tuple(_ROOTS))]
+    return [cast(Tensor, layer.weight.T if isinstance(layer, Conv1D) else layer.weight) for layer in layers]
 
 
 class _Transposed(torch_pruning.BasePruningFunc):  # type: ignore[misc]

@@ -40,6 +40,6 @@ def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weight
 
 def _linear(experts: Any, name: str, given: Tensor) -> Tensor:
     """(experts, tokens, inputs) → (experts, tokens, outputs)."""
-    weight = getattr(experts, name)
-    found = given @ (weight if experts.is_transposed else weight.transpose(1, 2))
-    return cast(Tensor, found + getattr(experts, f"{name}_bias").unsqueeze(1) if experts.has_bias else found)
+    weight: Tensor = getattr(experts, name)
+    found: Tensor = given @ (weight if experts.is_transposed else weight.transpose(1, 2))
+    return found + cast(Tensor, getattr(experts, f"{name}_bias")).unsqueeze(1) if experts.has_bias else found

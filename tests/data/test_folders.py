@@ -102,6 +102,10 @@ def test_boxes_of_yolo(tmp_path, layout):
     boxes = [Task.clean(row["annotations"]) if "_error" not in row else row["_error"] for row in found]
     assert boxes[:2] == [[{"label": "dog", "box": [24, 10, 36, 30]}], [{"label": "cat", "box": [6, 4, 30, 24]}]]
     assert boxes[2:] == [[], [], "not YOLO's boxes beside a picture", [{"label": "2", "box": [0, 0, 40, 60]}]]
+    (file,) = files(str(folder))
+    before = file.stamp()
+    put(tmp_path / "yolo" / "data.yaml", "train: images/train\nnames: {0: cat, 1: hound}\n")
+    assert file.stamp() != before, "other names are other data"
 
 
 def test_a_list_of_classes_that_is_no_yaml_is_not_one():
