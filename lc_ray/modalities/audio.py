@@ -68,12 +68,21 @@ class Modality:
         return str(self.show({"samples": bytes(2 * (self.rate // 4))}))
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> bytes:
-        """An encoded sound as 16-bit samples of one channel at the model's rate, cut at `seconds`.
+        """A sound as 16-bit samples of one channel at the model's rate, cut at `seconds`.
+
+        Args:
+            value: what `_media.fetch` takes; of files also samples that Hugging Face datasets decoded, `{"array": ..., "sampling_rate": ...}`.
+            errors: as `data.encoding_errors`.
+            folder: in which paths are looked for.
 
         Raises:
             DataError: missing, damaged, cut off, of another format, over an hour, or with an impossible sample rate; too long, if not cut.
         """
-        samples = samples_of(_media.fetch(value, folder, self.spec.path), self.rate, self.spec.seconds + 2 * _TOLERANCE)
+        seconds = self.spec.seconds + 2 * _TOLERANCE
+        if folder is not None and isinstance(value, dict) and value.get("array") is not None:
+            samples = _resampled(*_given(value, seconds), self.rate)
+        else:
+            samples = samples_of(_media.fetch(value, folder, self.spec.path), self.rate, seconds)
         if not self.CUT and len(samples) > self.longest + _TOLERANCE * self.rate:
             raise DataError(f"longer than {self.spec.seconds:g} s")
         samples = np.pad(samples, (0, max(0, round(_SHORTEST * self.rate) - len(samples))))[: self.longest]
@@ -242,6 +251,31 @@ def samples_of(data: bytes, rate: int, seconds: float) -> NDArray[np.float32]:
             given = file.samplerate
     except soundfile.LibsndfileError as error:
         raise DataError(f"not audio of a known format: {str(error).rpartition(': ')[2]}") from None
+    return _resampled(samples, given, rate)
+
+
+def _given(value: dict[str, Any], seconds: float) -> tuple[NDArray[np.float32], int]:
+    """About the first `seconds` of samples that a cell holds, as one channel, and their rate."""
+    try:
+        given = int(value["sampling_rate"])
+        samples = np.asarray(value["array"], np.float32)
+    except (KeyError, TypeError, ValueError):
+        raise DataError("not an array of samples with its sampling_rate") from None
+    if not _RATES[0] <= given <= _RATES[1]:
+        raise DataError(f"sample rate of {given} Hz")
+    if samples.ndim == 2:  # channels first or last: there are few
+        samples = samples.mean(int(np.argmin(samples.shape)))
+    if samples.ndim != 1:
+        raise DataError(f"samples in {samples.ndim} dimensions")
+    return samples[: round(seconds * given) + 1], given
+
+
+def _resampled(samples: NDArray[np.float32], given: int, rate: int) -> NDArray[np.float32]:
+    """Samples of one rate as those of another.
+
+    Raises:
+        DataError: there are none, or what are none.
+    """
     if not len(samples):
         raise DataError("no samples")
     if not np.isfinite(samples).all():
@@ -251,7 +285,7 @@ def samples_of(data: bytes, rate: int, seconds: float) -> NDArray[np.float32]:
     if given != rate:
         ratio = Fraction(given, rate).limit_denominator(_STEPS)
         samples = torchaudio.functional.resample(torch.from_numpy(samples), ratio.numerator, ratio.denominator).numpy()
-    return cast("NDArray[np.float32]", samples)
+    return samples
 
 
 def wav(samples: bytes, rate: int) -> str:

@@ -120,6 +120,30 @@ def test_odd_rates_need_no_large_filter(speech, rate, monkeypatch):
     assert given / wanted == pytest.approx(rate / RATE, rel=1e-3)
 
 
+def test_samples_that_were_decoded_before(speech):
+    audio = modality(speech, "raw")
+    wave = 0.5 * np.sin(2 * np.pi * 440 * np.arange(4000) / 8000)
+    for array in (wave.tolist(), wave.astype(np.float32), np.stack([wave, wave]), np.stack([wave, wave], 1).tolist()):
+        found = audio.decode({"path": "a.wav", "array": array, "sampling_rate": 8000}, folder=".")
+        assert pitch(found) == pytest.approx(440, abs=4)
+        assert len(found) / 2 / RATE == pytest.approx(0.5, abs=0.01)
+    long = audio.decode({"array": np.tile(wave, 9), "sampling_rate": 8000}, folder=".")
+    assert len(long) == 2 * RATE
+    for value, reason in (
+        ({"array": [0.1], "sampling_rate": None}, "with its sampling_rate"),
+        ({"array": ["a"], "sampling_rate": 8000}, "with its sampling_rate"),
+        ({"array": [], "sampling_rate": 8000}, "no samples"),
+        ({"array": [0.1], "sampling_rate": 3}, "3 Hz"),
+        ({"array": [float("nan")] * 9, "sampling_rate": 8000}, "not numbers"),
+        ({"array": None, "sampling_rate": 8000}, "not bytes"),
+        ([0.1, 0.2], r"give \{array, sampling_rate\}"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            audio.decode(value, folder=".")
+    with pytest.raises(DataError, match="not bytes"):
+        audio.decode({"array": wave.tolist(), "sampling_rate": 8000})
+
+
 def test_long_clips_are_cut_and_short_ones_padded(speech):
     assert len(modality(speech, "raw").decode(tone(seconds=3))) == 2 * RATE
     assert len(modality(speech, "raw").decode(tone(seconds=0.001))) == 2 * round(0.1 * RATE)
