@@ -89,6 +89,8 @@ def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:
     if isinstance(value, str):
         encoded = folder is None or (path == "{}" and _is_encoded(value) and located(value, folder) is None)
         value = _decoded(value) if encoded else _read(path.replace("{}", value), cast("Path | str", folder))
+    if isinstance(value, list | tuple) and value and isinstance(value[0], int | float):
+        raise DataError("numbers alone: of samples give {array, sampling_rate}, else bytes, a path or a URI")
     if not isinstance(value, bytes):
         raise DataError(f"not bytes, a path or a URI but {type(value).__name__}")
     if not value:

@@ -1,11 +1,13 @@
 """Audio: decoded, mixed to one channel and resampled once per dataset, encoded by a Hugging Face speech model.
 
-Models of raw samples (wav2vec2, HuBERT, WavLM) and of log-mel features (Whisper's encoder, AST) are told apart by their feature extractor.
+Models of raw samples (wav2vec2, HuBERT, WavLM) and of log-mel features (Whisper's encoder, AST, wav2vec2-BERT) are told apart by their feature
+extractor. Of features, those of Whisper and AST are all as long as `seconds`.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import re
 from fractions import Fraction
@@ -19,10 +21,11 @@ import torch
 import torchaudio.functional
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from lc_ray.errors import DataError, ModelError
-from lc_ray.modalities import _hub, _media
+from lc_ray.modalities import _clips, _hub, _media
 from lc_ray.spec import InputSpec
 
 _LONGEST = 3600  # seconds; a longer file is a mistake rather than a clip
@@ -55,7 +58,8 @@ class Modality:
         with _hub.loading("feature extractor", str(source)):
             self.extractor = AutoFeatureExtractor.from_pretrained(str(source))
         self.rate = int(self.extractor.sampling_rate)
-        self.mel = self.extractor.model_input_names[0] != "input_values" or _is_ast(self.extractor)
+        self.whole = _is_ast(self.extractor) or "Whisper" in type(self.extractor).__name__
+        self.mel = self.whole or self.extractor.model_input_names[0] != "input_values"
         self.longest = round(spec.seconds * self.rate)
 
     @property
@@ -64,49 +68,76 @@ class Modality:
         return str(self.show({"samples": bytes(2 * (self.rate // 4))}))
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> bytes:
-        """An encoded sound as 16-bit samples of one channel at the model's rate, cut at `seconds`.
+        """A sound as 16-bit samples of one channel at the model's rate, cut at `seconds`.
+
+        Args:
+            value: what `_media.fetch` takes; of files also samples that Hugging Face datasets decoded, `{"array": ..., "sampling_rate": ...}`.
+            errors: as `data.encoding_errors`.
+            folder: in which paths are looked for.
 
         Raises:
             DataError: missing, damaged, cut off, of another format, over an hour, or with an impossible sample rate; too long, if not cut.
         """
-        samples = samples_of(_media.fetch(value, folder, self.spec.path), self.rate, self.spec.seconds + 2 * _TOLERANCE)
+        seconds = self.spec.seconds + 2 * _TOLERANCE
+        if folder is not None and isinstance(value, dict) and value.get("array") is not None:
+            samples = _resampled(*_given(value, seconds), self.rate)
+        else:
+            samples = samples_of(_media.fetch(value, folder, self.spec.path), self.rate, seconds)
         if not self.CUT and len(samples) > self.longest + _TOLERANCE * self.rate:
             raise DataError(f"longer than {self.spec.seconds:g} s")
         samples = np.pad(samples, (0, max(0, round(_SHORTEST * self.rate) - len(samples))))[: self.longest]
         return (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
 
     def prepare(self, values: list[bytes | None]) -> dict[str, list[Any]]:
-        """The samples; for models of log-mel features these too, as float16, padded to `seconds`."""
+        """The samples; for models of log-mel features these too, as float16."""
         parts: dict[str, list[Any]] = {"samples": values}
         if self.mel:
             parts["mel"] = [None if v is None else self._mel(_waveform(v)).astype(np.float16).tobytes() for v in values]
         return parts
 
     def _mel(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Log-mel features of the model's own layout, as long as `seconds` makes them."""
+        """Log-mel features of the model's own layout."""
         if _is_ast(self.extractor):
             self.extractor.max_length = round(self.spec.seconds * 100)
             return np.asarray(self.extractor(samples, sampling_rate=self.rate, return_tensors="np")["input_values"][0])
-        padded = np.pad(samples, (0, self.longest - len(samples)))
-        made = self.extractor(padded, sampling_rate=self.rate, padding="longest", truncation=False, return_tensors="np")
+        if self.whole:
+            samples = np.pad(samples, (0, self.longest - len(samples)))
+        made = self.extractor(samples, sampling_rate=self.rate, padding="longest", truncation=False, return_tensors="np")
         return np.asarray(made["input_features"][0])
 
     def sizes(self, columns: dict[str, list[Any]]) -> list[int]:
         """Frames of 20 ms; all the same for features that are padded."""
-        return [0 if self.mel or v is None else len(v) * 50 // self.rate for v in columns["samples"]]
+        return [0 if self.whole or v is None else len(v) * 50 // self.rate for v in columns["samples"]]
 
     def collate(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """`input_features` (batch, bins, frames), or `input_values` (batch, samples) with `lengths` (batch,)."""
-        if self.mel:
-            known = next((np.frombuffer(row, np.float16) for row in columns["mel"] if row), None)
-            shape = self._shape(len(known) if known is not None else None)
+        """`input_features` (batch, bins, frames); or with `lengths` (batch,), clips that are padded with zeros.
+
+        These are `input_values` (batch, samples), or `input_features` (batch, frames, bins).
+        """
+        if self.whole:
+            shape = self._shape(next((len(row) // 2 for row in columns["mel"] if row), None))
             rows = [np.zeros(shape, np.float16) if row is None else np.frombuffer(row, np.float16).reshape(shape) for row in columns["mel"]]
             return {"input_features": torch.from_numpy(np.stack(rows).astype(np.float32))}
-        clips = [_normal(_waveform(row)) if row else np.zeros(round(_SHORTEST * self.rate), np.float32) for row in columns["samples"]]
-        # Short clips begin anew at their end: silence would be part of the statistics by which wav2vec2's first layer normalises.
-        longest = max(map(len, clips))
-        values = np.stack([np.resize(clip, longest) for clip in clips])
-        return {"input_values": torch.from_numpy(values), "lengths": torch.tensor([len(c) for c in clips])}
+        silence = bytes(2 * round(_SHORTEST * self.rate))
+        if self.mel:
+            known = [self._mel(_waveform(silence)) if row is None else np.frombuffer(row, np.float16).astype(np.float32) for row in columns["mel"]]
+            clips = [row.reshape(-1, self._bins) for row in known]
+        else:
+            clips = [_waveform(row or silence) for row in columns["samples"]]
+            if self.extractor.do_normalize:
+                clips = [_normal(clip) for clip in clips]
+        padded = pad_sequence([torch.from_numpy(clip) for clip in clips], batch_first=True)
+        return {"input_features" if self.mel else "input_values": padded, "lengths": torch.tensor([len(c) for c in clips])}
+
+    @functools.cached_property
+    def _bins(self) -> int:
+        """Numbers of a frame of features."""
+        return int(self._mel(np.zeros(round(_SHORTEST * self.rate), np.float32)).shape[1])
+
+    @property
+    def steps(self) -> int:
+        """Of the longest clip: its samples, or frames of features."""
+        return len(self._mel(np.zeros(self.longest, np.float32))) if self.mel else self.longest
 
     def _shape(self, numbers: int | None) -> tuple[int, int]:
         numbers = numbers or self._mel(np.zeros(self.longest, np.float32)).size
@@ -118,7 +149,8 @@ class Modality:
         """Noise 20 dB below the clip and a shift of up to 50 ms for samples; SpecAugment (Park et al. 2019, arXiv:1904.08779) for features."""
         if not self.mel:
             values = tensors["input_values"]
-            noisy = values + 0.1 * values.std(1, keepdim=True) * torch.randn(values.shape, generator=random)
+            loud = (values.square().sum(1) / tensors["lengths"]).sqrt()[:, None]
+            noisy = values + 0.1 * loud * torch.randn(values.shape, generator=random)
             shift = int(torch.randint(-self.rate // 20, self.rate // 20, (), generator=random))
             return tensors | {"input_values": noisy.roll(shift, 1)}
         features = tensors["input_features"].clone()
@@ -165,12 +197,14 @@ class Encoder(nn.Module):
         """
         with _hub.loading("speech model", source):
             config = AutoConfig.from_pretrained(source)
-            model = _hub.model(AutoModel, config, source, spec.weights)
+            model = plain(_hub.model(AutoModel, config, source, spec.weights))
         if config.model_type == "whisper":
             model = shorter(model.encoder, spec.seconds, source)
         elif config.model_type == "audio-spectrogram-transformer":
             _shorter_ast(model, spec.seconds, source)
-        return cls(plain(model), {"transformers": model.config.to_dict() | {"model_type": config.model_type}})
+        else:
+            _clips.settle(model, Modality(spec, source).steps, source)
+        return cls(model, {"transformers": model.config.to_dict() | {"model_type": config.model_type}})
 
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
@@ -182,21 +216,18 @@ class Encoder(nn.Module):
     def width(self) -> int:
         """Length of a hidden vector."""
         known = self.config["transformers"]
-        return int(known.get("d_model") or known["hidden_size"])
+        return int(known.get("d_model") or (known.get("add_adapter") and known["output_hidden_size"]) or known["hidden_size"])
 
     def forward(
         self, input_features: Tensor | None = None, input_values: Tensor | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Returns hidden (batch, frames, width) and mask (batch, frames)."""
         model = cast(Any, self.model)
-        if input_values is None:
+        if lengths is None:
             hidden = model(input_features).last_hidden_state
             return hidden, torch.ones(hidden.shape[:2], dtype=hidden.dtype, device=hidden.device)
-        assert lengths is not None
-        given = (torch.arange(input_values.shape[1], device=lengths.device)[None] < lengths[:, None]).long()
-        hidden = model(input_values, attention_mask=given).last_hidden_state
-        frames = model._get_feat_extract_output_lengths(lengths)
-        return hidden, (torch.arange(hidden.shape[1], device=lengths.device)[None] < frames[:, None]).to(hidden.dtype)
+        hidden = _clips.hear(model, cast(Tensor, input_features if input_values is None else input_values), lengths).last_hidden_state
+        return hidden, _clips.heard(model, hidden.shape[1], lengths).to(hidden.dtype)
 
 
 def samples_of(data: bytes, rate: int, seconds: float) -> NDArray[np.float32]:
@@ -220,6 +251,31 @@ def samples_of(data: bytes, rate: int, seconds: float) -> NDArray[np.float32]:
             given = file.samplerate
     except soundfile.LibsndfileError as error:
         raise DataError(f"not audio of a known format: {str(error).rpartition(': ')[2]}") from None
+    return _resampled(samples, given, rate)
+
+
+def _given(value: dict[str, Any], seconds: float) -> tuple[NDArray[np.float32], int]:
+    """About the first `seconds` of samples that a cell holds, as one channel, and their rate."""
+    try:
+        given = int(value["sampling_rate"])
+        samples = np.asarray(value["array"], np.float32)
+    except (KeyError, TypeError, ValueError):
+        raise DataError("not an array of samples with its sampling_rate") from None
+    if not _RATES[0] <= given <= _RATES[1]:
+        raise DataError(f"sample rate of {given} Hz")
+    if samples.ndim == 2:  # channels first or last: there are few
+        samples = samples.mean(int(np.argmin(samples.shape)))
+    if samples.ndim != 1:
+        raise DataError(f"samples in {samples.ndim} dimensions")
+    return samples[: round(seconds * given) + 1], given
+
+
+def _resampled(samples: NDArray[np.float32], given: int, rate: int) -> NDArray[np.float32]:
+    """Samples of one rate as those of another.
+
+    Raises:
+        DataError: there are none, or what are none.
+    """
     if not len(samples):
         raise DataError("no samples")
     if not np.isfinite(samples).all():
@@ -229,7 +285,7 @@ def samples_of(data: bytes, rate: int, seconds: float) -> NDArray[np.float32]:
     if given != rate:
         ratio = Fraction(given, rate).limit_denominator(_STEPS)
         samples = torchaudio.functional.resample(torch.from_numpy(samples), ratio.numerator, ratio.denominator).numpy()
-    return cast("NDArray[np.float32]", samples)
+    return samples
 
 
 def wav(samples: bytes, rate: int) -> str:
@@ -276,13 +332,16 @@ def _too_long(seconds: float, most: float, source: str) -> ModelError:
 
 
 def plain(model: Any) -> Any:
-    """Without layers that no output depends on, always or now and then, which would break the gradient's all-reduce."""
+    """Without layers that no output depends on, always or now and then, which would break the gradient's all-reduce; and hearing each clip alone."""
     for part in (model.config, *model.modules()):
         if hasattr(part, "layerdrop"):
             part.layerdrop = 0.0
     if hasattr(model, "masked_spec_embed"):  # wav2vec2's own SpecAugment, drawn with NumPy
         model.config.apply_spec_augment = False
         del model.masked_spec_embed
+    if model.config.model_type == "wav2vec2-conformer":
+        _hub.headless(model.encoder, "pos_conv_embed")  # which it has and does not call
+    _clips.alone(model)
     return model
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import sys
 import threading
 import warnings
@@ -71,7 +72,7 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
     import nncf  # slow to import, and serving does not need it
 
     folder.mkdir(parents=True, exist_ok=True)
-    left = [rf".*encoders\.{name}\b.*" for name, encoder in getattr(model, "encoders", {}).items() if _exact(encoder)]
+    left = [rf".*\b{re.escape(name)}\b.*" for name, module in model.named_modules() if _exact(module)]
     stages = _calibration(model, given)
     for number, calibration in enumerate(stages):
         try:
@@ -124,9 +125,9 @@ def load(found: Artifact, threads: int) -> Run:
     return Run(found.path / "engine", threads, exact=any(map(_exact, encoders)))
 
 
-def _exact(encoder: Any) -> bool:
-    """Whether an encoder, or its class, is to be left as it is."""
-    return bool(getattr(encoder, "exact", False))
+def _exact(module: Any) -> bool:
+    """Whether a module, or its class, is to be left as it is."""
+    return bool(getattr(module, "exact", False))
 
 
 class Run:

@@ -1,4 +1,4 @@
-"""Speech recognition by connectionist temporal classification (Graves et al. 2006): a letter or blank per frame; wav2vec2, HuBERT, WavLM."""
+"""Speech recognition by connectionist temporal classification (Graves et al. 2006): a letter or blank per frame; wav2vec2, HuBERT and others."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCTC
 
 from lc_ray.errors import ModelError
-from lc_ray.modalities import _hub, audio
+from lc_ray.modalities import _clips, _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._language import IGNORED
-from lc_ray.tasks._task import Batch, Run
+from lc_ray.tasks._task import Batch, Run, named
 
 _QUOTE = "\u2019"
 _SURE = 1e4  # logit of the blank in frames of padding
@@ -43,7 +43,9 @@ class Model(nn.Module):
             config = AutoConfig.from_pretrained(source)
             config.vocab_size, config.pad_token_id = len(reading.tokenizer), reading.blank
             model = _hub.model(AutoModelForCTC, config, source, spec.weights, config=config, ignore_mismatched_sizes=True)
-        return cls(model, module_name(spec.column))
+        found = cls(model, module_name(spec.column))
+        _clips.settle(model.base_model, reading.steps, source)
+        return found
 
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
@@ -56,12 +58,11 @@ class Model(nn.Module):
         return {"column": self.column, "model": self.model.config.to_dict()}
 
     def forward(self, batch: Batch) -> Tensor:
-        """`input_values` (batch, samples) and `lengths` (batch,) → logits (batch, frames, vocabulary); frames of padding are blank."""
-        values, lengths = batch[f"{self.column}.input_values"], batch[f"{self.column}.lengths"]
-        given = (torch.arange(values.shape[1], device=lengths.device)[None] < lengths[:, None]).long()
-        logits: Tensor = self.model(values, attention_mask=given).logits
-        frames = self.model._get_feat_extract_output_lengths(lengths)
-        padding = torch.arange(logits.shape[1], device=lengths.device)[None] >= frames[:, None]
+        """Clips (batch, steps, ...) and `lengths` (batch,) → logits (batch, frames, vocabulary); frames of padding are blank."""
+        own = named(batch, self.column)
+        lengths = own["lengths"]
+        logits: Tensor = _clips.hear(self.model, own["input_values"] if "input_values" in own else own["input_features"], lengths).logits
+        padding = ~_clips.heard(self.model, logits.shape[1], lengths)
         blank = F.one_hot(torch.tensor(self.model.config.pad_token_id, device=logits.device), logits.shape[-1]).to(logits.dtype) * _SURE
         return torch.where(padding.unsqueeze(-1), blank, logits)
 
@@ -83,7 +84,7 @@ class Reading:
     longest: ClassVar[int | None] = None
 
     def __init__(self, column: str, modality: Any, longest: int, language: str | None) -> None:
-        self.tokenizer = modality.tokenizer
+        self.tokenizer, self.steps = modality.tokenizer, modality.steps
         if self.tokenizer.pad_token_id is None:
             raise ModelError("this tokenizer is not one for CTC: it has no token for the blank", fix="use a wav2vec2, HuBERT or Whisper model")
         self.blank = int(self.tokenizer.pad_token_id)

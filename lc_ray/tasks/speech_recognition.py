@@ -101,7 +101,7 @@ class Task(_task.Task):
     def bind(self, columns: dict[str, Any]) -> Self:
         """Take the tokenizer of the one column."""
         ((column, modality),) = columns.items()
-        kind = _seq2seq.Reading if modality.mel else _ctc.Reading
+        kind = _seq2seq.Reading if modality.whole else _ctc.Reading
         self.reading: Any = kind(module_name(column), modality, self.max_new_tokens, self.language)
         return self
 
