@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lc_ray import artifact, family
 from lc_ray.artifact import Artifact
 from lc_ray.errors import DataError
+from lc_ray.modalities import _text
 from lc_ray.models.batches import collate, decode, feed, parts_of, prepare
 from lc_ray.models.load import inputs_of, modalities, task_of
 from lc_ray.spec import UNREAD
@@ -87,7 +88,7 @@ class Predictor:
             row = {names[0]: row}
         for name in names:  # that stands for several
             if name not in row and len(parts := name.split("|")) > 1 and row.keys() & {*parts}:
-                row = row | {name: {part: row.get(part) for part in parts}}
+                row = row | {name: _text.together({part: row.get(part) for part in parts})}
         if missing := [i.column for i in self.inputs if i.column not in row and not i.optional]:
             raise DataError(f"missing column {', '.join(missing)}; expected {', '.join(names)}")
         unknown = [str(key) for key in row if key not in names]

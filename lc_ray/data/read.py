@@ -23,6 +23,7 @@ from lc_ray.data.files import File
 from lc_ray.data.folders import Folder
 from lc_ray.data.tables import Table
 from lc_ray.errors import DataError, first_line
+from lc_ray.modalities import _text
 
 CHUNK = 4096  # rows at a time
 _BAR, _DOT = "|", "."
@@ -310,7 +311,7 @@ class Reader:
 def _cell(row: dict[str, Any], paths: dict[str, list[str]]) -> Any:
     """What a row has at a path, or at each of several, by its name; None where it has nothing."""
     found = {name: functools.reduce(_at, path, row) for name, path in paths.items()}
-    return found if len(found) > 1 else next(iter(found.values()))
+    return _text.together(found) if len(found) > 1 else next(iter(found.values()))
 
 
 def _at(value: Any, key: str) -> Any:

@@ -40,10 +40,13 @@ def missing(value: Any) -> bool:
 
 
 def absent(value: Any) -> bool:
-    """Whether a cell is missing, or blank, or all is that it has by name."""
-    if isinstance(value, dict):
-        return all(map(absent, value.values()))
+    """Whether a cell is missing, or blank."""
     return missing(value) or (isinstance(value, str | bytes) and not value.strip())
+
+
+def together(cells: dict[str, Any]) -> dict[str, Any] | None:
+    """The cells of several columns that are one, by their names; None where none of them has anything."""
+    return None if all(map(absent, cells.values())) else cells
 
 
 def written(value: Any) -> Any:

@@ -55,9 +55,9 @@ class Modality:
             DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read; too long or
                 without a letter that the tokenizer knows, if not cut.
         """
-        if isinstance(value, dict) and "|" in self.spec.column and not _text.absent(value):
+        if isinstance(value, dict) and "|" in self.spec.column and (value := _text.together(value)):
             between = f" {self.tokenizer.sep_token} " if self.tokenizer.sep_token else "\n"
-            return between.join(Modality.decode(self, part, errors, folder) for part in value.values() if not _text.absent(part))
+            value = between.join(Modality.decode(self, part, errors, folder) for part in value.values() if not _text.absent(part))
         if _text.missing(value):
             raise DataError("null")
         if folder is not None:  # a request's fits its schema
