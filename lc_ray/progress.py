@@ -162,7 +162,8 @@ class Display:
 
     def _advance(self, event: dict[str, Any], **changes: Any) -> None:
         name = f"  member {event['member']}"
-        if not self.console.is_terminal and (now := time.monotonic()) - self._told.setdefault(name, now) >= _EVERY:
+        now = time.monotonic()
+        if now - self._told.setdefault(name, now) >= _EVERY and event["event"] == "step" and not self.console.is_terminal:
             self._told[name] = now
             self.console.print(f"{name}: {changes['note']}")
         if name not in self._tasks:

@@ -18,9 +18,10 @@ def test_notes_are_told_as_they_are(capsys):
 
 def test_where_there_are_no_bars_steps_are_told_now_and_then(capsys, monkeypatch):
     display = Display(None, "bars")
-    now = iter([0, 59, 60, 61, 120])
+    now = iter([0, 60, 59, 60, 61, 120])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
-    display.show({"event": "worker", "member": 0, "steps": 9})
+    for _ in range(2):
+        display.show({"event": "worker", "member": 0, "steps": 9})
     for step in range(1, 5):
         display.show({"event": "step", "member": 0, "step": step, "steps": 9, "loss": 0.5})
     assert capsys.readouterr().out.splitlines() == ["  member 0: step 2/9 loss 0.500", "  member 0: step 4/9 loss 0.500"]
