@@ -87,7 +87,7 @@ class Predictor:
                 raise DataError(f"expected an object with the columns {', '.join(names)}")
             row = {names[0]: row}
         for name in names:  # that stands for several
-            if name not in row and len(parts := name.split("|")) > 1 and row.keys() & {*parts}:
+            if name not in row and len(parts := name.split(_text.BAR)) > 1 and row.keys() & {*parts}:
                 row = row | {name: _text.together({part: row.get(part) for part in parts})}
         if missing := [i.column for i in self.inputs if i.column not in row and not i.optional]:
             raise DataError(f"missing column {', '.join(missing)}; expected {', '.join(names)}")

@@ -26,7 +26,7 @@ from lc_ray.errors import DataError, first_line
 from lc_ray.modalities import _text
 
 CHUNK = 4096  # rows at a time
-_BAR, _DOT = "|", "."
+_DOT = "."
 _FIRST = 128  # rows among which columns are looked for, at least
 _UNEVEN = ("json", "jsonl", "tar", "conll", "conllu", "txt", "sheet")  # kinds of which each row has columns of its own
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
@@ -50,6 +50,7 @@ class Reader:
                 self.kind = "json"
         self._table = Table(file, names) if self.kind in ("csv", "tsv", "txt") else None
         self._ragged = self._table.ragged if self._table else {}
+        self._paths = functools.cache(self._found)  # where names have dots or bars, each time reads columns
 
     def columns(self, wanted: Sequence[str] = ()) -> list[str]:
         """Names of the columns. Where each row may lack some, those of the first rows, and of as many more as it takes to find all wanted ones.
@@ -98,10 +99,10 @@ class Reader:
 
     def _parts(self, name: str) -> list[str]:
         """The columns that a name stands for: itself, or, where none is named so, those between bars."""
-        parts = name.split(_BAR)
+        parts = name.split(_text.BAR)
         return parts if len(parts) > 1 and name not in self.columns() else [name]
 
-    def _paths(self, name: str) -> dict[str, list[str]]:
+    def _found(self, name: str) -> dict[str, list[str]]:
         """Each of these as the column that is read, and, where none is named so, the keys between dots within its cells."""
         parts = self._parts(name)
         there = self.columns() if any(_DOT in part for part in parts) else []

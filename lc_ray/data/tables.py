@@ -126,7 +126,7 @@ class Table:
 
         Raises:
             DataError: names were given, and the file has them itself.
-            ValueError: see `first`.
+            ValueError: see `_head`.
         """
         if self._header == self.names:
             raise DataError("its first row has the names of the columns", str(self.file), "leave out `data.columns`, or that row")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lc_ray.errors import ModelError
 
+_OTHERS = "use a model such as wav2vec2, HuBERT, WavLM, AST or Whisper"
 _NEAR = 1e-3  # of the standard deviation of hidden states
 _STEPS = {True: (6_400, 6_720), False: (19, 20)}  # of a clip that is probed, of samples or frames: some models drop an odd frame
 
@@ -60,9 +61,6 @@ def settle(model: Any, longest: int, source: str) -> None:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
         raise ModelError(f"this model does not encode sounds alone: {model.config.model_type}", source, _OTHERS) from None
     model.train(training)
-
-
-_OTHERS = "use a model such as wav2vec2, HuBERT, WavLM, AST or Whisper"
 
 
 def _ignores_padding(model: Any) -> bool:

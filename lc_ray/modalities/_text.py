@@ -18,6 +18,7 @@ from lc_ray.errors import DataError
 # NumPy writes lists without commas, and Python reads neighbouring strings as one.
 _NO_COMMA = re.compile(r"""(['"])\s+['"]""")
 _WRITTEN = 2**16  # characters of a list as Python writes it: reading one takes hundreds of times its size
+BAR = "|"  # between the names of columns that are one
 LONG = 64  # characters, or words, per token, from which on a text is not read whole: it hardly ever has so few tokens
 GROUPED = re.compile(r"[-+]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")  # as tables write thousands
 _COMMA = re.compile(r"[-+]?([0-9]{1,3}(\.[0-9]{3})+|[0-9]+),[0-9]+")  # where a comma is what a point is elsewhere

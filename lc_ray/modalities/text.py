@@ -55,7 +55,7 @@ class Modality:
             DataError: null, empty, not text, not UTF-8, or half of a surrogate pair, which JSON can write and no tokenizer can read; too long or
                 without a letter that the tokenizer knows, if not cut.
         """
-        if isinstance(value, dict) and "|" in self.spec.column and (value := _text.together(value)):
+        if isinstance(value, dict) and _text.BAR in self.spec.column and (value := _text.together(value)):
             between = f" {self.tokenizer.sep_token} " if self.tokenizer.sep_token else "\n"
             value = between.join(Modality.decode(self, part, errors, folder) for part in value.values() if not _text.absent(part))
         if _text.missing(value):
