@@ -124,8 +124,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Display) -> dict[str, Any]:
     start = time.time()
-    job = plan.settled(job, os.cpu_count() or 1) if runtime.own() else job
-    nodes = runtime.grown(job.train.workers, job.search.population if job.search else 1)
+    job = runtime.settled(job)
+    nodes = runtime.grown(job.train.workers, job.members)
     slots = plan.require(plan.placement(job.train.workers, nodes), job.train.workers, nodes)
 
     with display.stage("prepare", "prepare: read, check, split and tokenise the rows") as stage:

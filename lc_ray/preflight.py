@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +63,7 @@ def check(job: JobSpec) -> dict[str, Any]:
         raise DataError(why, job.data.train, "correct them, or `data.inputs` and `data.target`" + hints(why)) from None
     model = load.pretrained(job.model, inputs, fitted.bind(columns))
     with runtime.session():
-        job = plan.settled(job, os.cpu_count() or 1) if runtime.own() else job
+        job = runtime.settled(job)
         nodes = runtime.nodes()
         placement = plan.placement(job.train.workers, nodes)
         resources = dict(ray.cluster_resources())
@@ -84,7 +83,7 @@ def check(job: JobSpec) -> dict[str, Any]:
         "trained": trained,
         "memory": memory,
         "stage": job.train.zero.stage,
-        "slots": min(placement.slots, job.search.population if job.search else 1),
+        "slots": min(placement.slots, job.members),
         "idle": plan.idle(job.train.workers, nodes),
         "cluster": {"cpu": resources.get("CPU", 0.0), "gpu": resources.get("GPU", 0.0), "memory": resources.get("memory", 0.0)},
         "missing": [

@@ -21,7 +21,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lc_ray import storage
 from lc_ray.errors import ClusterError, first_line
-from lc_ray.spec import WorkersSpec
+from lc_ray.spec import JobSpec, WorkersSpec
+from lc_ray.train import plan
 from lc_ray.train.plan import Resources, placement
 
 # Runs may be short: poll workers often enough that starting and ending them is not the larger part.
@@ -177,6 +178,11 @@ def nodes() -> list[Resources]:
     return found
 
 
+def settled(job: JobSpec) -> JobSpec:
+    """As `plan.settled` where this machine runs the job by itself; on a cluster as it is."""
+    return plan.settled(job, os.cpu_count() or 1) if own() else job
+
+
 def grown(workers: WorkersSpec, members: int) -> list[Resources]:
     """As `nodes`, once the cluster's autoscaler, if it has one that can, has started those that so many members lack."""
     from ray.autoscaler.sdk import request_resources
@@ -184,7 +190,7 @@ def grown(workers: WorkersSpec, members: int) -> list[Resources]:
 
     if own() or placement(workers, nodes()).slots >= members:
         return nodes()
-    wanted = [{"CPU": workers.cpus} | ({"GPU": workers.gpu} if workers.gpu else {})] * workers.count * members
+    wanted = [plan.reserved(workers)] * workers.count * members
     begin = started = time.monotonic()
     try:
         while placement(workers, nodes()).slots < members and time.monotonic() - begin < _STARTS:

@@ -158,11 +158,6 @@ class WorkersSpec(Section):
     gpu: float = Field(0.0, ge=0, description="GPUs each")
     max_failures: int = Field(2, ge=0, description="restarts of a segment, each from its last checkpoint; none where it would fail again")
 
-    @property
-    def cpus(self) -> float:
-        """CPUs each."""
-        return self.cpu or 1.0
-
 
 class ZeroSpec(Section):
     """DeepSpeed ZeRO (Rajbhandari et al. 2020)."""
@@ -314,6 +309,11 @@ class JobSpec(Section):
     def folder(self) -> Path:
         """The run's folder on this machine: storage/name, or runs/name if storage is a bucket, which has a copy of it."""
         return Path(os.path.realpath(os.path.expanduser("runs" if "://" in self.storage else self.storage))) / self.name
+
+    @property
+    def members(self) -> int:
+        """Of the population; one where there is no search."""
+        return self.search.population if self.search else 1
 
     def inputs(self) -> list[InputSpec]:
         """The input columns, with what they take from the model section filled in."""

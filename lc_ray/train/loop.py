@@ -28,7 +28,7 @@ from lc_ray.models.fusion import FusionModel
 from lc_ray.models.shapes import difference
 from lc_ray.spec import module_name
 from lc_ray.storage import StoragePath
-from lc_ray.train import checkpoint
+from lc_ray.train import checkpoint, plan
 from lc_ray.train.clock import Clock
 from lc_ray.train.deepspeed import build
 from lc_ray.train.deepspeed import config as deepspeed_config
@@ -105,7 +105,7 @@ class Worker:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
-            torch.set_num_threads(max(1, int(self.spec.train.workers.cpus)))
+            torch.set_num_threads(max(1, int(plan.cpus(self.spec.train.workers))))
             memory.keep_freed()
         self.data: Prepared = open_prepared(segment.prepared)
         self.task = self.data.task()

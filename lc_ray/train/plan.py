@@ -82,12 +82,22 @@ def estimate(job: JobSpec, parameters: int, trained: int, width: int = 0, layers
 
 def settled(job: JobSpec, cores: int) -> JobSpec:
     """The job on a machine of so many cores that runs it by itself: workers that ask for no CPUs share them among all that train at a time."""
-    workers, members = job.train.workers, job.search.population if job.search else 1
+    workers = job.train.workers
     if workers.cpu is not None:
         return job
-    at_once = workers.count * max(1, min(members, cores // workers.count))
+    at_once = workers.count * max(1, min(job.members, cores // workers.count))
     shared = workers.model_copy(update={"cpu": float(max(1, cores // at_once))})
     return job.model_copy(update={"train": job.train.model_copy(update={"workers": shared})})
+
+
+def cpus(workers: WorkersSpec) -> float:
+    """CPUs of each worker; one where none are asked for."""
+    return workers.cpu or 1.0
+
+
+def reserved(workers: WorkersSpec) -> dict[str, float]:
+    """What each worker has for itself, by Ray's names."""
+    return {"CPU": cpus(workers)} | ({"GPU": workers.gpu} if workers.gpu else {})
 
 
 def idle(workers: WorkersSpec, nodes: list[Resources]) -> str | None:
@@ -101,12 +111,12 @@ def placement(workers: WorkersSpec, nodes: list[Resources]) -> Placement:
     rooms = [_room(workers, node) for node in nodes]
     if sum(rooms) >= workers.count:
         return Placement(sum(rooms) // workers.count, ())
-    each = f"{workers.cpus:g} CPU" + (f" and {workers.gpu:g} GPU" if workers.gpu else "")
+    each = f"{cpus(workers):g} CPU" + (f" and {workers.gpu:g} GPU" if workers.gpu else "")
     missing = []
     if not any(rooms):
         missing.append(f"no node has room for one worker of {each}")
     for name, need, have in (
-        ("CPUs", workers.count * workers.cpus, sum(n.cpu for n in nodes)),
+        ("CPUs", workers.count * cpus(workers), sum(n.cpu for n in nodes)),
         ("GPUs", workers.count * workers.gpu, sum(n.gpu for n in nodes)),
     ):
         if need > have:
@@ -151,5 +161,5 @@ def require(found: Placement, workers: WorkersSpec, nodes: list[Resources]) -> i
 
 def _room(workers: WorkersSpec, node: Resources) -> int:
     """Workers that fit on a node."""
-    by_cpu = int(node.cpu / workers.cpus + 1e-9)
+    by_cpu = int(node.cpu / cpus(workers) + 1e-9)
     return max(0, min(by_cpu, int(node.gpu / workers.gpu + 1e-9)) if workers.gpu else by_cpu)

@@ -16,6 +16,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from lc_ray.errors import LcRayError, SpecError, TrainError, unwrap
 from lc_ray.spec import WorkersSpec
 from lc_ray.storage import StoragePath
+from lc_ray.train import plan
 from lc_ray.train.segment import Post, Segment, SegmentResult, finished
 
 _FAILED = "failed.txt"
@@ -163,7 +164,7 @@ class _Group:
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count,
                 use_gpu=workers.gpu > 0,
-                resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpu} if workers.gpu else {}),
+                resources_per_worker=plan.reserved(workers),
             ),
             torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
             run_config=ray.train.RunConfig(

@@ -105,8 +105,8 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
         TrainError: every member failed; the first one's reason.
     """
     folder = store.parent / "train"
-    members, workers = job.search.population if job.search else 1, slots * job.train.workers.count
-    options = runtime.beside() | {"max_concurrency": members + workers + _OTHERS}  # each waits in a call; of Ray's own 1,000, no other may come
+    waiting = job.members + slots * job.train.workers.count
+    options = runtime.beside() | {"max_concurrency": waiting + _OTHERS}  # each waits in a call; of Ray's own 1,000, no other may come
     groups = ray.remote(**options)(WorkerGroups).remote(slots, job.train.workers, folder, post, runtime.own())
     shared = Search(job, prepared, rows, store, groups, post)
     try:

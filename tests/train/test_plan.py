@@ -52,7 +52,7 @@ def test_slots(workers, nodes, slots):
 def test_a_machine_is_shared_among_all_that_train_at_a_time(workers, population, cores, cpus):
     job = {"model": {"base": "b"}, "data": {"train": "t", "inputs": [{"column": "x"}], "target": "y"}, "train": {"workers": workers}}
     search = {"search": {"population": population, "genes": {"train.learning_rate": {"log_uniform": [1e-5, 1e-4]}}}} if population else {}
-    assert plan.settled(spec.parse(job | search), cores).train.workers.cpus == cpus
+    assert plan.settled(spec.parse(job | search), cores).train.workers.cpu == cpus
 
 
 def test_gpus_that_are_left_alone_are_told():
