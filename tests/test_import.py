@@ -27,3 +27,8 @@ from lc_ray.cli import app
 assert CliRunner().invoke(app, ['--help']).exit_code == 0
 print(*[m for m in ('torch', 'ray') if m in sys.modules])"""
     assert run(code) == ""
+
+
+def test_what_starts_and_changes_endpoints_leaves_the_engines_to_their_replicas():
+    code = "import sys; from lc_ray.serve import app, build, run, update; print(*[m for m in ('torch', 'openvino') if m in sys.modules])"
+    assert run(code) == ""

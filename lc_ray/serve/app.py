@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import math
-import os
 import random
 import re
 import socket
@@ -21,22 +19,18 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
-from starlette.applications import Starlette
 
 from lc_ray import artifact
-from lc_ray.errors import ArtifactError, ServeError
-from lc_ray.predictor import load
+from lc_ray.errors import ServeError
 from lc_ray.serve import auth, front, rollout
 from lc_ray.serve.access import STDERR
-from lc_ray.serve.endpoint import Endpoint, Models, asgi, settings
-from lc_ray.serve.grpc import Operations
 from lc_ray.serve.protocols import _messages
-from lc_ray.serve.resident import Resident
 from lc_ray.serve.rollout import Served, State
 from lc_ray.serving import TlsSpec
 from lc_ray.spec import ServeSpec
 
 NAME = "lc_ray"
+_REPLICA = "lc_ray.serve.replica.Replica"  # by its name: only replicas import the engines, which takes seconds
 # Requests that Serve admits above what the endpoint does, which answers health and rejections itself while its queue is full.
 _ROOM = 64
 # Ports that neither Ray gives to its workers nor a system to outgoing connections: they are still free when Serve, which takes seconds, listens.
@@ -53,7 +47,6 @@ class Given(NamedTuple):
         source: the folder of the endpoint's state, where one machine serves alone; or the state itself; or the artifacts' folders.
         spec: limits, batching and replicas.
         keys: names of the API keys by their digests; none means that no key is needed.
-        settings: of the environment in which the endpoint was started, for protocols.
         variables: of the replica's environment; Serve's own processes must have the same of Serve's settings.
         digests: that artifacts in folders must have, if that is known.
     """
@@ -61,106 +54,8 @@ class Given(NamedTuple):
     source: str | State | tuple[str, ...]
     spec: ServeSpec
     keys: Mapping[str, str]
-    settings: Mapping[str, str]
     variables: Mapping[str, str]
     digests: tuple[str, ...] = ()
-
-
-@serve.ingress()
-class Replica(Operations):
-    """The models, warm before any request is taken, and replaced while requests go on."""
-
-    def __init__(self, given: Given) -> None:
-        ours, serves = logging.getLogger("lc_ray"), logging.getLogger("ray.serve")
-        ours.handlers, ours.propagate = serves.handlers, False  # what fails is in the replica's own log
-        self._given = given
-        self.models = Models([], given.spec, given.settings, _everywhere)
-        self._keys = dict(given.keys)
-        self.protocols = asgi(self.models, self._keys, echoed=True)
-        self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
-        self._served: Served = {}
-        self._loading = asyncio.Lock()
-        self._resident = Resident(given.spec.replicas.models) if given.spec.replicas.models else None
-        wanted = _wanted(given)
-        self._rekey(wanted.keys)
-        self._load(wanted.models)
-        self._adopt(wanted.models)
-
-    def __serve_build_asgi_app__(self) -> Starlette:
-        return self.protocols
-
-    def given(self) -> Given:
-        """What this replica was made of; for those who change what is served."""
-        return self._given
-
-    def tell(self, method: str, arguments: Sequence[Any]) -> tuple[str, Any]:
-        """This replica's name, and what a method of its models gives; for other replicas."""
-        return serve.get_replica_context().replica_id.unique_id, getattr(self.models, method)(*arguments)
-
-    async def load(self, wanted: Served) -> None:
-        """Warm up what is not served yet, while requests go on."""
-        async with self._loading:
-            await asyncio.to_thread(self._load, wanted)
-
-    async def adopt(self, wanted: Served) -> None:
-        """Serve this from the next request on. What is not wanted any more answers the requests that it has, and is gone."""
-        await self.load(wanted)
-        self._adopt(wanted)
-
-    async def check_health(self) -> None:
-        """Have Serve replace a replica that can't run its models any more, and keep up with the endpoint's state.
-
-        A replica that was just starting when models were replaced has not been told.
-        """
-        if not self.models.alive:
-            raise RuntimeError("a batching thread has died")
-        with contextlib.suppress(ServeError):  # the endpoint is ending
-            if isinstance(self._given.source, str):
-                wanted = rollout.read(self._given.source)
-                self._rekey(wanted.keys)
-                if wanted.models != self._served:
-                    await self.adopt(wanted.models)
-
-    def _rekey(self, keys: Mapping[str, str]) -> None:
-        """Take other keys, if there are any. The new ones come before the others go: where there is none, none is needed."""
-        if keys:
-            self._keys.update(keys)
-            for gone in self._keys.keys() - keys.keys():
-                del self._keys[gone]
-
-    def __del__(self) -> None:
-        if hasattr(self, "models"):
-            self.models.close()
-
-    def _load(self, wanted: Served) -> None:
-        for version in (version for versions in wanted.values() for version in versions):
-            if version.digest not in self._ready:
-                predictor = load(version.path, max(1, round(self._given.spec.replicas.cpu)))
-                if predictor.artifact.digest != version.digest:
-                    raise ArtifactError(f"another artifact than {version.digest} is there now", version.path, "serve it anew")
-                self._ready[version.digest] = Endpoint(predictor, self._given.spec, self._resident)
-
-    def _adopt(self, wanted: Served) -> None:
-        self._served = wanted
-        self.models.replace({name: {self._ready[v.digest]: v.weight for v in versions} for name, versions in wanted.items()})
-        kept = {v.digest for versions in wanted.values() for v in versions}
-        self._ready = {digest: endpoint for digest, endpoint in self._ready.items() if digest in kept}
-
-
-async def _everywhere(method: str, *arguments: Any) -> dict[str, Any]:
-    """What a method of `Models` gives in each replica, by replica; without those that are just going."""
-    handle = serve.get_deployment_handle(NAME, NAME)
-    told = await handle.broadcast("tell", method, arguments).results_async(return_exceptions=True)
-    return dict(one for one in told if not isinstance(one, BaseException))
-
-
-def _wanted(given: Given) -> State:
-    """What a new replica is to serve."""
-    if isinstance(given.source, State):
-        return given.source
-    if isinstance(given.source, str):
-        return rollout.read(given.source)
-    return State(address="", url="", models=rollout.served(given.source, given.digests))
 
 
 def application(
@@ -175,7 +70,7 @@ def application(
         variables: of the replicas' environment.
         digests: that artifacts in folders must have, if that is known.
     """
-    return bound(Given(source, _absolute(spec), auth.digests(keys), settings(os.environ), variables, digests))
+    return bound(Given(source, _absolute(spec), auth.digests(keys), variables, digests))
 
 
 def bound(given: Given) -> Any:
@@ -191,7 +86,6 @@ def bound(given: Given) -> Any:
         "downscale_delay_s": spec.replicas.idle,
     }
     deployment = serve.deployment(
-        Replica,
         name=NAME,
         max_ongoing_requests=admitted,
         max_queued_requests=admitted,  # counts those that are just arriving too, so less would refuse bursts that the endpoint can take
@@ -203,7 +97,7 @@ def bound(given: Given) -> Any:
         logging_config=LoggingConfig(**_QUIET),
         **({"num_replicas": most} if least == most else {"autoscaling_config": scaling}),
     )
-    return deployment.bind(given)
+    return deployment(_REPLICA).bind(given)
 
 
 def _absolute(spec: ServeSpec) -> ServeSpec:

@@ -27,7 +27,7 @@ def config():
 
 
 def test_a_replica_may_have_a_gpu_for_itself():
-    given = app.Given(("model",), ServeSpec(replicas={"gpu": 1}), {}, {}, {})
+    given = app.Given(("model",), ServeSpec(replicas={"gpu": 1}), {}, {})
     assert app.bound(given)._bound_deployment.ray_actor_options["num_gpus"] == 1
 
 

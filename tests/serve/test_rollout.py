@@ -15,6 +15,7 @@ from serving import ask
 from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.serve import app, auth, rollout, run
+from lc_ray.serve.replica import Replica
 from lc_ray.serve.rollout import State, Version
 from lc_ray.spec import ServeSpec
 
@@ -235,8 +236,8 @@ def test_replicas_take_other_keys_that_are_told_and_stay_closed_all_the_while(ho
         asyncio.run(replica.check_health())
         return [ask(replica.protocols, "GET", "/v1/models", key).status_code for key in ("old", "kept", "new", "none")]
 
-    given = app.Given(str(folder), ServeSpec(), auth.digests({"a": "old", "b": "kept"}), {}, {})
-    made = app.Replica.__bases__[0]  # without what Serve puts around it
+    given = app.Given(str(folder), ServeSpec(), auth.digests({"a": "old", "b": "kept"}), {})
+    made = Replica.__bases__[0]  # without what Serve puts around it
     replica = made(given)
     assert statuses(replica) == [200, 200, 401, 401]
     file.write_text("b:kept\nc:new")
