@@ -32,3 +32,7 @@ print(*[m for m in ('torch', 'ray') if m in sys.modules])"""
 def test_what_starts_and_changes_endpoints_leaves_the_engines_to_their_replicas():
     code = "import sys; from lc_ray.serve import app, build, run, update; print(*[m for m in ('torch', 'openvino') if m in sys.modules])"
     assert run(code) == ""
+
+
+def test_a_replica_of_an_int8_model_leaves_transformers_models_alone():
+    assert run("import sys, lc_ray.serve.replica, lc_ray.quantize.int8; print('transformers.modeling_utils' in sys.modules)") == "False"

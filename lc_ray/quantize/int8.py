@@ -28,7 +28,6 @@ from lc_ray.artifact import Artifact
 from lc_ray.errors import ModelError
 from lc_ray.models.cache import Cached, held_by
 from lc_ray.models.fusion import FusionModel
-from lc_ray.quantize import _experts
 
 # OpenVINO and NNCF report their use over the network unless this module can't be imported: both then use an empty stub of their own.
 cast("dict[str, Any]", sys.modules)["openvino_telemetry"] = None
@@ -69,7 +68,9 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
     given = list(batches)
     if not given:
         raise ModelError("int8 needs rows to take the ranges of activations from", "quantize.calibration", "use 256 rows")
-    import nncf  # slow to import, and serving does not need it
+    import nncf  # slow to import, as transformers' experts are, and serving needs neither
+
+    from lc_ray.quantize import _experts
 
     folder.mkdir(parents=True, exist_ok=True)
     left = [rf".*\b{re.escape(name)}\b.*" for name, module in model.named_modules() if _exact(module)]

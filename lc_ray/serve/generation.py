@@ -18,7 +18,6 @@ from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.grammar import Grammars, Matcher
 from lc_ray.serve.spelling import Spelling
 from lc_ray.spec import ServeSpec
-from lc_ray.tasks import text_generation
 from lc_ray.tasks._sampling import Sampling, Token
 
 
@@ -237,4 +236,4 @@ class Generator(ABC):
 
 def suits(predictor: Predictor) -> bool:
     """Whether a model is a causal language model."""
-    return isinstance(predictor.task, text_generation.Task)
+    return bool(predictor.artifact.manifest.task["kind"] == "text_generation")
