@@ -7,26 +7,16 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
+from lc_ray.modalities import _template
+from lc_ray.modalities._template import CLOSE, OPEN
 from lc_ray.serve.http import HttpError, loads, shallow
 from lc_ray.serve.protocols._openai_body import Allowed, ChatBody, Message, Name, Named, Tool
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _MISTRAL = "[TOOL_CALLS]"
 _ROLES = {"developer": "system", "function": "tool"}  # as templates call them
 # Keywords of schemas: those whose value holds schemas by names of the author's choice, and those whose value is no schema.
 _BY_NAME = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 _DATA = {"const", "enum", "default", "examples"}
-# For chat templates that do not know of tools; the form in which Hermes, Qwen and SmolLM2 were taught them.
-_TOLD = """You may call functions. Their signatures, as JSON:
-<tools>
-{tools}
-</tools>
-To call one, answer with its name and arguments, and nothing else:
-<tool_call>
-{{"name": <function>, "arguments": <object>}}
-</tool_call>"""
 
 
 def prompt(body: ChatBody, tokenizer: Any) -> str:
@@ -37,31 +27,19 @@ def prompt(body: ChatBody, tokenizer: Any) -> str:
     """
     if not tokenizer.chat_template:
         raise HttpError(400, "no_chat_template", "this model's tokenizer has no chat template; use /v1/completions", "messages")
-    template = str(tokenizer.get_chat_template())
-    tools = [tool.model_dump(exclude={"function": {"strict"}}) for tool in offered(body)]
-    knows = "tools" in template
-    messages = [_message(message, knows) for message in body.messages]
-    if tools and not knows:
-        told = _TOLD.format(tools="\n".join(json.dumps(tool["function"]) for tool in tools))
-        if messages[0]["role"] == "system":
-            messages[0]["content"] += f"\n\n{told}"
-        else:
-            messages.insert(0, {"role": "system", "content": told})
+    tools = [_template.tool(**tool.function.model_dump(exclude={"strict"})) for tool in offered(body)]
     try:
-        text = str(tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, add_generation_prompt=True))
-    except (TemplateError, TypeError) as error:
+        text = _template.write(tokenizer, [_message(message) for message in body.messages], tools, asked=True)
+    except _template.REFUSED as error:
         raise HttpError(400, "invalid_messages", f"the model's chat template refuses the conversation: {error}", "messages") from None
-    return f"{text}{_OPEN}\n" if forced(body) and (not knows or _OPEN in template) else text
+    return f"{text}{OPEN}\n" if forced(body) and _template.opens(tokenizer, tools) else text
 
 
-def _message(message: Message, knows: bool) -> dict[str, Any]:
-    """A message for the template; calls are written out for one that does not know of them."""
+def _message(message: Message) -> dict[str, Any]:
+    """A message for the template."""
     made: dict[str, Any] = {"role": _ROLES.get(message.role, message.role), "content": message.text}
-    calls = [{"name": call.function.name, "arguments": _object(call.function.arguments)} for call in message.calls]
-    if calls and knows:
-        made["tool_calls"] = [{"type": "function", "id": c.id, "function": call} for c, call in zip(message.calls, calls, strict=True)]
-    elif calls:
-        made["content"] += "\n".join(f"{_OPEN}\n{json.dumps(call)}\n{_CLOSE}" for call in calls)
+    if message.calls:
+        made["tool_calls"] = [_template.call(c.function.name, _object(c.function.arguments), c.id) for c in message.calls]
     extra = {"name": message.name, "tool_call_id": message.tool_call_id}
     return made | {name: value for name, value in extra.items() if value is not None}
 
@@ -171,9 +149,9 @@ def certain(text: str) -> int:
     """Characters of an unfinished answer that can't be part of a call."""
     if text.lstrip()[:1] in ("{", "["):
         return 0
-    if (place := text.find(_OPEN)) >= 0:
+    if (place := text.find(OPEN)) >= 0:
         return place
-    held = next((n for n in range(len(_OPEN) - 1, 0, -1) if text.endswith(_OPEN[:n])), 0)
+    held = next((n for n in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:n])), 0)
     return len(text) - held if text.strip() else 0
 
 
@@ -188,20 +166,20 @@ def calls(text: str, names: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
 def _read(text: str) -> tuple[str, list[Any]]:
     """What is beside the calls, which end where their JSON does, and that."""
     rest, at, found = "", 0, list[Any]()
-    if _OPEN not in text:
+    if OPEN not in text:
         return "", [_object(text.strip().removeprefix(_MISTRAL))]
-    while (place := text.find(_OPEN, at)) >= 0:
+    while (place := text.find(OPEN, at)) >= 0:
         rest += text[at:place]
         try:
-            call, end = json.JSONDecoder().raw_decode(text, _behind(text, place + len(_OPEN)))
+            call, end = json.JSONDecoder().raw_decode(text, _behind(text, place + len(OPEN)))
         except (ValueError, RecursionError):
             return "", [None]
         found.append(call if shallow(call) else None)
         at = _behind(text, end)
-        closed = text.startswith(_CLOSE, at) or _CLOSE.startswith(text[at:])  # the end may be cut off
-        if not closed and not text.startswith(_OPEN, at):
+        closed = text.startswith(CLOSE, at) or CLOSE.startswith(text[at:])  # the end may be cut off
+        if not closed and not text.startswith(OPEN, at):
             return "", [None]
-        at += len(_CLOSE) * closed
+        at += len(CLOSE) * closed
     return (rest + text[at:]).rstrip(), found  # a stream has sent its beginning
 
 
