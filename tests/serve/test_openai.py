@@ -55,6 +55,15 @@ def test_a_stream_is_the_whole_in_pieces(client):
     assert all(len(token.top_logprobs) == 2 for token in tokens[0])
 
 
+def test_the_token_that_ends_an_answer_is_counted_and_not_told(client):
+    ended = {"max_tokens": 5, "logit_bias": {"1": 100}, "seed": 1}
+    chat = ask(client, logprobs=True, **ended)
+    assert (chat.choices[0].message.content, chat.choices[0].logprobs.content, chat.choices[0].finish_reason) == ("", [], "stop")
+    *_, last = ask(client, stream=True, stream_options={"include_usage": True}, **ended)
+    completion = client.completions.create(model="talk", prompt="Hello", n=2, **ended)
+    assert [answer.usage.completion_tokens for answer in (chat, last, completion)] == [1, 1, 2]
+
+
 def test_what_was_said_before_is_read_once(client):
     messages = [*HELLO, {"role": "user", "content": "Why? " * 20}]
     said = ask(client, messages, max_completion_tokens=20, seed=None)
@@ -230,7 +239,7 @@ def test_a_stream_loses_nothing_around_a_call():
 
 
 def test_fields_that_are_null_or_change_nothing(client):
-    options = {"n": None, "stream": None, "stream_options": {"include_usage": None}, "prediction": None, "modalities": ["text"], "verbosity": "low"}
+    options = {"n": None, "stream": None, "stream_options": {"include_usage": None}, "prediction": {"type": "content", "content": "x"}, "modalities": ["text"], "verbosity": "low"}
     assert ask(client, extra_body=options, max_tokens=2).choices
 
 

@@ -23,6 +23,7 @@ class _Choice:
     given: int = 0  # characters that were streamed
     prompt: list[Token] = field(default_factory=list)  # its tokens, if they are told
     tokens: list[Token] = field(default_factory=list)
+    drawn: int = 0  # tokens, with that which ended it
     finish: str | None = None
     begun: bool = False
 
@@ -64,6 +65,7 @@ class Answers:
         choice.text += piece.text
         choice.prompt += piece.prompt
         choice.tokens += piece.tokens
+        choice.drawn += piece.drawn
         choice.finish = piece.finish
         return choice
 
@@ -83,7 +85,7 @@ class Answers:
 
     def usage(self) -> dict[str, Any]:
         """Tokens of prompts and answers."""
-        said, cached = sum(len(choice.tokens) for choice in self.choices), record.current().tokens_cached
+        said, cached = sum(choice.drawn for choice in self.choices), record.current().tokens_cached
         tokens = {"prompt_tokens": self.prompt_tokens, "completion_tokens": said, "total_tokens": self.prompt_tokens + said}
         return tokens | {"prompt_tokens_details": {"cached_tokens": cached}}
 
