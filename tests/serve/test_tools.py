@@ -76,6 +76,22 @@ def test_one_of_several_kinds_that_may_be_alike(client):
     assert json.loads(call.function.arguments)["x"] in (3, 4, 5, 6)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_beside_tools_an_answer_fits_its_schema_or_is_a_call(client, strict):
+    tools = [{**one, "function": {**one["function"], "strict": strict}} for one in TOOLS]
+    answer = {"$defs": {"Sky": {"enum": ["sun", "rain"]}}, "type": "object", "properties": {"sky": {"$ref": "#/$defs/Sky"}}, "required": ["sky"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": answer | {"additionalProperties": False}, "strict": True}}
+    how = {"tools": tools, "response_format": form, "max_tokens": 150, "temperature": 1.5}
+    found = [choice for seed in range(5) for choice in ask(client, n=4, seed=seed, **how).choices]
+    said = {json.loads(choice.message.content).get("sky") for choice in found if choice.finish_reason == "stop"}
+    called = [choice.message.tool_calls[0].function for choice in found if choice.finish_reason == "tool_calls"]
+    assert said & {"sun", "rain"}
+    assert not strict or said <= {"sun", "rain"}, "a random model may call with a number that no JSON has"
+    assert {call.name for call in called} <= {"weather", "now"}
+    assert called
+    assert not strict or all(json.loads(call.arguments).keys() <= {"city"} for call in called)
+
+
 @pytest.mark.parametrize(
     ("options", "param", "message"),
     [

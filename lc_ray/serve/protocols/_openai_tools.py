@@ -88,7 +88,7 @@ def forced(body: ChatBody) -> bool:
 
 
 def schema(body: ChatBody) -> dict[str, Any] | None:
-    """The JSON schema that the answer must fit, if there is one.
+    """The JSON schema that the answer must fit, if there is one: that of a call where one is forced, and either's where there are tools.
 
     Raises:
         HttpError: 400, a schema is announced and missing, or a tool that is asked for is.
@@ -98,11 +98,10 @@ def schema(body: ChatBody) -> dict[str, Any] | None:
     form = body.response_format
     if form is None or form.type == "text":
         return None
-    if form.type == "json_object":
-        return {"type": "object"}
-    if form.json_schema is None:
+    if form.type == "json_schema" and form.json_schema is None:
         raise HttpError(400, "invalid_value", "response_format.json_schema is missing", "response_format.json_schema")
-    return form.json_schema.schema_
+    answer = form.json_schema.schema_ if form.json_schema else {"type": "object"}
+    return _call_schema(tools, answer) if (tools := offered(body)) else answer
 
 
 def place(body: ChatBody) -> str:
@@ -115,16 +114,23 @@ def lenient(body: ChatBody) -> bool:
     return forced(body) and not any(tool.function.strict for tool in offered(body))
 
 
-def _call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
-    """Of one call. Each tool's schema is a definition, in which its references look. A tool has no arguments but those that it names."""
+def _call_schema(tools: Sequence[Tool], answer: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Of one call, or an answer that fits a schema of its own, beside which arguments are kept to those of strict tools alone.
+
+    Each schema is a definition, in which its references look. A tool has no arguments but those that it names.
+    """
     definitions, kinds = {}, []
     for number, tool in enumerate(tools):
-        parameters = {"type": "object"} | _moved(tool.function.parameters, f"#/$defs/{number}")
+        kept = answer is None or tool.function.strict
+        parameters = {"type": "object"} | (_moved(tool.function.parameters, f"#/$defs/{number}") if kept else {})
         if "properties" in parameters:
             parameters = {"additionalProperties": False} | parameters
         definitions[str(number)] = parameters
         fields = {"name": {"const": tool.function.name}, "arguments": {"$ref": f"#/$defs/{number}"}}
         kinds.append({"type": "object", "properties": fields, "required": ["name", "arguments"], "additionalProperties": False})
+    if answer is not None:
+        definitions["answer"] = _moved(answer, "#/$defs/answer")
+        kinds.append({"$ref": "#/$defs/answer"})
     return {"$defs": definitions, "anyOf": kinds} if len(kinds) > 1 else {"$defs": definitions, **kinds[0]}
 
 
