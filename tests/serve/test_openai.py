@@ -239,7 +239,8 @@ def test_a_stream_loses_nothing_around_a_call():
 
 
 def test_fields_that_are_null_or_change_nothing(client):
-    options = {"n": None, "stream": None, "stream_options": {"include_usage": None}, "prediction": {"type": "content", "content": "x"}, "modalities": ["text"], "verbosity": "low"}
+    options = {"n": None, "stream": None, "stream_options": {"include_usage": None}, "modalities": ["text"], "verbosity": "low"}
+    options["prediction"] = {"type": "content", "content": "x"}
     assert ask(client, extra_body=options, max_tokens=2).choices
 
 
