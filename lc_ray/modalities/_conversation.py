@@ -145,11 +145,10 @@ def _calls(value: Any) -> str:
     for one in _several(value, "the calls are"):
         function = one.get("function") or one
         name, arguments = function.get("name"), function.get("arguments")
-        if isinstance(arguments, str):
-            arguments = _parsed(arguments, f"the arguments of '{name}' are")
-        if not isinstance(name, str) or not isinstance(arguments, dict | None):
+        arguments = _parsed(arguments, f"the arguments of '{name}' are") or {}
+        if not isinstance(name, str) or not isinstance(arguments, dict):
             raise DataError('a call is not {"name": ..., "arguments": {...}}')
-        made.append(_template.call(name, _filled(arguments or {}), one.get("id")))
+        made.append(_template.call(name, _filled(arguments), one.get("id")))
     return _written(made) if made else ""
 
 
@@ -158,9 +157,7 @@ def _tools(value: Any) -> str:
     made = []
     for one in _several(value, "the tools are"):
         function = one.get("function") or one
-        parameters = function.get("parameters")
-        if isinstance(parameters, str):
-            parameters = _parsed(parameters, f"the parameters of '{function.get('name')}' are")
+        parameters = _parsed(function.get("parameters"), f"the parameters of '{function.get('name')}' are")
         if not isinstance(function.get("name"), str) or not isinstance(parameters, dict | None):
             raise DataError('a tool is not {"name": ..., "description": ..., "parameters": {...}}')
         made.append(_template.tool(function["name"], function.get("description"), _filled(parameters)))
@@ -168,20 +165,21 @@ def _tools(value: Any) -> str:
 
 
 def _several(value: Any, what: str) -> list[dict[str, Any]]:
-    """Objects, of which each or all may be written as JSON."""
-    if _text.absent(value):
+    """Objects, of which each or all may be written as text."""
+    if _text.absent(value) or value in ("null", b"null"):
         return []
-    found = value.tolist() if isinstance(value, np.ndarray) else _parsed(value, what) if isinstance(value, str | bytes) else value
-    listed = [_parsed(one, what) if isinstance(one, str) else one for one in (found if isinstance(found, list) else [found])]
+    found = _parsed(value, what)
+    listed = [_parsed(one, what) for one in (found if isinstance(found, list) else [found])]
     if not all(isinstance(one, dict) and isinstance(one.get("function") or one, dict) for one in listed):
         raise DataError(f"{what} not a list of objects")
     return listed
 
 
-def _parsed(text: str | bytes, what: str) -> Any:
+def _parsed(value: Any, what: str) -> Any:
+    """A list or an object, be it one or the text that JSON or Python writes of it; what is neither stays as it is."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return _text.listed(value, ("[", "{"))
+    except DataError:
         raise DataError(f"{what} not valid JSON") from None
 
 

@@ -60,6 +60,7 @@ def sharegpt(*said, **beside):
 FORMS = [
     TALK,
     {"messages": json.dumps(TALK["messages"]), "tools": json.dumps(TALK["tools"])},
+    {"messages": str(TALK["messages"]), "tools": str(TALK["tools"])},
     {**TALK, "tools": [json.dumps(FUNCTION)]},
     {**TALK, "tools": [{**TALK["tools"][0], "function": {**FUNCTION, "strict": True, "parameters": json.dumps(FUNCTION["parameters"])}}]},
     {**TALK, "messages": [ASKED, {**CALL, "content": "", "tool_calls": [{"function": CITY}]}, ANSWER, SAYS]},
@@ -116,7 +117,8 @@ def test_a_template_that_has_no_place_for_tools_is_refused(make, template, messa
         ([ASKED, {**CALL, "tool_calls": [{"function": {"arguments": {}}}]}], "message 1: a call is not"),
         ([ASKED, {**CALL, "tool_calls": [{"name": "f", "arguments": [1]}]}], "message 1: a call is not"),
         ([ASKED, {**CALL, "tool_calls": [5]}], "message 1: the calls are not a list of objects"),
-        ([ASKED, {"from": "function_call", "value": "weather in Rome"}], "message 1: the calls are not valid JSON"),
+        ([ASKED, {"from": "function_call", "value": "weather in Rome"}], "message 1: the calls are not a list of objects"),
+        ([ASKED, {"from": "function_call", "value": "{weather in Rome}"}], "message 1: the calls are not valid JSON"),
     ],
 )
 def test_calls_that_are_none(make, messages, message):

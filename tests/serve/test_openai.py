@@ -140,6 +140,12 @@ def test_arguments_that_are_no_json_are_read_as_text(client, written):
     assert ask(client, [*HELLO, {"role": "assistant", "tool_calls": [called]}], tools=TOOLS[1:], max_tokens=1).choices
 
 
+def test_no_arguments_are_empty_ones(client):
+    calls = [{"id": "1", "type": "function", "function": {"name": "now", "arguments": arguments}} for arguments in ("", "{}")]
+    one, other = (ask(client, [*HELLO, {"role": "assistant", "tool_calls": [call]}], tools=TOOLS[1:], max_tokens=1).usage for call in calls)
+    assert one.prompt_tokens == other.prompt_tokens
+
+
 NO_CALLS = ["[" * 999, '{"name": "f", "arguments": ' + "[" * 2000, "[]", "<tool_call>[]</tool_call>", '{"name": "f", "arguments": 5}', "<tool_call>{"]
 NO_CALLS += ['<tool_call>{"name": "f", "arguments": {}}}</tool_call>', '<tool_call>{"name": "f"} Bye', '{"name": "f", "arguments": {"x": NaN}}']
 

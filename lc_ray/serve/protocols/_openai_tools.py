@@ -39,7 +39,7 @@ def _message(message: Message) -> dict[str, Any]:
     """A message for the template."""
     made: dict[str, Any] = {"role": _ROLES.get(message.role, message.role), "content": message.text}
     if message.calls:
-        made["tool_calls"] = [_template.call(c.function.name, _object(c.function.arguments), c.id) for c in message.calls]
+        made["tool_calls"] = [_template.call(c.function.name, _object(c.function.arguments or "{}"), c.id) for c in message.calls]
     extra = {"name": message.name, "tool_call_id": message.tool_call_id}
     return made | {name: value for name, value in extra.items() if value is not None}
 
