@@ -5,7 +5,7 @@
     columns beside   `tools`, a list of functions, and `system`; several columns of messages, or of what the user says, follow one another
 
 A clean message has a role of `ROLES` and its `content`; and, where they are said, `tool_calls` and, the first one, `tools`, as JSON, `name`,
-`tool_call_id`, and a `weight` of 0.
+`tool_call_id`, the assistant's `THOUGHTS`, and a `weight` of 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from lc_ray.errors import DataError
 from lc_ray.modalities import _template, _text
 
 ROLES = ("system", "user", "assistant", "tool")
-_KEPT = ("name", "tool_call_id")  # as they are
+THOUGHTS = ("reasoning_content", "thinking")  # as templates of models that think call them
+_KEPT = ("name", "tool_call_id", *THOUGHTS)  # as they are
 TYPE = pa.list_(pa.struct([(name, pa.string()) for name in ("role", "content", "tools", "tool_calls", *_KEPT)] + [("weight", pa.int8())]))
 _ALIKE = {  # roles of ShareGPT and of Gemini, and OpenAI's newer and older ones
     **{"human": "user", "developer": "system"},

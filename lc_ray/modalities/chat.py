@@ -151,7 +151,8 @@ class Modality(text.Modality):
         said = after[start:]
         said = said[max(0, said.find(whole[start : start + _ENOUGH])) :]
         said = said[: self._alike(said, whole[start : start + len(said)])]
-        told = [last["content"].strip(), *(call["function"]["name"] for call in last.get("tool_calls", ()))]
+        known = [name for name in ("content", *_conversation.THOUGHTS) if name in last and name in str(self.tokenizer.chat_template)]
+        told = [*(last[name].strip() for name in known), *(call["function"]["name"] for call in last.get("tool_calls", ()))]
         return (start, start + len(said)) if after.startswith(before[:start]) and all(part in said for part in told) else (0, 0)
 
     def _alike(self, one: str, other: str) -> int:

@@ -148,6 +148,14 @@ def test_all_turns_are_learned_whatever_a_template_thinks(make, template, learne
     assert read(make(template), TWO)[1] == learned
 
 
+def test_thoughts_are_learned_where_the_template_has_them(make):
+    thought = {**SAYS, "reasoning_content": "A city."}
+    template = THINKS.replace("<think></think>", "<think>{{ m.reasoning_content }}</think>")
+    assert read(make(template), [ASKED, thought])[1] == ["<think>A city.</think>Sunny.<end>"]
+    assert read(make(template), [ASKED, thought, ASKED, thought])[1] == ["<think>A city.</think>Sunny.<end>"], "not without what led to it"
+    assert read(make(TOOLS), [ASKED, thought, ASKED, thought])[1] == ["Sunny.<end>"] * 2
+
+
 def test_an_end_of_all_is_learned_once(make):
     plain = [message for message in TWO if message not in (CALL, ANSWER)]
     assert read(make(ENDS), plain)[1] == ["Sunny.<turn>", "Snow.<turn><bye>"]
