@@ -39,7 +39,7 @@ class Task(_language.Task):
         """Fields of the task section."""
 
         packing: bool = Field(False, description="several short rows of a training batch share a sequence, without seeing one another")
-        max_new_tokens: int = Field(64, ge=1, le=1024, description="longest answer, in tokens")
+        max_new_tokens: int = Field(64, ge=1, le=1024, description="longest answer, in tokens, where a request says no other")
         temperature: float = Field(0.0, ge=0, le=5, description="of the distribution answers are drawn from; 0 takes the likeliest token")
 
     def __init__(self, labelled: bool, packing: bool = False, max_new_tokens: int = 64, temperature: float = 0.0) -> None:
