@@ -55,7 +55,24 @@ def write(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, 
             told = _TOLD.format(tools="\n".join(json.dumps(tool["function"]) for tool in tools))
             system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else ""
             messages.insert(0, {"role": "system", "content": f"{system}\n\n{told}" if system else told})
-    return str(tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, add_generation_prompt=asked))
+    how = {"tools": tools or None, "tokenize": False, "add_generation_prompt": asked}
+    try:
+        return str(tokenizer.apply_chat_template(messages, **how))
+    except TemplateError:
+        if (other := [_renamed(message) for message in messages]) == messages:
+            raise
+        return str(tokenizer.apply_chat_template(other, **how))
+
+
+def _renamed(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose calls have names of 9 letters and digits, as Mistral's templates want them."""
+    answered = {"tool_call_id": _short(message["tool_call_id"])} if message.get("tool_call_id") else {}
+    called = {"tool_calls": [call | {"id": _short(call["id"])} for call in message["tool_calls"]]} if message.get("tool_calls") else {}
+    return message | answered | called
+
+
+def _short(name: str) -> str:
+    return "".join(filter(str.isalnum, name))[-9:].rjust(9, "0")
 
 
 def _source(tokenizer: Any, tools: list[dict[str, Any]] | None) -> str:

@@ -96,6 +96,17 @@ def test_a_template_without_tools_is_told_them_as_when_asked(make):
     assert "<tool>sun<end>" in text
 
 
+def test_names_of_calls_are_as_long_as_a_template_wants_them(make):
+    """Mistral's want 9 letters and digits; OpenAI's and ours are longer, and others have but a number."""
+    wants = "{% for c in m.tool_calls or [] %}{% if c.id | length != 9 %}{{ raise_exception('ids of length 9') }}{% endif %}{{ c.id }}"
+    chat = make(TOOLS.replace("{% for c in m.tool_calls or [] %}", wants).replace("<{{ m.role }}>", "<{{ m.role }}{{ m.tool_call_id }}>"))
+    for own, written in (("call_0123456789abcdef", "789abcdef"), ("1", "000000001"), ("abcdefghi", "abcdefghi")):
+        call = {**CALL, "tool_calls": [{**CALL["tool_calls"][0], "id": own}]}
+        text, learned = read(chat, {**TALK, "messages": [ASKED, call, {**ANSWER, "tool_call_id": own}, SAYS]})
+        assert f"<tool{written}>" in text
+        assert learned == [f"{written}<call>{json.dumps(CITY)}<end>", "Sunny.<end>"]
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
