@@ -60,7 +60,9 @@ def clean(cells: dict[str, Any], read: Callable[[Any], str]) -> list[dict[str, A
             text["content"] += f"\n{said}"
         else:
             raw.append(text := {"role": "user", "content": said})
-    made = [_message(number, message, read) for number, message in enumerate(raw)]
+    made: list[dict[str, Any]] = []
+    for number, message in enumerate(raw):
+        _add(made, _message(number, message, read))
     if _SYSTEM in others and not (made and made[0]["role"] == "system"):
         made.insert(0, {"role": "system", "content": read(others[_SYSTEM])})
     made = [message for message in made if message["content"] or message["role"] != "system" or "tools" in message]
@@ -71,6 +73,15 @@ def clean(cells: dict[str, Any], read: Callable[[Any], str]) -> list[dict[str, A
         if message["role"] == "assistant":  # nobody has asked
             message["weight"] = 0
     return made
+
+
+def _add(made: list[dict[str, Any]], message: dict[str, Any]) -> None:
+    """Another message; calls alone are those of the turn that they follow, which would end before them otherwise."""
+    last = made[-1] if made else {}
+    if "tool_calls" in message and not message["content"] and last.get("role") == "assistant" and (last["content"] or "tool_calls" in last):
+        last["tool_calls"] = _written(json.loads(last.get("tool_calls", "[]")) + json.loads(message["tool_calls"]))
+    else:
+        made.append(message)
 
 
 def learned(message: dict[str, Any]) -> bool:

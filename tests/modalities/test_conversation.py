@@ -79,6 +79,12 @@ def test_a_conversation_with_tools_in_each_form(make, value):
     assert chat.decode(shown) == chat.decode(value), "a request may carry it"
 
 
+def test_calls_that_follow_what_is_said_are_of_one_turn(make):
+    called = json.dumps(CITY)
+    said = [("human", "Rome?"), ("gpt", "I look."), ("function_call", called), ("function_call", called), ("observation", "sun"), ("gpt", "Sunny.")]
+    assert read(make(TOOLS), sharegpt(*said))[1] == [f"I look.<call>{called}<call>{called}<end>", "Sunny.<end>"]
+
+
 def test_of_a_table_no_call_has_the_arguments_of_another(make):
     other = {"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "now", "arguments": {"zone": 1}}}]}
     calls = {**CALL, "tool_calls": [{**CALL["tool_calls"][0], "function": CITY}]}

@@ -267,6 +267,7 @@ def test_an_answer_ends_with_its_turn(bases, tmp_path):
     model.save_pretrained(tmp_path / "base")
     inputs, columns, task = setting(tmp_path / "base", "chat", labelled=False, max_length=64, max_new_tokens=12)
     assert task.tokenizer.convert_ids_to_tokens(task.end) == ["<turn>", "<end>"]
+    assert task.tokenizer.decode(task.encode("woof")) == "woof<turn>", "of a conversation and its completion, too"
     rows = [([{"role": "user", "content": pet}, {"role": "assistant", "content": sound}], None) for pet, sound in SOUNDS.items()]
     model = train(load.pretrained(ModelSpec(), inputs, task), task, columns, rows, 100)
     predictor = Predictor(artifact(tmp_path / "chat", model, inputs, columns, task), 1)
