@@ -147,29 +147,70 @@ def test_no_arguments_are_empty_ones(client):
 
 
 NO_CALLS = ["[" * 999, '{"name": "f", "arguments": ' + "[" * 2000, "[]", "<tool_call>[]</tool_call>", '{"name": "f", "arguments": 5}', "<tool_call>{"]
+NO_CALLS += ['{"name": ["f"], "arguments": {}}', '{"name": {}}']
 NO_CALLS += ['<tool_call>{"name": "f", "arguments": {}}}</tool_call>', '<tool_call>{"name": "f"} Bye', '{"name": "f", "arguments": {"x": NaN}}']
 
 
 @pytest.mark.parametrize("text", NO_CALLS)
 def test_what_a_model_says_and_is_no_call_stays_text(text):
-    assert calls(text, ["f"]) == (text, [])
+    assert calls(text, {"f": {}}) == (text, [])
 
 
 @pytest.mark.parametrize("end", ["</tool_call>", "</tool_", ""])
 def test_a_call_may_be_cut_off_behind_its_json(end):
-    assert calls(f'<tool_call>{{"name": "f"}}{end}', ["f"])[0] == ""
+    assert calls(f'<tool_call>{{"name": "f"}}{end}', {"f": {}})[0] == ""
 
 
 def test_calls_end_where_their_json_does():
     one, other = ('{"name": "f", "arguments": {"x": "' + x + '"}}' for x in ("</tool_call>", "y"))
-    rest, made = calls(f"Sure. <tool_call>\n{one}\n</tool_call>\n<tool_call>{other}", ["f"])
+    rest, made = calls(f"Sure. <tool_call>\n{one}\n</tool_call>\n<tool_call>{other}", {"f": {}})
     assert [json.loads(call["function"]["arguments"])["x"] for call in made] == ["</tool_call>", "y"]
     assert rest == "Sure."
 
 
+CODED = """Sure.
+<tool_call>
+<function=f>
+<parameter=text>
+two
+lines: 5
+</parameter>
+<parameter=number>
+5
+</parameter>
+<parameter=zip>
+05
+</parameter>
+<parameter=none>
+null
+</parameter>
+<parameter=list>
+["x"]
+</parameter>
+</function>
+</tool_call>
+<tool_call>
+<function=f>
+</function>
+</tool_call>"""
+
+
+def test_calls_whose_arguments_are_written_without_quotes():
+    """As Qwen3-Coder's template does, and those after it."""
+    string, maybe = {"type": "string"}, {"type": ["string", "null"]}
+    properties = {"text": string, "zip": string, "none": maybe, "number": {"type": "integer"}, "list": {"type": "array"}}
+    rest, made = calls(CODED, {"f": {"type": "object", "properties": properties}})
+    assert rest == "Sure."
+    expected = {"text": "two\nlines: 5", "number": 5, "zip": "05", "none": None, "list": ["x"]}
+    assert [json.loads(call["function"]["arguments"]) for call in made] == [expected, {}]
+    assert calls(CODED, {"g": {}}) == (CODED, [])
+    for end in range(CODED.index("<tool_call>") + 1, CODED.index("</function>") + 10):
+        assert calls(CODED[:end], {"f": {}}) == (CODED[:end], []), "it is cut off"
+
+
 def test_a_call_of_half_a_letter_can_be_sent():
     for written in (r'{"x": "\ud800"}', r'"{\"x\": \"\ud800\"}"'):
-        _, (call,) = calls(f'<tool_call>{{"name": "f", "arguments": {written}}}</tool_call>', ["f"])
+        _, (call,) = calls(f'<tool_call>{{"name": "f", "arguments": {written}}}</tool_call>', {"f": {}})
         assert json.loads(call["function"]["arguments"].encode()) == {"x": "\ud800"}
 
 
@@ -235,7 +276,7 @@ def test_a_schema_that_breaks_while_it_is_kept_to_fails_alone(client, schema, st
 
 def test_a_stream_loses_nothing_around_a_call():
     pieces = ["\n\nSure. ", '<tool_call>{"name": "f"}</tool_call>' * 2, " Bye"]
-    chat = Chat("talk", "1", None, False, ["f"], forced=False, most=1)
+    chat = Chat("talk", "1", None, False, {"f": {}}, forced=False, most=1)
     chat.begin("x", 0, [Ask([1], 9)])
     told = [p["choices"][0]["delta"] for n, text in enumerate(pieces) for p in chat.chunks(Piece(0, text, (), "stop" if n == 2 else None))]
     assert "".join(delta.get("content", "") for delta in told) == "\n\nSure.  Bye"

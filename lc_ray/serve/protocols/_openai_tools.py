@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lc_ray.modalities import _template
@@ -13,6 +14,9 @@ from lc_ray.serve.http import HttpError, loads, shallow
 from lc_ray.serve.protocols._openai_body import Allowed, ChatBody, Message, Name, Named, Tool
 
 _MISTRAL = "[TOOL_CALLS]"
+# As Qwen3-Coder's templates, and those after it, write calls: each argument by itself, whose type is the tool's to say.
+_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 _ROLES = {"developer": "system", "function": "tool"}  # as templates call them
 # Keywords of schemas: those whose value holds schemas by names of the author's choice, and those whose value is no schema.
 _BY_NAME = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
@@ -161,23 +165,35 @@ def certain(text: str) -> int:
     return len(text) - held if text.strip() else 0
 
 
-def calls(text: str, names: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
-    """What an answer says beside its calls, and those, in OpenAI's form; what can't be read as a call of a known tool stays text."""
-    rest, written = _read(text)
-    found = [_call(call, names) for one in written for call in (one if isinstance(one, list) else [one])]
+def calls(text: str, tools: Mapping[str, dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """What an answer says beside its calls, and those, in OpenAI's form; what can't be read as a call of a known tool stays text.
+
+    Args:
+        text: the answer.
+        tools: parameters of each, by its name.
+    """
+    rest, written = _read(text, tools)
+    found = [_call(call, tools) for one in written for call in (one if isinstance(one, list) else [one])]
     made = [call for call in found if call is not None]
     return (rest, made) if made and len(made) == len(found) else (text, [])
 
 
-def _read(text: str) -> tuple[str, list[Any]]:
+def _read(text: str, tools: Mapping[str, dict[str, Any]]) -> tuple[str, list[Any]]:
     """What is beside the calls, which end where their JSON does, and that."""
     rest, at, found = "", 0, list[Any]()
     if OPEN not in text:
         return "", [_object(text.strip().removeprefix(_MISTRAL))]
     while (place := text.find(OPEN, at)) >= 0:
         rest += text[at:place]
+        begin = _behind(text, place + len(OPEN))
         try:
-            call, end = json.JSONDecoder().raw_decode(text, _behind(text, place + len(OPEN)))
+            if spelled := _FUNCTION.match(text, begin):
+                name, end = spelled[1].strip(), spelled.end()
+                kinds = tools.get(name, {}).get("properties")
+                typed = {key: _typed(value, kinds.get(key) if isinstance(kinds, dict) else None) for key, value in _PARAMETER.findall(spelled[2])}
+                call: Any = {"name": name, "arguments": typed}
+            else:
+                call, end = json.JSONDecoder().raw_decode(text, begin)
         except (ValueError, RecursionError):
             return "", [None]
         found.append(call if shallow(call) else None)
@@ -189,13 +205,21 @@ def _read(text: str) -> tuple[str, list[Any]]:
     return (rest + text[at:]).rstrip(), found  # a stream has sent its beginning
 
 
+def _typed(value: str, kind: Any) -> Any:
+    """An argument that is written without quotes: as text where its schema says so, else what it is in JSON."""
+    kinds = kind.get("type", []) if isinstance(kind, dict) else []
+    if "string" in ([kinds] if isinstance(kinds, str) else kinds):
+        return None if value == "null" and "null" in kinds else value
+    return _object(value)
+
+
 def _behind(text: str, at: int) -> int:
     """Where white space ends."""
     return len(text) - len(text[at:].lstrip())
 
 
-def _call(call: Any, names: Sequence[str]) -> dict[str, Any] | None:
-    if not isinstance(call, dict) or call.get("name") not in names:
+def _call(call: Any, tools: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or call["name"] not in tools:
         return None
     arguments = call.get("arguments", call.get("parameters", {}))
     try:

@@ -60,10 +60,10 @@ def routes(models: Models) -> list[Route]:
         endpoint = models.choose(body.model)
         generator = _language(endpoint)
         ask = await asyncio.to_thread(_chat_ask, body, generator)
-        names = [tool.function.name for tool in tools.offered(body)]
+        offered = {tool.function.name: tool.function.parameters for tool in tools.offered(body)}
         most = 1 if body.parallel_tool_calls is False else None
         about = (endpoint.name, endpoint.version, generator.tokenizer, bool(body.logprobs))
-        answers = Chat(*about, names, tools.forced(body), most, older=bool(body.functions))
+        answers = Chat(*about, offered, tools.forced(body), most, older=bool(body.functions))
         return await _answer(request, body, endpoint, [ask], answers)
 
     async def completions(request: Request) -> Response:
