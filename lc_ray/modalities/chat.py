@@ -83,7 +83,8 @@ class Modality(text.Modality):
         try:
             self._written(*_conversation.unpacked(messages)[:2])
         except _template.REFUSED as error:
-            if (opening := next(m for m in messages if m["role"] != "system"))["role"] == "assistant":  # which many templates refuse
+            opening = next((message for message in messages if message["role"] != "system"), messages[0])
+            if opening["role"] == "assistant":  # which many templates refuse
                 return self.decode([message for message in messages if message is not opening])
             what = "conversation with tools" if any("tools" in m or "tool_calls" in m for m in messages) else "conversation"
             raise DataError(f"the model's chat template refuses the {what}: {error}") from None
@@ -129,7 +130,7 @@ class Modality(text.Modality):
                     done = end
         pieces += [(whole[done:], 1)] if whole[done:] else []
         coded = self.tokenizer([self.near(piece) for piece, _ in pieces], add_special_tokens=False)["input_ids"]
-        if learned[-1] and pieces[-1][1] == SAID and not {*coded[-1]} & {*self.end}:  # the template ends turns with no token
+        if pieces and learned[-1] and pieces[-1][1] == SAID and not {*coded[-1]} & {*self.end}:  # the template ends turns with no token
             coded[-1] += self.end[:1]
         mask = [kind for ids, (_, kind) in zip(coded, pieces, strict=True) for _ in ids]
         return [token for ids in coded for token in ids], mask

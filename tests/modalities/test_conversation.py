@@ -127,6 +127,11 @@ def test_a_template_that_has_no_place_for_tools_is_refused(make, template, messa
     assert read(make(template), [ASKED, SAYS])[1] == ["Sunny.<end>"]
 
 
+def test_a_system_alone_may_be_refused(make):
+    with pytest.raises(DataError, match="refuses the conversation: roles must alternate"):
+        make(ALTERNATE).decode([{"role": "system", "content": "Be brief."}])
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
