@@ -113,7 +113,7 @@ class LangChain(Model):
     Args:
         model: Hugging Face id, folder, `package:NAME/path`, or a model loaded with `from_pretrained`.
         tokenizer: of a loaded model; not needed for a name.
-        text: column with the text; of `token_classification` with its words.
+        text: column with the text; of `token_classification` with its words; several with bars between, such as `messages|tools`.
         max_length: longest text in tokens; longer ones are cut.
         chat: whether the column has conversations, which the model's chat template writes; for `task="text_generation", target=None`.
         **options: of `Model`: `dataset`, `validation`, `target`, `task`, `storage`.

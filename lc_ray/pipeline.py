@@ -23,6 +23,7 @@ from lc_ray import artifact, progress, results, runtime
 from lc_ray import spec as specs
 from lc_ray.artifact import Artifact, Feature
 from lc_ray.client import Client
+from lc_ray.data.cells import unread
 from lc_ray.data.prepare import Prepared, prepare, stamps
 from lc_ray.errors import AcceptError, ArtifactError, ClusterError, SpecError, first_line, unwrap
 from lc_ray.evaluate import cost, drift, hardware, quality
@@ -130,7 +131,7 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
 
     with display.stage("prepare", "prepare: read, check, split and tokenise the rows") as stage:
         data, stage["reused"] = prepare(job)
-    for note in (notes := [*filter(None, [plan.idle(job.train.workers, nodes)]), *data.notes(job.inputs())]):
+    for note in (notes := [*filter(None, [plan.idle(job.train.workers, nodes)]), *unread(job), *data.notes(job.inputs())]):
         display.show({"event": "note", "text": note})
 
     with display.stage("search", f"search: {_searching(job)}"):

@@ -22,7 +22,7 @@ from lc_ray.data.prepare import hints, task_kind
 from lc_ray.errors import DataError
 from lc_ray.models import batches, load
 from lc_ray.models.batches import TARGET
-from lc_ray.spec import JobSpec
+from lc_ray.spec import InputSpec, JobSpec, module_name
 from lc_ray.storage import storage_path
 from lc_ray.train import plan
 from lc_ray.tune import space
@@ -38,6 +38,7 @@ def check(job: JobSpec) -> dict[str, Any]:
     Returns:
         `rows`: the first rows as they will be fed; `rejected`: those of them that can't be used; `files`; `parameters` and `trained`;
         `memory`: bytes per worker by ZeRO stage; `slots`: members that train at a time; `idle`: what is said of GPUs that none uses, if of any;
+        `notes`: what should be known of the data;
         `missing`: what stands in the way.
 
     Raises:
@@ -85,6 +86,7 @@ def check(job: JobSpec) -> dict[str, Any]:
         "stage": job.train.zero.stage,
         "slots": min(placement.slots, job.members),
         "idle": plan.idle(job.train.workers, nodes),
+        "notes": [*cells.unread(job), *([] if task.divides(job.data.target, columns) else _cut(rows, inputs))],
         "cluster": {"cpu": resources.get("CPU", 0.0), "gpu": resources.get("GPU", 0.0), "memory": resources.get("memory", 0.0)},
         "missing": [
             *placement.missing,
@@ -133,6 +135,14 @@ def _fed(clean: dict[str, Any], columns: dict[str, Any], task: Any, target: str 
     return {**{name: f"{len(value)} bytes" if isinstance(value, bytes) else value for name, value in shown.items()}, "fed": fed}
 
 
+def _cut(rows: list[dict[str, Any]], inputs: list[InputSpec]) -> list[str]:
+    """How many of the first rows fill an input's `max_length`, in sentences."""
+    full = {i.column: sum(len(row["fed"].get(f"{module_name(i.column)}.input_ids", ())) >= i.max_length for row in rows) for i in inputs}
+    lengths = {i.column: i.max_length for i in inputs}
+    what = "tokens of its max_length, beyond which texts are cut"
+    return [f"{column}: {number} of the first {len(rows)} rows fill the {lengths[column]} {what}" for column, number in full.items() if number]
+
+
 def _rows(job: JobSpec, names: list[str], size: int = read.CHUNK) -> Iterator[tuple[File, dict[str, Any]]]:
     """Raw rows of the training files, with the file of each, read in chunks of `size`."""
     for file in files(job.data.train):
@@ -179,8 +189,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     for stage, size in report["memory"].items():
         memory.add_row(f"{stage}{' (this job)' if int(stage) == report['stage'] else ''}", size_text(size))
     console.print(memory)
-    if report["idle"]:
-        console.print(f"[yellow]{report['idle']}[/]")
+    for note in filter(None, [report["idle"], *report["notes"]]):
+        console.print(f"[yellow]{escape(note)}[/]")
     if report["missing"]:
         for sentence in report["missing"]:
             console.print(f"[red]✗[/] {sentence}")

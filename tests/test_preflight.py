@@ -42,6 +42,16 @@ def test_what_will_happen_is_shown(job, tmp_path):
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
+def test_texts_that_are_cut_are_told(job):
+    found = preflight.check(job(**{"data.inputs.0.max_length": 4}))
+    assert found["notes"] == ["text: 5 of the first 5 rows fill the 4 tokens of its max_length, beyond which texts are cut"]
+    page = io.StringIO()
+    preflight.show(found, Console(file=page, width=200))
+    assert found["notes"][0] in page.getvalue()
+    generated = {"task": {"kind": "masked_language_modeling"}, "data.target": None, "data.inputs.0.max_length": 4}
+    assert preflight.check(job(**generated, prune=None))["notes"] == [], "they are several rows"
+
+
 def test_what_is_missing_is_shown(job):
     found = preflight.check(job(**{"train.workers.count": 64, "train.batch_size": 64}))
     assert "64 workers of 1 CPU need 64 CPUs" in found["missing"][0]

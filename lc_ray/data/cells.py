@@ -29,7 +29,7 @@ from lc_ray.data import blobs, read
 from lc_ray.data.batch import joined
 from lc_ray.data.files import File, files
 from lc_ray.errors import DataError
-from lc_ray.modalities import _text
+from lc_ray.modalities import _conversation, _text
 from lc_ray.models import batches
 from lc_ray.models.batches import TARGET
 from lc_ray.models.load import modalities
@@ -165,6 +165,15 @@ def forget(folder: StoragePath) -> None:
 def wanted(job: JobSpec) -> list[str]:
     """Columns of the files that are read."""
     return [i.column for i in job.data.inputs if i.modality not in UNREAD] + [name for name in (job.data.target, job.data.split) if name]
+
+
+def unread(job: JobSpec) -> list[str]:
+    """What is to be known of columns beside conversations that no input names, in sentences."""
+    chats = [i.column for i in job.data.inputs if i.modality == "chat"]
+    there = read.Reader(files(job.data.train)[0], job.data.columns).columns() if chats else []
+    named = {part for name in wanted(job) for part in name.split(_text.BAR)}
+    others = [name for name in there if _conversation.beside(name) and name not in named]
+    return [f"{', '.join(others)} of the data is not read; it is with `column: {_text.BAR.join([chats[0], *others])}`"] if others else []
 
 
 def _read(batch: dict[str, Any], job: JobSpec, size: int) -> Iterator[tuple[dict[str, Any], File, list[dict[str, Any]]]]:

@@ -32,6 +32,7 @@ from lc_ray.data import blobs, cells, split
 from lc_ray.data.batch import joined
 from lc_ray.data.files import files
 from lc_ray.errors import DataError, SpecError
+from lc_ray.modalities.chat import SAID
 from lc_ray.models import batches
 from lc_ray.models.batches import TARGET
 from lc_ray.models.load import find
@@ -40,7 +41,7 @@ from lc_ray.storage import StoragePath, storage_path
 
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
 _BLOBS, _RECORD = "blobs", "data.json"
-_FORMAT = 8  # of what is kept, and how it is read
+_FORMAT = 9  # of what is kept, and how it is read
 _STALE = 86400  # seconds after which a try that was not finished is one that was killed
 _TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
 _FAIR = 1024  # rows that stand for all
@@ -109,6 +110,8 @@ class Prepared:
         full = {} if self.record["divided"] else self._full(inputs)
         what = "of the rows fill its max_length, beyond which texts are cut"
         notes = [f"{column}: {share:.0%} {what}" for column, share in full.items() if share >= _TOLD]
+        if self.record["task"].get("labelled") is False and (share := self._unsaid()) >= _TOLD:
+            notes.append(f"{share:.0%} of the conversations teach nothing: what the assistant says is cut off, or changed by the chat template")
         if shared := self.record["shared"]:
             rows = self.count("validation")
             notes.append(f"validation: {shared:,} of its {rows:,} rows are training rows too, of which a model is right more often than of new ones")
@@ -121,6 +124,11 @@ class Prepared:
         names = [name for name in first[0][0].schema_arrow.names if name in ids]
         lengths = {name: [len(row) for file, rows in first for row in file.read([name])[name].slice(0, rows).to_pylist()] for name in names}
         return {ids[name].column: float(np.mean([tokens >= ids[name].max_length for tokens in found])) for name, found in lengths.items()}
+
+    def _unsaid(self) -> float:
+        """The fraction of the training rows that are conversations, and of which nothing that the assistant says is learned. By the first rows."""
+        masks = [mask for name, cells in self.rows("train", _FAIR).items() if name.endswith(".mask") for mask in cells]
+        return float(np.mean([SAID not in mask for mask in masks])) if masks else 0.0
 
     def task(self) -> Any:
         """The task, fitted to the training rows' targets."""

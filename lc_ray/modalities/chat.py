@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import json
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import pyarrow as pa
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from lc_ray.errors import DataError, ModelError
-from lc_ray.modalities import _text, text
+from lc_ray.modalities import _conversation, _template, _text, text
 from lc_ray.spec import InputSpec
 
-_ROLES = ("system", "user", "assistant")
-_ALIKE = {  # roles of ShareGPT and of Gemini, and OpenAI's newer one
-    **{"human": "user", "developer": "system"},
-    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
-}
-_UNSAID = {"role": "system", "content": ""}
 _MESSAGES = 256
 _WORD = "Ycleped"  # that no template writes by itself
-SAID = 2  # in the mask, where the assistant speaks
+_ENOUGH, _LONGEST = 8, 64  # characters; of a token
+SAID, KNOWN = 2, 3  # in the mask, where the assistant speaks; and where it does and that is not to be learned
 
 
 class Modality(text.Modality):
@@ -35,7 +30,7 @@ class Modality(text.Modality):
         ModelError: the tokenizer has no chat template.
     """
 
-    TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    TYPE = _conversation.TYPE
     SCHEMA: ClassVar[dict[str, Any]] = {
         "description": "messages, or what the user says",
         "anyOf": [
@@ -46,7 +41,7 @@ class Modality(text.Modality):
                 "maxItems": _MESSAGES,
                 "items": {
                     "type": "object",
-                    "properties": {"role": {"enum": list(_ROLES)}, "content": {"type": "string", "minLength": 1}},
+                    "properties": {"role": {"enum": list(_conversation.ROLES)}, "content": {"type": "string", "minLength": 1}},
                     "required": ["role", "content"],
                 },
             },
@@ -63,102 +58,128 @@ class Modality(text.Modality):
 
     @functools.cached_property
     def end(self) -> list[int]:  # type: ignore[override]
-        """Tokens that end an answer: the tokenizer's, if it has one, and that with which the template ends a turn."""
-        with contextlib.suppress(TemplateError):
+        """Tokens that end an answer: that with which the template ends a turn, and the tokenizer's, if there are such."""
+        with contextlib.suppress(*_template.REFUSED):
             whole = self._written([*self.example, {"role": "assistant", "content": _WORD}])
             after, known = self.tokenizer(whole.rpartition(_WORD)[2], add_special_tokens=False)["input_ids"], self.tokenizer.added_tokens_decoder
-            return list(dict.fromkeys([*super().end, *[token for token in after if token in known and known[token].special][:1]]))
+            return list(dict.fromkeys([*[token for token in after if token in known and known[token].special][:1], *super().end]))
         return super().end
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
-        """A cell as messages {"role", "content"}, or ShareGPT's {"from", "value"}: a list, the text that JSON or Python writes of it, or any
-        other text, which is what the user says. Content may be OpenAI's parts, if all are text.
+        """A cell, or those of columns that are one, as clean messages: see `_conversation`.
 
         Raises:
-            DataError: something else, an unknown role, a message without text, or a conversation that the template refuses.
+            DataError: no conversation, or one that the template refuses or leaves a part out of.
         """
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
-        if not isinstance(value, list):
-            value = _listed(super().decode(value, errors))
-        said = [(number, message) for number, message in enumerate(map(_plain, value)) if message is not _UNSAID]
-        if not said or len(value) > _MESSAGES:
-            raise DataError(f"a conversation has 1 to {_MESSAGES} messages, not {len(value) if said else 0}")
-        messages = [self._message(number, message, errors) for number, message in said]
-        if messages[0]["role"] == "assistant":
-            raise DataError("the conversation begins with the assistant")
+        cells = value if isinstance(value, dict) and _text.BAR in self.spec.column else {"": value}
+        messages = _conversation.clean(cells, functools.partial(super().decode, errors=errors))
+        if not 0 < len(messages) <= _MESSAGES:
+            raise DataError(f"a conversation has 1 to {_MESSAGES} messages, not {len(messages)}")
+        if all(message["role"] == "assistant" for message in messages):
+            raise DataError("nobody but the assistant speaks in the conversation")
+        there = {"calls": "tool_calls", "answers of tools": "tool", "tools": "tools"}
+        if lost := next((what for what, name in there.items() if what in self._lost and any(name in (m["role"], *m) for m in messages)), None):
+            raise DataError(f"the model's chat template leaves out the {lost} of the conversation; use a model that was made to call tools")
         try:
-            self._written(messages)
-        except TemplateError as error:
-            raise DataError(f"the model's chat template refuses the conversation: {error}") from None
+            self._written(*_conversation.unpacked(messages)[:2])
+        except _template.REFUSED as error:
+            opening = next((message for message in messages if message["role"] != "system"), messages[0])
+            if opening["role"] == "assistant":  # which many templates refuse
+                return self.decode([message for message in messages if message is not opening])
+            what = "conversation with tools" if any("tools" in m or "tool_calls" in m for m in messages) else "conversation"
+            raise DataError(f"the model's chat template refuses the {what}: {error}") from None
         return messages
 
-    def _message(self, number: int, message: Any, errors: str) -> dict[str, str]:
-        if not isinstance(message, dict) or message.get("role") not in _ROLES:
-            raise DataError(f'message {number} is not {{"role": one of {", ".join(_ROLES)}, "content": ...}}')
-        try:
-            return {"role": message["role"], "content": super().decode(message.get("content"), errors)}
-        except DataError as error:
-            raise DataError(f"message {number}: {error.what}") from None
+    @functools.cached_property
+    def _lost(self) -> list[str]:
+        """Which parts of conversations with tools the template leaves out, without a word."""
+        asked, called, told = "Yclept", "yclepid12", "ycleping"  # Mistral's template wants 9 characters
+        call = {"role": "assistant", "content": "", "tool_calls": [_template.call(asked, {}, called)]}
+        answer = {"role": "tool", "name": asked, "tool_call_id": called, "content": told}
+        found = []
+        with contextlib.suppress(*_template.REFUSED):
+            whole = self._written([*self.example, call, answer, {"role": "assistant", "content": _WORD}])
+            found = [what for what, part in (("calls", asked), ("answers of tools", told)) if part not in whole]
+            found += ["tools"] if asked not in self._written(self.example, [_template.tool(asked)]) else []
+        return found
 
-    def _written(self, messages: list[dict[str, str]]) -> str:
+    def _written(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """The conversation as the model reads it, up to where the assistant is to speak if it has not yet."""
-        asked = messages[-1]["role"] != "assistant"
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked))
+        return _template.write(self.tokenizer, messages, tools, asked=messages[-1]["role"] != "assistant")
 
     def prepare(self, values: list[Any]) -> dict[str, list[Any]]:
-        """The messages, their token ids, and `mask`, `SAID` for the assistant's, 1 for others. Long conversations lose their beginning."""
+        """The messages as JSON, their token ids, and `mask`: `SAID` for the assistant's that are to be learned, `KNOWN` for its others, 1 for all
+        else. Long conversations lose their beginning.
+        """
+        # Arrow gives all messages the keys that any has.
+        values = [messages and [{name: v for name, v in message.items() if v is not None} for message in messages] for messages in values]
         coded = [self._coded(messages) if messages else ([], []) for messages in values]
         longest = self.spec.max_length
-        return {"messages": values, "input_ids": [ids[-longest:] for ids, _ in coded], "mask": [mask[-longest:] for _, mask in coded]}
+        messages = [json.dumps(messages) for messages in values]
+        return {"messages": messages, "input_ids": [ids[-longest:] for ids, _ in coded], "mask": [mask[-longest:] for _, mask in coded]}
 
-    def _coded(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+    def _coded(self, clean: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
         """Token ids and mask. Each turn of the assistant is tokenised by itself, as what it says after a prompt will be."""
-        whole, done, pieces = self._written(messages), 0, []
+        messages, tools, learned = _conversation.unpacked(clean)
+        whole, done, pieces = self._written(messages, tools), 0, []
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
-                before, after = self._written(messages[:i]), self._written(messages[: i + 1])
-                if whole.startswith(before) and whole.startswith(after):  # some templates shorten the turns before the last
-                    pieces += [(whole[done : len(before)], 1), (whole[len(before) : len(after)], SAID)]
-                    done = len(after)
+                start, end = self._turn(whole, messages[: i + 1], tools)
+                if done <= start < end:
+                    pieces += [(whole[done:start], 1), (whole[start:end], SAID if learned[i] else KNOWN)]
+                    done = end
         pieces += [(whole[done:], 1)] if whole[done:] else []
         coded = self.tokenizer([self.near(piece) for piece, _ in pieces], add_special_tokens=False)["input_ids"]
+        if pieces and learned[-1] and pieces[-1][1] == SAID and not {*coded[-1]} & {*self.end}:  # the template ends turns with no token
+            coded[-1] += self.end[:1]
         mask = [kind for ids, (_, kind) in zip(coded, pieces, strict=True) for _ in ids]
         return [token for ids in coded for token in ids], mask
 
+    def _turn(self, whole: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> tuple[int, int]:
+        """Where in the whole conversation what the last of these messages says begins and ends; nowhere if the template shortens it there.
+
+        Templates of models that think write thoughts, though there are none, in some turns, and begin one where the assistant is to speak.
+        """
+        heard, last = messages[:-1], messages[-1]
+        try:
+            after = self._written(messages, tools)
+            before = self._written(heard, tools) if heard else ""
+            start = self._alike(before, whole)
+            if start < len(before) and start < self._alike(before, _template.write(self.tokenizer, heard, tools, asked=False)):
+                return 0, 0
+        except _template.REFUSED:  # the assistant could not be asked so
+            return 0, 0
+        said = after[start:]
+        said = said[max(0, said.find(whole[start : start + _ENOUGH])) :]
+        said = said[: self._alike(said, whole[start : start + len(said)])]
+        known = [name for name in ("content", *_conversation.THOUGHTS) if name in last and name in str(self.tokenizer.chat_template)]
+        told = [*(last[name].strip() for name in known), *(call["function"]["name"] for call in last.get("tool_calls", ()))]
+        return (start, start + len(said)) if after.startswith(before[:start]) and all(part in said for part in told) else (0, 0)
+
+    def _alike(self, one: str, other: str) -> int:
+        """With how many characters both texts begin, up to the first of the template's tokens that is not in both."""
+        if other.startswith(one):
+            return len(one)
+        most = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+        cut = [m.start() for text in (one, other) for m in self._marks.finditer(text, max(0, most - _LONGEST)) if m.start() < most < m.end()]
+        return min([most, *cut])
+
+    @functools.cached_property
+    def _marks(self) -> re.Pattern[str]:
+        """Tokens that are written out, which no text has by itself."""
+        known = sorted((str(token) for token in self.tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, known)) or r"(?!)")
+
     def show(self, parts: dict[str, Any]) -> Any:
         """The messages."""
-        return parts["messages"]
+        return json.loads(parts["messages"])
 
     def collate(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """As for text; in `attention_mask`, `SAID` where the assistant speaks."""
+        """As for text; `attention_mask` is the mask of `prepare`."""
         tensors = super().collate(columns)
         for row, mask in enumerate(columns["mask"]):
             tensors["attention_mask"][row, : len(mask)] = torch.tensor(mask)
         return tensors
-
-
-def _plain(message: Any) -> Any:
-    """A message with a role of ours, and its parts of text as one; a system that says nothing as `_UNSAID`."""
-    if not isinstance(message, dict):
-        return message
-    shared = message.get("role") is None
-    role, content = (message.get("from"), message.get("value")) if shared else (message["role"], message.get("content"))
-    content = content.tolist() if isinstance(content, np.ndarray) else content
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "".join(str(part.get("text", "")) for part in content)
-    role = _ALIKE.get(role, role) if isinstance(role, str) else role
-    silent = content is None or (isinstance(content, str) and not content)
-    return _UNSAID if silent and role == "system" else {"role": role, "content": content}
-
-
-def _listed(text: str) -> list[Any]:
-    """Messages that JSON or Python writes, or the one of what the user says, which may well begin with a bracket."""
-    with contextlib.suppress(DataError):
-        found = _text.listed(text)
-        if isinstance(found, list) and all(isinstance(message, dict) for message in found):
-            return found
-    return [{"role": "user", "content": text}]
 
 
 class Encoder(text.Encoder):

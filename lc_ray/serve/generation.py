@@ -59,6 +59,7 @@ class Piece:
         tokens: new tokens, of which some text may be held back until the next piece.
         finish: "stop" or "length" in an answer's last piece.
         prompt: tokens of the prompt, in an answer's first piece, if they are asked for.
+        drawn: how many tokens were drawn since the piece before, with that which ended the answer, whether or not it is among `tokens`.
     """
 
     number: int
@@ -66,6 +67,7 @@ class Piece:
     tokens: tuple[Token, ...]
     finish: str | None = None
     prompt: tuple[Token, ...] = ()
+    drawn: int = 0
 
 
 class Job:
@@ -116,7 +118,7 @@ class Answer:
         self.prompt, self.job, self.ask, self.number, self.end = prompt, prompt.job, prompt.ask, prompt.first + number, end
         self.matcher = prompt.ask.matcher.copy() if prompt.ask.matcher else None
         self.spelling = Spelling(tokenizer, prompt.ask.stop, prompt.ask.ids if prompt.ask.continues else ())
-        self.tokens = 0
+        self.tokens, self._counted = 0, 0
         self._held: list[Token] = []
 
     def begin(self) -> Piece | None:
@@ -149,7 +151,8 @@ class Answer:
         if not text and finish is None:
             return None
         tokens, self._held = tuple(self._held), []
-        return Piece(self.number, text, tokens, finish)
+        drawn, self._counted = self.tokens - self._counted, self.tokens
+        return Piece(self.number, text, tokens, finish, drawn=drawn)
 
 
 class Generator(ABC):
@@ -223,7 +226,7 @@ class Generator(ABC):
                     raise piece
                 if seen.first_token is None:
                     seen.first_token = time.monotonic() - seen.began
-                seen.tokens_out += len(piece.tokens)
+                seen.tokens_out += piece.drawn
                 left -= piece.finish is not None
                 yield piece
         finally:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lc_ray.errors import DataError
-from lc_ray.modalities import chat
+from lc_ray.modalities import _conversation, chat
 from lc_ray.spec import Section
 from lc_ray.tasks import _language, _task
 from lc_ray.tasks._causal import Model as Model
@@ -39,7 +39,7 @@ class Task(_language.Task):
         """Fields of the task section."""
 
         packing: bool = Field(False, description="several short rows of a training batch share a sequence, without seeing one another")
-        max_new_tokens: int = Field(64, ge=1, le=1024, description="longest answer, in tokens")
+        max_new_tokens: int = Field(64, ge=1, le=1024, description="longest answer, in tokens, where a request says no other")
         temperature: float = Field(0.0, ge=0, le=5, description="of the distribution answers are drawn from; 0 takes the likeliest token")
 
     def __init__(self, labelled: bool, packing: bool = False, max_new_tokens: int = 64, temperature: float = 0.0) -> None:
@@ -47,11 +47,14 @@ class Task(_language.Task):
 
     @staticmethod
     def clean(value: Any) -> str:
-        """A target cell as the completion.
+        """A target cell as the completion, which may be one message of the assistant.
 
         Raises:
             DataError: missing, not text or not UTF-8.
         """
+        found = value.tolist() if isinstance(value, np.ndarray) else value
+        if isinstance(found, list) and len(found) == 1 and isinstance(found[0], dict) and found[0].get("role") == "assistant":
+            value = None if found[0].get("tool_calls") else found[0].get("content")
         return _language.written(value, "completion")
 
     @classmethod
@@ -72,8 +75,8 @@ class Task(_language.Task):
             DataError: the assistant says nothing in a conversation without a completion.
         """
         for messages in values.values():
-            if target is None and isinstance(messages, list) and all(message["role"] != "assistant" for message in messages):
-                raise DataError("the assistant says nothing in the conversation")
+            if target is None and isinstance(messages, list) and not any(map(_conversation.learned, messages)):
+                raise DataError("the assistant says nothing in the conversation that is to be learned")
 
     @classmethod
     def fit(cls, targets: Iterable[str | None], options: Any, columns: dict[str, Any]) -> Self:
@@ -196,7 +199,7 @@ class Task(_language.Task):
 
     def _prompt(self, ids: Tensor, mask: Tensor) -> Tensor:
         """A row's tokens without the assistant's last turn: a conversation may be given with the answer it had."""
-        heard = (mask != chat.SAID).nonzero()
+        heard = (mask == 1).nonzero()
         return ids[: int(heard[-1]) + 1] if len(heard) else ids
 
     def decode(self, output: list[int], parts: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Cells that are found by their place."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from lc_ray import spec
-from lc_ray.data.cells import gather, reading, settled
+from lc_ray.data.cells import gather, reading, settled, unread
 from lc_ray.storage import StoragePath
 
 
@@ -35,3 +37,15 @@ def test_what_a_task_has_its_columns_do_is_for_its_jobs_alone(tiny_job):
     kinds = ("text_generation", "classification", "text_generation")
     sides = [reading(spec.parse(tiny_job | {"task": {"kind": kind}}))[1]["text"].tokenizer.truncation_side for kind in kinds]
     assert sides == ["left", "right", "left"]
+
+
+def test_columns_beside_a_conversation_that_are_not_read_are_told(tmp_path):
+    row = {"messages": [{"role": "user", "content": "x"}], "tools": [], "system": "y", "parallel_tool_calls": True}
+    (tmp_path / "talks.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+
+    def told(column, modality="chat"):
+        data = {"train": str(tmp_path / "talks.jsonl"), "inputs": [{"column": column, "modality": modality}]}
+        return unread(spec.parse({"model": {"base": "x"}, "data": data, "task": {"kind": "text_generation"}}))
+
+    assert told("messages") == ["tools, system of the data is not read; it is with `column: messages|tools|system`"]
+    assert told("messages|tools|system") == told("messages", "text") == []

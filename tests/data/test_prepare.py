@@ -1,6 +1,7 @@
 """Ray Data's stage on small files: what is read, set aside, split and written."""
 
 import json
+import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -64,6 +65,25 @@ def test_how_many_texts_fill_their_length_is_told(job):
     assert 0 < cut < prepared.count("train")
     share = cut / prepared.count("train")
     assert prepared.notes(asked.inputs()) == [f"text: {share:.0%} of the rows fill its max_length, beyond which texts are cut"]
+
+
+def test_conversations_of_which_nothing_is_learned_are_told(job, tiny_base, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} [SEP] {% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "base")
+
+    def talk(number, end):
+        said = [("user", "good day"), ("assistant", f"bad day {number}"), ("user", f"{'late ' * 30 if end else 'late'} {number}")]
+        return [{"role": role, "content": content} for role, content in said], None
+
+    data = {"column": "text", "modality": "chat", "max_length": 16}
+    how = {"model.base": str(tmp_path / "base"), "task": {"kind": "text_generation"}, "data.target": None, "data.inputs": [data]}
+    for end, notes in ((False, 0), (True, 2)):
+        asked = job([talk(number, end) for number in range(12)], **how)
+        prepared, _ = prepare(asked)
+        assert len(found := prepared.notes(asked.inputs())) == notes
+    assert found[-1].startswith("100% of the conversations teach nothing: what the assistant says is cut off")
 
 
 def test_labels_as_columns_of_0_and_1(job, tmp_path):

@@ -71,17 +71,18 @@ def test_a_text_is_what_the_user_says(chat, text):
         (TALK * 129, "not 258"),
         ("[]", "1 to 256 messages, not 0"),
         (SILENT[0], "1 to 256 messages, not 0"),
-        ([*SILENT[0], {"role": "user", "content": [{"type": "image_url"}]}], "message 1: "),
+        ([*SILENT[0], {"role": "user", "content": [{"type": "image_url"}]}], "message 1: a part of it is of type 'image_url'"),
         (["hi"], "message 0 is not"),
         ([np.array(["hi", "you"])], "message 0 is not"),
         ([{"role": "system", "content": np.array([1, 2])}, *TALK], "message 0: not text"),
-        ([TALK[0], {"from": "tool", "value": "x"}], "message 1 is not"),
+        ([TALK[0], {"from": "robot", "value": "x"}], "message 1 is not"),
         ([{"role": "robot", "content": "x"}], "role"),
         ([{"from": [], "value": "x"}], "message 0 is not"),
         ('[{"from": {}}]', "message 0 is not"),
-        ([TALK[0], {"role": "assistant", "content": None}], "message 1: null"),
-        ([TALK[0], {"role": "assistant", "content": " "}], "message 1: empty"),
-        (TALK[1:], "begins with the assistant"),
+        ([*TALK, {"role": "user", "content": None}], "message 2: null"),
+        ([*TALK, {"role": "user", "content": " "}], "message 2: empty"),
+        (TALK[1:], "nobody but the assistant speaks"),
+        ([TALK[0], {**TALK[1], "weight": 0.5}], "message 1: its weight is 0 or 1, not 0.5"),
         ([*TALK, {"role": "system", "content": "be brief"}], "refuses the conversation: system comes first"),
     ],
 )
@@ -110,8 +111,9 @@ def test_tensors(chat):
     assert tensors["input_ids"].shape == tensors["attention_mask"].shape == (2, 16)
     assert tensors["attention_mask"].unique().tolist() == [0, 1, 2]
     assert chat.sizes(parts) == [(row > 0).sum().item() for row in tensors["attention_mask"]]
-    assert chat.show({"messages": TALK}) == TALK
-    assert pa.array([TALK], Modality.TYPE).to_pylist() == [TALK]
+    assert chat.show({"messages": parts["messages"][0]}) == TALK
+    kept = pa.array([TALK, TALK[:1]], Modality.TYPE).to_pylist()
+    assert chat.prepare(kept) == parts
 
 
 def test_the_encoder_reads_all(chat, base):

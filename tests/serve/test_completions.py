@@ -80,7 +80,7 @@ def test_a_prompts_tokens_are_told_with_the_models_probabilities(tiny_language, 
     for _ in range(2):
         pieces, seen = asyncio.run(main())
         assert seen.tokens_cached == 0
-        assert seen.tokens_out == sum(len(piece.tokens) for piece in pieces) <= tokens * len(asks)
+        assert seen.tokens_out == sum(piece.drawn for piece in pieces) <= tokens * len(asks)
         for number, ask in enumerate(asks):
             first, *more = own = [piece for piece in pieces if piece.number == number]
             assert [piece.finish is not None for piece in own] == [False] * (len(own) - 1) + [True]

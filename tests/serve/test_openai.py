@@ -55,6 +55,15 @@ def test_a_stream_is_the_whole_in_pieces(client):
     assert all(len(token.top_logprobs) == 2 for token in tokens[0])
 
 
+def test_the_token_that_ends_an_answer_is_counted_and_not_told(client):
+    ended = {"max_tokens": 5, "logit_bias": {"1": 100}, "seed": 1}
+    chat = ask(client, logprobs=True, **ended)
+    assert (chat.choices[0].message.content, chat.choices[0].logprobs.content, chat.choices[0].finish_reason) == ("", [], "stop")
+    *_, last = ask(client, stream=True, stream_options={"include_usage": True}, **ended)
+    completion = client.completions.create(model="talk", prompt="Hello", n=2, **ended)
+    assert [answer.usage.completion_tokens for answer in (chat, last, completion)] == [1, 1, 2]
+
+
 def test_what_was_said_before_is_read_once(client):
     messages = [*HELLO, {"role": "user", "content": "Why? " * 20}]
     said = ask(client, messages, max_completion_tokens=20, seed=None)
@@ -131,30 +140,77 @@ def test_arguments_that_are_no_json_are_read_as_text(client, written):
     assert ask(client, [*HELLO, {"role": "assistant", "tool_calls": [called]}], tools=TOOLS[1:], max_tokens=1).choices
 
 
+def test_no_arguments_are_empty_ones(client):
+    calls = [{"id": "1", "type": "function", "function": {"name": "now", "arguments": arguments}} for arguments in ("", "{}")]
+    one, other = (ask(client, [*HELLO, {"role": "assistant", "tool_calls": [call]}], tools=TOOLS[1:], max_tokens=1).usage for call in calls)
+    assert one.prompt_tokens == other.prompt_tokens
+
+
 NO_CALLS = ["[" * 999, '{"name": "f", "arguments": ' + "[" * 2000, "[]", "<tool_call>[]</tool_call>", '{"name": "f", "arguments": 5}', "<tool_call>{"]
+NO_CALLS += ['{"name": ["f"], "arguments": {}}', '{"name": {}}']
 NO_CALLS += ['<tool_call>{"name": "f", "arguments": {}}}</tool_call>', '<tool_call>{"name": "f"} Bye', '{"name": "f", "arguments": {"x": NaN}}']
 
 
 @pytest.mark.parametrize("text", NO_CALLS)
 def test_what_a_model_says_and_is_no_call_stays_text(text):
-    assert calls(text, ["f"]) == (text, [])
+    assert calls(text, {"f": {}}) == (text, [])
 
 
 @pytest.mark.parametrize("end", ["</tool_call>", "</tool_", ""])
 def test_a_call_may_be_cut_off_behind_its_json(end):
-    assert calls(f'<tool_call>{{"name": "f"}}{end}', ["f"])[0] == ""
+    assert calls(f'<tool_call>{{"name": "f"}}{end}', {"f": {}})[0] == ""
 
 
 def test_calls_end_where_their_json_does():
     one, other = ('{"name": "f", "arguments": {"x": "' + x + '"}}' for x in ("</tool_call>", "y"))
-    rest, made = calls(f"Sure. <tool_call>\n{one}\n</tool_call>\n<tool_call>{other}", ["f"])
+    rest, made = calls(f"Sure. <tool_call>\n{one}\n</tool_call>\n<tool_call>{other}", {"f": {}})
     assert [json.loads(call["function"]["arguments"])["x"] for call in made] == ["</tool_call>", "y"]
     assert rest == "Sure."
 
 
+CODED = """Sure.
+<tool_call>
+<function=f>
+<parameter=text>
+two
+lines: 5
+</parameter>
+<parameter=number>
+5
+</parameter>
+<parameter=zip>
+05
+</parameter>
+<parameter=none>
+null
+</parameter>
+<parameter=list>
+["x"]
+</parameter>
+</function>
+</tool_call>
+<tool_call>
+<function=f>
+</function>
+</tool_call>"""
+
+
+def test_calls_whose_arguments_are_written_without_quotes():
+    """As Qwen3-Coder's template does, and those after it."""
+    string, maybe = {"type": "string"}, {"type": ["string", "null"]}
+    properties = {"text": string, "zip": string, "none": maybe, "number": {"type": "integer"}, "list": {"type": "array"}}
+    rest, made = calls(CODED, {"f": {"type": "object", "properties": properties}})
+    assert rest == "Sure."
+    expected = {"text": "two\nlines: 5", "number": 5, "zip": "05", "none": None, "list": ["x"]}
+    assert [json.loads(call["function"]["arguments"]) for call in made] == [expected, {}]
+    assert calls(CODED, {"g": {}}) == (CODED, [])
+    for end in range(CODED.index("<tool_call>") + 1, CODED.index("</function>") + 10):
+        assert calls(CODED[:end], {"f": {}}) == (CODED[:end], []), "it is cut off"
+
+
 def test_a_call_of_half_a_letter_can_be_sent():
     for written in (r'{"x": "\ud800"}', r'"{\"x\": \"\ud800\"}"'):
-        _, (call,) = calls(f'<tool_call>{{"name": "f", "arguments": {written}}}</tool_call>', ["f"])
+        _, (call,) = calls(f'<tool_call>{{"name": "f", "arguments": {written}}}</tool_call>', {"f": {}})
         assert json.loads(call["function"]["arguments"].encode()) == {"x": "\ud800"}
 
 
@@ -220,7 +276,7 @@ def test_a_schema_that_breaks_while_it_is_kept_to_fails_alone(client, schema, st
 
 def test_a_stream_loses_nothing_around_a_call():
     pieces = ["\n\nSure. ", '<tool_call>{"name": "f"}</tool_call>' * 2, " Bye"]
-    chat = Chat("talk", "1", None, False, ["f"], forced=False, most=1)
+    chat = Chat("talk", "1", None, False, {"f": {}}, forced=False, most=1)
     chat.begin("x", 0, [Ask([1], 9)])
     told = [p["choices"][0]["delta"] for n, text in enumerate(pieces) for p in chat.chunks(Piece(0, text, (), "stop" if n == 2 else None))]
     assert "".join(delta.get("content", "") for delta in told) == "\n\nSure.  Bye"
@@ -230,7 +286,8 @@ def test_a_stream_loses_nothing_around_a_call():
 
 
 def test_fields_that_are_null_or_change_nothing(client):
-    options = {"n": None, "stream": None, "stream_options": {"include_usage": None}, "prediction": None, "modalities": ["text"], "verbosity": "low"}
+    options = {"n": None, "stream": None, "stream_options": {"include_usage": None}, "modalities": ["text"], "verbosity": "low"}
+    options["prediction"] = {"type": "content", "content": "x"}
     assert ask(client, extra_body=options, max_tokens=2).choices
 
 

@@ -76,6 +76,31 @@ def test_one_of_several_kinds_that_may_be_alike(client):
     assert json.loads(call.function.arguments)["x"] in (3, 4, 5, 6)
 
 
+def test_what_is_of_use_as_a_whole_is_not_cut_at_the_jobs_longest_answer(client):
+    """Which is 16 tokens here, and less than a call; LangChain, among others, asks for no other."""
+    forced = ask(client, tools=TOOLS, tool_choice="required").choices[0]
+    assert (forced.finish_reason, len(forced.message.tool_calls)) == ("tool_calls", 1)
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "a sentence of many letters"}}}
+    assert json.loads(ask(client, response_format=form).choices[0].message.content) == "a sentence of many letters"
+    assert ask(client, tools=TOOLS).usage.completion_tokens > 16 >= ask(client, tools=TOOLS, tool_choice="none").usage.completion_tokens
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_beside_tools_an_answer_fits_its_schema_or_is_a_call(client, strict):
+    tools = [{**one, "function": {**one["function"], "strict": strict}} for one in TOOLS]
+    answer = {"$defs": {"Sky": {"enum": ["sun", "rain"]}}, "type": "object", "properties": {"sky": {"$ref": "#/$defs/Sky"}}, "required": ["sky"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": answer | {"additionalProperties": False}, "strict": True}}
+    how = {"tools": tools, "response_format": form, "max_tokens": 150, "temperature": 1.5}
+    found = [choice for seed in range(5) for choice in ask(client, n=4, seed=seed, **how).choices]
+    said = {json.loads(choice.message.content).get("sky") for choice in found if choice.finish_reason == "stop"}
+    called = [choice.message.tool_calls[0].function for choice in found if choice.finish_reason == "tool_calls"]
+    assert said & {"sun", "rain"}
+    assert not strict or said <= {"sun", "rain"}, "a random model may call with a number that no JSON has"
+    assert {call.name for call in called} <= {"weather", "now"}
+    assert called
+    assert not strict or all(json.loads(call.arguments).keys() <= {"city"} for call in called)
+
+
 @pytest.mark.parametrize(
     ("options", "param", "message"),
     [

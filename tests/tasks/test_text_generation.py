@@ -266,7 +266,8 @@ def test_an_answer_ends_with_its_turn(bases, tmp_path):
     model.resize_token_embeddings(len(turns))
     model.save_pretrained(tmp_path / "base")
     inputs, columns, task = setting(tmp_path / "base", "chat", labelled=False, max_length=64, max_new_tokens=12)
-    assert task.tokenizer.convert_ids_to_tokens(task.end) == ["<end>", "<turn>"]
+    assert task.tokenizer.convert_ids_to_tokens(task.end) == ["<turn>", "<end>"]
+    assert task.tokenizer.decode(task.encode("woof")) == "woof<turn>", "of a conversation and its completion, too"
     rows = [([{"role": "user", "content": pet}, {"role": "assistant", "content": sound}], None) for pet, sound in SOUNDS.items()]
     model = train(load.pretrained(ModelSpec(), inputs, task), task, columns, rows, 100)
     predictor = Predictor(artifact(tmp_path / "chat", model, inputs, columns, task), 1)
@@ -366,12 +367,16 @@ def test_distilling_from_oneself_costs_nothing(bases):
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(None, "missing"), (" ", "missing"), (float("nan"), "missing"), (b"\xff", "UTF-8"), ([3], "not text but list")],
+    [
+        *((cell, "missing") for cell in (None, " ", float("nan"), [{"role": "assistant", "content": "x", "tool_calls": [{}]}])),
+        *((cell, "not text but list") for cell in ([3], [{"role": "user", "content": "x"}])),
+        (b"\xff", "UTF-8"),
+    ],
 )
 def test_targets_that_are_no_completion(value, message):
     with pytest.raises(DataError, match=message):
         Task.clean(value)
-    assert (Task.clean(b" yes"), Task.clean(3)) == (" yes", "3")
+    assert (Task.clean(b" yes"), Task.clean(3), Task.clean([{"role": "assistant", "content": "yes"}])) == (" yes", "3", "yes")
 
 
 def test_what_does_not_fit_the_model_is_said(bases, tiny_base):
@@ -389,6 +394,9 @@ def test_a_conversation_without_an_answer_teaches_nothing():
     asked, answered = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
     Task.check(None, {"talk": asked + answered})
     Task.check("a completion", {"talk": asked})
+    Task.check(None, {"talk": asked + answered + asked + [{**answered[0], "weight": 0}]})
+    with pytest.raises(DataError, match="the assistant says nothing"):
+        Task.check(None, {"talk": [*asked, {**answered[0], "weight": 0}]})
     Task.check(None, {"text": "plain"})
     with pytest.raises(DataError, match="the assistant says nothing"):
         Task.check(None, {"talk": asked})

@@ -23,6 +23,7 @@ class _Choice:
     given: int = 0  # characters that were streamed
     prompt: list[Token] = field(default_factory=list)  # its tokens, if they are told
     tokens: list[Token] = field(default_factory=list)
+    drawn: int = 0  # tokens, with that which ended it
     finish: str | None = None
     begun: bool = False
 
@@ -64,6 +65,7 @@ class Answers:
         choice.text += piece.text
         choice.prompt += piece.prompt
         choice.tokens += piece.tokens
+        choice.drawn += piece.drawn
         choice.finish = piece.finish
         return choice
 
@@ -83,7 +85,7 @@ class Answers:
 
     def usage(self) -> dict[str, Any]:
         """Tokens of prompts and answers."""
-        said, cached = sum(len(choice.tokens) for choice in self.choices), record.current().tokens_cached
+        said, cached = sum(choice.drawn for choice in self.choices), record.current().tokens_cached
         tokens = {"prompt_tokens": self.prompt_tokens, "completion_tokens": said, "total_tokens": self.prompt_tokens + said}
         return tokens | {"prompt_tokens_details": {"cached_tokens": cached}}
 
@@ -191,7 +193,7 @@ class Chat(Answers):
 
     Args:
         model, version, tokenizer, logprobs: see `Answers`.
-        names: of tools that it may call.
+        offered: parameters of the tools that it may call, by their names.
         forced: whether it must call one.
         most: calls that are told; all, if not given.
         older: whether a call is told as `function_call`, of which there is but one.
@@ -205,18 +207,18 @@ class Chat(Answers):
         version: str,
         tokenizer: Any,
         logprobs: bool,
-        names: list[str],
+        offered: dict[str, dict[str, Any]],
         forced: bool,
         most: int | None = None,
         older: bool = False,
     ) -> None:
         super().__init__(model, version, tokenizer, logprobs)
-        self.names, self.forced, self.most, self.older = names, forced, 1 if older else most, older
+        self.offered, self.forced, self.most, self.older = offered, forced, 1 if older else most, older
         self.reason = "function_call" if older else "tool_calls"  # an answer that calls ends for
 
     def choice(self, number: int, choice: _Choice) -> dict[str, Any]:
         """See `Answers`."""
-        text, called = self._read(choice.text) if self.names else (choice.text, [])
+        text, called = self._read(choice.text) if self.offered else (choice.text, [])
         message: dict[str, Any] = {"role": "assistant", "content": text.lstrip() or None if called else text}
         if called:
             message |= {"function_call": called[0]["function"]} if self.older else {"tool_calls": called}
@@ -229,9 +231,9 @@ class Chat(Answers):
         choice.begun = True
         text = choice.text
         called: list[dict[str, Any]] = []
-        if self.names and piece.finish is None:
+        if self.offered and piece.finish is None:
             text = "" if self.forced else text[: tools.certain(text)]
-        elif self.names:
+        elif self.offered:
             rest, called = self._read(text)
             text = text[: choice.given] if called and not rest else rest if called else text
         logprobs = self._logprobs(piece.tokens)
@@ -247,7 +249,7 @@ class Chat(Answers):
 
     def _read(self, text: str) -> tuple[str, list[dict[str, Any]]]:
         """What a whole answer says, and the calls of it that are told."""
-        rest, called = tools.calls(text, self.names)
+        rest, called = tools.calls(text, self.offered)
         return rest, called[: self.most]
 
     @staticmethod

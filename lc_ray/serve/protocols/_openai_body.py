@@ -196,6 +196,7 @@ class ChatBody(Body):
     metadata: dict[str, str] | None = None
     service_tier: str | None = None
     modalities: list[Literal["text"]] | None = None
+    prediction: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
     prompt_cache_retention: str | None = None

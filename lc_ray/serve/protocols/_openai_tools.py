@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
+from lc_ray.modalities import _template
+from lc_ray.modalities._template import CLOSE, OPEN
 from lc_ray.serve.http import HttpError, loads, shallow
 from lc_ray.serve.protocols._openai_body import Allowed, ChatBody, Message, Name, Named, Tool
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _MISTRAL = "[TOOL_CALLS]"
+# As Qwen3-Coder's templates, and those after it, write calls: each argument by itself, whose type is the tool's to say.
+_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 _ROLES = {"developer": "system", "function": "tool"}  # as templates call them
 # Keywords of schemas: those whose value holds schemas by names of the author's choice, and those whose value is no schema.
 _BY_NAME = {"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"}
 _DATA = {"const", "enum", "default", "examples"}
-# For chat templates that do not know of tools; the form in which Hermes, Qwen and SmolLM2 were taught them.
-_TOLD = """You may call functions. Their signatures, as JSON:
-<tools>
-{tools}
-</tools>
-To call one, answer with its name and arguments, and nothing else:
-<tool_call>
-{{"name": <function>, "arguments": <object>}}
-</tool_call>"""
 
 
 def prompt(body: ChatBody, tokenizer: Any) -> str:
@@ -37,31 +31,19 @@ def prompt(body: ChatBody, tokenizer: Any) -> str:
     """
     if not tokenizer.chat_template:
         raise HttpError(400, "no_chat_template", "this model's tokenizer has no chat template; use /v1/completions", "messages")
-    template = str(tokenizer.get_chat_template())
-    tools = [tool.model_dump(exclude={"function": {"strict"}}) for tool in offered(body)]
-    knows = "tools" in template
-    messages = [_message(message, knows) for message in body.messages]
-    if tools and not knows:
-        told = _TOLD.format(tools="\n".join(json.dumps(tool["function"]) for tool in tools))
-        if messages[0]["role"] == "system":
-            messages[0]["content"] += f"\n\n{told}"
-        else:
-            messages.insert(0, {"role": "system", "content": told})
+    tools = [_template.tool(**tool.function.model_dump(exclude={"strict"})) for tool in offered(body)]
     try:
-        text = str(tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, add_generation_prompt=True))
-    except (TemplateError, TypeError) as error:
+        text = _template.write(tokenizer, [_message(message) for message in body.messages], tools, asked=True)
+    except _template.REFUSED as error:
         raise HttpError(400, "invalid_messages", f"the model's chat template refuses the conversation: {error}", "messages") from None
-    return f"{text}{_OPEN}\n" if forced(body) and (not knows or _OPEN in template) else text
+    return f"{text}{OPEN}\n" if forced(body) and _template.opens(tokenizer, tools) else text
 
 
-def _message(message: Message, knows: bool) -> dict[str, Any]:
-    """A message for the template; calls are written out for one that does not know of them."""
+def _message(message: Message) -> dict[str, Any]:
+    """A message for the template."""
     made: dict[str, Any] = {"role": _ROLES.get(message.role, message.role), "content": message.text}
-    calls = [{"name": call.function.name, "arguments": _object(call.function.arguments)} for call in message.calls]
-    if calls and knows:
-        made["tool_calls"] = [{"type": "function", "id": c.id, "function": call} for c, call in zip(message.calls, calls, strict=True)]
-    elif calls:
-        made["content"] += "\n".join(f"{_OPEN}\n{json.dumps(call)}\n{_CLOSE}" for call in calls)
+    if message.calls:
+        made["tool_calls"] = [_template.call(c.function.name, _object(c.function.arguments or "{}"), c.id) for c in message.calls]
     extra = {"name": message.name, "tool_call_id": message.tool_call_id}
     return made | {name: value for name, value in extra.items() if value is not None}
 
@@ -110,7 +92,7 @@ def forced(body: ChatBody) -> bool:
 
 
 def schema(body: ChatBody) -> dict[str, Any] | None:
-    """The JSON schema that the answer must fit, if there is one.
+    """The JSON schema that the answer must fit, if there is one: that of a call where one is forced, and either's where there are tools.
 
     Raises:
         HttpError: 400, a schema is announced and missing, or a tool that is asked for is.
@@ -120,11 +102,10 @@ def schema(body: ChatBody) -> dict[str, Any] | None:
     form = body.response_format
     if form is None or form.type == "text":
         return None
-    if form.type == "json_object":
-        return {"type": "object"}
-    if form.json_schema is None:
+    if form.type == "json_schema" and form.json_schema is None:
         raise HttpError(400, "invalid_value", "response_format.json_schema is missing", "response_format.json_schema")
-    return form.json_schema.schema_
+    answer = form.json_schema.schema_ if form.json_schema else {"type": "object"}
+    return _call_schema(tools, answer) if (tools := offered(body)) else answer
 
 
 def place(body: ChatBody) -> str:
@@ -137,16 +118,23 @@ def lenient(body: ChatBody) -> bool:
     return forced(body) and not any(tool.function.strict for tool in offered(body))
 
 
-def _call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
-    """Of one call. Each tool's schema is a definition, in which its references look. A tool has no arguments but those that it names."""
+def _call_schema(tools: Sequence[Tool], answer: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Of one call, or an answer that fits a schema of its own, beside which arguments are kept to those of strict tools alone.
+
+    Each schema is a definition, in which its references look. A tool has no arguments but those that it names.
+    """
     definitions, kinds = {}, []
     for number, tool in enumerate(tools):
-        parameters = {"type": "object"} | _moved(tool.function.parameters, f"#/$defs/{number}")
+        kept = answer is None or tool.function.strict
+        parameters = {"type": "object"} | (_moved(tool.function.parameters, f"#/$defs/{number}") if kept else {})
         if "properties" in parameters:
             parameters = {"additionalProperties": False} | parameters
         definitions[str(number)] = parameters
         fields = {"name": {"const": tool.function.name}, "arguments": {"$ref": f"#/$defs/{number}"}}
         kinds.append({"type": "object", "properties": fields, "required": ["name", "arguments"], "additionalProperties": False})
+    if answer is not None:
+        definitions["answer"] = _moved(answer, "#/$defs/answer")
+        kinds.append({"$ref": "#/$defs/answer"})
     return {"$defs": definitions, "anyOf": kinds} if len(kinds) > 1 else {"$defs": definitions, **kinds[0]}
 
 
@@ -171,38 +159,58 @@ def certain(text: str) -> int:
     """Characters of an unfinished answer that can't be part of a call."""
     if text.lstrip()[:1] in ("{", "["):
         return 0
-    if (place := text.find(_OPEN)) >= 0:
+    if (place := text.find(OPEN)) >= 0:
         return place
-    held = next((n for n in range(len(_OPEN) - 1, 0, -1) if text.endswith(_OPEN[:n])), 0)
+    held = next((n for n in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:n])), 0)
     return len(text) - held if text.strip() else 0
 
 
-def calls(text: str, names: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
-    """What an answer says beside its calls, and those, in OpenAI's form; what can't be read as a call of a known tool stays text."""
-    rest, written = _read(text)
-    found = [_call(call, names) for one in written for call in (one if isinstance(one, list) else [one])]
+def calls(text: str, tools: Mapping[str, dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """What an answer says beside its calls, and those, in OpenAI's form; what can't be read as a call of a known tool stays text.
+
+    Args:
+        text: the answer.
+        tools: parameters of each, by its name.
+    """
+    rest, written = _read(text, tools)
+    found = [_call(call, tools) for one in written for call in (one if isinstance(one, list) else [one])]
     made = [call for call in found if call is not None]
     return (rest, made) if made and len(made) == len(found) else (text, [])
 
 
-def _read(text: str) -> tuple[str, list[Any]]:
+def _read(text: str, tools: Mapping[str, dict[str, Any]]) -> tuple[str, list[Any]]:
     """What is beside the calls, which end where their JSON does, and that."""
     rest, at, found = "", 0, list[Any]()
-    if _OPEN not in text:
+    if OPEN not in text:
         return "", [_object(text.strip().removeprefix(_MISTRAL))]
-    while (place := text.find(_OPEN, at)) >= 0:
+    while (place := text.find(OPEN, at)) >= 0:
         rest += text[at:place]
+        begin = _behind(text, place + len(OPEN))
         try:
-            call, end = json.JSONDecoder().raw_decode(text, _behind(text, place + len(_OPEN)))
+            if spelled := _FUNCTION.match(text, begin):
+                name, end = spelled[1].strip(), spelled.end()
+                kinds = tools.get(name, {}).get("properties")
+                typed = {key: _typed(value, kinds.get(key) if isinstance(kinds, dict) else None) for key, value in _PARAMETER.findall(spelled[2])}
+                call: Any = {"name": name, "arguments": typed}
+            else:
+                call, end = json.JSONDecoder().raw_decode(text, begin)
         except (ValueError, RecursionError):
             return "", [None]
         found.append(call if shallow(call) else None)
         at = _behind(text, end)
-        closed = text.startswith(_CLOSE, at) or _CLOSE.startswith(text[at:])  # the end may be cut off
-        if not closed and not text.startswith(_OPEN, at):
+        closed = text.startswith(CLOSE, at) or CLOSE.startswith(text[at:])  # the end may be cut off
+        if not closed and not text.startswith(OPEN, at):
             return "", [None]
-        at += len(_CLOSE) * closed
+        at += len(CLOSE) * closed
     return (rest + text[at:]).rstrip(), found  # a stream has sent its beginning
+
+
+def _typed(value: str, kind: Any) -> Any:
+    """An argument that is written without quotes: as text where its schema says so, else what it is in JSON."""
+    kinds = kind.get("type", []) if isinstance(kind, dict) else []
+    if "string" in ([kinds] if isinstance(kinds, str) else kinds):
+        return None if value == "null" and "null" in kinds else value
+    return _object(value)
 
 
 def _behind(text: str, at: int) -> int:
@@ -210,8 +218,8 @@ def _behind(text: str, at: int) -> int:
     return len(text) - len(text[at:].lstrip())
 
 
-def _call(call: Any, names: Sequence[str]) -> dict[str, Any] | None:
-    if not isinstance(call, dict) or call.get("name") not in names:
+def _call(call: Any, tools: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or call["name"] not in tools:
         return None
     arguments = call.get("arguments", call.get("parameters", {}))
     try:

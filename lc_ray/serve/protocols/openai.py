@@ -60,10 +60,10 @@ def routes(models: Models) -> list[Route]:
         endpoint = models.choose(body.model)
         generator = _language(endpoint)
         ask = await asyncio.to_thread(_chat_ask, body, generator)
-        names = [tool.function.name for tool in tools.offered(body)]
+        offered = {tool.function.name: tool.function.parameters for tool in tools.offered(body)}
         most = 1 if body.parallel_tool_calls is False else None
         about = (endpoint.name, endpoint.version, generator.tokenizer, bool(body.logprobs))
-        answers = Chat(*about, names, tools.forced(body), most, older=bool(body.functions))
+        answers = Chat(*about, offered, tools.forced(body), most, older=bool(body.functions))
         return await _answer(request, body, endpoint, [ask], answers)
 
     async def completions(request: Request) -> Response:
@@ -110,7 +110,8 @@ def _chat_ask(body: ChatBody, generator: Generator) -> Ask:
     except DataError as problem:
         raise HttpError(400, "invalid_schema", problem.what, tools.place(body)) from None
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _ask(body, generator, ids, body.max_completion_tokens or body.max_tokens, "messages", logprobs, matcher=matcher)
+    whole = schema is not None or bool(tools.offered(body))
+    return _ask(body, generator, ids, body.max_completion_tokens or body.max_tokens, "messages", logprobs, whole, matcher=matcher)
 
 
 def _completion_asks(body: CompletionBody, generator: Generator) -> tuple[list[Ask], list[str]]:
@@ -153,8 +154,10 @@ def _known(ids: list[int], generator: Generator) -> list[int]:
     return ids
 
 
-def _ask(body: Body, generator: Generator, ids: list[int], tokens: int | None, where: str, logprobs: int | None, **how: Any) -> Ask:
-    """What the generator is asked for; `how` is of `Ask`.
+def _ask(
+    body: Body, generator: Generator, ids: list[int], tokens: int | None, where: str, logprobs: int | None, whole: bool = False, **how: Any
+) -> Ask:
+    """What the generator is asked for; `how` is of `Ask`. An answer that is of use only as a `whole`, as calls are, has all the room that there is.
 
     Raises:
         HttpError: 400, nothing to go on with, a longer sequence than the model reads, or more answers than run at a time.
@@ -173,7 +176,8 @@ def _ask(body: Body, generator: Generator, ids: list[int], tokens: int | None, w
     room = held // n - len(ids)
     if room < wanted:
         raise HttpError(400, "invalid_value", f"{n} answers are more than the {held} tokens that are held at a time (serve.batch.tokens)", field)
-    longest = min(generator.task.max_new_tokens, most - len(ids), room) if tokens is None else tokens
+    usual = most if whole else generator.task.max_new_tokens
+    longest = min(usual, most - len(ids), room) if tokens is None else tokens
     return Ask(ids, longest, body.sampling(generator.vocabulary), n, body.stops(), logprobs, **how)
 
 
