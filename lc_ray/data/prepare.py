@@ -32,7 +32,7 @@ from lc_ray.data import blobs, cells, split
 from lc_ray.data.batch import joined
 from lc_ray.data.files import files
 from lc_ray.errors import DataError, SpecError
-from lc_ray.modalities.chat import SAID
+from lc_ray.modalities._conversation import SAID
 from lc_ray.models import batches
 from lc_ray.models.batches import TARGET
 from lc_ray.models.load import find

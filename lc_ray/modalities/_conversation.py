@@ -21,6 +21,7 @@ import pyarrow as pa
 from lc_ray.errors import DataError
 from lc_ray.modalities import _template, _text
 
+SAID, KNOWN = 2, 3  # in the mask of tokens, where the assistant speaks; and where it does and that is not to be learned
 ROLES = ("system", "user", "assistant", "tool")
 THOUGHTS = ("reasoning_content", "thinking")  # as templates of models that think call them
 _KEPT = ("name", "tool_call_id", *THOUGHTS)  # as they are

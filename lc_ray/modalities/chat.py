@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import _conversation, _template, _text, text
+from lc_ray.modalities._conversation import KNOWN, SAID
 from lc_ray.spec import InputSpec
 
 _MESSAGES = 256
 _WORD = "Ycleped"  # that no template writes by itself
 _ENOUGH, _LONGEST = 8, 64  # characters; of a token
-SAID, KNOWN = 2, 3  # in the mask, where the assistant speaks; and where it does and that is not to be learned
 
 
 class Modality(text.Modality):

@@ -145,7 +145,7 @@ class Task(_language.Task):
             ids = torch.cat([prompt, completion])[: self.max_length]
             return ids, torch.arange(len(ids)) >= len(prompt)
         if isinstance(self.modality, chat.Modality):
-            return prompt, mask[mask > 0] == chat.SAID
+            return prompt, mask[mask > 0] == _conversation.SAID
         ids = torch.cat([prompt, ends])[: self.max_length]  # what fills it may go on in the next row
         return ids, torch.ones(len(ids), dtype=torch.bool)
 

@@ -6,7 +6,8 @@ import pytest
 from transformers import BertTokenizerFast
 
 from lc_ray.errors import DataError
-from lc_ray.modalities.chat import SAID, Encoder, Modality
+from lc_ray.modalities._conversation import SAID
+from lc_ray.modalities.chat import Encoder, Modality
 from lc_ray.spec import InputSpec
 
 TEMPLATE = """{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('system comes first') }}{% endif %}\

@@ -8,7 +8,8 @@ import pytest
 from tokens import byte_tokenizer
 
 from lc_ray.errors import DataError
-from lc_ray.modalities.chat import KNOWN, SAID, Modality
+from lc_ray.modalities._conversation import KNOWN, SAID
+from lc_ray.modalities.chat import Modality
 from lc_ray.spec import InputSpec
 from lc_ray.tasks.text_generation import Task
 
