@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -234,7 +235,7 @@ def init(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             output.unlink()  # else it would be there, empty, when the command is given again
         raise
-    out.print(f"wrote {output}; next: lc-ray check {output}", markup=False, soft_wrap=True)
+    out.print(f"wrote {output}; next: {shlex.join(['lc-ray', 'check', str(output)])}", markup=False, soft_wrap=True)
 
 
 for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints, cli_cluster.submit, cli_deploy.deploy):

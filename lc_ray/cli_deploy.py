@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import Annotated
 
 import typer
@@ -31,7 +32,7 @@ def deploy(artifact: ArtifactPath, platform: Platform, settings: Settings = None
         print(*chosen.calls(found, parsed), sep="\n")
         return
     if chosen.__name__.endswith(".ray") and not os.environ.get("RAY_ADDRESS"):
-        fix = f"`lc-ray serve {artifact}`, or set RAY_ADDRESS to a cluster's"
+        fix = f"`{shlex.join(['lc-ray', 'serve', artifact])}`, or set RAY_ADDRESS to a cluster's"
         raise DeployError("a local Ray would end with this command, and the endpoint with it", platform, fix)
     if delete:
         chosen.delete(found, parsed)
