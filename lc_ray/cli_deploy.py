@@ -13,13 +13,13 @@ from lc_ray.errors import DeployError
 from lc_ray.terminal import ArtifactPath, values
 
 Platform = Annotated[str, typer.Option(help=f"one of {', '.join(family.kinds('deploy'))}", show_default=False)]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="a setting of the platform; what is missing is told")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="a setting of the platform; required ones that are missing are listed")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="print every call with its arguments, and make none")]
-Delete = Annotated[bool, typer.Option("--delete", help="delete all that was made there")]
+Delete = Annotated[bool, typer.Option("--delete", help="delete everything that was made there")]
 
 
 def deploy(artifact: ArtifactPath, platform: Platform, settings: Settings = None, dry_run: Dry = False, delete: Delete = False) -> None:
-    """Deploy an artifact, or a new version of it, which takes the place of the old one without a gap."""
+    """Deploy an artifact on a platform, or replace the version that is deployed there, without downtime."""
     from lc_ray import artifact as artifacts
     from lc_ray.deploy import _platform
     from lc_ray.spec import override
