@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lc_ray.cluster.jobs import Jobs
 
 jobs = typer.Typer(help="The jobs of a cluster: list, status, logs, stop, fetch.", no_args_is_help=True)
-cluster = typer.Typer(help="Start or stop a cluster with Ray's launcher, by a file such as those in cluster/, or show its nodes.", no_args_is_help=True)
+cluster = typer.Typer(help="Start or stop a cluster with Ray's launcher, by a file as in cluster/, or show its nodes.", no_args_is_help=True)
 
 Name = Annotated[str | None, typer.Option("--cluster", help="name of a cluster in ~/.config/lc_ray/clusters.yaml; not needed if there is only one")]
 Address = Annotated[str | None, typer.Option(help="URL of the cluster's dashboard, instead of a name: http://HOST:8265")]

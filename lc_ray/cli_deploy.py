@@ -13,7 +13,7 @@ from lc_ray.errors import DeployError
 from lc_ray.terminal import ArtifactPath, values
 
 Platform = Annotated[str, typer.Option(help=f"one of {', '.join(family.kinds('deploy'))}", show_default=False)]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="a setting of the platform; required ones that are missing are listed")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="a setting of the platform; missing ones are listed")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="print every call with its arguments, and make none")]
 Delete = Annotated[bool, typer.Option("--delete", help="delete everything that was made there")]
 
