@@ -111,7 +111,7 @@ def serve(
     port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
     grpc_port: Annotated[int | None, typer.Option(help="port of the Open Inference Protocol over gRPC; off if not given", show_default=False)] = None,
     replicas: Annotated[str, typer.Option(help="copies of the models; 1:4 for as many as requests need, 0:4 for none while no request comes")] = "1",
-    keys: Annotated[Path | None, typer.Option(help="file of lines NAME:KEY, one per API key, read again after SIGHUP; one is made if not given")] = None,
+    keys: Annotated[Path | None, typer.Option(help="file of lines NAME:KEY, read again after SIGHUP; a key is made if not given")] = None,
     access_log: Annotated[str | None, typer.Option(help="file to which each request adds a line of JSON; - for standard error")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate, for HTTPS")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
