@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout
+from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout, templates
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
 from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, err, out, plain, print_run, read_job, short, values
 
@@ -217,12 +217,10 @@ def schema() -> None:
 
 @app.command()
 def init(
-    task: Annotated[str, typer.Argument(help="a task, such as classification or object_detection; an unknown one lists all")] = "classification",
+    task: Annotated[str, typer.Argument(help=f"one of {', '.join(templates.names())}")] = "classification",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="file to write; printed if not given")] = None,
 ) -> None:
     """Write a commented job file for a task."""
-    from lc_ray import templates
-
     text = templates.text(task)
     if output is None:
         print(text, end="")
