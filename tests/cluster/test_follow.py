@@ -67,7 +67,7 @@ def test_of_a_file_whose_download_breaks_off_nothing_is_left(tmp_path):
     with ThreadingHTTPServer(("127.0.0.1", 0), Breaking) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         there = jobs.Jobs(Cluster(address=f"http://127.0.0.1:{server.server_port}"))
-        with pytest.raises(ClusterError, match="the cluster answered: .*closed"):
+        with pytest.raises(ClusterError, match=r"the cluster answered: .*closed"):
             there.download(Silent().get("tiny-1"), "record.json", tmp_path / "record.json")
         server.shutdown()
     assert list(tmp_path.iterdir()) == []
