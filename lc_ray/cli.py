@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout
+from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout, templates
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
 from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, err, out, plain, print_run, read_job, short, values
 
@@ -90,7 +91,7 @@ def run(job: JobFile, overrides: Overrides = None, as_json: AsJson = False, quie
 
 @app.command()
 def check(job: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Preflight: validate the file, open data and model, see that it can be pruned and quantized, and ask the cluster for room. Trains nothing."""
+    """Check a job before it runs: the file, the data, whether the model can be pruned and quantized, memory and the cluster. Trains nothing."""
     with err.status("reading the rows, trying the model, asking the cluster for room"):
         from lc_ray import preflight
 
@@ -110,13 +111,13 @@ def serve(
     port: Annotated[int, typer.Option(help="port; 0 for any that is free")] = 8000,
     grpc_port: Annotated[int | None, typer.Option(help="port of the Open Inference Protocol over gRPC; off if not given", show_default=False)] = None,
     replicas: Annotated[str, typer.Option(help="copies of the models; 1:4 for as many as requests need, 0:4 for none while no request comes")] = "1",
-    keys: Annotated[Path | None, typer.Option(help="file with a line NAME:KEY for each API key, read again after SIGHUP; else one is made")] = None,
+    keys: Annotated[Path | None, typer.Option(help="file of lines NAME:KEY, read again after SIGHUP; a key is made if not given")] = None,
     access_log: Annotated[str | None, typer.Option(help="file to which each request adds a line of JSON; - for standard error")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of a certificate, for HTTPS")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="any field of a job's serve: --set batch.max=64")] = None,
 ) -> None:
-    """Serve artifacts over HTTP until Ctrl-C. Requests need the key whose place is printed."""
+    """Serve artifacts over HTTP until Ctrl-C. Requests need an API key; where it is kept is printed."""
     from lc_ray import serving
     from lc_ray.section import override
     from lc_ray.serve.run import serve_forever
@@ -133,13 +134,13 @@ def predict(
     inputs: Annotated[list[str], typer.Argument(help="texts, or JSON objects by column; - reads one per line from stdin", show_default=False)],
     url: Annotated[str | None, typer.Option(help="an endpoint, for example http://127.0.0.1:8000")] = None,
     artifact: Annotated[str | None, typer.Option(help="an artifact, predicted here without an endpoint")] = None,
-    key: Annotated[str | None, typer.Option(help="API key; else that of LC_RAY_API_KEY or of the key file")] = None,
-    model: Annotated[str | None, typer.Option(help="which of an endpoint's models; else its first")] = None,
-    files: Annotated[bool, typer.Option("--files", help="the inputs are files, pictures or sounds, of a model with one such column")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for pictures and sounds of the answers: 0.png, 1.png, ...")] = None,
+    key: Annotated[str | None, typer.Option(help="API key; that of LC_RAY_API_KEY or of the key file if not given")] = None,
+    model: Annotated[str | None, typer.Option(help="one of the endpoint's models; its first if not given")] = None,
+    files: Annotated[bool, typer.Option("--files", help="the inputs are names of image or audio files, for a model with one such column")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for images and audio of the answers: 0.png, 1.png, ...")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask an endpoint (--url) or an artifact (--artifact)."""
+    """Predict with an endpoint (--url) or an artifact (--artifact)."""
     lines = [line.rstrip("\n") for line in sys.stdin or ()] if inputs == ["-"] else inputs
     rows = [_content(line) if files else _row(line) for line in lines]
     if (url is None) == (artifact is None):
@@ -172,7 +173,7 @@ def evaluate(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=_READING)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure an artifact on labelled rows, each counted."""
+    """Measure an artifact on labelled rows."""
     from lc_ray.evaluate import labelled
 
     metrics = labelled.evaluate(artifact, data, target, labelled.parse(values(settings)))
@@ -216,12 +217,10 @@ def schema() -> None:
 
 @app.command()
 def init(
-    task: Annotated[str, typer.Argument(help="a task, such as classification or object_detection; an unknown one lists all")] = "classification",
+    task: Annotated[str, typer.Argument(help=f"one of {', '.join(templates.names())}")] = "classification",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="file to write; printed if not given")] = None,
 ) -> None:
     """Write a commented job file for a task."""
-    from lc_ray import templates
-
     text = templates.text(task)
     if output is None:
         print(text, end="")
@@ -234,7 +233,7 @@ def init(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             output.unlink()  # else it would be there, empty, when the command is given again
         raise
-    out.print(f"wrote {output}; next: lc-ray check {output}", markup=False, soft_wrap=True)
+    out.print(f"wrote {output}; next: {shlex.join(['lc-ray', 'check', str(output)])}", markup=False, soft_wrap=True)
 
 
 for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints, cli_cluster.submit, cli_deploy.deploy):

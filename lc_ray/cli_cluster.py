@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from lc_ray.cluster.jobs import Jobs
 
 jobs = typer.Typer(help="The jobs of a cluster: list, status, logs, stop, fetch.", no_args_is_help=True)
-cluster = typer.Typer(help="Bring a cluster up or down by Ray's launcher, from a file as in cluster/, or show its nodes.", no_args_is_help=True)
+cluster = typer.Typer(help="Start or stop a cluster with Ray's launcher, by a file as in cluster/, or show its nodes.", no_args_is_help=True)
 
-Name = Annotated[str | None, typer.Option("--cluster", help="a cluster of ~/.config/lc_ray/clusters.yaml; needless if it has only one")]
-Address = Annotated[str | None, typer.Option(help="of the cluster's dashboard instead: http://HOST:8265")]
+Name = Annotated[str | None, typer.Option("--cluster", help="name of a cluster in ~/.config/lc_ray/clusters.yaml; not needed if there is only one")]
+Address = Annotated[str | None, typer.Option(help="URL of the cluster's dashboard, instead of a name: http://HOST:8265")]
 Id = Annotated[str, typer.Argument(help="of the job, as [bold]submit[/] and [bold]jobs list[/] print it", show_default=False)]
 Launcher = Annotated[Path, typer.Argument(help="a launcher file of Ray, such as cluster/aws.yaml", show_default=False)]
 
@@ -38,7 +38,7 @@ def submit(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a job on a cluster, with the files that it names; follow it, and fetch the model and the report.
+    """Run a job on a cluster: upload the files that it names, follow it, and fetch the model and the report.
 
     The same job is never run twice: if it is there already, it is followed, or its result fetched. Ctrl-C leaves it running.
     """
@@ -80,7 +80,7 @@ def list_jobs(name: Name = None, address: Address = None, as_json: AsJson = Fals
 
 @jobs.command()
 def status(job: Id, name: Name = None, address: Address = None, as_json: AsJson = False) -> None:
-    """Say how a job is."""
+    """Show a job's status."""
     found = _jobs(name, address).get(job)
     if as_json:
         print(json.dumps(asdict(found)))
@@ -97,7 +97,7 @@ def logs(
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="as the job prints it")] = False,
 ) -> None:
-    """Show what a job has told."""
+    """Show what a job has printed."""
     from lc_ray.cluster import submit as sending
     from lc_ray.progress import Display
 

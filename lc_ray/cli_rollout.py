@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
     Kept = Callable[..., tuple[str, Version]]  # what makes a version of an artifact's folder and weight
 
-_PORT = "port of the endpoint; not needed where only one runs on this machine, or for that of the cluster of RAY_ADDRESS"
+_PORT = "port of the endpoint; not needed if only one runs on this machine, or with RAY_ADDRESS"
 Port = Annotated[int | None, typer.Option(help=_PORT, show_default=False)]
 
 
 def rollout(
     artifact: ArtifactPath,
-    weight: Annotated[str, typer.Option(help="its share of the requests, as 10%; the versions that are served now have the rest")] = "100%",
+    weight: Annotated[str, typer.Option(help="share of the requests, such as 10%; the versions that are served now keep the rest")] = "100%",
     port: Port = None,
 ) -> None:
-    """Replace the model of the same name at an endpoint that runs, without a failed request, or give a new version a share of the requests.
+    """Replace a model of a running endpoint by a new version, or give that a share of its requests. No request fails.
 
-    A name that is not served yet is served besides. Where the new version can't be loaded, what is served goes on.
+    A model of another name is served in addition. If the new version can't be loaded, nothing changes.
     """
     from lc_ray.artifact import read
     from lc_ray.units import fraction
@@ -54,10 +54,10 @@ def rollout(
 
 def rollback(
     name: Annotated[str, typer.Argument(help="name of the model", show_default=False)],
-    remove: Annotated[bool, typer.Option("--remove", help="serve the model no more; the endpoint has to have another one")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="stop serving the model; the endpoint must have another one")] = False,
     port: Port = None,
 ) -> None:
-    """Serve a model as it was served before its latest rollout. Given again, it goes one further back."""
+    """Undo the latest rollout of a model. Given again, it goes one further back."""
 
     def rolled_back(state: State, kept: Kept) -> State:
         from lc_ray.serve import rollout as states
@@ -73,7 +73,7 @@ def rollback(
 
 
 def endpoints(as_json: AsJson = False) -> None:
-    """List the endpoints of this machine, or that of the cluster of RAY_ADDRESS, their models, and the share of the requests of each version."""
+    """List running endpoints, their models, and each version's share of the requests: those of this machine, or of the cluster of RAY_ADDRESS."""
     from lc_ray import runtime
     from lc_ray.serve import rollout as states
 

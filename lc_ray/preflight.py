@@ -193,7 +193,7 @@ def show(report: dict[str, Any], console: Console) -> None:
         console.print(f"[yellow]{escape(note)}[/]")
     if report["missing"]:
         for sentence in report["missing"]:
-            console.print(f"[red]✗[/] {sentence}")
+            console.print(f"[red]✗[/] {escape(sentence)}")
     else:
         at_once = f"{report['slots']} members train" if report["slots"] > 1 else "one member trains"
         console.print(f"[green]✓[/] the cluster can place the job; {at_once} at a time")

@@ -1,4 +1,4 @@
-"""What every section of a job file is, how a field of one is replaced, and what is wrong with one in words."""
+"""What every section of a job file is, how it is read, how a field of one is replaced, and what is wrong with one in words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import json
 from typing import Any, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lc_ray.errors import SpecError
@@ -15,6 +16,29 @@ class Section(BaseModel):
     """Base of all sections: frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which would take the last of several values of a key without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set[str]()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"'{key.value}' is there twice", key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def load(text: str) -> Any:
+    """What YAML says.
+
+    Raises:
+        yaml.YAMLError: it is none, or a key is there twice.
+        ValueError: a date that is none.
+    """
+    return yaml.load(text, _Loader)
 
 
 def override(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

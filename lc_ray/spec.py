@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lc_ray.errors import SpecError
 from lc_ray.section import Section as Section
-from lc_ray.section import nearest, problems
+from lc_ray.section import load, nearest, problems
 from lc_ray.section import override as override
 from lc_ray.serving import ServeSpec as ServeSpec
 from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
@@ -385,7 +385,7 @@ def parse(tree: Any, where: str = "job") -> JobSpec:
 def read(path: str | Path, values: dict[str, Any] | None = None) -> JobSpec:
     """Read a YAML job file, with dotted paths overridden by `values`."""
     try:
-        tree = yaml.safe_load(Path(path).read_text("utf-8"))
+        tree = load(Path(path).read_text("utf-8"))
     except OSError as error:
         raise SpecError(f"can't read the job file: {error.strerror}", str(path)) from None
     except (yaml.YAMLError, ValueError) as error:  # the latter for other text than UTF-8, and dates that are none

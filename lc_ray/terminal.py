@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +68,7 @@ def print_run(record: dict[str, Any], folder: Path) -> None:
     say("report", near(folder / "report.html"))
     if record["artifact"]:
         say("artifact", near(folder / "model"))
-        say("serve it", f"lc-ray serve {near(folder / 'model')}")
+        say("serve it", shlex.join(["lc-ray", "serve", str(near(folder / "model"))]))
 
 
 def say(name: str, value: Any) -> None:

@@ -105,6 +105,11 @@ def test_init_writes_a_valid_job_and_never_over_another(lc, tmp_path):
     assert "classification" in err
 
 
+def test_init_tells_a_command_that_can_be_pasted(lc, tmp_path):
+    file = tmp_path / "my job.yaml"
+    assert lc("init", "--output", file)[1] == f"wrote {file}; next: lc-ray check '{file}'\n"
+
+
 def test_init_knows_every_task(lc, tmp_path):
     for task in family.kinds("tasks"):
         assert lc("init", task, "--output", tmp_path / f"{task}.yaml")[0] == 0

@@ -1,13 +1,16 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_importing_lc_ray_loads_nothing_heavy():
-    code = "import lc_ray, sys; print(*[m for m in ('torch', 'ray', 'transformers', 'openvino', 'deepspeed') if m in sys.modules])"
+@pytest.mark.parametrize("module", ["lc_ray", "lc_ray.client"])
+def test_what_programs_import_first_loads_nothing_heavy(module):
+    code = f"import {module}, sys; print(*[m for m in ('torch', 'ray', 'transformers', 'openvino', 'deepspeed') if m in sys.modules])"
     assert run(code) == ""
 
 

@@ -34,9 +34,10 @@ def test_the_two_commands_come_first_and_are_targets():
 
 
 def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")) if not link.startswith("http")]
     assert links
-    assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []
+    assert [str(page.parent / link) for page, link in links if not (page.parent / link).exists()] == []
 
 
 def test_folders_of_the_table_exist():
@@ -47,7 +48,7 @@ def test_folders_of_the_table_exist():
 
 
 def test_every_task_and_modality_is_in_its_table():
-    tables = README.partition("## Other columns")[2].partition("## What")[0]
+    tables = README.partition("## Tasks and inputs")[2].partition("## What")[0]
     named = {n for row in re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE) for n in re.findall(r"`([^`.]+)`", row)}
     assert named - {"modality"} == {*family.kinds("tasks"), *family.kinds("modalities")}
 

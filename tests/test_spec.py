@@ -137,6 +137,16 @@ def test_a_date_that_is_none_is_a_mistake_of_the_file(tmp_path):
         spec.read(tmp_path / "job.yaml")
 
 
+def test_of_a_section_that_is_there_twice_none_is_left_out_unseen(tmp_path):
+    file, text = tmp_path / "job.yaml", yaml.safe_dump(SMALL)
+    file.write_text(f"train: {{epochs: 9}}\n{text}train:\n  batch_size: 8\n", "utf-8")
+    with pytest.raises(SpecError, match=r"job\.yaml: not valid YAML: 'train' is there twice\n +in .*, line "):
+        spec.read(file)
+    file.write_text(f"train: &one {{epochs: 9}}\n{text}search: {{<<: *one, epochs: 1}}\n", "utf-8")
+    with pytest.raises(SpecError, match=r"search\.epochs: unknown field"):
+        spec.read(file)
+
+
 def test_digest_depends_on_content_only():
     assert spec.digest({"a": 1, "b": 2}) == spec.digest({"b": 2, "a": 1}) != spec.digest({"a": 1, "b": 3})
     assert spec.digest(job(seed=1)) != spec.digest(job(seed=2))

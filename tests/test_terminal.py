@@ -1,11 +1,12 @@
 import io
+import shlex
 
 import pytest
 from rich.console import Console
 
 from lc_ray import preflight
 from lc_ray.evaluate.report import print_table
-from lc_ray.terminal import short
+from lc_ray.terminal import print_run, short
 
 
 def test_of_many_labels_the_likeliest_are_printed():
@@ -28,6 +29,14 @@ def test_brackets_are_printed_as_they_are(name):
     print_table({"name": "x", "models": [{"name": "dense", "metrics": {"f1": 0.5}, "cost": cost}], "ablation": {f"only {name}": {"f1": 0.25}}}, page)
     rows = [{name: f"10 of {name}", "fed": {name: "10"}}]
     counts = {"parameters": 1, "trained": 1, "memory": {}, "stage": 1, "slots": 1, "idle": None}
-    preflight.show({"name": "x", "files": [], "rows": rows, "rejected": [], "missing": [], **counts}, page)
-    for told in (f"only {name} ", f"{name}: 10 of {name}", f"{name} = 10"):
+    preflight.show({"name": "x", "files": [], "rows": rows, "rejected": [], "missing": [f"nothing can be written to {name}"], **counts}, page)
+    for told in (f"only {name} ", f"{name}: 10 of {name}", f"{name} = 10", f"✗ nothing can be written to {name}"):
         assert told in page.file.getvalue()
+
+
+def test_a_command_that_is_printed_can_be_pasted(capsys, tmp_path):
+    folder = tmp_path / "my runs"
+    cost = dict.fromkeys(("parameters", "bytes", "latency_ms", "latency_p95_ms", "throughput"), 1.0)
+    print_run({"name": "x", "models": [{"name": "dense", "metrics": {"f1": 0.5}, "cost": cost}], "answer": None, "artifact": "abc"}, folder)
+    (told,) = (line.removeprefix("serve it ") for line in capsys.readouterr().out.splitlines() if line.startswith("serve it"))
+    assert shlex.split(told) == ["lc-ray", "serve", str(folder / "model")]

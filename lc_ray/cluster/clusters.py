@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from lc_ray.errors import ClusterError
-from lc_ray.section import Section, problems
+from lc_ray.section import Section, load, problems
 from lc_ray.serve.auth import key_file, sendable
 
 
@@ -82,7 +82,7 @@ def find(name: str | None, address: str | None) -> Cluster:
 
 def _read() -> dict[str, object]:
     try:
-        tree = yaml.safe_load(config().read_text("utf-8")) or {}
+        tree = load(config().read_text("utf-8")) or {}
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

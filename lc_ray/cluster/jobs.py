@@ -19,6 +19,7 @@ import httpx
 
 from lc_ray.cluster.clusters import Cluster
 from lc_ray.errors import ClusterError
+from lc_ray.storage import storage_path
 
 TAG = "lc_ray"  # in the metadata of our jobs: their key
 _ANSWERS = 10.0  # seconds
@@ -186,16 +187,14 @@ class Jobs:
             ClusterError: it is not there, or the cluster can't be reached.
         """
         query = {"node_id": job.node or "", "filename": f"{TAG}/{job.id}/{name}", "lines": "-1", "timeout": "3600"}
-        with _told(self.address, name):
-            partial = target.with_name(f".{target.name}.partial")
-            with httpx.stream("GET", f"{self.address}/api/v0/logs/file", params=query, **self._http(read=60.0)) as answer:
-                if answer.status_code != 200:
-                    fix = "submit the job again: what is finished is not done twice"
-                    raise ClusterError(f"{name} is not there any more: the cluster or its head was started anew", job.id, fix)
-                with open(partial, "wb") as out:
-                    for piece in answer.iter_bytes():
-                        out.write(piece)
-            partial.replace(target)
+        asked = {"params": query, **self._http(read=60.0)}
+        with _told(self.address, name), httpx.stream("GET", f"{self.address}/api/v0/logs/file", **asked) as answer:
+            if answer.status_code != 200:
+                fix = "submit the job again: what is finished is not done twice"
+                raise ClusterError(f"{name} is not there any more: the cluster or its head was started anew", job.id, fix)
+            with storage_path(target).whole() as out:
+                for piece in answer.iter_bytes():
+                    out.write(piece)
 
     def _http(self, read: float = _ANSWERS) -> dict[str, Any]:
         return {"headers": self._headers, "verify": self._verify, "timeout": httpx.Timeout(_ANSWERS, read=read)}

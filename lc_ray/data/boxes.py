@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 import yaml
 from PIL import Image
 
+from lc_ray.modalities import _media
+
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for a picture that is stored turned by 90 degrees
 
 
 def voc(content: bytes) -> list[dict[str, Any]]:
@@ -59,7 +60,7 @@ def _size(picture: bytes) -> tuple[int, int]:
     """Width and height as it is shown, upright."""
     with Image.open(io.BytesIO(picture)) as image:
         width, height = image.size
-        return (height, width) if image.getexif().get(_ORIENTATION, 1) in _LYING else (width, height)
+        return (height, width) if _media.lies(image) else (width, height)
 
 
 def names(folder: str, read: Callable[[str], bytes | None]) -> dict[str, str]:

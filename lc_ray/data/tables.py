@@ -48,6 +48,7 @@ class Table:
         Names may have line breaks, and surrogates for what is not UTF-8.
         """
         found: list[tuple[int, list[str]]] = []
+        csv.field_size_limit(max(csv.field_size_limit(), BLOCK))  # Python's, of characters, is less than a long text has
         with self.file.open() as content:
             rows = csv.reader(io.TextIOWrapper(content, "utf-8-sig", errors="surrogateescape", newline=""), delimiter=mark, quotechar=quote)
             before = 0

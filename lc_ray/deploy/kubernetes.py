@@ -32,6 +32,7 @@ from lc_ray.units import Seconds
 _KIND = {"group": "ray.io", "version": "v1", "plural": "rayservices"}
 _MANAGER = "lc-ray"
 _POLL = 5.0  # seconds between two looks at a service, which takes minutes
+_ANSWERS = 60.0  # seconds in which the API server must answer a call
 _VERSION = "lc-ray/version"
 _ELSEWHERE = ("host", "port", "grpc_port", "tls", "replicas")  # of a job's `serve`: what Kubernetes' Service, an Ingress and the pods are
 _MARK = {"app.kubernetes.io/managed-by": _MANAGER}
@@ -227,6 +228,8 @@ def _clients(settings: Settings) -> tuple[Any, Any]:
         api = config.new_client_from_config(context=settings.context)
     except (config.ConfigException, yaml.YAMLError, ValueError, TypeError) as error:  # the last two for a file of something else
         raise DeployError(str(error), "kubeconfig", "`kubectl config get-contexts` should list the cluster") from None
+    send = api.rest_client.request
+    api.rest_client.request = lambda *given, **named: send(*given, **named | {"_request_timeout": _ANSWERS})  # the client itself waits without end
     return client.CoreV1Api(api), client.CustomObjectsApi(api)
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow.fs
+from PIL import Image
 
 from lc_ray.errors import DataError, first_line
 from lc_ray.modalities import _text
 from lc_ray.storage import joined, system_of
 
 _LARGEST = 256 * 2**20  # bytes
+_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for an image that is stored turned by 90 degrees
 _START = 120  # characters that tell base64 from a name: no path is as long without a dot
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+=*\s*")
 _left: ContextVar[list[int] | None] = ContextVar("left", default=None)
@@ -60,6 +62,11 @@ def spend(values: int) -> None:
         left[0] -= values
         if left[0] < 0:
             raise DataError("larger than what is left to the request")
+
+
+def lies(image: Image.Image) -> bool:
+    """Whether an image is stored turned by 90 degrees, so that its width is the height of what is shown."""
+    return image.getexif().get(_ORIENTATION, 1) in _LYING
 
 
 def fetch(value: Any, folder: Path | str | None, path: str = "{}") -> bytes:

@@ -76,10 +76,10 @@ class Modality:
                 _media.spend(width * height)
                 image.draft("RGB", (self.spec.size * 2, self.spec.size * 2))  # JPEG: decoded at a fraction of its size where that is enough
                 image.load()  # some formats tell of their orientation after the pixels
-                orientation = image.getexif().get(_ORIENTATION, 1)
-                turned = image if orientation == 1 else ImageOps.exif_transpose(image)  # which copies
-                pixels = _resized(turned if turned.mode == "RGB" else _without_alpha(turned), self.spec.size)
-                return (pixels, height, width) if orientation in _LYING else (pixels, width, height)
+                if _media.lies(image):
+                    width, height = height, width
+                ImageOps.exif_transpose(image, in_place=True)
+                return _resized(image if image.mode == "RGB" else _without_alpha(image), self.spec.size), width, height
         except DataError:
             raise
         except UnidentifiedImageError:

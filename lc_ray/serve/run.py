@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -123,8 +124,8 @@ def _welcome(url: str, found: Sequence[Artifact], key_file: str | Path | None = 
     name, columns = found[0].manifest.name, [i["column"] for i in found[0].manifest.inputs]
     body = json.dumps({"instances": ["..." if len(columns) == 1 else dict.fromkeys(columns, "...")]})
     place = auth.place()
-    key = "KEY" if key_file else place if place.startswith("$") else f"$(cat {place})"
-    curl = f"curl {url}/v1/models/{name}:predict -H \"Authorization: Bearer {key}\" -d '{body}'"
+    key = "KEY" if key_file else place if place.startswith("$") else f"$(cat {shlex.quote(place)})"
+    curl = f'curl {url}/v1/models/{name}:predict -H "Authorization: Bearer {key}" -d {shlex.quote(body)}'
     also = f" and, over gRPC, at [bold]{urlsplit(url).hostname}:{grpc_port}[/bold]" if grpc_port else ""
     return f"serving {named} at [bold]{url}[/bold]{also}\n" + escape(f"API key: {key_file or place}\n\n  {curl}\n")
 

@@ -171,12 +171,7 @@ class Model(nn.Module):
         """
         source = sources[inputs[0].column]
         with _hub.loading("language model", source):
-            config = AutoConfig.from_pretrained(source)
-            model = (
-                cls.AUTO.from_config(config)
-                if inputs[0].weights == "random"
-                else cls.AUTO.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-            )
+            model = _hub.model(cls.AUTO, AutoConfig.from_pretrained(source), source, inputs[0].weights)
         text.need_positions(model, task.positions, source)
         text.know_tokens(model, source)
         return cls(model, module_name(inputs[0].column))

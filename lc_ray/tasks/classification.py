@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from lc_ray.errors import DataError
 from lc_ray.modalities import _text
-from lc_ray.spec import Section
-from lc_ray.tasks import _task
+from lc_ray.tasks import _labels, _task
 
 _FEW = 100  # labels of which each may have but a row
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
 
 
-class Task(_task.Task):
-    """One of several labels.
-
-    Args:
-        labels: their names; a label's index is its position.
-        weights: of each label in the loss, if they differ.
-    """
+class Task(_labels.Task):
+    """One of several labels. See `_labels.Task`."""
 
     TYPE = pa.string()
     objective = "accuracy"
     STRATIFIES = True
-
-    class Options(Section):
-        """Fields of the task section."""
-
-        class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare labels weigh more in the loss")
-
-    def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:
-        self.labels, self.weights = labels, weights
-        self._index = {label: i for i, label in enumerate(labels)}
 
     @staticmethod
     def clean(value: Any) -> str:
@@ -81,33 +64,13 @@ class Task(_task.Task):
         balanced = [counts.total() / len(labels) / counts[label] for label in labels]
         return cls(labels, balanced if options.class_weights == "balanced" else None)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Arguments of this class, as JSON."""
-        return {"labels": self.labels} | ({"weights": self.weights} if self.weights else {})
-
     def encode(self, target: str) -> int:
-        """Index of a label.
-
-        Raises:
-            DataError: a label never seen in training.
-        """
-        if target not in self._index:
-            near = difflib.get_close_matches(target, self.labels, 1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            raise DataError(
-                f"label '{target}' was never seen in training (labels: {', '.join(self.labels[:20])})",
-                fix=f"{hint}correct the row, or add training rows with that label",
-            )
-        return self._index[target]
+        """See `index`."""
+        return self.index(target)
 
     def collate(self, encoded: list[int]) -> Tensor:
         """Label indices (batch,)."""
         return torch.tensor(encoded)
-
-    def head(self, width: int) -> nn.Module:
-        """(batch, width) → (batch, labels)."""
-        return nn.Linear(width, len(self.labels))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of outputs (batch, labels) against targets (batch,)."""

@@ -12,33 +12,23 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from lc_ray.errors import DataError
 from lc_ray.modalities import _text
-from lc_ray.tasks import _task, classification
+from lc_ray.tasks import _labels, _task, classification
 
 _SEPARATOR = "|"
 _OTHERS = re.compile("[,;]")
 _NUMBERS = re.compile(r"\s*\d+(\s*[,;]\s*\d+)+\s*")  # as GoEmotions has them
 
 
-class Task(_task.Task):
-    """Zero or more of several labels.
-
-    Args:
-        labels: their names; a label's index is its position.
-        weights: of the rows that have a label, against those that lack it, if they differ from 1.
-    """
+class Task(_labels.Task):
+    """Zero or more of several labels. See `_labels.Task`; weights are of the rows that have a label, against those that lack it."""
 
     TYPE = pa.list_(pa.string())
     objective = "micro_f1"
     STRATIFIES = True
-    Options = classification.Task.Options
-
-    def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:
-        self.labels, self.weights = labels, weights
-        self._one = classification.Task(labels)
 
     @staticmethod
     def clean(value: Any) -> list[str]:
@@ -84,27 +74,18 @@ class Task(_task.Task):
         balanced = [max(1.0, (rows - counts[label]) / counts[label]) for label in labels]
         return cls(labels, balanced if options.class_weights == "balanced" else None)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Arguments of this class, as JSON."""
-        return {"labels": self.labels} | ({"weights": self.weights} if self.weights else {})
-
     def encode(self, target: list[str]) -> list[float]:
         """1 for each label that the row has.
 
         Raises:
             DataError: a label never seen in training.
         """
-        there = {self._one.encode(label) for label in target}
+        there = {self.index(label) for label in target}
         return [float(i in there) for i in range(len(self.labels))]
 
     def collate(self, encoded: list[list[float]]) -> Tensor:
         """(batch, labels)."""
         return torch.tensor(encoded)
-
-    def head(self, width: int) -> nn.Module:
-        """(batch, width) → (batch, labels)."""
-        return nn.Linear(width, len(self.labels))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean binary cross-entropy over rows and labels."""

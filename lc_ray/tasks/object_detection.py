@@ -21,7 +21,7 @@ from torchvision.ops import box_iou
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities import _text, image
 from lc_ray.spec import InputSpec, ModelSpec, Section, module_name
-from lc_ray.tasks import _detr, _rcnn, _task, classification
+from lc_ray.tasks import _detr, _labels, _rcnn, _task, classification
 from lc_ray.units import Fraction
 
 _MOST = 1000  # boxes of a picture
@@ -29,7 +29,7 @@ _FRACTION = 2.0  # of a left side and a width that are at most 1
 Found = dict[str, NDArray[Any]]  # boxes (found, 4) as corners in [0, 1], scores (found,) and labels (found,), best first
 
 
-class Task(_task.Task):
+class Task(_labels.Task):
     """Boxes with labels. The one input column's modality is `picture`.
 
     Args:
@@ -47,8 +47,8 @@ class Task(_task.Task):
         threshold: Fraction = Field(0.5, description="score from which a box is part of an answer; metrics are of all boxes")
 
     def __init__(self, labels: list[str], threshold: float = 0.5) -> None:
-        self.labels, self.threshold = labels, threshold
-        self._one = classification.Task(labels)
+        super().__init__(labels)
+        self.threshold = threshold
         self.finding: Any = _detr.Finding(len(labels))
 
     @staticmethod
@@ -131,7 +131,7 @@ class Task(_task.Task):
         Raises:
             DataError: a label never seen in training.
         """
-        labels = np.array([self._one.encode(item["label"]) for item in target], np.int64)
+        labels = np.array([self.index(item["label"]) for item in target], np.int64)
         return {"labels": labels, "boxes": np.array([item["box"] for item in target], np.float32).reshape(-1, 4)}
 
     def collate(self, encoded: list[dict[str, NDArray[Any]]]) -> dict[str, Tensor]:

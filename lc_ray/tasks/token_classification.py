@@ -11,11 +11,11 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities import _text
-from lc_ray.tasks import _spans, _task, classification
+from lc_ray.tasks import _labels, _spans, _task, classification
 from lc_ray.tasks._task import Batch, Run
 
 _IGNORED = -100  # targets of padding, as PyTorch's cross-entropy has it
@@ -23,7 +23,7 @@ OUTSIDE = "O"
 _PREFIXES, _BEGINS, _ENDS = set("BIESLU"), set("BSU"), set("ESLU")
 
 
-class Task(_task.Task):
+class Task(_labels.Task):
     """A tag for each word of the one input column, whose modality is `words`.
 
     Args:
@@ -35,11 +35,6 @@ class Task(_task.Task):
     objective = "f1"
     COLUMNS: ClassVar[dict[str, str]] = {"text": "words"}
     POSITIONS = True
-    Options = classification.Task.Options
-
-    def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:
-        self.labels, self.weights = labels, weights
-        self._one = classification.Task(labels)
 
     @staticmethod
     def clean(value: Any) -> list[str]:
@@ -105,18 +100,13 @@ class Task(_task.Task):
         balanced = [(counts.total() / len(labels) / max(1, counts[label])) ** 0.5 for label in labels]
         return cls(labels, balanced if options.class_weights == "balanced" else None)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Arguments of this class, as JSON."""
-        return {"labels": self.labels} | ({"weights": self.weights} if self.weights else {})
-
     def encode(self, target: list[str]) -> list[int]:
         """Index of each tag.
 
         Raises:
             DataError: a tag never seen in training.
         """
-        return [self._one.encode(tag) for tag in target]
+        return [self.index(tag) for tag in target]
 
     def collate(self, encoded: list[list[int]]) -> Tensor:
         """Tag indices (batch, words), padded."""
@@ -129,10 +119,6 @@ class Task(_task.Task):
         """Words that were cut off with the text's end do not count, however long the batch's others are."""
         behind = torch.arange(targets.shape[1]) >= _read(inputs)[:, None]
         return inputs, targets.masked_fill(behind, _IGNORED)
-
-    def head(self, width: int) -> nn.Module:
-        """(batch, words, width) → (batch, words, tags)."""
-        return nn.Linear(width, len(self.labels))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy over the words that `teach` left."""

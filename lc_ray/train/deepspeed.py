@@ -57,7 +57,8 @@ def build() -> None:
     op = ShareMemCommBuilder()
     if torch.cuda.is_available() or not op.is_compatible():
         return
-    os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{os.environ.get('PATH', '')}"
+    if not (path := os.environ.get("PATH", "")).startswith(f"{ninja.BIN_DIR}{os.pathsep}"):  # of a worker's segment before
+        os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{path}"
     try:
         op.load()
     except Exception as error:

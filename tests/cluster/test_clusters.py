@@ -38,6 +38,7 @@ def test_by_name_by_address_and_the_only_one(named):
         ("", None, "which cluster"),
         ("a: {address: 'http://a'}\nb: {address: 'http://b'}\n", None, "named: a, b"),
         ("a: {address: 'http://a'}\n", "c", "no cluster is named 'c'; named: a"),
+        ("a: {address: 'http://a'}\na: {address: 'http://b'}\n", "a", "can't be read: 'a' is there twice"),
         ("a: {adress: 'http://a'}\n", "a", "did you mean 'address'"),
         ("a: {address: 'ray://a:10001'}\n", "a", "address.*for example https://ray.example.com:8265"),
         ("", "", "no cluster is named ''"),

@@ -56,6 +56,23 @@ def test_a_cluster_that_answers_no_more_is_given_up(monkeypatch):
         server.shutdown()
 
 
+def test_of_a_file_whose_download_breaks_off_nothing_is_left(tmp_path):
+    class Breaking(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("content-length", "100")
+            self.end_headers()
+            self.wfile.write(b'{"ray_version": "2.60.0"}'.ljust(50 if "logs" in self.path else 100))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Breaking) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        there = jobs.Jobs(Cluster(address=f"http://127.0.0.1:{server.server_port}"))
+        with pytest.raises(ClusterError, match=r"the cluster answered: .*closed"):
+            there.download(Silent().get("tiny-1"), "record.json", tmp_path / "record.json")
+        server.shutdown()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_of_a_look_that_failed_the_error_is_told_and_not_the_program():
     class Failed(jobs.Jobs):
         def __init__(self):

@@ -1,5 +1,7 @@
 """Tables as text: their marks, quotes and uneven rows."""
 
+import csv
+
 import pytest
 from test_read import all_rows
 
@@ -158,3 +160,13 @@ def test_a_first_row_that_is_not_utf8_where_names_are_given(tmp_path):
     """As Sentiment140's, in Latin-1 and without a header."""
     (tmp_path / "a.csv").write_bytes(b'"0","caf\xe9"\n"4","b"\n')
     assert [row["text"] for row in read_by(tmp_path / "a.csv", ["label", "text"], ["text"])] == [b"caf\xe9", b"b"]
+
+
+def test_the_first_text_of_a_file_without_a_header_may_be_long(tmp_path):
+    long = "word " * 40_000
+    (tmp_path / "rows.csv").write_text(f"{long},good\nshort,bad\n", "utf-8")
+    before = csv.field_size_limit(131_072)  # as it is where nothing has raised it
+    reader = read.Reader(File(str(tmp_path / "rows.csv")), ["text", "label"])
+    reader.require(["text", "label"])
+    assert [len(row["text"]) for chunk in reader.rows(["text", "label"]) for row in chunk] == [len(long), 5]
+    csv.field_size_limit(max(before, csv.field_size_limit()))

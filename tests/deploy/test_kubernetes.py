@@ -1,5 +1,6 @@
 """Kubernetes: its own client against a stand-in for the API server, which takes of a RayService what KubeRay's schema allows."""
 
+import asyncio
 import base64
 import json
 import sys
@@ -26,10 +27,11 @@ SETTINGS = {"image": "registry.example/lc-ray:0.1.0-ray2.60.0", "path": "/runs/r
 
 class ApiServer:
     def __init__(self, validator):
-        self.validator, self.objects, self.status, self.looks = validator, {}, [], 0
+        self.validator, self.objects, self.status, self.looks, self.delay = validator, {}, [], 0, 0.0
         self.app = Starlette(routes=[Route("/{path:path}", self.answer, methods=["GET", "POST", "PATCH", "DELETE"])])
 
     async def answer(self, request):
+        await asyncio.sleep(self.delay)
         path, body = request.url.path, await request.body()
         told = yaml.safe_load(body) if body else {}
         if request.method == "POST":
@@ -79,6 +81,13 @@ def api(tmp_path, monkeypatch):
         monkeypatch.setattr(platform, "_POLL", 0.01)
         monkeypatch.setenv("LC_RAY_API_KEY", "secret")
         yield server
+
+
+def test_an_api_server_that_does_not_answer_is_told(api, tiny_artifact, monkeypatch):
+    monkeypatch.setattr(platform, "_ANSWERS", 0.1)
+    api.delay = 2.0
+    with pytest.raises(DeployError, match=r"the API server can't be reached: .*timed out"):
+        DeployModel(tiny_artifact, "kubernetes", **SETTINGS).deploy()
 
 
 def service(api):

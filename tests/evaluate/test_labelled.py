@@ -5,6 +5,7 @@ from artifacts import save
 
 import lc_ray
 from lc_ray.errors import DataError
+from lc_ray.evaluate import labelled
 from lc_ray.evaluate.labelled import evaluate
 from lc_ray.models import load
 from lc_ray.predictor import Predictor
@@ -25,6 +26,14 @@ def test_every_usable_row_counts(model, tmp_path):
     right = sum(a == b for a, b in zip(answers, ["positive", "negative", "neutral"], strict=True))
     assert (found["rows"], found["rejected"]) == (3, 2)
     assert found["accuracy"] == pytest.approx(right / 3)
+
+
+def test_few_rows_are_in_memory_at_a_time(model, tiny_rows, monkeypatch):
+    whole, scores, held = evaluate(model, str(tiny_rows), "label"), model.scores, []
+    monkeypatch.setattr(labelled, "_ROWS", 50)
+    monkeypatch.setattr(model, "scores", lambda rows: held.append(len(rows["_size"])) or scores(rows))
+    assert evaluate(model, str(tiny_rows), "label") == pytest.approx(whole, abs=1e-5)
+    assert (max(held), sum(held)) == (50, whole["rows"])
 
 
 def test_an_unknown_label_says_where(model, tmp_path):

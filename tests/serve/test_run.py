@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -6,10 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from ray.exceptions import ActorDiedError
+from rich.text import Text
 
 from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ServeError
@@ -155,6 +158,16 @@ def test_welcome_shows_where_the_key_is_but_not_the_key(no_ray, tiny_artifact):
     assert str(auth.key_file()) in text
     assert "http://127.0.0.1:1234/v1/models/tiny:predict" in text
     assert "127.0.0.1:5678" in text
+
+
+def test_what_welcome_prints_can_be_pasted(no_ray, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "my config"))
+    key, column = auth.ensure(), "the user's text"
+    found = SimpleNamespace(manifest=SimpleNamespace(name="m", inputs=[{"column": column}, {"column": "photo"}]), digest="abc")
+    command = Text.from_markup(run._welcome("http://127.0.0.1:1234", [found])).plain.partition("curl ")[2]
+    told = subprocess.run(["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told[2:4] == [f"Authorization: Bearer {key}", "-d"]
+    assert json.loads(told[4]) == {"instances": [{column: "...", "photo": "..."}]}
 
 
 def test_welcome_says_which_of_several_versions_answers(no_ray, tiny_artifact, second_artifact):

@@ -3,9 +3,10 @@ import subprocess
 import sys
 
 import pytest
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
 from lc_ray.spec import ModelSpec, TrainSpec
-from lc_ray.train.deepspeed import config
+from lc_ray.train.deepspeed import build, config
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -41,3 +42,12 @@ def test_ninja_need_not_be_on_the_path_and_a_compiler_must(tmp_path):
         "lc_ray.errors.TrainError: no C++ compiler (c++) to make DeepSpeed's communication op",
         "  → install one, such as g++, on every node",
     ]
+
+
+def test_the_path_of_a_worker_does_not_grow_with_its_segments(monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.setattr(ShareMemCommBuilder, "load", lambda op: None)
+    build()
+    once = os.environ["PATH"]
+    build()
+    assert os.environ["PATH"] == once
