@@ -8,6 +8,7 @@ import difflib
 import functools
 import itertools
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,8 @@ _FIRST = 128  # rows among which columns are looked for, at least
 _UNEVEN = ("json", "jsonl", "tar", "conll", "conllu", "txt", "sheet")  # kinds of which each row has columns of its own
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
 _NESTED = "; labels are names of subfolders, or stand beside the files' names in a table"
+_PIXEL, _PIXELS = re.compile(r"pixel_?\d+"), "; of a picture with a column for each pixel, write a column of lists, [0, 255, ...]"
+_SHOWN = 20  # names of columns, where one is missing
 _BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error, *packed.BROKEN)  # what a file that is cut off or damaged raises
 
 
@@ -128,7 +131,9 @@ class Reader:
                 near = difflib.get_close_matches(name.lower(), [column.lower() for column in there], 1)
                 meant = next((f"did you mean '{column}'? " for column in there if column.lower() in near), "")
                 usual = _CORRECT + (_NAME if self._table else _NESTED if self.kind == "folder" else "")
-                raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), meant + (fix or usual))
+                usual += _PIXELS if any(map(_PIXEL.fullmatch, there)) else ""
+                shown = ", ".join(there[:_SHOWN]) + (f", ... ({len(there):,} in all)" if len(there) > _SHOWN else "")
+                raise DataError(f"no column '{name}'; there are: {shown or 'none'}", str(self.file), meant + (fix or usual))
 
     def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:
         """How many tasks are worth sharing the file in chunks of `size` rows, at least one: none would be left without rows."""
@@ -250,7 +255,8 @@ class Reader:
         return Folder(self.file)
 
     def _samples(self) -> Iterator[dict[str, Any]]:
-        """Samples of a WebDataset: neighbouring members whose names are equal up to the first dot; a column per ending, or key of a .json.
+        """Samples of a WebDataset: neighbouring members whose names are equal up to the first dot; a column per ending, in small
+        letters as its own reader has them, or per key of a .json.
 
         Raises:
             DataError: not a tar file, or one that is cut off.
@@ -269,7 +275,7 @@ class Reader:
                         yield sample
                         sample = {}
                     data = cast(Any, tar.extractfile(member)).read()
-                    sample |= {"__key__": f"{folder}/{stem}"} | _parsed(ending, data)
+                    sample |= {"__key__": f"{folder}/{stem}"} | _parsed(ending.lower(), data)
         except (tarfile.TarError, EOFError, zlib.error) as error:
             raise DataError(f"not a whole tar file: {error}", str(self.file)) from None
         if sample:
