@@ -19,7 +19,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 from pyarrow import orc
 
-from lc_ray.data import conll, documents, lines, packed, sheets, tables
+from lc_ray.data import boxes, conll, documents, lines, packed, sheets, tables
 from lc_ray.data.files import File
 from lc_ray.data.folders import Folder
 from lc_ray.data.tables import Table
@@ -61,7 +61,8 @@ class Reader:
         Raises:
             DataError: the file has no header or can't be read.
         """
-        return [*(own := self._own(wanted)), *(name for name in self.file.partitions if name not in own)]
+        there = [*(own := self._own(wanted)), *(name for name in self.file.partitions if name not in own)]
+        return [*there, *([boxes.ANNOTATIONS] if boxes.parts(there) else [])]
 
     def _own(self, wanted: Sequence[str] = ()) -> list[str]:
         """Those of the columns that are in the file itself."""
@@ -175,7 +176,7 @@ class Reader:
             shared = {name: value for name, value in shared.items() if name not in there}
             own = [name for name in names if name not in shared] or there[:1]
         try:
-            for chunk in self._chunks(own, size, self._kind(wanted)):
+            for chunk in self._grouped(own, size, self._kind(wanted)):
                 yield [row | shared for row in _listed(chunk)] if shared else chunk
         except _BROKEN as error:
             what = first_line(error)
@@ -195,6 +196,14 @@ class Reader:
         """Whether a text's first line has several cells, and is not fastText's."""
         first = cast(Table, self._table).columns()
         return len(first) > 1 and not first[0].encode().startswith(lines.LABEL)
+
+    def _grouped(self, wanted: Sequence[str], size: int, kind: str) -> Iterator[Any]:
+        """As `_chunks`; a row for each picture where boxes are wanted and the file has a row for each of these."""
+        if boxes.ANNOTATIONS not in wanted or not (found := boxes.parts(self._own())):
+            return self._chunks(wanted, size, kind)
+        read = list(dict.fromkeys([*(name for name in wanted if name != boxes.ANNOTATIONS), found[0], *found[2]]))
+        each = (row for chunk in self._chunks(read, CHUNK, kind) for row in _listed(chunk))
+        return _batched(boxes.rows(each, found, wanted), size)
 
     def _chunks(self, wanted: Sequence[str], size: int, kind: str) -> Iterator[Any]:
         """Record batches, or lists of dicts, of `size` rows; all columns of a JSON row where none is wanted."""

@@ -247,7 +247,7 @@ def _clean(item: Any) -> dict[str, Any]:
     box = item.get("box")
     box = item.get("bbox") if box is None else box  # Arrow gives every struct all fields
     try:
-        left, top, third, fourth = (float(x) for x in cast(Any, box))
+        left, top, third, fourth = (float(x) for x in cast(Any, _text.listed(box)))
     except (TypeError, ValueError):
         raise DataError("a box is not 4 numbers") from None
     right, bottom = (third, fourth) if item.get("box") is not None else (left + third, top + fourth)
