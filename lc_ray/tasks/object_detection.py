@@ -26,6 +26,7 @@ from lc_ray.units import Fraction
 
 _MOST = 1000  # boxes of a picture
 _FRACTION = 2.0  # of a left side and a width that are at most 1
+_ONE = {"categories": "category", "labels": "label", "boxes": "box", "bboxes": "bbox"}  # of names of lists, as metadata beside pictures may have them
 Found = dict[str, NDArray[Any]]  # boxes (found, 4) as corners in [0, 1], scores (found,) and labels (found,), best first
 
 
@@ -90,7 +91,8 @@ class Task(_task.Task):
             left, top, right, bottom = item["box"]
             if min(left, top) < -1 or right > width + 1 or bottom > height + 1 or min(right, bottom) <= 0 or left >= width or top >= height:
                 box = f"box {[round(x, 1) for x in item['box']]} (left, top, right, bottom)"
-                raise DataError(f'{box} lies outside of its picture of {width} × {height} pixels; "bbox" is read as left, top, width, height')
+                read = '"bbox" is read as left, top, width, height, "box" as corners'
+                raise DataError(f"{box} lies outside of its picture of {width} × {height} pixels; {read}")
 
     @classmethod
     def fit(cls, targets: Iterable[list[dict[str, Any]]], options: Any, columns: dict[str, Any]) -> Self:
@@ -232,7 +234,7 @@ class Model:
 
 
 def _rows(columns: dict[str, Any]) -> list[dict[str, Any]]:
-    columns = {"category" if name == "categories" else name: cell for name, cell in columns.items()}  # as metadata beside pictures may have it
+    columns = {_ONE.get(name, name): cell for name, cell in columns.items()}
     cells = [_text.listed(cell) for cell in columns.values()]
     if not all(isinstance(cell, list) for cell in cells) or len({len(cell) for cell in cells}) > 1:
         raise DataError("not a list of boxes, nor lists of their labels and corners that are of one length")

@@ -303,6 +303,8 @@ BOX = {"label": "a", "box": [1, 2, 3, 4]}
         str([BOX]),
         {"bbox": [[1, 2, 2, 2]], "category": ["a"], "id": [7]},
         {"bbox": [[1, 2, 2, 2]], "categories": ["a"]},
+        {"boxes": [[1, 2, 3, 4]], "labels": ["a"]},
+        {"bboxes": ["[1, 2, 2, 2]"], "label": ["a"]},
         json.dumps({"bbox": [[1, 2, 2, 2]], "category": ["a"]}).encode(),
         str({"bbox": [[1, 2, 2, 2]], "category": ["a"]}),
         [BOX | {"iscrowd": 0}, {"label": "crowd", "box": [0, 0, 9, 9], "iscrowd": 1}],
