@@ -18,7 +18,7 @@ from rich.table import Table
 from lc_ray import family, runtime
 from lc_ray.data import cells, read
 from lc_ray.data.files import File, files
-from lc_ray.data.prepare import hints, task_kind
+from lc_ray.data.prepare import hints, named, task_kind
 from lc_ray.errors import DataError
 from lc_ray.models import batches, load
 from lc_ray.models.batches import TARGET
@@ -55,7 +55,7 @@ def check(job: JobSpec) -> dict[str, Any]:
     clean, rejected = _look(job, columns, task, reader)
     rows = [_fed(row, columns, task, job.data.target) for row in clean]
     try:
-        fitted = task.fit(_targets(job, task, reader), options, columns)
+        fitted = named(task.fit(_targets(job, task, reader), options, columns), job)
     except DataError:
         if rows or not rejected:
             raise

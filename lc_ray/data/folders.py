@@ -31,11 +31,11 @@ class Folder:
         self.paths, self._root = file.members(), str(file.folder)
         first = ending(self.paths[0]) if self.paths else ""
         self._kind = "image" if first in IMAGES else "audio" if first in SOUNDS else "text"
-        self._names = functools.cache(lambda folder: boxes.names(folder, _read))
+        self._names = functools.cache(lambda folder: boxes.names(folder, content_of))
         self._transcripts = functools.lru_cache(4)(_transcripts)
         self._beside = {"text": self._text, "annotations": self._annotations} if self._kind != "text" else {}
         self._cells: dict[str, Callable[[str], Any]] = {
-            self._kind: (lambda path: _read(self._at(path))) if self._kind == "text" else str,
+            self._kind: (lambda path: content_of(self._at(path))) if self._kind == "text" else str,
             "label": lambda path: path.split("/")[1] if path.count("/") > 1 else None,
             **self._beside,
         }
@@ -84,7 +84,7 @@ class Folder:
         if (content := _first(picture, ".xml")) is not None:
             return boxes.voc(content)
         if (content := _first(picture, ".txt")) is not None:
-            return boxes.yolo(content, names, _read(picture) or b"")
+            return boxes.yolo(content, names, content_of(picture) or b"")
         return [] if names else None  # of YOLO's pictures those without a text show nothing
 
 
@@ -105,7 +105,7 @@ class _Chunk(Sequence[dict[str, Any]]):
         return _Chunk(self._paths[place], self._row) if isinstance(place, slice) else self._row(self._paths[place])
 
 
-def _read(path: str) -> bytes | None:
+def content_of(path: str) -> bytes | None:
     """The content of a file, None where there is none."""
     try:
         with File(path).open() as content:
@@ -121,12 +121,12 @@ def _places(path: str, last: str) -> list[str]:
 
 
 def _first(path: str, last: str) -> bytes | None:
-    return next((content for place in _places(path, last) if (content := _read(place)) is not None), None)
+    return next((content for place in _places(path, last) if (content := content_of(place)) is not None), None)
 
 
 def _transcripts(folder: str) -> dict[str, bytes]:
     """LibriSpeech's of a folder: on each line a recording's name, and what is said."""
-    lines = (_read(_said(folder)) or b"").splitlines()
+    lines = (content_of(_said(folder)) or b"").splitlines()
     return {name.decode("utf-8", "replace"): said for name, _, said in (line.partition(b" ") for line in lines)}
 
 

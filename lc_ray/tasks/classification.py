@@ -6,7 +6,7 @@ import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -32,6 +32,7 @@ class Task(_task.Task):
     Args:
         labels: their names; a label's index is its position.
         weights: of each label in the loss, if they differ.
+        keys: what rows have in place of the names, if something else.
     """
 
     TYPE = pa.string()
@@ -43,9 +44,9 @@ class Task(_task.Task):
 
         class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare labels weigh more in the loss")
 
-    def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:
-        self.labels, self.weights = labels, weights
-        self._index = {label: i for i, label in enumerate(labels)}
+    def __init__(self, labels: list[str], weights: list[float] | None = None, keys: list[str] | None = None) -> None:
+        self.labels, self.weights, self.keys = labels, weights, keys
+        self._index = {label: i for named in (labels, keys or ()) for i, label in enumerate(named)}
 
     @staticmethod
     def clean(value: Any) -> str:
@@ -84,7 +85,12 @@ class Task(_task.Task):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments of this class, as JSON."""
-        return {"labels": self.labels} | ({"weights": self.weights} if self.weights else {})
+        return {"labels": self.labels} | ({"weights": self.weights} if self.weights else {}) | ({"keys": self.keys} if self.keys else {})
+
+    def named(self, find: Callable[[list[str]], dict[str, str]]) -> Self:
+        """See `_task.Task`. Rows may go on having the numbers, or have the names."""
+        names = find(self.labels)
+        return type(self)([names[label] for label in self.labels], self.weights, self.labels) if names else self
 
     def encode(self, target: str) -> int:
         """Index of a label.
@@ -158,4 +164,4 @@ class Task(_task.Task):
 
     def mistake(self, answer: dict[str, Any], target: str) -> float | None:
         """Probability of a wrong label."""
-        return None if answer["label"] == target else float(answer["probabilities"][answer["label"]])
+        return None if self._index[answer["label"]] == self.encode(target) else float(answer["probabilities"][answer["label"]])
