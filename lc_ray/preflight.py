@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lc_ray import family, runtime
-from lc_ray.data import cells, read
+from lc_ray.data import cells, classes, read
 from lc_ray.data.files import File, files
 from lc_ray.data.prepare import hints, named, task_kind
 from lc_ray.errors import DataError
@@ -38,7 +38,7 @@ def check(job: JobSpec) -> dict[str, Any]:
     Returns:
         `rows`: the first rows as they will be fed; `rejected`: those of them that can't be used; `files`; `parameters` and `trained`;
         `memory`: bytes per worker by ZeRO stage; `slots`: members that train at a time; `idle`: what is said of GPUs that none uses, if of any;
-        `missing`: what stands in the way.
+        `notes`: what should be known of the labels; `missing`: what stands in the way.
 
     Raises:
         SpecError: a gene of the search can't have its values.
@@ -85,6 +85,7 @@ def check(job: JobSpec) -> dict[str, Any]:
         "stage": job.train.zero.stage,
         "slots": min(placement.slots, job.members),
         "idle": plan.idle(job.train.workers, nodes),
+        "notes": classes.alike(getattr(fitted, "labels", ())),
         "cluster": {"cpu": resources.get("CPU", 0.0), "gpu": resources.get("GPU", 0.0), "memory": resources.get("memory", 0.0)},
         "missing": [
             *placement.missing,
@@ -179,8 +180,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     for stage, size in report["memory"].items():
         memory.add_row(f"{stage}{' (this job)' if int(stage) == report['stage'] else ''}", size_text(size))
     console.print(memory)
-    if report["idle"]:
-        console.print(f"[yellow]{report['idle']}[/]")
+    for sentence in [*filter(None, [report["idle"]]), *report["notes"]]:
+        console.print(f"[yellow]{escape(sentence)}[/]")
     if report["missing"]:
         for sentence in report["missing"]:
             console.print(f"[red]✗[/] {sentence}")

@@ -14,6 +14,8 @@ from lc_ray.data.folders import content_of
 
 _LISTS = ("classes.txt", "class_names.txt", "labels.txt")  # a name on each line, which may begin with its number or code
 _SETTINGS = ("data.yaml", "dataset.yaml", "README.md")  # YOLO's, and the head of a page of the Hugging Face hub
+_BETWEEN = re.compile(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])|[\u200b-\u200f\ufeff]")  # what joins letters, or is not seen
+_SHOWN = 3  # groups of labels that are alike
 _CODE = re.compile(r"\d+|n\d{8}")  # a number, or WordNet's
 _CODED = re.compile(rf"({_CODE.pattern})(?:\s*[:,=]\s*|\s+)(.*\S.*)")
 
@@ -52,6 +54,16 @@ def names(candidates: dict[str, list[Any]], labels: Sequence[str]) -> dict[str, 
     return found[0] if len(found) == 1 else {}
 
 
+def alike(labels: Sequence[str]) -> list[str]:
+    """What is to be known of labels that differ in case, or in blanks and hyphens between letters alone, in a sentence; nothing where none do."""
+    groups = dict[str, list[str]]()
+    for label in labels:
+        groups.setdefault(_BETWEEN.sub("", label.casefold()), []).append(label)
+    found = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    shown = "; ".join(found[:_SHOWN]) + (f"; and {len(found) - _SHOWN:,} others" if len(found) > _SHOWN else "")
+    return [f"labels that are written nearly alike are several labels: {shown}; write them alike if they are one"] if found else []
+
+
 def _read(place: str, target: str | None) -> Iterator[Any]:
     try:
         content = content_of(place)
@@ -63,7 +75,7 @@ def _read(place: str, target: str | None) -> Iterator[Any]:
     if place.endswith(".txt"):
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         coded = [_CODED.fullmatch(line) for line in lines]
-        yield dict(match.groups() for match in coded if match) if all(coded) else lines
+        yield {match[1]: match[2] for match in coded if match} if all(coded) else lines
         return
     try:
         found = yaml.safe_load(text.split("---")[1] if place.endswith(".md") else text)

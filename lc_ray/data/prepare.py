@@ -109,6 +109,7 @@ class Prepared:
         full = {} if self.record["divided"] else self._full(inputs)
         what = "of the rows fill its max_length, beyond which texts are cut"
         notes = [f"{column}: {share:.0%} {what}" for column, share in full.items() if share >= _TOLD]
+        notes += classes.alike(self.record["task"].get("labels", ()))
         if shared := self.record["shared"]:
             rows = self.count("validation")
             notes.append(f"validation: {shared:,} of its {rows:,} rows are training rows too, of which a model is right more often than of new ones")

@@ -87,3 +87,9 @@ def test_other_names_are_other_data(tmp_path):
     assert prepare.stamps(job) != before
     assert prepare.named(Task(["0", "1"]), job).labels == ["cat", "dog"]
     assert "classes.txt" in {path.name for path in pack(job).files.values()}
+
+
+def test_labels_that_are_written_nearly_alike_are_told():
+    (told,) = classes.alike(["Cat", "New York", "b+", "b-", "cat", "dog", "dog\u200b", "new_york"])
+    assert told.startswith("labels that are written nearly alike are several labels: 'Cat' and 'cat'; 'New York' and 'new_york'; 'dog' ")
+    assert classes.alike(["cat", "dog", "0", "1", "+", "-", "1.5", "15", "1-5", "a", "a-", "C", "C#", "C++"]) == []
