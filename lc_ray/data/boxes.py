@@ -30,8 +30,10 @@ def voc(content: bytes) -> list[dict[str, Any]]:
         ValueError: it is something else.
     """
     try:
-        found = ElementTree.fromstring(content).findall("object")
-        return [{"label": one.findtext("name"), "box": [float(str(one.findtext(f"bndbox/{side}"))) for side in _CORNERS]} for one in found]
+        whole = ElementTree.fromstring(content)
+        size = [float(whole.findtext(f"size/{side}") or 0) for side in ("width", "height")]
+        found = [(one.findtext("name"), [float(str(one.findtext(f"bndbox/{side}"))) for side in _CORNERS]) for one in whole.findall("object")]
+        return [{"label": label, "box": box, "picture_size": size} for label, box in found]
     except (ElementTree.ParseError, ValueError):
         raise ValueError("not Pascal VOC's XML") from None
 

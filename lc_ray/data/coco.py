@@ -18,7 +18,8 @@ def _captioned(annotations: Any) -> bool:
 
 
 def rows(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each picture: its fields, such as `file_name`, and its boxes, by label, as `annotations`; or, of captions, a row for each `caption`.
+    """A row for each picture: its fields, such as `file_name`, and its boxes, by label and with the picture's size, as
+    `annotations`; or, of captions, a row for each `caption`.
 
     What is annotated of pictures that are not listed is left out: they are those of another split, or were removed.
 
@@ -34,10 +35,11 @@ def rows(content: dict[str, Any]) -> list[dict[str, Any]]:
             return [{**images[one["image_id"]], "caption": one["caption"]} for one in known]
         names = {category["id"]: category["name"] for category in content["categories"]}
         found = {number: {**image, "annotations": []} for number, image in images.items()}
+        sizes = {number: {"picture_size": [image.get("width"), image.get("height")]} for number, image in images.items()}
         for one in known:
             if one["category_id"] not in names:
                 raise ValueError(f"COCO's annotation {one.get('id')} is of category {one['category_id']}, which is none of its categories")
-            kept = {name: one[name] for name in _KEPT if name in one}
+            kept = {name: one[name] for name in _KEPT if name in one} | sizes[one["image_id"]]
             found[one["image_id"]]["annotations"].append({"label": names[one["category_id"]], **kept})
     except (KeyError, TypeError) as error:
         raise ValueError(f"not COCO's images, annotations and categories: {error!r}") from None

@@ -65,8 +65,8 @@ class Modality:
         """
         return self.measured(value, folder)[0]
 
-    def measured(self, value: Any, folder: Path | str | None) -> tuple[bytes, int, int]:
-        """As `decode` gives it, and the width and height that the image had, upright."""
+    def measured(self, value: Any, folder: Path | str | None) -> tuple[bytes, int, int, bool]:
+        """As `decode` gives it, the width and height that the image had, upright, and whether it is stored turned by 90 degrees."""
         drawn = _pixels.picture(value)
         data = b"" if drawn else _media.fetch(value, folder, self.spec.path)
         try:
@@ -80,7 +80,7 @@ class Modality:
                 orientation = image.getexif().get(_ORIENTATION, 1)
                 turned = image if orientation == 1 else ImageOps.exif_transpose(image)  # which copies
                 pixels = _resized(turned if turned.mode == "RGB" else _without_alpha(turned), self.spec.size)
-                return (pixels, height, width) if orientation in _LYING else (pixels, width, height)
+                return (pixels, height, width, True) if orientation in _LYING else (pixels, width, height, False)
         except DataError:
             raise
         except UnidentifiedImageError:

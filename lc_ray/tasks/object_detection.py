@@ -25,6 +25,7 @@ from lc_ray.tasks import _detr, _rcnn, _task, classification
 from lc_ray.units import Fraction
 
 _MOST = 1000  # boxes of a picture
+_NEAR = 0.01  # of a side, by which sizes may differ
 _FRACTION = 2.0  # of a left side and a width that are at most 1
 _ONE = {"categories": "category", "labels": "label", "boxes": "box", "bboxes": "bbox"}  # of names of lists, as metadata beside pictures may have them
 Found = dict[str, NDArray[Any]]  # boxes (found, 4) as corners in [0, 1], scores (found,) and labels (found,), best first
@@ -76,19 +77,25 @@ class Task(_task.Task):
 
     @staticmethod
     def check(target: list[dict[str, Any]], values: dict[str, Any]) -> None:
-        """Whether the boxes lie inside the picture; a pixel more is forgiven, as some datasets count from 1.
+        """Whether the boxes lie inside the picture, and are of one of its size; a pixel more is forgiven, as some datasets count from 1.
 
         Raises:
-            DataError: one lies outside.
+            DataError: one lies outside, or is of the picture as it is stored, which its EXIF data turn, or as it was before it was resized.
             SpecError: the input is not one column of pictures.
         """
         match list(values.values()):
-            case [{"width": width, "height": height}]:
+            case [{"width": width, "height": height, **rest}]:
                 pass
             case _:
                 raise SpecError("data.inputs: object detection takes one column, of modality `picture`", "task 'object_detection'")
         for item in target:
             left, top, right, bottom = item["box"]
+            across, down = item.get("picture_size", (width, height))
+            stored = bool(rest.get("lying"))
+            same = [abs(across - a) <= _NEAR * a + 1 and abs(down - b) <= _NEAR * b + 1 for a, b in ((width, height), (height, width))]
+            if not same[0] and (stored or not same[1]):  # other sizes that are swapped are a mistake of those who wrote them
+                turned = ", which its EXIF data turn: give boxes of it upright" if stored and same[1] else ""
+                raise DataError(f"boxes of a picture of {across:g} × {down:g} pixels; it has {width} × {height}{turned}")
             if min(left, top) < -1 or right > width + 1 or bottom > height + 1 or min(right, bottom) <= 0 or left >= width or top >= height:
                 box = f"box {[round(x, 1) for x in item['box']]} (left, top, right, bottom)"
                 read = '"bbox" is read as left, top, width, height, "box" as corners'
@@ -257,7 +264,9 @@ def _clean(item: Any) -> dict[str, Any]:
         raise DataError("a box is not finite")
     if left >= right or top >= bottom:
         raise DataError("a box is empty or inside out: left must be less than right, top less than bottom")
-    return {"label": classification.Task.clean(item["label"]), "box": [left, top, right, bottom]}
+    size = item.get("picture_size") or ()
+    told = {"picture_size": size} if len(size) == 2 and all(isinstance(side, int | float) and side > 0 for side in size) else {}
+    return {"label": classification.Task.clean(item["label"]), "box": [left, top, right, bottom], **told}
 
 
 def _split(inputs: _task.Batch) -> tuple[_task.Batch, Tensor]:

@@ -31,7 +31,7 @@ def test_pictures_are_rows_with_their_boxes(tmp_path, first, indent):
     rows = [row for chunk in reader.rows(["file_name", "annotations"]) for row in chunk]
     assert [row["file_name"] for row in rows] == ["a.jpg", "b.jpg"]
     assert [Task.clean(row["annotations"]) for row in rows] == [
-        [{"label": "bottle", "box": [1, 2, 11, 22]}, {"label": "can", "box": [5, 5, 7, 7]}],
+        [{"label": "bottle", "box": [1, 2, 11, 22], "picture_size": [64, 48]}, {"label": "can", "box": [5, 5, 7, 7], "picture_size": [64, 48]}],
         [],
     ]
 

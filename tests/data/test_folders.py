@@ -10,7 +10,8 @@ from lc_ray.data.files import files
 from lc_ray.errors import DataError
 from lc_ray.tasks.object_detection import Task
 
-VOC = """<annotation><filename>1.jpg</filename><object><name>{}</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>11</xmax><ymax>14</ymax></bndbox>
+VOC = """<annotation><filename>1.jpg</filename><size><width>60</width><height>40</height></size>
+<object><name>{}</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>11</xmax><ymax>14</ymax></bndbox>
 <part><name>head</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox></part></object></annotation>"""
 
 
@@ -78,7 +79,7 @@ def test_boxes_of_pascal_voc(tmp_path):
     put(tmp_path / "VOC" / "JPEGImages" / "3.jpg", picture())
     put(tmp_path / "VOC" / "Annotations" / "3.xml", "<annotation")
     one, two, three = rows(tmp_path / "VOC" / "JPEGImages", ["image", "annotations"])
-    assert (one["image"], Task.clean(one["annotations"])) == ("JPEGImages/1.jpg", [{"label": "cat", "box": [1, 2, 11, 14]}])
+    assert (one["image"], Task.clean(one["annotations"])) == ("JPEGImages/1.jpg", [{"label": "cat", "box": [1, 2, 11, 14], "picture_size": [60, 40]}])
     assert two["annotations"][0]["label"] == "dog"
     assert three["_error"] == "not Pascal VOC's XML"
     (file,) = files(str(tmp_path / "VOC" / "JPEGImages"))
