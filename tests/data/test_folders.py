@@ -57,6 +57,17 @@ def test_texts_in_a_subfolder_per_label(tmp_path):
         rows(tmp_path / "books", ["text", "label"])
 
 
+def test_a_folder_that_has_all_of_them_is_no_label(tmp_path):
+    """As archives are unpacked: PetImages/PetImages/Cat."""
+    for name in ("PetImages/Cat/1.png", "PetImages/Cat/more/2.png", "PetImages/Dog/1.png"):
+        put(tmp_path / "pets" / name)
+        put(tmp_path / "cats" / name.replace("Dog", "Cat"))
+        put(tmp_path / "mixed" / name.replace("Dog/", ""))
+    assert [row["label"] for row in rows(tmp_path / "pets", ["image", "label"])] == ["Cat", "Cat", "Dog"]
+    for alike in ("cats", "mixed"):
+        assert {row["label"] for row in rows(tmp_path / alike, ["image", "label"])} == {"PetImages"}
+
+
 def test_what_is_said_lies_beside_sounds_and_captions_beside_pictures(tmp_path):
     """As in LibriSpeech, and in folders that diffusion models are taught with."""
     for name in ("84/1/84-1-0.flac", "84/1/84-1-1.flac"):
