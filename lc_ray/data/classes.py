@@ -15,6 +15,7 @@ from lc_ray.data.folders import content_of
 _LISTS = ("classes.txt", "class_names.txt", "labels.txt")  # a name on each line, which may begin with its number or code
 _SETTINGS = ("data.yaml", "dataset.yaml", "README.md")  # YOLO's, and the head of a page of the Hugging Face hub
 _BETWEEN = re.compile(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])|[\u200b-\u200f\ufeff]")  # what joins letters, or is not seen
+_MARKS = re.compile(r"[|,;]")  # between labels that were joined
 _SHOWN = 3  # groups of labels that are alike
 _CODE = re.compile(r"\d+|n\d{8}")  # a number, or WordNet's
 _CODED = re.compile(rf"({_CODE.pattern})(?:\s*[:,=]\s*|\s+)(.*\S.*)")
@@ -55,13 +56,21 @@ def names(candidates: dict[str, list[Any]], labels: Sequence[str]) -> dict[str, 
 
 
 def alike(labels: Sequence[str]) -> list[str]:
-    """What is to be known of labels that differ in case, or in blanks and hyphens between letters alone, in a sentence; nothing where none do."""
-    groups = dict[str, list[str]]()
+    """What is to be known, in sentences, of labels that differ in case, or in blanks and hyphens between letters alone, or are made of others."""
+    groups, known = dict[str, list[str]](), {*labels}
     for label in labels:
         groups.setdefault(_BETWEEN.sub("", label.casefold()), []).append(label)
-    found = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
-    shown = "; ".join(found[:_SHOWN]) + (f"; and {len(found) - _SHOWN:,} others" if len(found) > _SHOWN else "")
-    return [f"labels that are written nearly alike are several labels: {shown}; write them alike if they are one"] if found else []
+    same = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    parts = {label: [part.strip() for part in _MARKS.split(label)] for label in labels}
+    several = [repr(label) for label, found in parts.items() if len({*found}) > 1 and known.issuperset(found)]
+    told = [f"labels that are written nearly alike are several labels: {_few(same)}; write them alike if they are one"] if same else []
+    if several:
+        told.append(f"labels that are made of others are labels of their own: {_few(several)}; for several a row there is 'multilabel'")
+    return told
+
+
+def _few(found: list[str]) -> str:
+    return "; ".join(found[:_SHOWN]) + (f"; and {len(found) - _SHOWN:,} others" if len(found) > _SHOWN else "")
 
 
 def _read(place: str, target: str | None) -> Iterator[Any]:

@@ -93,3 +93,8 @@ def test_labels_that_are_written_nearly_alike_are_told():
     (told,) = classes.alike(["Cat", "New York", "b+", "b-", "cat", "dog", "dog\u200b", "new_york"])
     assert told.startswith("labels that are written nearly alike are several labels: 'Cat' and 'cat'; 'New York' and 'new_york'; 'dog' ")
     assert classes.alike(["cat", "dog", "0", "1", "+", "-", "1.5", "15", "1-5", "a", "a-", "C", "C#", "C++"]) == []
+
+
+def test_labels_that_are_made_of_others_are_told():
+    (told,) = classes.alike(["action", "action|comedy", "comedy", "comedy, action", "tench, Tinca tinca", "yes|no"])
+    assert "of others are labels of their own: 'action|comedy'; 'comedy, action'; for several a row there is 'multilabel'" in told
