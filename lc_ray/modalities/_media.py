@@ -156,9 +156,9 @@ def located(name: str, folder: Path | str) -> Path | None:
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """Windows' paths have backslashes, a Mac's folders decomposed letters; exports quote blanks; cameras write endings in capitals."""
+    """Windows' paths have backslashes, a Mac's folders decomposed letters; exports quote blanks, or add some; cameras write endings in capitals."""
     yield name
-    name = name.replace("\\", "/")
+    name = name.strip().replace("\\", "/")
     yield from (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), urllib.parse.unquote(name))
     stem, dot, ending = name.rpartition(".")
     yield stem + dot + ending.swapcase()

@@ -68,6 +68,14 @@ def test_a_folder_that_has_all_of_them_is_no_label(tmp_path):
         assert {row["label"] for row in rows(tmp_path / alike, ["image", "label"])} == {"PetImages"}
 
 
+def test_no_picture_that_can_be_read_is_passed_over(tmp_path):
+    names = {"PNG": "1.png", "JPEG": "2.JPG", "JPEG2000": "3.jp2", "TGA": "4.tga", "ICO": "5.ico", "PPM": "6.pnm", "TIFF": "7.tif", "AVIF": "8.avif"}
+    (tmp_path / "all").mkdir()
+    for form, name in names.items():
+        Image.new("RGB", (16, 16)).save(tmp_path / "all" / name, form)
+    assert [row["image"] for row in rows(tmp_path / "all", ["image"])] == [f"all/{name}" for name in names.values()]
+
+
 def test_what_is_said_lies_beside_sounds_and_captions_beside_pictures(tmp_path):
     """As in LibriSpeech, and in folders that diffusion models are taught with."""
     for name in ("84/1/84-1-0.flac", "84/1/84-1-1.flac"):

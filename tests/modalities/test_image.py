@@ -156,7 +156,8 @@ def test_a_name_is_found_as_another_system_spells_it(tmp_path):
     for name in ("sub/a b.png", unicodedata.normalize("NFD", "Ä.png"), "c.PNG", "d.jpg", "[1] e.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(picture())
-    for name in (r"sub\a b.png", "sub/a%20b.png", "./sub/a b.png", unicodedata.normalize("NFC", "Ä.png"), "c.png", "d.JPG", "[1] e.png"):
+    spaced = (r"sub\a b.png", "sub/a%20b.png", "./sub/a b.png", " sub/a b.png ")
+    for name in (*spaced, unicodedata.normalize("NFC", "Ä.png"), "c.png", "d.JPG", "[1] e.png"):
         assert IMAGE.decode(name, folder=tmp_path) == IMAGE.decode(picture()), name
 
 
