@@ -93,6 +93,14 @@ def _read(place: str, target: str | None) -> Iterator[Any]:
             return
         infos = found["dataset_info"]
         for info in infos if isinstance(infos, list) else [infos]:
-            yield from [f["dtype"]["class_label"]["names"] for f in info["features"] if f["name"] == target and isinstance(f.get("dtype"), dict)]
+            yield from (known for feature in info["features"] if feature["name"] == target for known in _labelled(feature))
     except (yaml.YAMLError, AttributeError, IndexError, KeyError, TypeError):  # it is about something else
         return
+
+
+def _labelled(feature: Any) -> Iterator[Any]:
+    """Names of classes in a column's feature, or in what its cells are made of."""
+    if isinstance(feature, dict):
+        yield from [feature["class_label"]["names"]] if "class_label" in feature else []
+    for part in feature.values() if isinstance(feature, dict) else feature if isinstance(feature, list) else ():
+        yield from _labelled(part)

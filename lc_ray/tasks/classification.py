@@ -86,7 +86,8 @@ class Task(_task.Task):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments of this class, as JSON."""
-        return {"labels": self.labels} | ({"weights": self.weights} if self.weights else {}) | ({"keys": self.keys} if self.keys else {})
+        given = {"labels": self.labels, "weights": self.weights, "keys": self.keys}
+        return {name: value for name, value in given.items() if value}
 
     def named(self, find: Callable[[list[str]], dict[str, str]]) -> Self:
         """See `_task.Task`. Rows may go on having the numbers, or have the names."""
@@ -107,6 +108,10 @@ class Task(_task.Task):
                 fix=f"{hint}correct the row, or add training rows with that label",
             )
         return self._index[target]
+
+    def shown(self, target: str) -> str:
+        """The name of a label that a row has."""
+        return self.labels[self.encode(target)]
 
     def collate(self, encoded: list[int]) -> Tensor:
         """Label indices (batch,)."""
@@ -165,4 +170,4 @@ class Task(_task.Task):
 
     def mistake(self, answer: dict[str, Any], target: str) -> float | None:
         """Probability of a wrong label."""
-        return None if self._index[answer["label"]] == self.encode(target) else float(answer["probabilities"][answer["label"]])
+        return None if answer["label"] == self.shown(target) else float(answer["probabilities"][answer["label"]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +29,7 @@ class Task(_task.Task):
     Args:
         labels: their names; a label's index is its position.
         weights: of the rows that have a label, against those that lack it, if they differ from 1.
+        keys: what rows have in place of the names, if something else.
     """
 
     TYPE = pa.list_(pa.string())
@@ -36,9 +37,9 @@ class Task(_task.Task):
     STRATIFIES = True
     Options = classification.Task.Options
 
-    def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:
+    def __init__(self, labels: list[str], weights: list[float] | None = None, keys: list[str] | None = None) -> None:
         self.labels, self.weights = labels, weights
-        self._one = classification.Task(labels)
+        self._one = classification.Task(labels, weights, keys)
 
     @staticmethod
     def clean(value: Any) -> list[str]:
@@ -87,7 +88,11 @@ class Task(_task.Task):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments of this class, as JSON."""
-        return {"labels": self.labels} | ({"weights": self.weights} if self.weights else {})
+        return self._one.config
+
+    def named(self, find: Callable[[list[str]], dict[str, str]]) -> Self:
+        """See `classification.Task`."""
+        return type(self)(**self._one.named(find).config)
 
     def encode(self, target: list[str]) -> list[float]:
         """1 for each label that the row has.
@@ -142,8 +147,9 @@ class Task(_task.Task):
 
     def mistake(self, answer: dict[str, Any], target: list[str]) -> float | None:
         """The largest distance of a wrong label's probability from the truth."""
-        wrong = set(answer["labels"]) ^ set(target)
-        return max(abs(answer["probabilities"].get(label, 0.0) - (label in target)) for label in wrong) if wrong else None
+        right = {self._one.shown(label) for label in target}
+        wrong = set(answer["labels"]) ^ right
+        return max(abs(answer["probabilities"].get(label, 0.0) - (label in right)) for label in wrong) if wrong else None
 
 
 def _has(label: str, value: Any) -> bool:

@@ -6,7 +6,7 @@ Which of the two it is shows in the base model's name: torchvision's models have
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -37,6 +37,7 @@ class Task(_task.Task):
     Args:
         labels: their names; a label's index is its position.
         threshold: score from which a box is part of an answer.
+        keys: what rows have in place of the names, if something else.
     """
 
     TYPE = pa.list_(pa.struct({"label": pa.string(), "box": pa.list_(pa.float64())}))
@@ -48,9 +49,9 @@ class Task(_task.Task):
 
         threshold: Fraction = Field(0.5, description="score from which a box is part of an answer; metrics are of all boxes")
 
-    def __init__(self, labels: list[str], threshold: float = 0.5) -> None:
+    def __init__(self, labels: list[str], threshold: float = 0.5, keys: list[str] | None = None) -> None:
         self.labels, self.threshold = labels, threshold
-        self._one = classification.Task(labels)
+        self._one = classification.Task(labels, keys=keys)
         self.finding: Any = _detr.Finding(len(labels))
 
     @staticmethod
@@ -121,7 +122,11 @@ class Task(_task.Task):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments of this class, as JSON."""
-        return {"labels": self.labels, "threshold": self.threshold}
+        return {**self._one.config, "threshold": self.threshold}
+
+    def named(self, find: Callable[[list[str]], dict[str, str]]) -> Self:
+        """See `classification.Task`."""
+        return type(self)(**self._one.named(find).config, threshold=self.threshold)
 
     def bind(self, columns: dict[str, Any]) -> Self:
         """Take the base model's name, and the size of its pictures.
@@ -213,7 +218,7 @@ class Task(_task.Task):
         """The best score of an object that is not there with an IoU of at least 0.5; 0 if some are only missing."""
         left = list(target)
         for found in answer["objects"]:
-            near = [_iou(found["box"], item["box"]) if item["label"] == found["label"] else 0.0 for item in left]
+            near = [_iou(found["box"], item["box"]) if self._one.shown(item["label"]) == found["label"] else 0.0 for item in left]
             if not near or max(near) < 0.5:
                 return float(found["score"])
             left.pop(int(np.argmax(near)))

@@ -8,6 +8,7 @@ from lc_ray import spec
 from lc_ray.cluster.package import pack
 from lc_ray.data import classes, prepare
 from lc_ray.data.files import files
+from lc_ray.tasks import multilabel, object_detection
 from lc_ray.tasks.classification import Task
 
 PAGE = """---
@@ -27,6 +28,20 @@ dataset_info:
 """
 
 
+NESTED = """---
+dataset_info:
+- config_name: default
+  features:
+  - name: label
+    sequence:
+    - name: bbox
+      sequence: float32
+    - name: category
+      dtype: {class_label: {names: {'0': mask, '1': glove}}}
+---
+"""
+
+
 @pytest.mark.parametrize(
     ("name", "content", "labels", "found"),
     [
@@ -41,6 +56,7 @@ dataset_info:
         ("data.yaml", "train: x\nnames: {0: cat, 1: dog}\n", ["0", "1"], ["cat", "dog"]),
         ("data.yaml", "names: [cat", ["0", "1"], []),
         ("README.md", PAGE, ["0", "1"], ["airplane", "bird"]),
+        ("README.md", NESTED, ["0", "1"], ["mask", "glove"]),
         ("README.md", "# Mine\n---\nnames\n", ["0", "1"], []),
         ("classes.txt", "cat\ndog\n", ["big", "small"], []),
     ],
@@ -73,6 +89,25 @@ def test_a_model_answers_with_names_and_rows_may_have_either(tmp_path):
     assert task.mistake(answer, "1") is task.mistake(answer, "dog") is None
     assert task.mistake(answer, "0") == answer["probabilities"]["dog"]
     assert Task(["0", "1"]).named(lambda labels: {}).config == {"labels": ["0", "1"]}
+
+
+def test_several_labels_and_boxes_have_names_too():
+    def find(labels):
+        return {"0": "cat", "1": "dog"}
+
+    several = multilabel.Task(["0", "1"]).named(find)
+    several = multilabel.Task(**json.loads(json.dumps(several.config)))
+    assert several.encode(["1"]) == several.encode(["dog"]) == [0, 1]
+    answer = several.decode([-9.0, 9.0], {})
+    assert answer["labels"] == ["dog"]
+    assert several.mistake(answer, ["1"]) is None
+    assert several.mistake(answer, ["0"]) > 0.9
+    boxes = object_detection.Task(["0", "1"], 0.3).named(find)
+    boxes = object_detection.Task(**json.loads(json.dumps(boxes.config)))
+    assert (boxes.labels, boxes.threshold) == (["cat", "dog"], 0.3)
+    item = {"label": "1", "box": [0, 0, 9, 9]}
+    assert boxes.encode([item])["labels"].tolist() == [1]
+    assert boxes.mistake({"objects": [{"label": "dog", "score": 0.9, "box": [0, 0, 9, 9]}]}, [item]) is None
 
 
 def test_other_names_are_other_data(tmp_path):
