@@ -8,6 +8,7 @@ from lc_ray import spec
 from lc_ray.cluster.package import pack
 from lc_ray.data import classes, prepare
 from lc_ray.data.files import files
+from lc_ray.errors import DataError
 from lc_ray.tasks import multilabel, object_detection
 from lc_ray.tasks.classification import Task
 
@@ -133,3 +134,8 @@ def test_labels_that_are_written_nearly_alike_are_told():
 def test_labels_that_are_made_of_others_are_told():
     (told,) = classes.alike(["action", "action|comedy", "comedy", "comedy, action", "tench, Tinca tinca", "yes|no"])
     assert "of others are labels of their own: 'action|comedy'; 'comedy, action'; for several a row there is 'multilabel'" in told
+
+
+def test_a_list_of_labels_names_the_task_for_it():
+    with pytest.raises(DataError, match="not a label but list; of several labels a row there is the task 'multilabel'"):
+        Task.clean(["cat", "dog"])
