@@ -16,9 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from lc_ray import family, runtime
-from lc_ray.data import cells, read
+from lc_ray.data import cells, classes, read
 from lc_ray.data.files import File, files
-from lc_ray.data.prepare import hints, task_kind
+from lc_ray.data.prepare import hints, named, task_kind
 from lc_ray.errors import DataError
 from lc_ray.models import batches, load
 from lc_ray.models.batches import TARGET
@@ -56,7 +56,7 @@ def check(job: JobSpec) -> dict[str, Any]:
     clean, rejected = _look(job, columns, task, reader)
     rows = [_fed(row, columns, task, job.data.target) for row in clean]
     try:
-        fitted = task.fit(_targets(job, task, reader), options, columns)
+        fitted = named(task.fit(_targets(job, task, reader), options, columns), job)
     except DataError:
         if rows or not rejected:
             raise
@@ -86,7 +86,11 @@ def check(job: JobSpec) -> dict[str, Any]:
         "stage": job.train.zero.stage,
         "slots": min(placement.slots, job.members),
         "idle": plan.idle(job.train.workers, nodes),
-        "notes": [*cells.unread(job), *([] if task.divides(job.data.target, columns) else _cut(rows, inputs))],
+        "notes": [
+            *cells.unread(job),
+            *([] if task.divides(job.data.target, columns) else _cut(rows, inputs)),
+            *classes.alike(getattr(fitted, "labels", ())),
+        ],
         "cluster": {"cpu": resources.get("CPU", 0.0), "gpu": resources.get("GPU", 0.0), "memory": resources.get("memory", 0.0)},
         "missing": [
             *placement.missing,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lc_ray.data import classes
 from lc_ray.data.cells import wanted
 from lc_ray.data.files import File, files
 from lc_ray.data.folders import Folder
@@ -148,10 +149,11 @@ def _model(source: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _data(job: JobSpec, source: Path) -> Iterator[tuple[str, Path]]:
-    """Files of rows, and the pictures and sounds that their cells name."""
+    """Files of rows, the pictures and sounds that their cells name, and the names of their classes."""
     for file in files(str(source)):
         path = Path(file.path)
         every = _inside(job, file) if file.kind == "folder" else [path, *_named(job, file)]
+        every += [name for place in classes.told([file], job.data.target) if (name := Path(place)).is_relative_to(source.parent)]
         yield from ((str(one.relative_to(source.parent)), one) for one in every)
 
 

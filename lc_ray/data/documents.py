@@ -38,7 +38,7 @@ def rows(content: bytes) -> list[Any]:
         return found
     if not isinstance(found, dict):
         raise ValueError("neither a list nor an object")
-    if found.keys() >= coco.PARTS:
+    if coco.is_one(found):
         return coco.rows(found)
     values = list(found.values())
     if found.keys() >= _SPLIT and all(isinstance(row, list) for row in found["data"]):

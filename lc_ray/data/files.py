@@ -30,7 +30,10 @@ KINDS = {
 }
 _TEXTS = ("csv", "tsv", "jsonl", "conll", "conllu", "txt")  # kinds
 # Those that no decoder here reads are among them: such a file is a rejected row, not one that nobody misses.
-IMAGES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".svg"}
+IMAGES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".tga", ".ico"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".svg"),
+}
 SOUNDS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".m4a", ".aac", ".wma", ".webm"}
 _KNOWN = f"endings known: {', '.join(KINDS)}, each compressed or not; or a folder of pictures, sounds or texts, with a subfolder per label"
 _BINARY, _START = re.compile(rb"^(PK|%PDF)|[\x00-\x08\x0e-\x1a]"), 4096  # what no text begins with, or has

@@ -30,25 +30,26 @@ class Folder:
     def __init__(self, file: File) -> None:
         self.paths, self._root = file.members(), str(file.folder)
         first = ending(self.paths[0]) if self.paths else ""
+        self._level = _level(self.paths)
         self._kind = "image" if first in IMAGES else "audio" if first in SOUNDS else "text"
-        self._names = functools.cache(lambda folder: boxes.names(folder, _read))
+        self._names = functools.cache(lambda folder: boxes.names(folder, content_of))
         self._transcripts = functools.lru_cache(4)(_transcripts)
         self._beside = {"text": self._text, "annotations": self._annotations} if self._kind != "text" else {}
         self._cells: dict[str, Callable[[str], Any]] = {
-            self._kind: (lambda path: _read(self._at(path))) if self._kind == "text" else str,
-            "label": lambda path: path.split("/")[1] if path.count("/") > 1 else None,
+            self._kind: (lambda path: content_of(self._at(path))) if self._kind == "text" else str,
+            "label": lambda path: path.split("/")[self._level] if path.count("/") > self._level else None,
             **self._beside,
         }
 
     def columns(self) -> list[str]:
         """`image`, `audio` or `text`; `label` if they are in subfolders; `text` and `annotations` if such lie beside some of the first."""
         there = [name for name, cell in self._beside.items() if any(self._is_there(cell, path) for path in self.paths[:_FIRST])]
-        return [self._kind, *(["label"] if all(path.count("/") > 1 for path in self.paths) else []), *there]
+        return [self._kind, *(["label"] if all(path.count("/") > self._level for path in self.paths) else []), *there]
 
     def chunks(self, wanted: Sequence[str], size: int) -> Iterator[Sequence[dict[str, Any]]]:
         """Rows, `size` at a time; where their labels are wanted, those that have one."""
         row = functools.partial(self._row, wanted=wanted)
-        paths = [path for path in self.paths if "label" not in wanted or path.split("/")[1] not in _UNLABELLED]
+        paths = [path for path in self.paths if "label" not in wanted or path.split("/")[self._level] not in _UNLABELLED]
         return (_Chunk(paths[start : start + size], row) for start in range(0, len(paths), size))
 
     def beside(self, wanted: Sequence[str]) -> list[str]:
@@ -84,7 +85,7 @@ class Folder:
         if (content := _first(picture, ".xml")) is not None:
             return boxes.voc(content)
         if (content := _first(picture, ".txt")) is not None:
-            return boxes.yolo(content, names, _read(picture) or b"")
+            return boxes.yolo(content, names, content_of(picture) or b"")
         return [] if names else None  # of YOLO's pictures those without a text show nothing
 
 
@@ -105,7 +106,16 @@ class _Chunk(Sequence[dict[str, Any]]):
         return _Chunk(self._paths[place], self._row) if isinstance(place, slice) else self._row(self._paths[place])
 
 
-def _read(path: str) -> bytes | None:
+def _level(paths: list[str]) -> int:
+    """Which part of paths is the label: the subfolder, or, where one alone has all of them in subfolders of its own, as archives have, the first that
+    differs.
+    """
+    folders = [path.split("/")[1:-1] for path in paths]
+    alike = next((level for level, names in enumerate(zip(*folders, strict=False)) if len({*names}) > 1), 0)
+    return 1 + alike if min(map(len, folders), default=0) > alike else 1
+
+
+def content_of(path: str) -> bytes | None:
     """The content of a file, None where there is none."""
     try:
         with File(path).open() as content:
@@ -121,12 +131,12 @@ def _places(path: str, last: str) -> list[str]:
 
 
 def _first(path: str, last: str) -> bytes | None:
-    return next((content for place in _places(path, last) if (content := _read(place)) is not None), None)
+    return next((content for place in _places(path, last) if (content := content_of(place)) is not None), None)
 
 
 def _transcripts(folder: str) -> dict[str, bytes]:
     """LibriSpeech's of a folder: on each line a recording's name, and what is said."""
-    lines = (_read(_said(folder)) or b"").splitlines()
+    lines = (content_of(_said(folder)) or b"").splitlines()
     return {name.decode("utf-8", "replace"): said for name, _, said in (line.partition(b" ") for line in lines)}
 
 

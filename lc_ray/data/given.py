@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from lc_ray import family
 from lc_ray.errors import DataError, first_line
+from lc_ray.modalities import _pixels
 from lc_ray.storage import storage_path
 
 _PNG, _DEEP = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"), ("I", "F")  # modes of PIL
@@ -116,7 +116,7 @@ def _rows(data: list[Any], storage: str, media: set[str]) -> str:
 def _cell(value: Any, media: bool) -> Any:
     """A cell as a file can hold it: a picture as an image's bytes, a relative path as an absolute one, an array as a list."""
     if media and isinstance(value, np.ndarray) and value.dtype == np.uint8:
-        value = _picture(value)
+        value = _pixels.picture(value)
     if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
         return _encoded(value)
     if media and isinstance(value, str | Path) and "://" not in str(value) and not str(value).startswith("data:"):
@@ -130,16 +130,6 @@ def _cell(value: Any, media: bool) -> Any:
     if hasattr(value, "tolist"):  # of NumPy, PyTorch and pandas
         return value.tolist()
     return str(value) if isinstance(value, Path) else value
-
-
-def _picture(values: NDArray[np.uint8]) -> Image.Image:
-    try:
-        if not values.size:
-            raise ValueError
-        return Image.fromarray(values[:, :, 0] if values.shape[2:] == (1,) else values)
-    except (TypeError, ValueError):
-        shape = " × ".join(map(str, values.shape))
-        raise DataError(f"an array of {shape} is no picture", fix="give height × width, or height × width × 3, of uint8") from None
 
 
 def _encoded(picture: Image.Image) -> bytes:

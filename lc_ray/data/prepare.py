@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from lc_ray import family, memory
-from lc_ray.data import blobs, cells, split
+from lc_ray.data import blobs, cells, classes, split
 from lc_ray.data.batch import joined
 from lc_ray.data.files import files
 from lc_ray.errors import DataError, SpecError
@@ -112,6 +112,7 @@ class Prepared:
         notes = [f"{column}: {share:.0%} {what}" for column, share in full.items() if share >= _TOLD]
         if self.record["task"].get("labelled") is False and (share := self._unsaid()) >= _TOLD:
             notes.append(f"{share:.0%} of the conversations teach nothing: what the assistant says is cut off, or changed by the chat template")
+        notes += classes.alike(self.record["task"].get("labels", ()))
         if shared := self.record["shared"]:
             rows = self.count("validation")
             notes.append(f"validation: {shared:,} of its {rows:,} rows are training rows too, of which a model is right more often than of new ones")
@@ -142,12 +143,13 @@ def open_prepared(path: StoragePath) -> Prepared:
 
 
 def stamps(job: JobSpec) -> list[Any]:
-    """Size and time of change of every file that the job names: of its data, and of base models in folders of this machine.
+    """Size and time of change of every file that the job names: of its data, and of base models in folders of this machine; and names of classes.
 
     Raises:
         DataError: there is no such data.
     """
     found = [[str(file), file.stamp()] for source in job.data.sources.values() for file in files(source)]
+    found += [[place, known] for place, known in classes.told(files(job.data.train), job.data.target).items()]
     named = [Path(name) for i in job.inputs() for name in (i.base, i.weights) if name]
     bases = [file for path in dict.fromkeys(named) for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
     return found + [[str(file), [file.stat().st_size, file.stat().st_mtime_ns]] for file in bases]
@@ -183,6 +185,11 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
         told = str(cause.strerror or cause).splitlines()[0]
         raise DataError(f"can't write the prepared data: {told}", str(folder), fix) from error
     return open_prepared(folder), False
+
+
+def named(task: Any, job: JobSpec) -> Any:
+    """A fitted task with the names of its classes, where they lie beside the training data."""
+    return task.named(functools.partial(classes.names, classes.told(files(job.data.train), job.data.target)))
 
 
 def task_kind(job: JobSpec) -> Any:
@@ -227,8 +234,13 @@ def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
         if not side.index.num_rows:
             group = f"; all rows of one {job.data.split} are on one side" if job.data.split else ""
             raise DataError(f"no {name} rows are left", source, f"give more rows, or another `data.validation`{group}")
+
+    def fitted() -> Any:
+        task = kind.fit((t for t, _ in train.targets()), options, columns)
+        return named(task, job).bind(columns)
+
     try:
-        task = kind.fit((t for t, _ in train.targets()), options, columns).bind(columns)
+        task = fitted()
         unseen = validation.unseen(task)
     except DataError as error:  # perhaps of chance, which left training with one label alone
         if not (unseen := dict.fromkeys(validation.others(train), error)):
@@ -240,7 +252,7 @@ def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
         rare = np.isin(np.arange(validation.index.num_rows), list(unseen))
         train = replace(train, index=cells.settled(pa.concat_tables([train.index, validation.index.filter(pa.array(rare))])))
         validation = replace(validation, index=validation.index.filter(pa.array(~rare)))
-        task = kind.fit((t for t, _ in train.targets()), options, columns).bind(columns)
+        task = fitted()
     return {
         "task": {"kind": job.task.kind, **task.config},
         "train": _write(train, job, folder / "train"),

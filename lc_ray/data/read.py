@@ -8,6 +8,7 @@ import difflib
 import functools
 import itertools
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 from pyarrow import orc
 
-from lc_ray.data import conll, documents, lines, packed, sheets, tables
+from lc_ray.data import boxes, conll, documents, lines, packed, sheets, tables
 from lc_ray.data.files import File
 from lc_ray.data.folders import Folder
 from lc_ray.data.tables import Table
@@ -31,6 +32,8 @@ _FIRST = 128  # rows among which columns are looked for, at least
 _UNEVEN = ("json", "jsonl", "tar", "conll", "conllu", "txt", "sheet")  # kinds of which each row has columns of its own
 _CORRECT, _NAME = "correct `data.inputs` or `data.target`", "; of a file without a header, name the columns in `data.columns`"
 _NESTED = "; labels are names of subfolders, or stand beside the files' names in a table"
+_PIXEL, _PIXELS = re.compile(r"pixel_?\d+"), "; of a picture with a column for each pixel, write a column of lists, [0, 255, ...]"
+_SHOWN = 20  # names of columns, where one is missing
 _BROKEN = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error, *packed.BROKEN)  # what a file that is cut off or damaged raises
 
 
@@ -58,7 +61,8 @@ class Reader:
         Raises:
             DataError: the file has no header or can't be read.
         """
-        return [*(own := self._own(wanted)), *(name for name in self.file.partitions if name not in own)]
+        there = [*(own := self._own(wanted)), *(name for name in self.file.partitions if name not in own)]
+        return [*there, *([boxes.ANNOTATIONS] if boxes.parts(there) else [])]
 
     def _own(self, wanted: Sequence[str] = ()) -> list[str]:
         """Those of the columns that are in the file itself."""
@@ -128,7 +132,9 @@ class Reader:
                 near = difflib.get_close_matches(name.lower(), [column.lower() for column in there], 1)
                 meant = next((f"did you mean '{column}'? " for column in there if column.lower() in near), "")
                 usual = _CORRECT + (_NAME if self._table else _NESTED if self.kind == "folder" else "")
-                raise DataError(f"no column '{name}'; there are: {', '.join(there) or 'none'}", str(self.file), meant + (fix or usual))
+                usual += _PIXELS if any(map(_PIXEL.fullmatch, there)) else ""
+                shown = ", ".join(there[:_SHOWN]) + (f", ... ({len(there):,} in all)" if len(there) > _SHOWN else "")
+                raise DataError(f"no column '{name}'; there are: {shown or 'none'}", str(self.file), meant + (fix or usual))
 
     def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:
         """How many tasks are worth sharing the file in chunks of `size` rows, at least one: none would be left without rows."""
@@ -170,7 +176,7 @@ class Reader:
             shared = {name: value for name, value in shared.items() if name not in there}
             own = [name for name in names if name not in shared] or there[:1]
         try:
-            for chunk in self._chunks(own, size, self._kind(wanted)):
+            for chunk in self._grouped(own, size, self._kind(wanted)):
                 yield [row | shared for row in _listed(chunk)] if shared else chunk
         except _BROKEN as error:
             what = first_line(error)
@@ -190,6 +196,14 @@ class Reader:
         """Whether a text's first line has several cells, and is not fastText's."""
         first = cast(Table, self._table).columns()
         return len(first) > 1 and not first[0].encode().startswith(lines.LABEL)
+
+    def _grouped(self, wanted: Sequence[str], size: int, kind: str) -> Iterator[Any]:
+        """As `_chunks`; a row for each picture where boxes are wanted and the file has a row for each of these."""
+        if boxes.ANNOTATIONS not in wanted or not (found := boxes.parts(self._own())):
+            return self._chunks(wanted, size, kind)
+        read = list(dict.fromkeys([*(name for name in wanted if name != boxes.ANNOTATIONS), found[0], *found[2]]))
+        each = (row for chunk in self._chunks(read, CHUNK, kind) for row in _listed(chunk))
+        return _batched(boxes.rows(each, found, wanted), size)
 
     def _chunks(self, wanted: Sequence[str], size: int, kind: str) -> Iterator[Any]:
         """Record batches, or lists of dicts, of `size` rows; all columns of a JSON row where none is wanted."""
@@ -250,7 +264,8 @@ class Reader:
         return Folder(self.file)
 
     def _samples(self) -> Iterator[dict[str, Any]]:
-        """Samples of a WebDataset: neighbouring members whose names are equal up to the first dot; a column per ending, or key of a .json.
+        """Samples of a WebDataset: neighbouring members whose names are equal up to the first dot; a column per ending, in small
+        letters as its own reader has them, or per key of a .json.
 
         Raises:
             DataError: not a tar file, or one that is cut off.
@@ -269,7 +284,7 @@ class Reader:
                         yield sample
                         sample = {}
                     data = cast(Any, tar.extractfile(member)).read()
-                    sample |= {"__key__": f"{folder}/{stem}"} | _parsed(ending, data)
+                    sample |= {"__key__": f"{folder}/{stem}"} | _parsed(ending.lower(), data)
         except (tarfile.TarError, EOFError, zlib.error) as error:
             raise DataError(f"not a whole tar file: {error}", str(self.file)) from None
         if sample:

@@ -6,6 +6,8 @@ import base64
 import binascii
 import os
 import re
+import unicodedata
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +25,7 @@ _LARGEST = 256 * 2**20  # bytes
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for an image that is stored turned by 90 degrees
 _START = 120  # characters that tell base64 from a name: no path is as long without a dot
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+=*\s*")
+_SIGNS = (b"data:", b"iVBORw0KGgo", b"/9j/", b"R0lGOD", b"UklGR", b"T2dnU", b"ZkxhQ")  # what base64 of PNG, JPEG, GIF, RIFF, Ogg and FLAC begins with
 _left: ContextVar[list[int] | None] = ContextVar("left", default=None)
 
 
@@ -117,9 +120,9 @@ def _is_name(value: bytes) -> bool:
 
 
 def _is_encoded(value: str | bytes) -> bool:
-    """Whether a cell is base64 rather than a name: it says so, or is long and has no dot."""
+    """Whether a cell is base64 rather than a name: it begins as such, or is long and has no dot."""
     start = value[:_START] if isinstance(value, bytes) else value[:_START].encode("utf-8", "replace")
-    return start.startswith(b"data:") or (len(start) == _START and _BASE64.fullmatch(start) is not None)
+    return start.startswith(b"data:") or ((start.startswith(_SIGNS) or len(start) == _START) and _BASE64.fullmatch(start) is not None)
 
 
 def _decoded(text: str) -> bytes:
@@ -151,12 +154,21 @@ def _read(name: str, folder: Path | str) -> bytes:
 
 
 def located(name: str, folder: Path | str) -> Path | None:
-    """The file of this machine that a cell names, if it is there; Windows' paths have backslashes."""
-    for written in dict.fromkeys((name, name.replace("\\", "/"))):
+    """The file of this machine that a cell names, if it is there, in that spelling or another system's."""
+    for written in _spellings(name):
         path = os.path.join(folder, os.path.expanduser(written))
         if os.path.isfile(path):  # of Path, a name that is too long for one is an error
             return Path(path)
     return None
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Windows' paths have backslashes, a Mac's folders decomposed letters; exports quote blanks, or add some; cameras write endings in capitals."""
+    yield name
+    name = name.strip().replace("\\", "/")
+    yield from (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name), urllib.parse.unquote(name))
+    stem, dot, ending = name.rpartition(".")
+    yield stem + dot + ending.swapcase()
 
 
 def _whole(file: Any, size: int) -> bytes:

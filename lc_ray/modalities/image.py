@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from lc_ray.errors import DataError, ModelError, first_line
-from lc_ray.modalities import _hub, _media
+from lc_ray.modalities import _hub, _media, _pixels
 from lc_ray.spec import InputSpec
 from lc_ray.storage import storage_path
 
 _LEAST, _MOST = 2, 50_000_000  # pixels along a side, pixels in all
 # Pillow knows others, of which EPS is a program that it would run.
 _FORMATS = ("PNG", "JPEG", "JPEG2000", "AVIF", "GIF", "BMP", "WEBP", "TIFF", "ICO", "PPM", "TGA")
-_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for an image that is stored turned by 90 degrees
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _GREY = [0.299, 0.587, 0.114]  # luma of ITU-R BT.601
 _ACROSS = [[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]  # x → (1, 1, 1) × x
@@ -58,32 +57,33 @@ class Modality:
         return str(self.show({"pixels": bytes([128]) * (3 * self.spec.size**2)}))
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> bytes:
-        """An encoded image as RGB bytes (size × size × 3), rows first.
+        """An encoded image, or lists of its levels, as RGB bytes (size × size × 3), rows first.
 
         Raises:
             DataError: missing, damaged, of another format, 1 pixel wide, or of more than 50 megapixels.
         """
         return self.measured(value, folder)[0]
 
-    def measured(self, value: Any, folder: Path | str | None) -> tuple[bytes, int, int]:
-        """As `decode` gives it, and the width and height that the image had, upright."""
-        data = _media.fetch(value, folder, self.spec.path)
+    def measured(self, value: Any, folder: Path | str | None) -> tuple[bytes, int, int, bool]:
+        """As `decode` gives it, the width and height that the image had, upright, and whether it is stored turned by 90 degrees."""
+        drawn = _pixels.picture(value)
+        data = b"" if drawn else _media.fetch(value, folder, self.spec.path)
         try:
-            with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            with warnings.catch_warnings(action="ignore"), drawn or Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 width, height = image.size
                 if min(width, height) < _LEAST or width * height > _MOST:
                     raise DataError(f"image of {width} × {height} pixels" if min(width, height) < _LEAST else "image of more than 50 megapixels")
                 _media.spend(width * height)
                 image.draft("RGB", (self.spec.size * 2, self.spec.size * 2))  # JPEG: decoded at a fraction of its size where that is enough
                 image.load()  # some formats tell of their orientation after the pixels
-                if _media.lies(image):
-                    width, height = height, width
+                lies = _media.lies(image)
                 ImageOps.exif_transpose(image, in_place=True)
-                return _resized(image if image.mode == "RGB" else _without_alpha(image), self.spec.size), width, height
+                pixels = _resized(image if image.mode == "RGB" else _without_alpha(image), self.spec.size)
+                return (pixels, height, width, True) if lies else (pixels, width, height, False)
         except DataError:
             raise
         except UnidentifiedImageError:
-            raise DataError("not an image of a known format") from None
+            raise DataError("not an image of a known format" + _told(data)) from None
         except Image.DecompressionBombError:
             raise DataError("image of more than 50 megapixels") from None
         except (OSError, SyntaxError, ValueError, MemoryError, EOFError, RuntimeError) as error:  # the last of AVIF
@@ -204,6 +204,13 @@ class Encoder(nn.Module):
         if hidden.dim() == 4:
             hidden = hidden.flatten(2).transpose(1, 2)  # (batch, height × width, width)
         return hidden, torch.ones(hidden.shape[:2], dtype=hidden.dtype, device=hidden.device)
+
+
+def _told(data: bytes) -> str:
+    """What a file is that often stands where an image should be: the page of an error, a drawing, or what a telephone makes."""
+    if data.lstrip()[:1] == b"<":
+        return ": it is HTML or XML"
+    return ": it is HEIC; save it as JPEG" if data[4:8] == b"ftyp" else ""
 
 
 def in_torchvision(name: str | None) -> bool:

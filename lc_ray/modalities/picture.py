@@ -22,16 +22,16 @@ class Modality(image.Modality):
         source: the base model; not needed.
     """
 
-    TYPE = pa.struct({"pixels": pa.binary(), "width": pa.int64(), "height": pa.int64()})
+    TYPE = pa.struct({"pixels": pa.binary(), "width": pa.int64(), "height": pa.int64(), "lying": pa.bool_()})
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
-        """As `image.Modality` does, and the width and height that the picture had, upright.
+        """As `image.Modality` does, the width and height that the picture had, upright, and whether it is stored lying.
 
         Raises:
             DataError: see there.
         """
-        pixels, width, height = self.measured(value, folder)
-        return {"pixels": pixels, "width": width, "height": height}
+        pixels, width, height, lying = self.measured(value, folder)
+        return {"pixels": pixels, "width": width, "height": height, "lying": lying}
 
     def prepare(self, values: list[Any]) -> dict[str, list[Any]]:
         """The pixels, and the original [width, height]."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 from pydantic import Field
 from torch import nn
@@ -19,6 +20,7 @@ class Task(_task.Task):
     Args:
         labels: their names; a label's index is its position.
         weights: of each label in the loss, if they differ.
+        keys: what rows have in place of the names, if something else.
     """
 
     class Options(Section):
@@ -26,14 +28,20 @@ class Task(_task.Task):
 
         class_weights: Literal["none", "balanced"] = Field("none", description="balanced: rare labels weigh more in the loss")
 
-    def __init__(self, labels: list[str], weights: list[float] | None = None) -> None:
-        self.labels, self.weights = labels, weights
-        self._index = {label: i for i, label in enumerate(labels)}
+    def __init__(self, labels: list[str], weights: list[float] | None = None, keys: list[str] | None = None) -> None:
+        self.labels, self.weights, self.keys = labels, weights, keys
+        self._index = {label: i for known in (labels, keys or ()) for i, label in enumerate(known)}
 
     @property
     def config(self) -> dict[str, Any]:
         """Arguments of this class, as JSON."""
-        return {"labels": self.labels} | ({"weights": self.weights} if self.weights else {})
+        given = {"labels": self.labels, "weights": self.weights, "keys": self.keys}
+        return {name: value for name, value in given.items() if value}
+
+    def named(self, find: Callable[[list[str]], dict[str, str]]) -> Self:
+        """See `_task.Task`. Rows may go on having the numbers, or have the names."""
+        names = find(self.labels)
+        return type(self)(**self.config | {"labels": [names[label] for label in self.labels], "keys": self.labels}) if names else self
 
     def index(self, label: str) -> int:
         """Index of a label.
@@ -49,6 +57,10 @@ class Task(_task.Task):
                 fix=f"{hint}correct the row, or add training rows with that label",
             )
         return self._index[label]
+
+    def shown(self, label: str) -> str:
+        """The name of a label that a row has."""
+        return self.labels[self.index(label)]
 
     def head(self, width: int) -> nn.Module:
         """(..., width) → (..., labels)."""

@@ -126,6 +126,10 @@ class Task:
         """Take what is needed of the input columns' modalities, such as a tokenizer, before targets are encoded or answers decoded."""
         return self
 
+    def named(self, find: Callable[[list[str]], dict[str, str]]) -> Self:
+        """With names for labels that are numbers or codes, where `find` gives one for each of those it is given."""
+        return self
+
     def encode(self, target: Any) -> Any:
         """A clean target as a number or numbers. DataError says why not."""
         return target

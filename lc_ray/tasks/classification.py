@@ -42,7 +42,8 @@ class Task(_labels.Task):
         if isinstance(value, str | bytes):
             value = _text.unicode(value)
         if isinstance(value, list | tuple | dict | set | np.ndarray):
-            raise DataError(f"not a label but {type(value).__name__}")
+            several = "; of several labels a row there is the task 'multilabel'" if isinstance(value, list) else ""
+            raise DataError(f"not a label but {type(value).__name__}{several}")
         if value is None or value != value or not str(value).strip():
             raise DataError("label missing")
         return _WHOLE.sub(r"\1", unicodedata.normalize("NFC", str(value).strip()))
@@ -121,4 +122,4 @@ class Task(_labels.Task):
 
     def mistake(self, answer: dict[str, Any], target: str) -> float | None:
         """Probability of a wrong label."""
-        return None if answer["label"] == target else float(answer["probabilities"][answer["label"]])
+        return None if answer["label"] == self.shown(target) else float(answer["probabilities"][answer["label"]])

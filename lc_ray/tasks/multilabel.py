@@ -123,8 +123,9 @@ class Task(_labels.Task):
 
     def mistake(self, answer: dict[str, Any], target: list[str]) -> float | None:
         """The largest distance of a wrong label's probability from the truth."""
-        wrong = set(answer["labels"]) ^ set(target)
-        return max(abs(answer["probabilities"].get(label, 0.0) - (label in target)) for label in wrong) if wrong else None
+        right = {self.shown(label) for label in target}
+        wrong = set(answer["labels"]) ^ right
+        return max(abs(answer["probabilities"].get(label, 0.0) - (label in right)) for label in wrong) if wrong else None
 
 
 def _has(label: str, value: Any) -> bool:

@@ -25,7 +25,9 @@ from lc_ray.tasks import _detr, _labels, _rcnn, _task, classification
 from lc_ray.units import Fraction
 
 _MOST = 1000  # boxes of a picture
+_NEAR = 0.01  # of a side, by which sizes may differ
 _FRACTION = 2.0  # of a left side and a width that are at most 1
+_ONE = {"categories": "category", "labels": "label", "boxes": "box", "bboxes": "bbox"}  # of names of lists, as metadata beside pictures may have them
 Found = dict[str, NDArray[Any]]  # boxes (found, 4) as corners in [0, 1], scores (found,) and labels (found,), best first
 
 
@@ -35,6 +37,7 @@ class Task(_labels.Task):
     Args:
         labels: their names; a label's index is its position.
         threshold: score from which a box is part of an answer.
+        keys: what rows have in place of the names, if something else.
     """
 
     TYPE = pa.list_(pa.struct({"label": pa.string(), "box": pa.list_(pa.float64())}))
@@ -46,8 +49,8 @@ class Task(_labels.Task):
 
         threshold: Fraction = Field(0.5, description="score from which a box is part of an answer; metrics are of all boxes")
 
-    def __init__(self, labels: list[str], threshold: float = 0.5) -> None:
-        super().__init__(labels)
+    def __init__(self, labels: list[str], threshold: float = 0.5, keys: list[str] | None = None) -> None:
+        super().__init__(labels, keys=keys)
         self.threshold = threshold
         self.finding: Any = _detr.Finding(len(labels))
 
@@ -75,22 +78,29 @@ class Task(_labels.Task):
 
     @staticmethod
     def check(target: list[dict[str, Any]], values: dict[str, Any]) -> None:
-        """Whether the boxes lie inside the picture; a pixel more is forgiven, as some datasets count from 1.
+        """Whether the boxes lie inside the picture, and are of one of its size; a pixel more is forgiven, as some datasets count from 1.
 
         Raises:
-            DataError: one lies outside.
+            DataError: one lies outside, or is of the picture as it is stored, which its EXIF data turn, or as it was before it was resized.
             SpecError: the input is not one column of pictures.
         """
         match list(values.values()):
-            case [{"width": width, "height": height}]:
+            case [{"width": width, "height": height, **rest}]:
                 pass
             case _:
                 raise SpecError("data.inputs: object detection takes one column, of modality `picture`", "task 'object_detection'")
         for item in target:
             left, top, right, bottom = item["box"]
+            across, down = item.get("picture_size", (width, height))
+            stored = bool(rest.get("lying"))
+            same = [abs(across - a) <= _NEAR * a + 1 and abs(down - b) <= _NEAR * b + 1 for a, b in ((width, height), (height, width))]
+            if not same[0] and (stored or not same[1]):  # other sizes that are swapped are a mistake of those who wrote them
+                turned = ", which its EXIF data turn: give boxes of it upright" if stored and same[1] else ""
+                raise DataError(f"boxes of a picture of {across:g} × {down:g} pixels; it has {width} × {height}{turned}")
             if min(left, top) < -1 or right > width + 1 or bottom > height + 1 or min(right, bottom) <= 0 or left >= width or top >= height:
                 box = f"box {[round(x, 1) for x in item['box']]} (left, top, right, bottom)"
-                raise DataError(f'{box} lies outside of its picture of {width} × {height} pixels; "bbox" is read as left, top, width, height')
+                read = '"bbox" is read as left, top, width, height, "box" as corners'
+                raise DataError(f"{box} lies outside of its picture of {width} × {height} pixels; {read}")
 
     @classmethod
     def fit(cls, targets: Iterable[list[dict[str, Any]]], options: Any, columns: dict[str, Any]) -> Self:
@@ -112,7 +122,7 @@ class Task(_labels.Task):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments of this class, as JSON."""
-        return {"labels": self.labels, "threshold": self.threshold}
+        return {**super().config, "threshold": self.threshold}
 
     def bind(self, columns: dict[str, Any]) -> Self:
         """Take the base model's name, and the size of its pictures.
@@ -204,7 +214,7 @@ class Task(_labels.Task):
         """The best score of an object that is not there with an IoU of at least 0.5; 0 if some are only missing."""
         left = list(target)
         for found in answer["objects"]:
-            near = [_iou(found["box"], item["box"]) if item["label"] == found["label"] else 0.0 for item in left]
+            near = [_iou(found["box"], item["box"]) if self.shown(item["label"]) == found["label"] else 0.0 for item in left]
             if not near or max(near) < 0.5:
                 return float(found["score"])
             left.pop(int(np.argmax(near)))
@@ -232,7 +242,7 @@ class Model:
 
 
 def _rows(columns: dict[str, Any]) -> list[dict[str, Any]]:
-    columns = {"category" if name == "categories" else name: cell for name, cell in columns.items()}  # as metadata beside pictures may have it
+    columns = {_ONE.get(name, name): cell for name, cell in columns.items()}
     cells = [_text.listed(cell) for cell in columns.values()]
     if not all(isinstance(cell, list) for cell in cells) or len({len(cell) for cell in cells}) > 1:
         raise DataError("not a list of boxes, nor lists of their labels and corners that are of one length")
@@ -247,7 +257,7 @@ def _clean(item: Any) -> dict[str, Any]:
     box = item.get("box")
     box = item.get("bbox") if box is None else box  # Arrow gives every struct all fields
     try:
-        left, top, third, fourth = (float(x) for x in cast(Any, box))
+        left, top, third, fourth = (float(x) for x in cast(Any, _text.listed(box)))
     except (TypeError, ValueError):
         raise DataError("a box is not 4 numbers") from None
     right, bottom = (third, fourth) if item.get("box") is not None else (left + third, top + fourth)
@@ -255,7 +265,9 @@ def _clean(item: Any) -> dict[str, Any]:
         raise DataError("a box is not finite")
     if left >= right or top >= bottom:
         raise DataError("a box is empty or inside out: left must be less than right, top less than bottom")
-    return {"label": classification.Task.clean(item["label"]), "box": [left, top, right, bottom]}
+    size = item.get("picture_size") or ()
+    told = {"picture_size": size} if len(size) == 2 and all(isinstance(side, int | float) and side > 0 for side in size) else {}
+    return {"label": classification.Task.clean(item["label"]), "box": [left, top, right, bottom], **told}
 
 
 def _split(inputs: _task.Batch) -> tuple[_task.Batch, Tensor]:

@@ -31,7 +31,7 @@ def test_pictures_are_rows_with_their_boxes(tmp_path, first, indent):
     rows = [row for chunk in reader.rows(["file_name", "annotations"]) for row in chunk]
     assert [row["file_name"] for row in rows] == ["a.jpg", "b.jpg"]
     assert [Task.clean(row["annotations"]) for row in rows] == [
-        [{"label": "bottle", "box": [1, 2, 11, 22]}, {"label": "can", "box": [5, 5, 7, 7]}],
+        [{"label": "bottle", "box": [1, 2, 11, 22], "picture_size": [64, 48]}, {"label": "can", "box": [5, 5, 7, 7], "picture_size": [64, 48]}],
         [],
     ]
 
@@ -47,8 +47,30 @@ def test_a_part_is_missing(tmp_path, part):
 def test_a_category_is_missing(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(SHELVES | {"categories": []}), "utf-8")
     (file,) = files(str(tmp_path))
-    with pytest.raises(DataError, match=r"not COCO's images, annotations and categories: KeyError\(2\)"):
+    with pytest.raises(DataError, match=r"COCO's annotation 1 is of category 2, which is none of its categories"):
         read.Reader(file).columns()
+
+
+def test_what_is_annotated_of_other_pictures_is_left_out(tmp_path):
+    rest = SHELVES["annotations"] + [{"id": 4, "image_id": 99, "category_id": 2, "bbox": [1, 2, 3, 4]}]
+    for images, expected in ((SHELVES["images"][:1], [2]), (SHELVES["images"], [2, 0])):
+        (tmp_path / "a.json").write_text(json.dumps(SHELVES | {"images": images, "annotations": rest}), "utf-8")
+        (file,) = files(str(tmp_path))
+        rows = [row for chunk in read.Reader(file).rows(["annotations"]) for row in chunk]
+        assert [len(Task.clean(row["annotations"])) for row in rows] == expected
+    (tmp_path / "a.json").write_text(json.dumps(SHELVES | {"images": [{"id": "7", "file_name": "a.jpg"}]}), "utf-8")
+    with pytest.raises(DataError, match="none has the `image_id` of one of its images"):
+        read.Reader(files(str(tmp_path))[0]).columns()
+
+
+def test_a_caption_is_a_row(tmp_path):
+    said = [{"image_id": image, "caption": text} for image, text in ((7, "a can"), (7, "a red can"), (3, "none"))]
+    whole = {name: SHELVES[name] for name in ("info", "images", "licenses")} | {"annotations": said}
+    (tmp_path / "captions_train2017.json").write_text(json.dumps(whole), "utf-8")
+    reader = read.Reader(files(str(tmp_path))[0])
+    reader.require(["file_name", "caption"])
+    rows = [(row["file_name"], row["caption"]) for chunk in reader.rows(["file_name", "caption"]) for row in chunk]
+    assert rows == [("a.jpg", "a can"), ("a.jpg", "a red can"), ("b.jpg", "none")]
 
 
 def test_lines_of_objects_are_no_such_file(tmp_path):

@@ -10,7 +10,8 @@ from lc_ray.data.files import files
 from lc_ray.errors import DataError
 from lc_ray.tasks.object_detection import Task
 
-VOC = """<annotation><filename>1.jpg</filename><object><name>{}</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>11</xmax><ymax>14</ymax></bndbox>
+VOC = """<annotation><filename>1.jpg</filename><size><width>60</width><height>40</height></size>
+<object><name>{}</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>11</xmax><ymax>14</ymax></bndbox>
 <part><name>head</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox></part></object></annotation>"""
 
 
@@ -56,6 +57,25 @@ def test_texts_in_a_subfolder_per_label(tmp_path):
         rows(tmp_path / "books", ["text", "label"])
 
 
+def test_a_folder_that_has_all_of_them_is_no_label(tmp_path):
+    """As archives are unpacked: PetImages/PetImages/Cat."""
+    for name in ("PetImages/Cat/1.png", "PetImages/Cat/more/2.png", "PetImages/Dog/1.png"):
+        put(tmp_path / "pets" / name)
+        put(tmp_path / "cats" / name.replace("Dog", "Cat"))
+        put(tmp_path / "mixed" / name.replace("Dog/", ""))
+    assert [row["label"] for row in rows(tmp_path / "pets", ["image", "label"])] == ["Cat", "Cat", "Dog"]
+    for alike in ("cats", "mixed"):
+        assert {row["label"] for row in rows(tmp_path / alike, ["image", "label"])} == {"PetImages"}
+
+
+def test_no_picture_that_can_be_read_is_passed_over(tmp_path):
+    names = {"PNG": "1.png", "JPEG": "2.JPG", "JPEG2000": "3.jp2", "TGA": "4.tga", "ICO": "5.ico", "PPM": "6.pnm", "TIFF": "7.tif", "AVIF": "8.avif"}
+    (tmp_path / "all").mkdir()
+    for form, name in names.items():
+        Image.new("RGB", (16, 16)).save(tmp_path / "all" / name, form)
+    assert [row["image"] for row in rows(tmp_path / "all", ["image"])] == [f"all/{name}" for name in names.values()]
+
+
 def test_what_is_said_lies_beside_sounds_and_captions_beside_pictures(tmp_path):
     """As in LibriSpeech, and in folders that diffusion models are taught with."""
     for name in ("84/1/84-1-0.flac", "84/1/84-1-1.flac"):
@@ -78,7 +98,7 @@ def test_boxes_of_pascal_voc(tmp_path):
     put(tmp_path / "VOC" / "JPEGImages" / "3.jpg", picture())
     put(tmp_path / "VOC" / "Annotations" / "3.xml", "<annotation")
     one, two, three = rows(tmp_path / "VOC" / "JPEGImages", ["image", "annotations"])
-    assert (one["image"], Task.clean(one["annotations"])) == ("JPEGImages/1.jpg", [{"label": "cat", "box": [1, 2, 11, 14]}])
+    assert (one["image"], Task.clean(one["annotations"])) == ("JPEGImages/1.jpg", [{"label": "cat", "box": [1, 2, 11, 14], "picture_size": [60, 40]}])
     assert two["annotations"][0]["label"] == "dog"
     assert three["_error"] == "not Pascal VOC's XML"
     (file,) = files(str(tmp_path / "VOC" / "JPEGImages"))

@@ -63,9 +63,14 @@ def test_an_array_of_one_channel(tmp_path, column):
     assert column.decode(kept(SHADES[:, :, None], tmp_path)) == column.decode(kept(GREY, tmp_path))
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 12), (0, 0, 3), (1, 8, 12, 3)])
+def test_an_array_with_its_colours_first_is_the_same_picture(tmp_path):
+    colours = np.stack([SHADES, SHADES // 2, SHADES // 3])
+    assert kept(colours, tmp_path) == kept(colours.transpose(1, 2, 0), tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 12), (0, 0, 3), (1, 8, 12, 3)])
 def test_an_array_that_is_no_picture(tmp_path, shape):
-    with pytest.raises(DataError, match=r"row 1: an array of .* is no picture\n.*height × width × 3"):
+    with pytest.raises(DataError, match=r"row 1: .* numbers are no picture: .*height × width × 3"):
         cells([{"photo": SHADES}, {"photo": np.zeros(shape, np.uint8)}], "photo", tmp_path, ["photo"])
 
 

@@ -57,6 +57,19 @@ def test_rows_are_split_tokenised_and_kept_once(job):
     assert len(first.parts("train")) >= 16  # enough for 16 workers
 
 
+def test_names_of_classes_beside_the_rows_and_labels_that_are_nearly_alike(job, tmp_path):
+    asked = job([(text, i % 2) for i, text in enumerate(TEXTS)])
+    plain, _ = prepare(asked)
+    assert plain.task().labels == ["0", "1"]
+    (tmp_path / "classes.txt").write_text("Good\ngood\n", "utf-8")
+    named, reused = prepare(asked)
+    assert not reused
+    assert (named.task().labels, named.task().encode("1")) == (["Good", "good"], 1)
+    assert set(named.rows("train")["_target"]) == {"0", "1"}
+    (note,) = named.notes(asked.inputs())
+    assert "'Good' and 'good'" in note
+
+
 def test_how_many_texts_fill_their_length_is_told(job):
     rows = [("good day " * 9, "x"), *ROWS[:3]] * 9  # of 5 tokens each, but for the first
     asked = job([(f"{text} {i}", label) for i, (text, label) in enumerate(rows)], **{"data.inputs.0.max_length": 12})

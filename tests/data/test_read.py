@@ -248,6 +248,14 @@ def test_a_missing_column_lists_those_there_are(tmp_path):
         read.Reader(File(str(file))).require(["text"])
 
 
+def test_of_pixels_in_columns_of_their_own_a_few_are_listed(tmp_path):
+    """As in the tables of MNIST that Kaggle has."""
+    (tmp_path / "a.csv").write_text(",".join(["label", *(f"pixel{n}" for n in range(784))]) + "\n", "utf-8")
+    told = r"no column 'image'; there are: label, pixel0, .*, pixel18, \.\.\. \(785 in all\)\n.* write a column of lists"
+    with pytest.raises(DataError, match=told):
+        read.Reader(File(str(tmp_path / "a.csv"))).require(["image"])
+
+
 @pytest.mark.parametrize(("name", "content"), [("a.parquet", b"not parquet"), ("a.csv", b""), ("b.csv", b"\n"), ("a.jsonl", b"{")])
 def test_files_without_a_header(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -360,7 +368,7 @@ def test_a_folder_with_a_subfolder_per_label(tmp_path):
 
 def test_a_web_dataset(tmp_path):
     mac = {"a/._2.jpg": b"what a Mac adds"}
-    members = {"a/1.jpg": png("red"), "a/1.cls": b"3", **mac, "a/2.jpg": png("blue"), "a/2.json": b'{"cls": "4", "text": "x"}', "b/1.json": b"{oops"}
+    members = {"a/1.jpg": png("red"), "a/1.cls": b"3", **mac, "a/2.JPG": png("blue"), "a/2.json": b'{"cls": "4", "text": "x"}', "b/1.json": b"{oops"}
     with tarfile.open(tmp_path / "shard-000.tar", "w") as tar:
         for name, data in members.items():
             member = tarfile.TarInfo(name)

@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import unicodedata
 import zlib
 from types import SimpleNamespace
 
@@ -104,7 +105,9 @@ def claimed(width, height):
         (picture(size=(1, 1)), "image of 1 × 1 pixels"),
         (claimed(10_000, 10_000), "more than 50 megapixels"),
         (claimed(100_000, 100_000), "more than 50 megapixels"),
-        (b"\x00\x01hello", "not an image of a known format"),
+        (b"\x00\x01hello", r"not an image of a known format$"),
+        (b"<!DOCTYPE html>\n<p>404", "known format: it is HTML or XML"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50), "known format: it is HEIC; save it as JPEG"),
         (picture(form="EPS"), "not an image of a known format"),
         (picture(form="PDF"), "not an image of a known format"),
         (None, "null"),
@@ -147,6 +150,45 @@ def test_a_request_may_carry_base64_but_never_opens_a_file(tmp_path):
     for name in ("b.png", "fi", "~nobody-of-this-name/b.png"):
         with pytest.raises(DataError, match=r"^no such file$"):
             IMAGE.decode(name, folder=tmp_path)
+
+
+def test_a_name_is_found_as_another_system_spells_it(tmp_path):
+    for name in ("sub/a b.png", unicodedata.normalize("NFD", "Ä.png"), "c.PNG", "d.jpg", "[1] e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture())
+    spaced = (r"sub\a b.png", "sub/a%20b.png", "./sub/a b.png", " sub/a b.png ")
+    for name in (*spaced, unicodedata.normalize("NFC", "Ä.png"), "c.png", "d.JPG", "[1] e.png"):
+        assert IMAGE.decode(name, folder=tmp_path) == IMAGE.decode(picture()), name
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_a_small_picture_in_base64_is_no_name(form, tmp_path):
+    small = picture(size=(2, 2), form=form)
+    cell = base64.b64encode(small).decode()
+    assert IMAGE.decode(cell, folder=tmp_path) == IMAGE.decode(cell.encode(), folder=tmp_path) == IMAGE.decode(small)
+
+
+def test_pictures_as_numbers(tmp_path):
+    """As MNIST, FER2013 and datasets of arrays have them."""
+    grey = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    colours = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    written = " ".join(map(str, grey.flatten()))
+    texts = [written, written.encode(), str(grey.tolist())]
+    arrays = [colours, colours.transpose(2, 0, 1), colours / 255, colours.astype(float)]
+    same = {
+        (grey.tobytes(), (28, 28)): [grey, grey.tolist(), grey[:, :, None].tolist(), grey.flatten().tolist(), *texts],
+        (colours.tobytes(), (30, 20)): [array.tolist() for array in arrays],
+    }
+    for (levels, size), cells in same.items():
+        drawn, file = Image.frombytes("L" if size == (28, 28) else "RGB", size, levels), io.BytesIO()
+        drawn.save(file, "PNG")
+        for cell in cells:
+            assert IMAGE.measured(cell, tmp_path) == IMAGE.measured(file.getvalue(), None) == IMAGE.measured(cell, None)
+    bad = {"3 × 2 × 2 × 1 numbers are no picture": np.zeros((3, 2, 2, 1)).tolist(), "10 numbers are no picture": [1] * 10, "1 × 1 pixels": [[1]]}
+    bad |= {"not one of a picture's levels": [[1, 2], [3]], "from 0 to 255": [[-1, 2], [3, 4]], "0 numbers": [[], []]}
+    for reason, cell in bad.items():
+        with pytest.raises(DataError, match=reason):
+            IMAGE.decode(cell)
 
 
 def test_a_shown_picture_decodes_to_itself():

@@ -38,7 +38,7 @@ def test_a_photo_is_measured_upright(orientation, size):
     exif = Image.Exif()
     exif[0x0112] = orientation
     found = PICTURES.decode(encoded(Image.new("RGB", (50, 20)), "JPEG", exif=exif), folder=Path())
-    assert (found["width"], found["height"]) == size
+    assert (found["width"], found["height"], found["lying"]) == (*size, orientation > 4)
 
 
 def test_what_is_augmented_stays_where_it_is():

@@ -288,6 +288,22 @@ def test_mistakes():
     assert TASK.mistake({"objects": [right | {"box": [50, 50, 99, 99]}]}, target) == 0.9
 
 
+def test_boxes_are_of_a_picture_as_large_as_theirs():
+    def check(size, shown, lying):
+        item = {"label": "a", "box": [1, 2, 3, 4], "picture_size": size}
+        Task.check(Task.clean([item]), {"image": {"pixels": b"", "width": shown[0], "height": shown[1], "lying": lying}})
+
+    check([40, 60], (40, 60), True)
+    check([60, 41], (60, 40), False)
+    check([40, 60], (60, 40), False)  # swapped by whoever wrote it
+    check([0, 0], (60, 40), False)
+    check([None, "60"], (60, 40), False)
+    with pytest.raises(DataError, match="boxes of a picture of 60 × 40 pixels; it has 40 × 60, which its EXIF data turn: give boxes of it upright"):
+        check([60, 40], (40, 60), True)
+    with pytest.raises(DataError, match=r"boxes of a picture of 640 × 480 pixels; it has 320 × 240$"):
+        check([640, 480], (320, 240), False)
+
+
 BOX = {"label": "a", "box": [1, 2, 3, 4]}
 
 
@@ -303,6 +319,8 @@ BOX = {"label": "a", "box": [1, 2, 3, 4]}
         str([BOX]),
         {"bbox": [[1, 2, 2, 2]], "category": ["a"], "id": [7]},
         {"bbox": [[1, 2, 2, 2]], "categories": ["a"]},
+        {"boxes": [[1, 2, 3, 4]], "labels": ["a"]},
+        {"bboxes": ["[1, 2, 2, 2]"], "label": ["a"]},
         json.dumps({"bbox": [[1, 2, 2, 2]], "category": ["a"]}).encode(),
         str({"bbox": [[1, 2, 2, 2]], "category": ["a"]}),
         [BOX | {"iscrowd": 0}, {"label": "crowd", "box": [0, 0, 9, 9], "iscrowd": 1}],
