@@ -312,7 +312,7 @@ def main() -> None:
     chosen = options.parse_args()
     from lc_ray import artifact, runtime
     from lc_ray.serve import app
-    from lc_ray.spec import ServeSpec
+    from lc_ray.serving import ServeSpec
 
     kinds = {found.manifest.name: found.manifest.task["kind"] for found in map(artifact.read, chosen.artifacts)}
     languages = [name for name, kind in kinds.items() if kind == "text_generation"]

@@ -32,7 +32,8 @@ from lc_ray.models.batches import TARGET, prepare
 from lc_ray.predictor import Predictor
 from lc_ray.quantizer import quantize
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
-from lc_ray.spec import InputSpec, ModelSpec, QuantizeSpec, ServeSpec
+from lc_ray.serving import ServeSpec
+from lc_ray.spec import InputSpec, ModelSpec, QuantizeSpec
 from lc_ray.tasks.text_generation import Task
 
 QUESTIONS = [

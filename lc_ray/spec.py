@@ -13,10 +13,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lc_ray.errors import SpecError
-from lc_ray.section import Section as Section
-from lc_ray.section import load, nearest, problems
-from lc_ray.section import override as override
-from lc_ray.serving import ServeSpec as ServeSpec
+from lc_ray.section import Section, load, nearest, override, problems
+from lc_ray.serving import ServeSpec
 from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 
 UNREAD = ("seed",)  # modalities of columns that only requests have

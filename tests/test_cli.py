@@ -14,6 +14,7 @@ import lc_ray
 from lc_ray import cli_cluster, family, spec
 from lc_ray.cluster import submit
 from lc_ray.cluster.jobs import Job
+from lc_ray.section import override
 from lc_ray.storage import names_in, storage_path
 
 
@@ -23,7 +24,7 @@ def job_file(tiny_job, tmp_path):
 
     def write(**values):
         file = tmp_path / "job.yaml"
-        file.write_text(yaml.safe_dump(spec.override({**tiny_job, "storage": str(tmp_path / "runs")}, values)), "utf-8")
+        file.write_text(yaml.safe_dump(override({**tiny_job, "storage": str(tmp_path / "runs")}, values)), "utf-8")
         return file
 
     return write

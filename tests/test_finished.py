@@ -8,6 +8,7 @@ import pytest
 from lc_ray import artifact, pipeline, spec
 from lc_ray.data.prepare import stamps
 from lc_ray.errors import ClusterError
+from lc_ray.section import override
 from lc_ray.storage import StoragePath
 from lc_ray.train.segment import SegmentResult
 
@@ -65,7 +66,7 @@ def test_files_that_were_changed_make_it_another_run(tiny_job, tiny_base, tiny_r
     rows, base = tmp_path / "rows.csv", tmp_path / "base"
     shutil.copy(tiny_rows, rows)
     shutil.copytree(tiny_base, base)
-    job = spec.parse(spec.override(tiny_job, {"data.train": str(rows), "model.base": str(base)}))
+    job = spec.parse(override(tiny_job, {"data.train": str(rows), "model.base": str(base)}))
     seen = [stamps(job)]
     assert stamps(job) == seen[0]
     for file, more in ((rows, "one more,neutral\n"), (base / "config.json", "\n")):

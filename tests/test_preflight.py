@@ -15,6 +15,7 @@ from transformers import BertConfig, BertModel, PvtV2Config, PvtV2Model
 
 from lc_ray import preflight, runtime, spec
 from lc_ray.errors import ClusterError, DataError, ModelError, SpecError
+from lc_ray.section import override
 
 pytestmark = pytest.mark.cluster
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture
 def job(ray_local, tiny_job, tmp_path):
     def job(**values):
-        return spec.parse(spec.override({**tiny_job, "quantize": None, "storage": str(tmp_path)}, values))
+        return spec.parse(override({**tiny_job, "quantize": None, "storage": str(tmp_path)}, values))
 
     return job
 

@@ -15,7 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from lc_ray import artifact, family, spec
+from lc_ray import artifact, family
+from lc_ray.section import override
 
 README = Path("README.md").read_text("utf-8")
 ROOT = Path.cwd()
@@ -78,7 +79,7 @@ def test_your_own_data(folder, tiny_base):
     sh(init)
     smaller = {"model.base": str(tiny_base), "train.epochs": 4, "train.workers.count": 1, "search": None}
     smaller["accept"] = {"max_drop": 1.0, "min_speedup": 0}
-    Path("job.yaml").write_text(yaml.safe_dump(spec.override(yaml.safe_load(Path("job.yaml").read_text("utf-8")), smaller)), "utf-8")
+    Path("job.yaml").write_text(yaml.safe_dump(override(yaml.safe_load(Path("job.yaml").read_text("utf-8")), smaller)), "utf-8")
     said = {command.split()[1]: sh(command) for command in others}
     assert "the cluster can place the job" in said["check"]
     assert "accepted" in said["run"]

@@ -8,12 +8,13 @@ from pydantic import ValidationError
 
 from lc_ray import family, spec, templates
 from lc_ray.errors import SpecError
+from lc_ray.section import override
 
 SMALL = {"model": {"base": "b"}, "data": {"train": "t.csv", "inputs": [{"column": "text"}], "target": "label"}}
 
 
 def job(**values):
-    return spec.parse(spec.override(SMALL, values))
+    return spec.parse(override(SMALL, values))
 
 
 def test_units_are_parsed_once():
@@ -115,7 +116,7 @@ def test_files(tmp_path):
 
 def test_override_sets_paths_and_list_items_without_touching_its_argument():
     before = json.dumps(SMALL)
-    changed = spec.override(SMALL, {"data.inputs.0.max_length": 8, "train.workers.count": 2})
+    changed = override(SMALL, {"data.inputs.0.max_length": 8, "train.workers.count": 2})
     assert changed["data"]["inputs"][0] == {"column": "text", "max_length": 8}
     assert changed["train"] == {"workers": {"count": 2}}
     assert json.dumps(SMALL) == before
@@ -124,11 +125,11 @@ def test_override_sets_paths_and_list_items_without_touching_its_argument():
 @pytest.mark.parametrize("path", ["data.inputs.1.max_length", "data.inputs.1", "data.inputs.x.max_length", "data.inputs.-1"])
 def test_override_names_an_item_that_is_not_there(path):
     with pytest.raises(SpecError, match=rf"{path}: no item '.*' in a list of 1"):
-        spec.override(SMALL, {path: 8})
+        override(SMALL, {path: 8})
 
 
 def test_override_sets_fields_of_an_item_and_beside_dates():
-    assert spec.override({"a": ["b"], "day": date(2026, 1, 2)}, {"a.0.c": 1}) == {"a": [{"c": 1}], "day": "2026-01-02"}
+    assert override({"a": ["b"], "day": date(2026, 1, 2)}, {"a.0.c": 1}) == {"a": [{"c": 1}], "day": "2026-01-02"}
 
 
 def test_a_date_that_is_none_is_a_mistake_of_the_file(tmp_path):

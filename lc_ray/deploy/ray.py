@@ -19,7 +19,7 @@ from lc_ray.artifact import Artifact
 from lc_ray.client import Client
 from lc_ray.deploy._platform import Call
 from lc_ray.serve import app, auth, update
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 
 class Settings(ServeSpec):

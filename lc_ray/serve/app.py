@@ -26,8 +26,7 @@ from lc_ray.serve import auth, front, rollout
 from lc_ray.serve.access import STDERR
 from lc_ray.serve.protocols import _messages
 from lc_ray.serve.rollout import Served, State
-from lc_ray.serving import TlsSpec
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec, TlsSpec
 
 NAME = "lc_ray"
 _REPLICA = "lc_ray.serve.replica.Replica"  # by its name: only replicas import the engines, which takes seconds

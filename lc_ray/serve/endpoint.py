@@ -30,7 +30,7 @@ from lc_ray.serve.observe import Observe, Observers
 from lc_ray.serve.resident import Resident
 from lc_ray.serve.urls import Fetcher
 from lc_ray.serve.vllm import generator_of
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 Everywhere = Callable[..., Awaitable[dict[str, Any]]]
 _decoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "decoder")  # of all models: while it is decoded, a picture may take hundreds of MB

@@ -17,7 +17,7 @@ from lc_ray.serve import record
 from lc_ray.serve.batching import QueueFull
 from lc_ray.serve.grammar import Grammars, Matcher
 from lc_ray.serve.spelling import Spelling
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 from lc_ray.tasks._sampling import Sampling, Token
 
 

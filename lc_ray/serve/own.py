@@ -12,7 +12,7 @@ from torch import Tensor
 from lc_ray.errors import DataError
 from lc_ray.predictor import Predictor
 from lc_ray.serve.generation import Answer, Ask, Generator, Job, Piece, Prompt
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 from lc_ray.tasks._decoder import Decoder
 from lc_ray.tasks._sampling import Sampler, Token, told
 

@@ -23,7 +23,7 @@ from lc_ray import artifact, runtime
 from lc_ray.artifact import Artifact
 from lc_ray.errors import ServeError
 from lc_ray.serve import access, app, auth, front, rollout
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 
 def serve_forever(paths: Sequence[str | Path], spec: ServeSpec, key_file: str | Path | None = None, keyless: bool = False) -> None:

@@ -26,7 +26,7 @@ from lc_ray.models.load import export
 from lc_ray.predictor import Predictor
 from lc_ray.serve.generation import Answer, Ask, Generator, Job, Prompt
 from lc_ray.serve.own import OwnGenerator
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 from lc_ray.tasks._sampling import LEAST, Token
 
 _HOTTEST = 2.0  # vLLM refuses higher temperatures

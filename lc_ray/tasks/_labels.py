@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from lc_ray.errors import DataError
-from lc_ray.spec import Section
+from lc_ray.section import Section
 from lc_ray.tasks import _task
 
 

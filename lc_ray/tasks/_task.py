@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lc_ray.errors import SpecError
-from lc_ray.section import problems
-from lc_ray.spec import Section, TaskSpec
+from lc_ray.section import Section, problems
+from lc_ray.spec import TaskSpec
 
 Batch = dict[str, Tensor]  # tensors named `column.tensor`
 Run = Callable[[Batch], NDArray[np.float32]]  # a model's forward on any engine

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from lc_ray.errors import DataError, ModelError, SpecError, first_line
 from lc_ray.modalities import _encoders, image
 from lc_ray.modalities._encoders import pool
-from lc_ray.spec import UNREAD, InputSpec, ModelSpec, Section, module_name
+from lc_ray.section import Section
+from lc_ray.spec import UNREAD, InputSpec, ModelSpec, module_name
 from lc_ray.tasks import _task
 
 _NOISY, _TIMESTEP = "noisy", "timestep"  # tensors of the model that are no column's

@@ -20,7 +20,8 @@ from torchvision.ops import box_iou
 
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities import _text, image
-from lc_ray.spec import InputSpec, ModelSpec, Section, module_name
+from lc_ray.section import Section
+from lc_ray.spec import InputSpec, ModelSpec, module_name
 from lc_ray.tasks import _detr, _labels, _rcnn, _task, classification
 from lc_ray.units import Fraction
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities import speech
-from lc_ray.spec import InputSpec, ModelSpec, Section, module_name
+from lc_ray.section import Section
+from lc_ray.spec import InputSpec, ModelSpec, module_name
 from lc_ray.tasks import _ctc, _language, _seq2seq, _task
 
 _ASIDE = re.compile(r"[<\[][^>\]]*[>\]]|\([^)]+\)")  # what is no speech, such as "[laughs]"

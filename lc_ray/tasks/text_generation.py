@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lc_ray.errors import DataError
 from lc_ray.modalities import _conversation, chat
-from lc_ray.spec import Section
+from lc_ray.section import Section
 from lc_ray.tasks import _language, _task
 from lc_ray.tasks._causal import Model as Model
 from lc_ray.tasks._decoder import Decoder, Whole

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lc_ray.errors import DataError
 from lc_ray.modalities import _media, audio
-from lc_ray.spec import InputSpec, ModelSpec, Section, module_name
+from lc_ray.section import Section
+from lc_ray.spec import InputSpec, ModelSpec, module_name
 from lc_ray.tasks import _language, _speecht5, _task, _vits
 from lc_ray.tasks._task import Batch, Run
 from lc_ray.units import Seconds

@@ -9,12 +9,13 @@ from lc_ray import spec
 from lc_ray.cluster import package
 from lc_ray.cluster.package import pack
 from lc_ray.errors import ClusterError, DataError, ModelError
+from lc_ray.section import override
 
 
 @pytest.fixture
 def job(tiny_job):
     def job(**values):
-        return spec.parse(spec.override(tiny_job, values))
+        return spec.parse(override(tiny_job, values))
 
     return job
 

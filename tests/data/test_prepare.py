@@ -17,6 +17,7 @@ from lc_ray.data import read
 from lc_ray.data.cells import order
 from lc_ray.data.prepare import prepare
 from lc_ray.errors import DataError
+from lc_ray.section import override
 from lc_ray.spec import digest
 
 pytestmark = pytest.mark.cluster
@@ -35,7 +36,7 @@ def job(ray_local, tiny_base, tmp_path):
             file.write_text("".join(json.dumps({"text": t, "label": y}) + "\n" for t, y in rows), "utf-8")
         data = {"train": str(file), "validation": validation, "inputs": [{"column": "text", "max_length": 8}], "target": "label"}
         tree = {"model": {"base": str(tiny_base)}, "data": data, "storage": str(tmp_path / "runs")}
-        return spec.parse(spec.override(tree, values))
+        return spec.parse(override(tree, values))
 
     return job
 

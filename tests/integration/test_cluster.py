@@ -27,6 +27,7 @@ from lc_ray.cluster.clusters import Cluster
 from lc_ray.cluster.jobs import Jobs
 from lc_ray.cluster.package import pack
 from lc_ray.errors import ClusterError
+from lc_ray.section import override
 from lc_ray.serve import auth
 from lc_ray.storage import StoragePath
 
@@ -81,7 +82,7 @@ def there(cluster: machines.Cluster, home: Path) -> Jobs:
 @pytest.fixture(scope="module")
 def job(tiny_job: dict[str, Any], home: Path) -> dict[str, Any]:
     sections = {name: section for name, section in tiny_job.items() if name not in ("search", "prune", "quantize", "accept")}
-    return spec.override(sections, {"storage": str(home / "runs"), "train.segments": 1, "train.epochs": 20, "train.checkpoint_every": 20})
+    return override(sections, {"storage": str(home / "runs"), "train.segments": 1, "train.epochs": 20, "train.checkpoint_every": 20})
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_without_the_token_nobody_comes_in(cluster: machines.Cluster, tmp_path: 
 
 
 def test_what_a_cluster_lacks_is_told_before_anything_is_sent(there: Jobs, job: dict[str, Any], bucket: StoragePath, tmp_path: Path) -> None:
-    package = pack(spec.parse(spec.override(job, {"data.train": "/nowhere/rows.csv", "model.base": "package:nothing_there/x"})))
+    package = pack(spec.parse(override(job, {"data.train": "/nowhere/rows.csv", "model.base": "package:nothing_there/x"})))
     named = there.cluster.model_copy(update={"storage": str(tmp_path)})
     found = check.look(Jobs(named), package)
     assert len(found["nodes"]) == 2

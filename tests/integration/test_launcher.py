@@ -21,7 +21,8 @@ import machines
 import pytest
 import yaml
 
-from lc_ray import artifact, spec
+from lc_ray import artifact
+from lc_ray.section import override
 
 
 def missing() -> str | None:
@@ -139,7 +140,7 @@ def test_head_and_worker_come_up_and_ask_for_the_token(nodes: list[str], url: st
 
 def test_a_job_runs_there(nodes: list[str], url: str, lc: Any, user: Path, tiny_job: dict[str, Any]) -> None:
     sections = {name: section for name, section in tiny_job.items() if name not in ("search", "prune", "quantize", "accept")}
-    job = spec.override(sections, {"storage": str(user / "runs"), "train.segments": 1, "train.workers.count": 1})
+    job = override(sections, {"storage": str(user / "runs"), "train.segments": 1, "train.workers.count": 1})
     (user / "job.yaml").write_text(yaml.safe_dump(job), "utf-8")
     (user / ".config" / "lc_ray").mkdir(parents=True)
     named = {"own": {"address": url, "storage": str(user / "shared")}}

@@ -21,6 +21,7 @@ import lc_ray
 from lc_ray import artifact, spec
 from lc_ray.data.prepare import prepare
 from lc_ray.errors import AcceptError, DataError, PlacementError
+from lc_ray.section import override
 from lc_ray.storage import storage_path
 from lc_ray.train.segment import Post, Segment, SegmentResult
 from lc_ray.train.trainer import WorkerGroups
@@ -38,7 +39,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def job(tiny_job: dict[str, Any], storage: Path) -> dict[str, Any]:
     """Of a worker for each member; tests of single segments have two."""
-    return spec.override(tiny_job, {"storage": str(storage), "train.workers.count": 1})
+    return override(tiny_job, {"storage": str(storage), "train.workers.count": 1})
 
 
 @pytest.fixture(scope="module")
@@ -112,19 +113,19 @@ def test_a_changed_gate_trains_nothing_again_and_refuses(result: lc_ray.RunResul
 
 def test_more_workers_than_the_cluster_has(ray_local: None, tiny_job: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match="64 CPU"):
-        lc_ray.run(spec.override({**tiny_job, "storage": str(tmp_path)}, {"train.workers.count": 64, "train.batch_size": 64}))
+        lc_ray.run(override({**tiny_job, "storage": str(tmp_path)}, {"train.workers.count": 64, "train.batch_size": 64}))
 
 
 def test_a_mistake_found_in_a_task_is_told_without_its_traceback(ray_local: None, tiny_job: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text('[{"text": "a", "label": "x"}, {"text"')
     with pytest.raises(DataError, match="not valid JSON") as found:
-        lc_ray.run(spec.override({**tiny_job, "storage": str(tmp_path)}, {"data.train": str(tmp_path / "rows.json")}))
+        lc_ray.run(override({**tiny_job, "storage": str(tmp_path)}, {"data.train": str(tmp_path / "rows.json")}))
     assert "Traceback" not in str(found.value)
     assert "File" not in str(found.value)
 
 
 def _segment(job: dict[str, Any], storage: Path, **changes: Any) -> Segment:
-    job = spec.override({**job, "storage": str(storage), "search": None, "prune": None}, changes)
+    job = override({**job, "storage": str(storage), "search": None, "prune": None}, changes)
     data, _ = prepare(spec.parse(job))
     return Segment(spec.parse(job).model_dump(mode="json"), data.path, storage_path(storage / "segments"), 0, data.count("train"))
 
@@ -148,7 +149,7 @@ def groups(ray_local: None, tmp_path: Path) -> Iterator[Train]:
 
 def test_a_segment_goes_on_from_its_parents_weights_and_optimizer(groups: Train, tiny_job: dict[str, Any], tmp_path: Path) -> None:
     first = _segment(tiny_job, tmp_path, **{"train.epochs": 2, "train.zero": {"stage": 3}, "train.accumulate": 2})
-    still = spec.override(first.job, {"train.learning_rate": 1e-12, "train.weight_decay": 0.0})
+    still = override(first.job, {"train.learning_rate": 1e-12, "train.weight_decay": 0.0})
     heir = Segment(still, first.prepared, first.store, 1, first.rows, parent=first.key, dense=first.key, member=7)
     done, _ = groups([first, heir])
     assert done.checkpoint is not None

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import lc_ray
-from lc_ray import spec
+from lc_ray.section import override
 
 
 def left(mark: str) -> list[str]:
@@ -32,7 +32,7 @@ def test_stopped_runs_go_on(tiny_job, tmp_path):
     mark = str(tmp_path)
     changes = {"search": None, "prune": None, "quantize": None, "train.epochs": 12, "train.workers.count": 1}
     file = tmp_path / "job.yaml"
-    file.write_text(yaml.safe_dump(spec.override({**tiny_job, "storage": str(tmp_path / "runs")}, changes)), "utf-8")
+    file.write_text(yaml.safe_dump(override({**tiny_job, "storage": str(tmp_path / "runs")}, changes)), "utf-8")
     command = [sys.executable, "-m", "lc_ray", "run", str(file), "--json"]
 
     def run(until=None, number=None):

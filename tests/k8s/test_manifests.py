@@ -13,6 +13,7 @@ import yaml
 from kuberay import CLUSTER, cluster, lint, pods, validators
 
 from lc_ray import spec
+from lc_ray.section import override
 
 K8S = Path("k8s").resolve()
 KINDS = ["raycluster", "rayjob", "rayservice"]
@@ -137,10 +138,10 @@ def test_the_job_is_one(rendered):
 def test_the_lint_finds_what_it_is_for(path, value, wrong):
     sound = yaml.safe_load((K8S / "rayjob" / "rayjob.yaml").read_text("utf-8"))
     assert lint(sound) == []
-    assert any(told.startswith(wrong) for told in lint(spec.override(sound, {path: value})))
+    assert any(told.startswith(wrong) for told in lint(override(sound, {path: value})))
 
 
 def test_the_schemas_find_what_no_api_server_takes(schemas):
     sound = yaml.safe_load((K8S / "rayjob" / "rayjob.yaml").read_text("utf-8"))
     for path, value in (("spec.entryPoint", "x"), ("spec.rayClusterSpec.workerGroupSpecs.0.replicas", "two"), ("spec.submissionMode", 3)):
-        assert list(schemas["RayJob"].iter_errors(spec.override(sound, {path: value})))
+        assert list(schemas["RayJob"].iter_errors(override(sound, {path: value})))

@@ -98,7 +98,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def endpoint() -> Iterator[Callable[..., Any]]:
     """endpoint(predictor, ...limits of ServeSpec) → a warm Endpoint, the same for the same arguments."""
     from lc_ray.serve.endpoint import Endpoint
-    from lc_ray.spec import ServeSpec
+    from lc_ray.serving import ServeSpec
 
     made: dict[tuple[str, str], Any] = {}
 
@@ -157,7 +157,7 @@ def tiny_language(language: Callable[..., Any]) -> Any:
 def endpoints(tiny_language: Any, predictor: Any) -> Iterator[list[Any]]:
     """A language model, "talk", and "tiny"."""
     from lc_ray.serve.endpoint import Endpoint
-    from lc_ray.spec import ServeSpec
+    from lc_ray.serving import ServeSpec
 
     spec = ServeSpec(batch={"max": 4}, timeout="60s")
     found = [Endpoint(one, spec) for one in (tiny_language, predictor)]

@@ -16,7 +16,7 @@ from lc_ray.serve import record
 from lc_ray.serve.generation import Ask, Piece
 from lc_ray.serve.own import OwnGenerator
 from lc_ray.serve.protocols._openai_answer import Completion
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 from lc_ray.tasks._decoder import PART, Whole
 from lc_ray.tasks._sampling import Sampling, Token
 

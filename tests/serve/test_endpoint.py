@@ -23,7 +23,7 @@ from lc_ray.client import Client
 from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.models.batches import prepare
 from lc_ray.serve import app
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 pytestmark = pytest.mark.cluster
 KEY = "a key for tests"

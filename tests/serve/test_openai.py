@@ -13,7 +13,7 @@ from tokens import byte_tokenizer
 from lc_ray.serve.generation import Ask, Piece
 from lc_ray.serve.protocols._openai_answer import Chat
 from lc_ray.serve.protocols._openai_tools import calls
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 SCHEMA = {"type": "object", "properties": {"on": {"type": "boolean"}, "n": {"enum": [1, 2]}}, "required": ["on", "n"], "additionalProperties": False}
 

@@ -14,7 +14,7 @@ from lc_ray.serve.endpoint import Models, asgi
 from lc_ray.serve.observe import Observers
 from lc_ray.serve.predictions import Predictions
 from lc_ray.serve.record import Predicted, Record
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 
 def logged(folder):

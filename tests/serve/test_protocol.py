@@ -11,7 +11,7 @@ import pytest
 
 from lc_ray.serve import auth
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 PREDICT = "/v1/models/tiny:predict"
 

@@ -16,7 +16,7 @@ from lc_ray import artifact
 from lc_ray.serve import auth
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.serve.resident import Resident
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 
 @pytest.fixture(scope="module")

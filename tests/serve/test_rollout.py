@@ -17,7 +17,7 @@ from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.serve import app, auth, rollout, run
 from lc_ray.serve.replica import Replica
 from lc_ray.serve.rollout import State, Version
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 
 def state(**models):

@@ -17,7 +17,7 @@ from rich.text import Text
 from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.serve import app, auth, run
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from lc_ray.errors import ServeError
 from lc_ray.serve import app
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 KEY = "a key for tests"
 

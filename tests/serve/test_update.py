@@ -21,7 +21,7 @@ from lc_ray.errors import ServeError
 from lc_ray.serve import app, auth, rollout, update
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.serve.rollout import Version
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 
 PREDICT = "/v1/models/tiny:predict"
 

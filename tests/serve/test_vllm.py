@@ -18,7 +18,7 @@ from lc_ray.serve.endpoint import Endpoint, Models, asgi
 from lc_ray.serve.generation import Ask
 from lc_ray.serve.own import OwnGenerator
 from lc_ray.serve.vllm import VllmGenerator, folder_of, generator_of, parameters, token, unsuited
-from lc_ray.spec import ServeSpec
+from lc_ray.serving import ServeSpec
 from lc_ray.tasks._sampling import Sampling, Token
 
 GREEDY = Sampling(temperature=0)

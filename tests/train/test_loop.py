@@ -13,6 +13,7 @@ from lc_ray import spec
 from lc_ray.artifact import Manifest
 from lc_ray.errors import TrainError
 from lc_ray.models import load
+from lc_ray.section import override
 from lc_ray.storage import StoragePath
 from lc_ray.tasks.classification import Task
 from lc_ray.train import checkpoint, loop
@@ -38,7 +39,7 @@ def alone(tmp_path_factory):
 
 def worker(store, number=0, parent=None, removed=0.0, **values):
     """What a worker is before it has read anything."""
-    job = spec.parse(spec.override(JOB, values)).model_dump(mode="json")
+    job = spec.parse(override(JOB, values)).model_dump(mode="json")
     self = object.__new__(loop.Worker)
     self.segment = Segment(job, StoragePath("/prepared/key"), StoragePath(str(store)), number, 100, parent, None, 0, removed)
     self.spec, self.inputs, self.task, self.kept = self.segment.spec, self.segment.spec.inputs(), Task(["a", "b"]), {}

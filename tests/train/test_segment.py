@@ -4,6 +4,7 @@ import itertools
 import pytest
 
 from lc_ray import spec
+from lc_ray.section import override
 from lc_ray.storage import StoragePath
 from lc_ray.train.segment import Segment, SegmentResult, finished, learning_rate, removed_at
 
@@ -16,7 +17,7 @@ JOB = {
 
 
 def segment(number=0, rows=1000, member=0, parent=None, removed=0.0, **values):
-    job = spec.parse(spec.override(JOB, values)).model_dump(mode="json")
+    job = spec.parse(override(JOB, values)).model_dump(mode="json")
     return Segment(job, StoragePath("/prepared/key"), StoragePath("/store"), number, rows, parent, None, member, removed)
 
 
@@ -89,7 +90,7 @@ def test_what_the_parent_lost_counts_not_what_its_heir_would_have():
 
 
 def test_a_ramp_removes_more_at_first():
-    job = spec.parse(spec.override(JOB, {"train.segments": 5, "prune": {"parameters": 0.8, "start": 0.4, "end": 1.0}}))
+    job = spec.parse(override(JOB, {"train.segments": 5, "prune": {"parameters": 0.8, "start": 0.4, "end": 1.0}}))
     removed = [removed_at(job, n) for n in range(5)]
     assert removed[:2] == [0, 0]
     assert removed[-1] == pytest.approx(0.8)
