@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -31,10 +32,10 @@ def turn(checkout: Path, first: Path, second: Path) -> dict[str, float]:
     name = artifact.read(first).manifest.name
     with tempfile.TemporaryDirectory() as home:
         environment = os.environ | {"PYTHONPATH": str(checkout), "XDG_STATE_HOME": home, "XDG_CONFIG_HOME": home}
-        command = [sys.executable, "-m", "lc_ray"]
-        port = ["--port", str(_PORT)]
+        how: dict[str, Any] = {"cwd": checkout, "env": environment, "stdout": subprocess.DEVNULL}  # -m looks in the working folder first
+        command, port = [sys.executable, "-m", "lc_ray"], ["--port", str(_PORT)]
         start, took = time.monotonic(), {}
-        with subprocess.Popen([*command, "serve", str(first), *port], env=environment, stdout=subprocess.DEVNULL) as server:
+        with subprocess.Popen([*command, "serve", str(first), *port], **how) as server:
             while not _answers():
                 if server.poll() is not None:
                     raise SystemExit("the endpoint did not start")
@@ -43,7 +44,7 @@ def turn(checkout: Path, first: Path, second: Path) -> dict[str, float]:
             for what in (["rollout", str(second)], ["rollback", name]):
                 time.sleep(_REST)
                 start = time.monotonic()
-                subprocess.run([*command, *what, *port], env=environment, stdout=subprocess.DEVNULL, check=True)
+                subprocess.run([*command, *what, *port], **how, check=True)
                 took[what[0]] = time.monotonic() - start
             server.send_signal(signal.SIGINT)
     time.sleep(_REST)
@@ -60,7 +61,7 @@ def main() -> None:
     """Print medians and all times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifacts", nargs=2, type=Path)
-    parser.add_argument("--against", type=Path)
+    parser.add_argument("--against", type=lambda name: Path(name).resolve())
     parser.add_argument("--turns", type=int, default=4)
     given = parser.parse_args()
     checkouts = {"this": Path(__file__).resolve().parents[1]} | ({"against": given.against} if given.against else {})
