@@ -17,9 +17,9 @@ from lc_ray.modalities import _media, _text
 
 ANNOTATIONS = "annotations"  # the column that holds a picture's boxes
 _LABELS = ("class", "classname", "label", "labelname", "category", "categoryname", "classid", "labelid", "categoryid")  # without case and signs
-_SIDES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
-_EXTENTS = (("bbox",), ("x", "y", "w", "h"), ("x", "y", "width", "height"))
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_SIDES = (_CORNERS, ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
+_EXTENTS = (("bbox",), ("x", "y", "w", "h"), ("x", "y", "width", "height"))
 
 
 def voc(content: bytes) -> list[dict[str, Any]]:

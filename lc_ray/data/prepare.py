@@ -148,8 +148,9 @@ def stamps(job: JobSpec) -> list[Any]:
     Raises:
         DataError: there is no such data.
     """
-    found = [[str(file), file.stamp()] for source in job.data.sources.values() for file in files(source)]
-    found += [[place, known] for place, known in classes.told(files(job.data.train), job.data.target).items()]
+    listed = {name: files(source) for name, source in job.data.sources.items()}
+    found = [[str(file), file.stamp()] for some in listed.values() for file in some]
+    found += [[place, known] for place, known in classes.told(listed["train"], job.data.target).items()]
     named = [Path(name) for i in job.inputs() for name in (i.base, i.weights) if name]
     bases = [file for path in dict.fromkeys(named) for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
     return found + [[str(file), [file.stat().st_size, file.stat().st_mtime_ns]] for file in bases]
@@ -188,8 +189,8 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
 
 
 def named(task: Any, job: JobSpec) -> Any:
-    """A fitted task with the names of its classes, where they lie beside the training data."""
-    return task.named(functools.partial(classes.names, classes.told(files(job.data.train), job.data.target)))
+    """A fitted task with the names of its classes, where they lie beside the training data; a task without classes does not look for them."""
+    return task.named(lambda labels: classes.names(classes.told(files(job.data.train), job.data.target), labels))
 
 
 def task_kind(job: JobSpec) -> Any:

@@ -248,14 +248,6 @@ def test_a_missing_column_lists_those_there_are(tmp_path):
         read.Reader(File(str(file))).require(["text"])
 
 
-def test_of_pixels_in_columns_of_their_own_a_few_are_listed(tmp_path):
-    """As in the tables of MNIST that Kaggle has."""
-    (tmp_path / "a.csv").write_text(",".join(["label", *(f"pixel{n}" for n in range(784))]) + "\n", "utf-8")
-    told = r"no column 'image'; there are: label, pixel0, .*, pixel18, \.\.\. \(785 in all\)\n.* write a column of lists"
-    with pytest.raises(DataError, match=told):
-        read.Reader(File(str(tmp_path / "a.csv"))).require(["image"])
-
-
 @pytest.mark.parametrize(("name", "content"), [("a.parquet", b"not parquet"), ("a.csv", b""), ("b.csv", b"\n"), ("a.jsonl", b"{")])
 def test_files_without_a_header(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)

@@ -170,3 +170,11 @@ def test_the_first_text_of_a_file_without_a_header_may_be_long(tmp_path):
     reader.require(["text", "label"])
     assert [len(row["text"]) for chunk in reader.rows(["text", "label"]) for row in chunk] == [len(long), 5]
     csv.field_size_limit(max(before, csv.field_size_limit()))
+
+
+def test_of_pixels_in_columns_of_their_own_a_few_are_listed(tmp_path):
+    """As in the tables of MNIST that Kaggle has."""
+    (tmp_path / "a.csv").write_text(",".join(["label", *(f"pixel{n}" for n in range(784))]) + "\n", "utf-8")
+    told = r"no column 'image'; there are: label, pixel0, .*, pixel18, \.\.\. \(785 in all\)\n.* write a column of lists"
+    with pytest.raises(DataError, match=told):
+        read.Reader(File(str(tmp_path / "a.csv"))).require(["image"])

@@ -234,3 +234,15 @@ def test_a_system_in_the_conversation_is_that_of_it(make):
     chat = make(TURNS, "messages|system")
     own = [{"role": "system", "content": "Be kind."}, ASKED]
     assert read(chat, {"messages": own, "system": "Be brief."})[0] == "<system>Be kind.<end><user>Rome?<end><assistant>"
+
+
+def test_a_conversation_without_an_answer_teaches_nothing():
+    asked, answered = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    Task.check(None, {"talk": asked + answered})
+    Task.check("a completion", {"talk": asked})
+    Task.check(None, {"talk": asked + answered + asked + [{**answered[0], "weight": 0}]})
+    with pytest.raises(DataError, match="the assistant says nothing"):
+        Task.check(None, {"talk": [*asked, {**answered[0], "weight": 0}]})
+    Task.check(None, {"text": "plain"})
+    with pytest.raises(DataError, match="the assistant says nothing"):
+        Task.check(None, {"talk": asked})

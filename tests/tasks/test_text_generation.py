@@ -388,15 +388,3 @@ def test_what_does_not_fit_the_model_is_said(bases, tiny_base):
     inputs = [InputSpec(column="prompt", modality="chat", base=str(tiny_base))]
     with pytest.raises(ModelError, match="no chat template"):
         load.modalities(inputs)
-
-
-def test_a_conversation_without_an_answer_teaches_nothing():
-    asked, answered = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
-    Task.check(None, {"talk": asked + answered})
-    Task.check("a completion", {"talk": asked})
-    Task.check(None, {"talk": asked + answered + asked + [{**answered[0], "weight": 0}]})
-    with pytest.raises(DataError, match="the assistant says nothing"):
-        Task.check(None, {"talk": [*asked, {**answered[0], "weight": 0}]})
-    Task.check(None, {"text": "plain"})
-    with pytest.raises(DataError, match="the assistant says nothing"):
-        Task.check(None, {"talk": asked})
