@@ -37,7 +37,8 @@ def check(job: JobSpec) -> dict[str, Any]:
 
     Returns:
         `rows`: the first rows as they will be fed; `rejected`: those of them that can't be used; `files`; `parameters` and `trained`;
-        `memory`: bytes per worker by ZeRO stage; `slots`: members that train at a time; `idle`: what is said of GPUs that none uses, if of any;
+        `memory`: bytes per worker by ZeRO stage; `disk`: bytes that segments take; `slots`: members that train at a time;
+        `idle`: what is said of GPUs that none uses, if of any;
         `notes`: what should be known of the data;
         `missing`: what stands in the way.
 
@@ -73,7 +74,10 @@ def check(job: JobSpec) -> dict[str, Any]:
     memory = plan.estimate(job, parameters, trained, *_extent(model))
     if clean:
         _require_smaller(job, model, clean, columns, fitted)
+    slots = min(placement.slots, job.members)
     refused = storage_path(job.storage).refused()
+    disk, room = plan.disk(job, parameters, trained, slots), (storage_path(job.storage) / job.name).room()
+    crowded = f"the run writes about {size_text(disk)} to {job.storage}, which has room for {size_text(room or 0)}"
     shortage = plan.shortage(memory, job.train.zero.stage, job.train.workers, nodes)
     return {
         "name": job.name,
@@ -84,7 +88,8 @@ def check(job: JobSpec) -> dict[str, Any]:
         "trained": trained,
         "memory": memory,
         "stage": job.train.zero.stage,
-        "slots": min(placement.slots, job.members),
+        "disk": disk,
+        "slots": slots,
         "idle": plan.idle(job.train.workers, nodes),
         "notes": [
             *cells.unread(job),
@@ -95,6 +100,7 @@ def check(job: JobSpec) -> dict[str, Any]:
         "missing": [
             *placement.missing,
             *([shortage] if shortage else []),
+            *([crowded] if room is not None and room < disk else []),
             *([f"nothing can be written to storage {job.storage}: {refused}"] if refused else []),
             *([] if rows else [f"none of the first {len(rejected)} rows can be used{hints(rejected[0]['reason']) if rejected else ''}"]),
         ],
@@ -193,6 +199,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     for stage, size in report["memory"].items():
         memory.add_row(f"{stage}{' (this job)' if int(stage) == report['stage'] else ''}", size_text(size))
     console.print(memory)
+    console.print(f"disk: about {size_text(report['disk'])} of weights and optimizer states while it trains")
     for note in filter(None, [report["idle"], *report["notes"]]):
         console.print(f"[yellow]{escape(note)}[/]")
     if report["missing"]:

@@ -142,6 +142,14 @@ class StoragePath:
             return getattr(error, "strerror", None) or first_line(error)
         return ""
 
+    def room(self) -> int | None:
+        """Bytes for what is below the folder: those that are free, and those of the files that are there. None of a bucket."""
+        system, path = system_of(self.path)
+        if system.type_name != "local":
+            return None
+        there = next(one for one in (Path(path), *Path(path).parents) if one.exists())
+        return shutil.disk_usage(there).free + sum(size for size, _ in self.files().values())
+
     def remove(self) -> None:
         """Remove the file, or the folder with all that is in it, if it is there."""
         system, path = system_of(self.path)

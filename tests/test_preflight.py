@@ -43,6 +43,12 @@ def test_what_will_happen_is_shown(job, tmp_path):
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
+def test_a_disk_without_room_is_told(job, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    (missing,) = preflight.check(job())["missing"]
+    assert missing.endswith("which has room for 0 B")
+
+
 def test_texts_that_are_cut_are_told(job):
     found = preflight.check(job(**{"data.inputs.0.max_length": 4}))
     assert found["notes"] == ["text: 5 of the first 5 rows fill the 4 tokens of its max_length, beyond which texts are cut"]

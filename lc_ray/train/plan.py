@@ -1,13 +1,15 @@
-"""Memory and placement, worked out before anything starts."""
+"""Memory, disk and placement, worked out before anything starts."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from lc_ray.errors import PlacementError
 from lc_ray.spec import JobSpec, WorkersSpec
+from lc_ray.train.segment import removed_at
 from lc_ray.units import size_text
 
 _FLOAT = 4  # bytes
@@ -78,6 +80,20 @@ def estimate(job: JobSpec, parameters: int, trained: int, width: int = 0, layers
     teacher = parameters * _FLOAT if job.prune is not None and job.prune.recover.distill else 0
     shared = activations + teacher
     return {s: shared + sum(memory(parameters, trained, workers, s, job.train.zero.offload).values()) for s in (0, 1, 2, 3)}
+
+
+def disk(job: JobSpec, parameters: int, trained: int, at_once: int) -> int:
+    """Bytes that a search leaves at most: weights of each segment, and the optimizer's state, with fp32 weights, where a later one may go on from it.
+
+    Args:
+        job: the job.
+        parameters: of the model before it is pruned.
+        trained: those that are not frozen.
+        at_once: members that train at a time, each of which has a checkpoint of its own meanwhile.
+    """
+    removed = [removed_at(job, number) for number in range(job.train.segments)]
+    kept = sum(before == after for before, after in itertools.pairwise(removed))
+    return job.members * len(removed) * parameters * _FLOAT + (job.members * kept + at_once) * trained * (_FLOAT + _MOMENTS)
 
 
 def settled(job: JobSpec, cores: int) -> JobSpec:

@@ -30,6 +30,20 @@ def test_the_teacher_counts():
 
 
 @pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({}, 4 + 12),  # weights, and a checkpoint meanwhile
+        ({"train": {"segments": 3}}, 3 * 4 + (2 + 1) * 12),
+        ({"train": {"segments": 3}, "prune": {"start": 0.6}}, 3 * 4 + (1 + 1) * 12),  # pruned weights have another optimizer
+        ({"train": {"segments": 2}, "search": {"population": 4, "genes": {"train.warmup": {"uniform": [0, 0.1]}}}}, 8 * 4 + (4 + 1) * 12),
+    ],
+)
+def test_what_segments_take_on_disk(fields, size):
+    job = spec.parse({"model": {"base": "b"}, "data": {"train": "t", "inputs": [{"column": "x"}], "target": "y"}, **fields})
+    assert plan.disk(job, MILLION, MILLION, 1) == size * MILLION
+
+
+@pytest.mark.parametrize(
     ("workers", "nodes", "slots"),
     [
         (WorkersSpec(count=2, cpu=1), [Resources(2)], 1),
