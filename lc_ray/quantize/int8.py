@@ -35,6 +35,7 @@ cast("dict[str, Any]", sys.modules)["openvino_telemetry"] = None
 import openvino  # noqa: E402
 from openvino import opset13  # noqa: E402
 from openvino.frontend import OpConversionFailure  # noqa: E402
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noqa: E402
 from openvino.passes import AnyInput, Manager, Matcher, MatcherPass, WrapType  # noqa: E402
 from openvino.preprocess import PrePostProcessor  # noqa: E402
 from openvino.utils import replace_node  # noqa: E402
@@ -329,7 +330,9 @@ class _Flat(nn.Module):
 def _convert(model: FusionModel, example: dict[str, NDArray[Any]]) -> Any:
     """The model in OpenVINO, all axes of its inputs dynamic but heads and widths, and its inputs named as the tensors are."""
     tensors = tuple(torch.from_numpy(array) for array in example.values())
-    converted = openvino.convert_model(_Flat(model, list(example)), example_input=tensors)
+    # Without a second trace, whose differences only warn: calibration runs the result, and tests compare it with the model.
+    traced = TorchScriptPythonDecoder(_Flat(model, list(example)), example_input=tensors, trace_kwargs={"check_trace": False})
+    converted = openvino.convert_model(traced)
     for given, name in zip(converted.inputs, example, strict=True):
         given.get_tensor().set_names({name})
     if past := {name: [-1, example[name].shape[1], -1, example[name].shape[3]] for name in _past(example)}:
