@@ -114,18 +114,18 @@ class LangChain(Model):
         model: Hugging Face id, folder, `package:NAME/path`, or a model loaded with `from_pretrained`.
         tokenizer: of a loaded model; not needed for a name.
         text: column with the text; of `token_classification` with its words; several with bars between, such as `messages|tools`.
-        max_length: longest text in tokens; longer ones are cut.
+        max_length: longest text in tokens; longer ones are cut. As a job's if not given: 128, or 1024 of chats.
         chat: whether the column has conversations, which the model's chat template writes; for `task="text_generation", target=None`.
         **options: of `Model`: `dataset`, `validation`, `target`, `task`, `storage`.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any = None, text: str = "text", max_length: int = 128, chat: bool = False, **options: Any
+        self, model: Any, tokenizer: Any = None, text: str = "text", max_length: int | None = None, chat: bool = False, **options: Any
     ) -> None:
         self.storage = os.fspath(options.get("storage", "runs"))
         modality = "chat" if chat else _modality("text", options)
-        column = {"column": text, "modality": modality, "base": self._base(model, tokenizer), "max_length": max_length}
-        super().__init__([column], **options)
+        column = {"column": text, "modality": modality, "base": self._base(model, tokenizer)}
+        super().__init__([column | ({} if max_length is None else {"max_length": max_length})], **options)
 
     def _base(self, model: Any, tokenizer: Any) -> str:
         if not hasattr(model, "save_pretrained"):

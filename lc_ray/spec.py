@@ -18,6 +18,7 @@ from lc_ray.serving import ServeSpec
 from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 
 UNREAD = ("seed",)  # modalities of columns that only requests have
+_CHAT = 1024  # tokens of a conversation: a system's prompt and tools take hundreds
 _OWN_ENCODERS = ("tabular",)  # modalities that need no base model
 _TAKEN = ("_chunk", "_column", "_error", "_file", "_order", "_place", "_reason", "_row", "_size", "_source", "_target", "_task", "_value")
 _MINIMISED = ("loss", "error", "perplexity", "distance", "mae", "mse", "rmse", "l1", "wer", "cer")  # of metrics, better the smaller
@@ -71,11 +72,17 @@ class InputSpec(Section):
     max_length: int = Field(
         128,
         ge=2,
-        description="text: longest sequence in tokens; longer ones are cut, prompts and chats at their start, or, without a target, several rows",
+        description="text: longest sequence in tokens, 1024 of chats if not given; longer ones are cut, prompts and chats at their start, or, "
+        "without a target, several rows",
     )
     size: int = Field(224, ge=8, le=4096, description="image: side in pixels to which it is resized")
     seconds: Seconds = Field(10.0, description="audio: longest clip; longer ones are cut")
     augment: bool = Field(False, description="vary training rows: images are cropped, flipped and recoloured; audio is shifted, masked and noisy")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chat(cls, given: Any) -> Any:
+        return {"max_length": _CHAT} | given if isinstance(given, dict) and given.get("modality") == "chat" else given
 
 
 class RejectSpec(Section):

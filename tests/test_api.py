@@ -182,7 +182,7 @@ def test_conversations(tiny_base, folder):
     rows = [{"messages": talk} for _ in range(20)]
     gpt = LangChain(tiny_base, text="messages", chat=True, task="text_generation", target=None, dataset=rows)
     plan = AutoHyperparameterOptimizer(gpt).plan()
-    assert [(i.column, i.modality) for i in plan.data.inputs] == [("messages", "chat")]
+    assert [(i.column, i.modality, i.max_length) for i in plan.data.inputs] == [("messages", "chat", 1024)]
     (file,) = files(plan.data.train)
     assert next(iter(read.Reader(file).rows(["messages"])))[0]["messages"] == talk
 
