@@ -116,6 +116,9 @@ class Reading:
         """Nats per token; transcripts that have more tokens than frames do not count."""
         return self._nats(outputs, targets).mean()
 
+    def items(self, targets: Tensor) -> None:
+        """None: see `_task.Task`."""
+
     def _nats(self, outputs: Tensor, targets: Tensor) -> Tensor:
         lengths = (targets != IGNORED).sum(1)
         frames = (outputs[..., self.blank] < _SURE / 2).sum(1)  # without those of padding

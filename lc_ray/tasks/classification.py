@@ -75,8 +75,7 @@ class Task(_labels.Task):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of outputs (batch, labels) against targets (batch,)."""
-        weight = torch.tensor(self.weights, device=outputs.device) if self.weights else None
-        return F.cross_entropy(outputs.float(), targets, weight)
+        return self.cross_entropy(outputs, targets)
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Kullback-Leibler divergence from the teacher's softened labels (Hinton et al. 2015, arXiv:1503.02531)."""

@@ -128,6 +128,10 @@ class Task(_task.Task):
         """CTC (Graves et al. 2006), or cross-entropy of the next token: nats per token, mean over the batch."""
         return self.reading.loss(outputs, targets)  # type: ignore[no-any-return]
 
+    def items(self, targets: Tensor) -> Tensor | None:
+        """Tokens, of a decoder."""
+        return self.reading.items(targets)  # type: ignore[no-any-return]
+
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Kullback-Leibler divergence from the teacher's softened tokens, mean over frames or positions."""
         return self.reading.distill(outputs, teacher, targets, temperature)  # type: ignore[no-any-return]

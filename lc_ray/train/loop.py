@@ -35,6 +35,7 @@ from lc_ray.train.deepspeed import config as deepspeed_config
 from lc_ray.train.segment import CHECKPOINTS, Post, Segment, SegmentResult, finished, learning_rate
 
 _EVALUATE = 64  # rows at a time
+_LEAST = 1e-9  # weight that counts
 Batch = tuple[dict[str, Tensor], Any]  # inputs by column.tensor, and targets: a tensor (batch, ...), or several by name
 
 
@@ -58,15 +59,17 @@ def train_segment(segment: Segment, post: Post) -> None:
         for group, (factor, _) in zip(engine.optimizer.param_groups, worker.groups, strict=True):
             group["lr"] = rate * factor
         losses = []
-        for _ in range(worker.spec.train.accumulate):
-            with clock("data"):
-                inputs, targets = next(batches)
-            with clock("compute"):
+        with clock("data"):
+            parts = list(itertools.islice(batches, worker.spec.train.accumulate))
+        with clock("communication"):
+            weights = worker.weights([targets for _, targets in parts])
+        with clock("compute"):
+            for (inputs, targets), weight in zip(parts, weights, strict=True):
                 loss = worker.loss(engine(inputs), inputs, targets, teacher)
-                engine.backward(loss)
+                engine.backward(loss * weight)
                 engine.step()  # which changes weights with the last of them
-            losses.append(loss.detach())
-        value = float(torch.stack(losses).mean())
+                losses.append(loss.detach())
+        value = float((torch.stack(losses) * weights).sum() / weights.sum().clamp(min=_LEAST))
         worker.require_finite({"loss": value}, step)
         if segment.told(step):
             history.append({"step": step, "loss": value, "learning_rate": rate})
@@ -236,6 +239,16 @@ class Worker:
         inputs, targets = feed(rows, self.columns, self.task, random, training, self.spec.model.fusion.drop)
         inputs = {k: v.to(self.device) for k, v in inputs.items()}
         return inputs, {k: v.to(self.device) for k, v in targets.items()} if isinstance(targets, dict) else targets.to(self.device)
+
+    def weights(self, targets: list[Any]) -> Tensor:
+        """What the losses of a step's parts weigh, 1 on average over all workers, so that gradients are those of one mean over all their items."""
+        items = [self.task.items(one) for one in targets]
+        if items[0] is None:
+            return torch.ones(len(items), device=self.device)
+        own = torch.stack(items).float()
+        total = own.sum()
+        dist.all_reduce(total)
+        return own * (self.world * len(own) / total.clamp(min=1))
 
     def loss(self, outputs: Tensor, inputs: dict[str, Tensor], targets: Any, teacher: nn.Module | None) -> Tensor:
         """The task's loss, mixed with distance from the teacher while recovering."""

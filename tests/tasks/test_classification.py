@@ -69,6 +69,16 @@ def test_a_label_that_nobody_predicts_or_has_does_not_count():
     assert TASK.metrics(logits, np.array([0, 0]))["macro_f1"] == 1.0
 
 
+def test_balanced_labels_weigh_as_much_in_a_batch_of_one_row():
+    targets = ["ok"] * 6 + ["bad"] * 2
+    task = Task.fit(targets, Task.Options(class_weights="balanced"), {})
+    outputs, wanted = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), task.collate([task.encode(target) for target in targets])
+    whole = torch.nn.functional.cross_entropy(outputs, wanted, torch.tensor(task.weights))
+    alone = [task.loss(outputs[i : i + 1], wanted[i : i + 1]) for i in range(8)]
+    assert task.loss(outputs, wanted).item() == pytest.approx(whole.item(), rel=1e-5)
+    assert torch.stack(alone).mean().item() == pytest.approx(whole.item(), rel=1e-5)
+
+
 def test_distilling_from_oneself_costs_nothing():
     outputs = torch.randn(4, 3)
     assert TASK.distill(outputs, outputs, None, 2.0).item() == pytest.approx(0, abs=1e-6)
