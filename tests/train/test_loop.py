@@ -209,7 +209,8 @@ ROWS, STEPS = 24, 3
 NAMES = {
     "data": {"train": "t.csv", "inputs": [{"column": "x", "modality": "words", "max_length": 32}], "target": "tags"},
     "task": {"kind": "token_classification", "class_weights": "balanced"},
-    "train": {"epochs": STEPS, "batch_size": ROWS, "learning_rate": 1e-2, "weight_decay": 0.1, "warmup": 0.5, "clip_norm": 0.1, "checkpoint_every": 1},
+    "train": {"epochs": STEPS, "batch_size": ROWS, "learning_rate": 1e-2, "warmup": 0.5, "weight_decay": 0.1, "clip_norm": 0.1}
+    | {"checkpoint_every": 1},
 }
 
 
@@ -266,9 +267,20 @@ def test_a_step_is_that_of_a_plain_loop_over_the_same_rows_in_however_many_parts
         torch.testing.assert_close(weights, model.state_dict()[name], atol=2e-4, rtol=1e-3)
 
 
-def test_parts_weigh_as_much_as_they_have_items_on_all_workers(segment, monkeypatch):
+def test_parts_share_a_step_by_what_they_hold_on_all_workers(segment, monkeypatch):
     self = object.__new__(loop.Worker)
-    self.task, self.world, self.device = segment("weights")[-1], 2, torch.device("cpu")
+    self.task, self.world, self.device = segment("shares")[-1], 2, torch.device("cpu")
     monkeypatch.setattr(loop.dist, "all_reduce", lambda total: total.add_(30))  # words of the other worker
-    weights = self.weights([torch.tensor([[0, 1, -100]]), torch.tensor([[1] * 8])])
-    assert weights.tolist() == pytest.approx([2 * 4 / 40, 8 * 4 / 40])
+    shares = self.shares([torch.tensor([[0, 1, -100]]), torch.tensor([[1] * 8])])
+    assert shares.tolist() == pytest.approx([2 * 4 / 40, 8 * 4 / 40])
+
+
+def test_a_segment_that_was_cut_off_ends_as_if_it_had_not_been(segment, monkeypatch):
+    whole, made = (segment(name, **{"model.dropout": 0.3})[0] for name in ("whole", "cut"))
+    whole = trained(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learning_rate", lambda peak, step, *others: learning_rate(peak, step, *others) if step < 2 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trained(made)
+    for name, weights in trained(made).items():
+        assert torch.equal(weights, whole[name]), name
