@@ -214,6 +214,15 @@ def test_error_rates_are_jiwers(trained):
     assert task.metrics([(0.0, ids) for _, ids in encoded], encoded)["wer"] == 0
 
 
+def test_words_that_are_heard_in_silence_are_errors(trained):
+    task, texts = trained.task, ["[laughs]", "ab cd"]
+    encoded, heard = [task.encode(text) for text in texts], [(0.0, task.encode("ab cd")[1])] * 2
+    assert task.metrics(heard, encoded)["wer"] == jiwer.wer(["", "ab cd"], ["ab cd"] * 2) == 1
+    assert task.metrics([(0.0, []), heard[1]], encoded)["wer"] == 0
+    assert task.mistake({"text": "ab"}, "[laughs]") == 1
+    assert task.mistake({"text": ""}, "[laughs]") is None
+
+
 @pytest.mark.parametrize("text", ["Well, don't (laughs)  <noise> STOP 5%!", "Grüße [x]: Café—ﬁn", "你好，世界"])
 def test_case_and_punctuation_do_not_count(text):
     assert _plain(text) == BasicTextNormalizer()(text).strip()
