@@ -58,6 +58,10 @@ def test_metrics_equal_scikit_learns():
     assert found["log_loss"] == pytest.approx(log_loss(targets, probability), rel=1e-5)
 
 
+def test_an_error_however_sure_costs_what_it_costs():
+    assert TASK.metrics(np.array([[200, 0, 0]], np.float32), np.array([1]))["log_loss"] == 200
+
+
 def test_calibration_error_by_hand():
     sure = np.log(np.array([[0.9, 0.05, 0.05]], np.float32)).repeat(10, 0)
     targets = np.array([0] * 6 + [1] * 4)  # 90% sure, right 60% of the time
