@@ -260,7 +260,7 @@ class QuantizeSpec(Section):
 class EvaluateSpec(Section):
     """How models are compared."""
 
-    rows: Count = Field(2000, ge=1, description="held-out rows, at most, on which every model is measured")
+    rows: Count = Field(2000, ge=1, description="held-out rows, at most, on which every model is measured; of a search, others than it chose by")
     rounds: int = Field(5, ge=1, description="interleaved rounds of timing; the median is reported")
 
 

@@ -267,11 +267,11 @@ class Worker:
         return (1 - recover.distill) * loss + recover.distill * softened
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics over the first `evaluate.rows` validation rows: each worker takes some parts, and none is dropped to make shares equal."""
+        """Metrics over `evaluate.rows` validation rows: each worker takes some parts, and none is dropped to make shares equal."""
         scores, encoded = list[Any](), list[Any]()
         self._agree(model)
         model.eval()
-        parts = self.data.first("validation", self.spec.evaluate.rows)
+        parts = self.data.held_out(self.spec, comparing=True)
         batches = [table for part in parts[self.rank :: self.world] for table in _by_length(*part)]
         spare = next(_by_length(*parts[0]))
         for step in range(self._most(len(batches))):
