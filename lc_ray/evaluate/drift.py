@@ -81,8 +81,8 @@ def fit(values: Sequence[float | str]) -> Feature:
     """A feature's bins, and how many values each has: of numbers between quantiles, or of categories the most common."""
     numbers = [value for value in values if not isinstance(value, str)]
     if 2 * len(numbers) >= len(values):
-        bins = max(1, min(_BINS, len(numbers) // _COMMON))
-        edges = np.unique(np.quantile(numbers, np.linspace(0, 1, bins + 1)))
+        cuts = np.linspace(0, 1, 1 + max(1, min(_BINS, len(numbers) // _COMMON)))
+        edges = np.unique(np.quantile(numbers, cuts))
         below = np.nextafter(edges[0], -np.inf)  # what is less than the least has a bin of its own
         feature = Feature(edges=[float(below), *(edges[1:] if len(edges) > 1 else edges).tolist()])
     else:
