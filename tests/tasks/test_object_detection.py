@@ -277,6 +277,16 @@ def test_average_precision_by_hand():
     assert TASK.metrics([nothing, nothing], [TASK.encode([]), TASK.encode([])])["map"] == 0
 
 
+def test_precision_is_read_at_cocos_recalls():
+    """Of five boxes, those that are found have places 1, 3 and 5: recalls of 0.2, 0.4 and 0.6, of which each is one of the 101 that count."""
+    whole, size = np.array([0, 0, 1, 1], np.float32), np.array([100, 100], np.float32)
+    found = [{"boxes": [whole, whole / 9], "scores": [0.9 - i / 5, 0.8 - i / 5], "labels": [0, 0]} for i in range(3)]
+    found += [{"boxes": [whole / 9], "scores": [0.01], "labels": [0]}] * 2
+    scores = [{"boxes": np.array(f["boxes"]), "scores": np.float32(f["scores"]), "labels": np.array(f["labels"]), "size": size} for f in found]
+    truth = [TASK.encode([{"label": TASK.labels[0], "box": [0, 0, 100, 100]}])] * 5
+    assert TASK.metrics(scores, truth)["map"] == pytest.approx((21 * 1 + 20 * 2 / 3 + 20 * 3 / 5) / 101)
+
+
 def test_mistakes():
     target = [{"label": "circle", "box": [0, 0, 50, 50]}]
     right = {"label": "circle", "score": 0.9, "box": [0, 0, 50, 40]}
