@@ -131,7 +131,7 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
 
     with display.stage("prepare", "prepare: read, check, split and tokenise the rows") as stage:
         data, stage["reused"] = prepare(job)
-    for note in (notes := [*filter(None, [plan.idle(job.train.workers, nodes)]), *unread(job), *data.notes(job.inputs())]):
+    for note in (notes := [*filter(None, [plan.idle(job.train.workers, nodes)]), *unread(job), *data.notes(job.inputs()), *_halves(job, data)]):
         display.show({"event": "note", "text": note})
 
     with display.stage("search", f"search: {_searching(job)}"):
@@ -192,6 +192,14 @@ def _search(job: JobSpec, data: Prepared, kept: StoragePath, slots: int, display
         return population.search(job, data.path, data.count("train"), kept / _SEGMENTS, slots, _objective(job, data), progress.Post(events))
 
 
+def _halves(job: JobSpec, data: Prepared) -> list[str]:
+    """What is to be known of validation rows that are halved, in a sentence."""
+    first, others = (data.held_out(job, comparing) for comparing in (True, False))
+    compared, measured = (sum(rows for _, rows in half) for half in (first, others))
+    told = f"validation: members are compared on {compared:,} of its rows, and models are measured on {measured:,} others, by which none was chosen"
+    return [told] if first != others else []
+
+
 def _objective(job: JobSpec, data: Prepared) -> str:
     return (job.search and job.search.objective) or str(data.task().objective)
 
@@ -226,7 +234,7 @@ def _evaluate(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, dict[str, float]], dict[str, Feature]]:
     """Every model on the same held-out rows with the same threads; of the last its most confident mistakes, its quality without columns, and
     what requests are compared with."""
-    rows = data.rows("validation", job.evaluate.rows)
+    rows = data.read(data.held_out(job))
     predictors = {name: Predictor(found, threads=max(1, round(job.serve.replicas.cpu))) for name, found in models.items()}
     costs = cost.measure(predictors, rows, job.serve.batch.max, job.evaluate.rounds)
     measured: list[dict[str, Any]] = []

@@ -176,7 +176,7 @@ class TrainSpec(Section):
 
     epochs: float = Field(3.0, gt=0)
     batch_size: int = Field(32, ge=1, description="rows per step over all workers")
-    accumulate: int = Field(1, ge=1, description="parts of a step's rows, computed one after the other for less memory; each weighs the same")
+    accumulate: int = Field(1, ge=1, description="parts of a step's rows, computed one after the other for less memory")
     learning_rate: float = Field(5e-5, gt=0)
     warmup: Fraction = Field(0.1, description="part of each phase (dense, pruned) in which the learning rate rises; then it falls linearly to 0")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's, of weights but not of biases and normalisation")
@@ -267,7 +267,7 @@ class QuantizeSpec(Section):
 class EvaluateSpec(Section):
     """How models are compared."""
 
-    rows: Count = Field(2000, ge=1, description="held-out rows, at most, on which every model is measured")
+    rows: Count = Field(2000, ge=1, description="held-out rows, at most, on which every model is measured; of a search, others than it chose by")
     rounds: int = Field(5, ge=1, description="interleaved rounds of timing; the median is reported")
 
 

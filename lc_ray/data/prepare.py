@@ -83,19 +83,31 @@ class Prepared:
         """Files of a split, in order."""
         return [self.folder / split / part["file"] for part in self.record[split]]
 
-    def first(self, split: str, limit: int) -> list[tuple[StoragePath, int]]:
-        """Files that hold the first rows of a split, and how many of each file's rows."""
+    def first(self, split: str, limit: int, some: slice = slice(None)) -> list[tuple[StoragePath, int]]:
+        """Some files that hold the first rows of a split, and how many of each file's rows."""
         found = []
-        for path, part in zip(self.parts(split), self.record[split], strict=True):
+        for path, part in list(zip(self.parts(split), self.record[split], strict=True))[some]:
             if limit > 0:
                 found.append((path, min(limit, part["rows"])))
             limit -= part["rows"]
         return found
 
+    def held_out(self, job: JobSpec, comparing: bool = False) -> list[tuple[StoragePath, int]]:
+        """Files that hold the validation rows that a job measures on, and how many of each file's rows.
+
+        Where it searches, it is comparing members on half of the files, and measures models on the others: the best of several members is in part
+        the luckiest, so that the rows by which it was chosen flatter it.
+        """
+        halved = job.search is not None and len(self.record["validation"]) > 1
+        return self.first("validation", job.evaluate.rows, slice(0 if comparing else 1, None, 2) if halved else slice(None))
+
     def rows(self, split: str, limit: int | None = None) -> dict[str, list[Any]]:
         """The first rows of a split by column: a fair sample, since the order is drawn by hash."""
-        first = self.first(split, self.count(split) if limit is None else limit)
-        return self.values(joined(pq.read_table(file.open()).slice(0, rows) for file, rows in first))
+        return self.read(self.first(split, self.count(split) if limit is None else limit))
+
+    def read(self, found: list[tuple[StoragePath, int]]) -> dict[str, list[Any]]:
+        """So many rows of each of some files, by column."""
+        return self.values(joined(pq.read_table(file.open()).slice(0, rows) for file, rows in found))
 
     def values(self, table: pa.Table) -> dict[str, list[Any]]:
         """Rows of parts by column, with their pixels and sounds."""

@@ -2,7 +2,7 @@
 
 PSI = Σ (seen - expected) · ln(seen / expected) over the shares of a feature's bins (Siddiqi, Credit Risk Scorecards, 2006). Below 0.1 nothing
 much has changed, above 0.25 a lot has. Of two samples of the same rows it is about (bins - 1) · (1 / rows + 1 / rows) (Yurdakul and Naranjo,
-Statistical properties of the population stability index, 2020), so that it tells nothing of few rows.
+Statistical properties of the population stability index, 2020), so that it tells nothing of few rows, now or in training, nor of many bins.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from lc_ray.predictor import Predictor, Rows
 
 LEAST = 500  # rows of which it is told
 ROWS = 1024  # of training, and held out, that are measured
-_BINS = 10  # of numbers, each with as many of the training rows
-_CATEGORIES, _COMMON = 30, 5  # at most, and of at least so many rows: a rare one may be a name or a number that is nobody's business
+_KNOWN = 100  # values that were measured in training, of which it is told
+_BINS = 10  # of numbers, at most, each with as many of the training rows
+_CATEGORIES = 30  # at most
+_COMMON = 30  # training rows of a bin, at least; and a rare category may be a name or a number that is nobody's business
 
 Measures = dict[str, float | str]  # of a row, by feature: `column.what`
 
@@ -44,7 +46,7 @@ def reference(predictor: Predictor, training: Rows, held_out: Rows) -> dict[str,
     for one in measured:
         for name, value in one.items():
             values.setdefault(name, []).append(value)
-    return {name: fit(of) for name, of in values.items()}
+    return {name: fit(of) for name, of in values.items() if len(of) >= _KNOWN}
 
 
 def of_row(rows: Rows, columns: dict[str, Any], number: int) -> Measures:
@@ -79,7 +81,8 @@ def fit(values: Sequence[float | str]) -> Feature:
     """A feature's bins, and how many values each has: of numbers between quantiles, or of categories the most common."""
     numbers = [value for value in values if not isinstance(value, str)]
     if 2 * len(numbers) >= len(values):
-        edges = np.unique(np.quantile(numbers, np.linspace(0, 1, _BINS + 1)))
+        cuts = np.linspace(0, 1, 1 + max(1, min(_BINS, len(numbers) // _COMMON)))
+        edges = np.unique(np.quantile(numbers, cuts))
         below = np.nextafter(edges[0], -np.inf)  # what is less than the least has a bin of its own
         feature = Feature(edges=[float(below), *(edges[1:] if len(edges) > 1 else edges).tolist()])
     else:

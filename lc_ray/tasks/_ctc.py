@@ -116,17 +116,25 @@ class Reading:
         """Nats per token; transcripts that have more tokens than frames do not count."""
         return self._nats(outputs, targets).mean()
 
+    def items(self, targets: Tensor) -> None:
+        """None: see `_task.Task`."""
+
     def _nats(self, outputs: Tensor, targets: Tensor) -> Tensor:
         lengths = (targets != IGNORED).sum(1)
-        frames = (outputs[..., self.blank] < _SURE / 2).sum(1)  # without those of padding
+        frames = self._real(outputs).sum(1)
         scores = F.log_softmax(outputs.float(), dim=-1).transpose(0, 1)  # (frames, batch, vocabulary)
         nats = F.ctc_loss(scores, targets.clamp(min=0), frames, lengths, self.blank, reduction="none", zero_infinity=True)
         return nats / lengths.clamp(min=1)
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Mean over frames."""
-        student, parent = (F.log_softmax(x.float() / temperature, dim=-1).flatten(0, 1) for x in (outputs, teacher))
+        real = self._real(teacher)
+        student, parent = (F.log_softmax(x[real].float() / temperature, dim=-1) for x in (outputs, teacher))
         return F.kl_div(student, parent, log_target=True, reduction="batchmean") * temperature**2
+
+    def _real(self, outputs: Tensor) -> Tensor:
+        """Which frames are not of padding: (batch, frames)."""
+        return outputs[..., self.blank] < _SURE / 2
 
     def outputs(self, run: Run, inputs: Batch) -> Any:
         """One pass."""

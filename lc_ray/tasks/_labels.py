@@ -6,8 +6,10 @@ import difflib
 from collections.abc import Callable
 from typing import Any, Literal, Self
 
+import torch
+import torch.nn.functional as F
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from lc_ray.errors import DataError
 from lc_ray.section import Section
@@ -61,6 +63,14 @@ class Task(_task.Task):
     def shown(self, label: str) -> str:
         """The name of a label that a row has."""
         return self.labels[self.index(label)]
+
+    def cross_entropy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean over rows of outputs (rows, labels) against targets (rows,), each weighted by its label.
+
+        PyTorch's own is divided by the weights, which then cancel where the rows are of one label, or but one.
+        """
+        weight = torch.tensor(self.weights, device=outputs.device) if self.weights else None
+        return F.cross_entropy(outputs.float(), targets, weight, reduction="sum") / max(1, len(targets))
 
     def head(self, width: int) -> nn.Module:
         """(..., width) → (..., labels)."""

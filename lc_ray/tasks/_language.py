@@ -59,6 +59,10 @@ class Task(_task.Task):
         """Mean cross-entropy in nats of outputs (rows, asked, vocabulary) against targets (rows, asked)."""
         return cross_entropy(outputs, targets)
 
+    def items(self, targets: Tensor) -> Tensor:
+        """Tokens."""
+        return (targets != IGNORED).sum()
+
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Kullback-Leibler divergence from the teacher's softened tokens, mean over the positions asked."""
         return divergence(outputs, teacher, targets, temperature)

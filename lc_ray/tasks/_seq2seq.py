@@ -175,6 +175,10 @@ class Reading:
         """Nats per token."""
         return _language.cross_entropy(outputs, targets)
 
+    def items(self, targets: Tensor) -> Tensor:
+        """Tokens."""
+        return (targets != IGNORED).sum()
+
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Mean over tokens."""
         return _language.divergence(outputs, teacher, targets, temperature)

@@ -75,6 +75,10 @@ class Saying:
         mel = targets["mel"][real]
         return F.l1_loss(before, mel) + F.l1_loss(after, mel) + F.binary_cross_entropy_with_logits(end, _last(real)[real], pos_weight=_weight(end))
 
+    def items(self, targets: dict[str, Tensor]) -> Tensor:
+        """Frames."""
+        return targets["real"].sum()
+
     def distill(self, outputs: Tensor, teacher: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """L1 distance from the teacher's spectrograms, and how much more its end surprises the student than itself."""
         real = targets["real"]

@@ -147,8 +147,12 @@ class Task:
         raise NotImplementedError
 
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
-        """Mean over the batch."""
+        """Mean over the batch: its rows, or their `items`."""
         raise NotImplementedError
+
+    def items(self, targets: Any) -> Tensor | None:
+        """How many items of the rows, such as tokens, `loss` and `distill` are means over; None where it is the rows themselves."""
+        return None
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Any, temperature: float) -> Tensor:
         """Mean distance from the teacher's outputs."""

@@ -121,6 +121,9 @@ class Saying:
         parts = outputs[:, :2].float().mean(0).sum()
         return _MEL * self._distance(self._slice(outputs, targets), targets["slice"]) + parts
 
+    def items(self, targets: dict[str, Tensor]) -> None:
+        """None: see `_task.Task`."""
+
     def distill(self, outputs: Tensor, teacher: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """L1 distance from log-mel spectrograms of the teacher's slice, and Kullback-Leibler divergence of the prior from the teacher's."""
         said, known = (x[:, 2 + targets["slice"].shape[1] :].float().reshape(len(x), -1, 2, self.width) for x in (outputs, teacher))

@@ -75,8 +75,7 @@ class Task(_labels.Task):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of outputs (batch, labels) against targets (batch,)."""
-        weight = torch.tensor(self.weights, device=outputs.device) if self.weights else None
-        return F.cross_entropy(outputs.float(), targets, weight)
+        return self.cross_entropy(outputs, targets)
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Kullback-Leibler divergence from the teacher's softened labels (Hinton et al. 2015, arXiv:1503.02531)."""
@@ -90,8 +89,8 @@ class Task(_labels.Task):
             scores: logits of each row, (labels,).
             encoded: each row's label index.
         """
-        logits, targets = torch.from_numpy(np.stack(scores)).double(), np.array(encoded)
-        probability = logits.softmax(-1).numpy()  # (rows, labels)
+        log_probability, targets = torch.from_numpy(np.stack(scores)).double().log_softmax(-1).numpy(), np.array(encoded)
+        probability = np.exp(log_probability)  # (rows, labels)
         predicted, rows = probability.argmax(-1), np.arange(len(targets))
         true_positive = np.array([((predicted == k) & (targets == k)).sum() for k in range(len(self.labels))])
         counted = np.array([(predicted == k).sum() + (targets == k).sum() for k in range(len(self.labels))])
@@ -105,7 +104,7 @@ class Task(_labels.Task):
             "accuracy": float(correct.mean()),
             **({"top5_accuracy": float(five.mean())} if len(self.labels) > 5 else {}),
             "macro_f1": float(f1),
-            "log_loss": float(-np.log(np.maximum(probability[rows, targets], 1e-12)).mean()),
+            "log_loss": float(-log_probability[rows, targets].mean()),
             "calibration_error": float(np.sum(gaps)),
         }
 

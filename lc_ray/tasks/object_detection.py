@@ -186,8 +186,9 @@ class Task(_labels.Task):
 
     def metrics(self, scores: list[Any], encoded: list[Any]) -> dict[str, float]:
         """COCO's mean average precision (`map`: over IoU from 0.5 to 0.95), at IoU 0.5 and 0.75, and mean average recall of 100 boxes."""
-        # Every worker has all rows already: none is to be asked for its own.
-        measure = MeanAveragePrecision(backend="pycocotools", sync_on_compute=False)
+        # COCO's own thresholds: torchmetrics' are in fp32, and few boxes have recalls that are beside them. Every worker has all rows already.
+        cuts = {"iou_thresholds": np.linspace(0.5, 0.95, 10).tolist(), "rec_thresholds": np.linspace(0, 1, 101).tolist()}
+        measure = MeanAveragePrecision(backend="pycocotools", sync_on_compute=False, **cuts)
         guess = [{"boxes": s["boxes"] * np.tile(s["size"], 2), "scores": s["scores"], "labels": s["labels"]} for s in scores]
         measure.update(*([{k: torch.from_numpy(v) for k, v in row.items()} for row in rows] for rows in (guess, encoded)))
         found = measure.compute()

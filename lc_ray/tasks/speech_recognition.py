@@ -128,6 +128,10 @@ class Task(_task.Task):
         """CTC (Graves et al. 2006), or cross-entropy of the next token: nats per token, mean over the batch."""
         return self.reading.loss(outputs, targets)  # type: ignore[no-any-return]
 
+    def items(self, targets: Tensor) -> Tensor | None:
+        """Tokens, of a decoder."""
+        return self.reading.items(targets)  # type: ignore[no-any-return]
+
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Kullback-Leibler divergence from the teacher's softened tokens, mean over frames or positions."""
         return self.reading.distill(outputs, teacher, targets, temperature)  # type: ignore[no-any-return]
@@ -146,11 +150,12 @@ class Task(_task.Task):
         return [(float("nan"), ids) for ids in self.reading.answer(run, inputs)]
 
     def metrics(self, scores: list[Any], encoded: list[tuple[str, list[int]]]) -> dict[str, float]:
-        """Word and character error rates over all rows, 1 - WER, and the mean loss in nats per token. Case and punctuation do not count."""
-        pairs = [(reference, _plain(self.reading.text(said))) for (reference, _), (_, said) in zip(encoded, scores, strict=True) if reference]
-        references, heard = ([pair[side] for pair in pairs] for side in (0, 1))
-        wer = jiwer.wer(references, heard) if pairs else 0.0
-        cer = jiwer.cer(references, heard) if pairs else 0.0
+        """Word and character error rates over all rows, 1 - WER, and the mean loss in nats per token. Case and punctuation do not count.
+
+        What is heard in a recording in which nothing is said are words, and characters, too many.
+        """
+        references, heard = [reference for reference, _ in encoded], [_plain(self.reading.text(said)) for _, said in scores]
+        wer, cer = jiwer.wer(references, heard), jiwer.cer(references, heard)
         return {"word_accuracy": 1 - wer, "wer": wer, "cer": cer, "loss": sum(nats for nats, _ in scores) / len(scores)}
 
     def decode(self, output: tuple[float, list[int]], parts: _task.Parts) -> dict[str, Any]:
@@ -163,8 +168,7 @@ class Task(_task.Task):
 
     def mistake(self, answer: dict[str, Any], target: str) -> float | None:
         """The word error rate, at most 1."""
-        reference = self._reference(target)
-        return min(1.0, jiwer.wer(reference, _plain(answer["text"]))) or None if reference else None
+        return min(1.0, jiwer.wer(self._reference(target), _plain(answer["text"]))) or None
 
 
 class Model:

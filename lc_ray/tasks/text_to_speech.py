@@ -115,6 +115,10 @@ class Task(_task.Task):
         """Distance of the spectrograms, and what more the kind of model needs."""
         return self.saying.loss(outputs, targets)  # type: ignore[no-any-return]
 
+    def items(self, targets: dict[str, Tensor]) -> Tensor | None:
+        """Frames, of SpeechT5."""
+        return self.saying.items(targets)  # type: ignore[no-any-return]
+
     def distill(self, outputs: Tensor, teacher: Tensor, targets: dict[str, Tensor], temperature: float) -> Tensor:
         """Distance from the teacher's spectrograms, and from what more it says."""
         return self.saying.distill(outputs, teacher, targets)  # type: ignore[no-any-return]

@@ -97,8 +97,9 @@ class Task(_labels.Task):
         labels = sorted(counts.keys() | {f"I-{tag[2:]}" for tag in counts if tag.startswith("B-")} | {OUTSIDE})
         if len(counts) < 2:
             raise DataError(f"token classification needs at least 2 tags; the training rows have {sorted(counts)}", fix="check `data.target`")
-        balanced = [(counts.total() / len(labels) / max(1, counts[label])) ** 0.5 for label in labels]
-        return cls(labels, balanced if options.class_weights == "balanced" else None)
+        rare = [max(1, counts[label]) ** -0.5 for label in labels]
+        mean = sum(weight * counts[label] for weight, label in zip(rare, labels, strict=True)) / counts.total()
+        return cls(labels, [weight / mean for weight in rare] if options.class_weights == "balanced" else None)
 
     def encode(self, target: list[str]) -> list[int]:
         """Index of each tag.
@@ -123,8 +124,12 @@ class Task(_labels.Task):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy over the words that `teach` left."""
         words = min(outputs.shape[1], targets.shape[1])
-        weight = torch.tensor(self.weights, device=outputs.device) if self.weights else None
-        return F.cross_entropy(outputs[:, :words].flatten(0, 1).float(), targets[:, :words].flatten(), weight, ignore_index=_IGNORED)
+        real = targets[:, :words] != _IGNORED
+        return self.cross_entropy(outputs[:, :words][real], targets[:, :words][real])
+
+    def items(self, targets: Tensor) -> Tensor:
+        """Words."""
+        return (targets != _IGNORED).sum()
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Kullback-Leibler divergence from the teacher's softened tags, mean over the words."""

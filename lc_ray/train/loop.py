@@ -35,6 +35,7 @@ from lc_ray.train.deepspeed import config as deepspeed_config
 from lc_ray.train.segment import CHECKPOINTS, Post, Segment, SegmentResult, finished, learning_rate
 
 _EVALUATE = 64  # rows at a time
+_LEAST = 1e-9  # share that counts
 Batch = tuple[dict[str, Tensor], Any]  # inputs by column.tensor, and targets: a tensor (batch, ...), or several by name
 
 
@@ -58,15 +59,18 @@ def train_segment(segment: Segment, post: Post) -> None:
         for group, (factor, _) in zip(engine.optimizer.param_groups, worker.groups, strict=True):
             group["lr"] = rate * factor
         losses = []
-        for _ in range(worker.spec.train.accumulate):
-            with clock("data"):
-                inputs, targets = next(batches)
-            with clock("compute"):
+        torch.manual_seed(~worker.seed(step))  # of dropout, apart from what batches draw, and the same where a segment goes on
+        with clock("data"):
+            parts = list(itertools.islice(batches, worker.spec.train.accumulate))
+        with clock("communication"):
+            shares = worker.shares([targets for _, targets in parts])
+        with clock("compute"):
+            for (inputs, targets), share in zip(parts, shares, strict=True):
                 loss = worker.loss(engine(inputs), inputs, targets, teacher)
-                engine.backward(loss)
+                engine.backward(loss * share)
                 engine.step()  # which changes weights with the last of them
-            losses.append(loss.detach())
-        value = float(torch.stack(losses).mean())
+                losses.append(loss.detach())
+        value = float((torch.stack(losses) * shares).sum() / shares.sum().clamp(min=_LEAST))
         worker.require_finite({"loss": value}, step)
         if segment.told(step):
             history.append({"step": step, "loss": value, "learning_rate": rate})
@@ -116,7 +120,6 @@ class Worker:
             self.kept: dict[str, Any] = {}
             torch.manual_seed(segment.seed)
             self.model = self._starting_model().to(self.device)
-        torch.manual_seed(segment.seed * 1000 + self.rank)  # dropout differs between workers, weights do not
 
     def _starting_model(self) -> nn.Module:
         if self.segment.parent is None:
@@ -228,14 +231,29 @@ class Worker:
         """This worker's training batches from a step on, as many for each step as gradients are accumulated over."""
         random, passes = torch.Generator(), start * self.spec.train.accumulate
         for number, rows in enumerate(stream(self.data, self.rank, self.world, self.spec.train.micro_batch, self.segment.seed, passes), passes):
-            random.manual_seed((self.segment.seed * 1_000_003 + number) * 1009 + self.rank)
+            random.manual_seed(self.seed(number))
             yield self._tensors(rows, random)
+
+    def seed(self, number: int) -> int:
+        """Of what this worker draws for a step or a batch."""
+        return int(self.segment.seed * 1_000_003 + number) * 1009 + int(self.rank)
 
     def _tensors(self, rows: dict[str, list[Any]], random: torch.Generator, training: bool = True) -> Batch:
         """A batch on the device; varied, and with columns hidden, while training."""
         inputs, targets = feed(rows, self.columns, self.task, random, training, self.spec.model.fusion.drop)
         inputs = {k: v.to(self.device) for k, v in inputs.items()}
         return inputs, {k: v.to(self.device) for k, v in targets.items()} if isinstance(targets, dict) else targets.to(self.device)
+
+    def shares(self, targets: list[Any]) -> Tensor:
+        """What the losses of a step's parts weigh, 1 on average over all workers, so that gradients are those of one mean over all their items."""
+        items = [self.task.items(one) for one in targets]
+        if items[0] is None:
+            return torch.ones(len(items), device=self.device)
+        own = torch.stack(items).float()
+        total = own.sum()
+        dist.all_reduce(total)
+        shares: Tensor = own * (self.world * len(own) / total.clamp(min=1))
+        return shares
 
     def loss(self, outputs: Tensor, inputs: dict[str, Tensor], targets: Any, teacher: nn.Module | None) -> Tensor:
         """The task's loss, mixed with distance from the teacher while recovering."""
@@ -249,11 +267,11 @@ class Worker:
         return (1 - recover.distill) * loss + recover.distill * softened
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics over the first `evaluate.rows` validation rows: each worker takes some parts, and none is dropped to make shares equal."""
+        """Metrics over `evaluate.rows` validation rows: each worker takes some parts, and none is dropped to make shares equal."""
         scores, encoded = list[Any](), list[Any]()
         self._agree(model)
         model.eval()
-        parts = self.data.first("validation", self.spec.evaluate.rows)
+        parts = self.data.held_out(self.spec, comparing=True)
         batches = [table for part in parts[self.rank :: self.world] for table in _by_length(*part)]
         spare = next(_by_length(*parts[0]))
         for step in range(self._most(len(batches))):

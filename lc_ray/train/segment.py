@@ -56,7 +56,7 @@ class Segment:
         prune = s.prune if self.pruned else None
         train = s.train.model_dump(mode="json", exclude={"workers": {"cpu", "max_failures"}})
         encoders = [i.model_dump(mode="json", include={"rate", "weights", "augment"}) for i in s.inputs()]  # the rest is in the data's name
-        steps, measured = [self.first, self.until, *self.phase], s.evaluate.rows
+        steps, measured = [self.first, self.until, *self.phase], [s.evaluate.rows, s.search is not None]
         return digest(s.model, encoders, train, prune, self.seed, self.prepared.name, steps, self.parent, self.dense, self.removed, measured)
 
     @property

@@ -58,6 +58,21 @@ def test_rows_are_split_tokenised_and_kept_once(job):
     assert len(first.parts("train")) >= 16  # enough for 16 workers
 
 
+def test_a_search_measures_models_on_other_rows_than_it_compares_members_on(job):
+    plain = job(ROWS)
+    searching = job(ROWS, search={"genes": {"train.learning_rate": {"uniform": [0.1, 0.2]}}})
+    prepared, _ = prepare(plain)
+    everything, compared, measured = (
+        prepared.read(files)["text.text"]
+        for files in (prepared.held_out(plain), prepared.held_out(searching, comparing=True), prepared.held_out(searching))
+    )
+    assert prepared.held_out(plain) == prepared.held_out(plain, comparing=True)
+    assert abs(len(compared) - len(measured)) <= 1
+    assert sorted(compared + measured) == sorted(everything)
+    few = searching.set({"evaluate.rows": 2})
+    assert [len(prepared.read(prepared.held_out(few, comparing))["text.text"]) for comparing in (True, False)] == [2, 2]
+
+
 def test_names_of_classes_beside_the_rows_and_labels_that_are_nearly_alike(job, tmp_path):
     asked = job([(text, i % 2) for i, text in enumerate(TEXTS)])
     plain, _ = prepare(asked)

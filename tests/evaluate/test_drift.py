@@ -12,6 +12,8 @@ from lc_ray.modalities.audio import Modality as Audio
 from lc_ray.modalities.image import Modality as Image
 from lc_ray.modalities.picture import Modality as Picture
 from lc_ray.modalities.tabular import Modality as Tabular
+from lc_ray.models.batches import prepare
+from lc_ray.predictor import load
 from lc_ray.spec import InputSpec
 
 
@@ -37,6 +39,27 @@ def test_rows_of_the_same_kind_have_not_drifted_and_others_have():
     assert index(feature, [draw.gauss(0, 3) for _ in range(drift.LEAST)]) > 0.25
 
 
+@pytest.mark.parametrize("rows", [100, 200, 1000])
+@pytest.mark.parametrize("kind", ["number", "label"])
+def test_chance_is_seldom_told_as_drift(kind, rows):
+    random, labels = np.random.default_rng(0), [str(label) for label in range(20)]
+    often = 1 / np.arange(1, 21)
+
+    def draw(count):
+        return list(random.normal(size=count) if kind == "number" else random.choice(labels, count, p=often / often.sum()))
+
+    found = [index(drift.fit(draw(rows)), draw(drift.LEAST)) for _ in range(50)]
+    assert np.mean(np.array(found) > 0.1) < 0.25
+    assert max(found) < 0.25
+
+
+def test_few_values_have_no_statistics(tiny_artifact):
+    predictor = load(tiny_artifact, threads=1)
+    training, held_out = (prepare({"text": ["good", "bad flight"] * half}, predictor.columns) for half in (50, 49))
+    assert {name.partition(".")[0] for name in drift.reference(predictor, training, held_out)} == {"text"}
+    assert "answer.label" in drift.reference(predictor, held_out, training)
+
+
 @pytest.mark.parametrize("now", [4.0, 6.0, "five", math.nan])
 def test_a_number_that_never_changed_is_missed(now):
     feature = drift.fit([5.0] * 1000)
@@ -54,11 +77,11 @@ def test_every_value_of_training_is_between_the_edges():
 
 
 def test_categories_that_few_rows_have_are_not_told():
-    feature = drift.fit(["red"] * 50 + ["blue"] * 10 + [f"person-{i}" for i in range(40)])
+    feature = drift.fit(["red"] * 50 + ["blue"] * 30 + ["green"] * 20 + [f"person-{i}" for i in range(40)])
     assert feature.categories == ["red", "blue"]
-    assert feature.counts == [50, 10, 40]
+    assert feature.counts == [50, 30, 60]
     assert drift.names(feature)[-1] == "others"
-    assert index(feature, ["green"] * 1000) > 1
+    assert index(feature, ["yellow"] * 1000) > 0.9
 
 
 def test_a_feature_survives_its_manifest():

@@ -70,7 +70,7 @@ def test_an_exploit_happens_and_is_recorded(result: lc_ray.RunResult) -> None:
 
 def test_prediction_equals_what_was_measured(result: lc_ray.RunResult, job: dict[str, Any]) -> None:
     data, _ = prepare(spec.parse(job))
-    rows = data.rows("validation")
+    rows = data.read(data.held_out(spec.parse(job)))
     answers = lc_ray.load(result.artifact.path).predict(rows["text.text"])
     right = np.mean([a["label"] == t for a, t in zip(answers, rows["_target"], strict=True)])
     assert right == pytest.approx(result.metrics["accuracy"])
@@ -84,10 +84,8 @@ def test_artifact_has_no_pickle_and_is_hashed(result: lc_ray.RunResult) -> None:
 
 def test_the_artifact_tells_what_it_was_trained_on(result: lc_ray.RunResult) -> None:
     statistics = result.artifact.manifest.statistics
-    assert set(statistics) == {"text.tokens", "answer.label", "answer.confidence"}
+    assert set(statistics) == {"text.tokens"}, "too few rows are held out to tell of answers"
     assert sum(statistics["text.tokens"].counts) == 480 - 96
-    assert set(statistics["answer.label"].categories) == {"negative", "neutral", "positive"}
-    assert sum(statistics["answer.label"].counts) == 96
 
 
 def test_report_and_answer(result: lc_ray.RunResult) -> None:

@@ -58,6 +58,10 @@ def test_metrics_equal_scikit_learns():
     assert found["log_loss"] == pytest.approx(log_loss(targets, probability), rel=1e-5)
 
 
+def test_an_error_however_sure_costs_what_it_costs():
+    assert TASK.metrics(np.array([[200, 0, 0]], np.float32), np.array([1]))["log_loss"] == 200
+
+
 def test_calibration_error_by_hand():
     sure = np.log(np.array([[0.9, 0.05, 0.05]], np.float32)).repeat(10, 0)
     targets = np.array([0] * 6 + [1] * 4)  # 90% sure, right 60% of the time
@@ -67,6 +71,16 @@ def test_calibration_error_by_hand():
 def test_a_label_that_nobody_predicts_or_has_does_not_count():
     logits = np.array([[5, 0, 0], [5, 0, 0]], np.float32)
     assert TASK.metrics(logits, np.array([0, 0]))["macro_f1"] == 1.0
+
+
+def test_balanced_labels_weigh_as_much_in_a_batch_of_one_row():
+    targets = ["ok"] * 6 + ["bad"] * 2
+    task = Task.fit(targets, Task.Options(class_weights="balanced"), {})
+    outputs, wanted = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), task.collate([task.encode(target) for target in targets])
+    whole = torch.nn.functional.cross_entropy(outputs, wanted, torch.tensor(task.weights))
+    alone = [task.loss(outputs[i : i + 1], wanted[i : i + 1]) for i in range(8)]
+    assert task.loss(outputs, wanted).item() == pytest.approx(whole.item(), rel=1e-5)
+    assert torch.stack(alone).mean().item() == pytest.approx(whole.item(), rel=1e-5)
 
 
 def test_distilling_from_oneself_costs_nothing():

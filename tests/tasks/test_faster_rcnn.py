@@ -208,3 +208,13 @@ def test_weights_that_are_nowhere_and_models_that_are_no_detector(monkeypatch, t
     for base in ("resnet18", "retinanet_resnet50_fpn"):
         with pytest.raises(ModelError, match="no Faster R-CNN"):
             build(base)
+
+
+def test_precision_is_read_at_cocos_recalls():
+    """Of five boxes three are found, each before one that is not there: at recalls of 0.2, 0.4 and 0.6, each one of the 101 that count."""
+    boxes, size = np.array([[0, 0, 1, 1], [0, 0, 0.1, 0.1]]), np.array([100, 100], np.float32)
+    scores = [{"boxes": boxes, "scores": np.float32([0.9 - i / 5, 0.8 - i / 5]), "labels": np.array([0, 0]), "size": size} for i in range(3)]
+    scores += [{"boxes": boxes[1:], "scores": np.float32([0.01]), "labels": np.array([0]), "size": size}] * 2
+    task = Task(["circle"])
+    truth = [task.encode([{"label": "circle", "box": [0, 0, 100, 100]}])] * 5
+    assert task.metrics(scores, truth)["map"] == pytest.approx((21 * 1 + 20 * 2 / 3 + 20 * 3 / 5) / 101)

@@ -214,6 +214,24 @@ def test_error_rates_are_jiwers(trained):
     assert task.metrics([(0.0, ids) for _, ids in encoded], encoded)["wer"] == 0
 
 
+def test_padding_makes_distillation_no_smaller(tmp_path):
+    task = Task().bind(load.modalities([column(wav2vec2(tmp_path / "base"))]))
+    student, teacher = torch.randn(2, 1, 6, len(task.reading.tokenizer), generator=torch.Generator().manual_seed(0))
+    padding = torch.zeros_like(student)
+    padding[..., task.reading.blank] = 1e4
+    longer = [torch.cat([outputs, padding], 1) for outputs in (student, teacher)]
+    assert task.distill(*longer, None, 2.0).item() == pytest.approx(task.distill(student, teacher, None, 2.0).item())
+
+
+def test_words_that_are_heard_in_silence_are_errors(trained):
+    task, texts = trained.task, ["...", "ab cd"]
+    encoded, heard = [task.encode(text) for text in texts], [(0.0, task.encode("ab cd")[1])] * 2
+    assert task.metrics(heard, encoded)["wer"] == jiwer.wer(["", "ab cd"], ["ab cd"] * 2) == 1
+    assert task.metrics([(0.0, []), heard[1]], encoded)["wer"] == 0
+    assert task.mistake({"text": "ab"}, "...") == 1
+    assert task.mistake({"text": ""}, "...") is None
+
+
 @pytest.mark.parametrize("text", ["Well, don't (laughs)  <noise> STOP 5%!", "Grüße [x]: Café—ﬁn", "你好，世界"])
 def test_case_and_punctuation_do_not_count(text):
     assert _plain(text) == BasicTextNormalizer()(text).strip()

@@ -1,23 +1,31 @@
 """A worker's parts on a real DeepSpeed engine, alone and without Ray."""
 
 import contextlib
+import json
+import shutil
 from types import SimpleNamespace
 
 import deepspeed
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import nn
 
 from lc_ray import spec
 from lc_ray.artifact import Manifest
 from lc_ray.errors import TrainError
 from lc_ray.models import load
+from lc_ray.models.batches import TARGET, feed, prepare
 from lc_ray.section import override
 from lc_ray.storage import StoragePath
+from lc_ray.tasks import token_classification
 from lc_ray.tasks.classification import Task
 from lc_ray.train import checkpoint, loop
-from lc_ray.train.segment import Segment, SegmentResult
+from lc_ray.train.segment import Segment, SegmentResult, learning_rate
 
 JOB = {
     "model": {},
@@ -195,3 +203,84 @@ def test_pruning_removes_what_is_missing_of_what_the_parent_lost(alone, tmp_path
     self.prune(lambda event: None)
     assert removed == pytest.approx([0.3 / 0.7])
     assert self.kept == {"wide": {"before": 8, "after": 2, "size": 1}, "narrow": {"before": 4, "after": 1, "size": 8}}
+
+
+ROWS, STEPS = 24, 3
+NAMES = {
+    "data": {"train": "t.csv", "inputs": [{"column": "x", "modality": "words", "max_length": 32}], "target": "tags"},
+    "task": {"kind": "token_classification", "class_weights": "balanced"},
+    "train": {"epochs": STEPS, "batch_size": ROWS, "learning_rate": 1e-2, "warmup": 0.5, "weight_decay": 0.1, "clip_norm": 0.1}
+    | {"checkpoint_every": 1},
+}
+
+
+@pytest.fixture
+def segment(alone, tmp_path, tiny_base, monkeypatch):
+    """segment(name, **values) → one over rows of 1 to 15 words, few of which are names; the rows, their columns and the task."""
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    monkeypatch.setattr(loop.ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1))
+    monkeypatch.setattr(loop.ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    random, words = np.random.default_rng(0), ["all", "day", "flight", "good", "had", "late", "love"]
+    texts = [" ".join(random.choice(words, random.integers(1, 16))) for _ in range(ROWS)]
+    tags = [["B-name" if word == "flight" else "O" for word in text.split()] for text in texts]
+
+    def segment(name, **values):
+        job = spec.parse(override(NAMES | {"model": {"base": str(base), "dtype": "fp32", "dropout": 0}}, values))
+        columns, task = load.modalities(job.inputs()), token_classification.Task.fit(tags, token_classification.Task.options(job.task), {})
+        rows = prepare({"x": [columns["x"].decode(text) for text in texts]}, columns) | {TARGET: tags}
+        folder = tmp_path / "prepared"
+        for side in ("train", "validation"):
+            (folder / "try" / side).mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table(rows), folder / "try" / side / "part.parquet")
+        parts = {side: [{"file": "part.parquet", "rows": ROWS}] for side in ("train", "validation")}
+        (folder / "data.json").write_text(json.dumps({"try": "try", "task": {"kind": "token_classification", **task.config}, **parts}))
+        made = Segment(job.model_dump(mode="json"), StoragePath(str(folder)), StoragePath(str(tmp_path / name)), 0, ROWS)
+        return made, rows, columns, task
+
+    return segment
+
+
+def trained(segment):
+    loop.train_segment(segment, lambda event: None)
+    return load_file(str(segment.folder / "model" / "model.safetensors"))
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_step_is_that_of_a_plain_loop_over_the_same_rows_in_however_many_parts(segment, parts):
+    made, rows, columns, task = segment("parts", **{"train.accumulate": parts})
+    torch.manual_seed(made.seed)
+    model = load.pretrained(made.spec.model, made.spec.inputs(), task)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}])
+    inputs, targets = feed(rows, columns, task)
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(1e-2, step, (0, STEPS), 0.5)
+        optimizer.zero_grad()
+        task.loss(model(inputs), targets).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+    for name, weights in trained(made).items():
+        torch.testing.assert_close(weights, model.state_dict()[name], atol=2e-4, rtol=1e-3)
+
+
+def test_parts_share_a_step_by_what_they_hold_on_all_workers(segment, monkeypatch):
+    self = object.__new__(loop.Worker)
+    self.task, self.world, self.device = segment("shares")[-1], 2, torch.device("cpu")
+    monkeypatch.setattr(loop.dist, "all_reduce", lambda total: total.add_(30))  # words of the other worker
+    shares = self.shares([torch.tensor([[0, 1, -100]]), torch.tensor([[1] * 8])])
+    assert shares.tolist() == pytest.approx([2 * 4 / 40, 8 * 4 / 40])
+
+
+def test_a_segment_that_was_cut_off_ends_as_if_it_had_not_been(segment, monkeypatch):
+    whole, made = (segment(name, **{"model.dropout": 0.3})[0] for name in ("whole", "cut"))
+    whole = trained(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learning_rate", lambda peak, step, *others: learning_rate(peak, step, *others) if step < 2 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trained(made)
+    for name, weights in trained(made).items():
+        assert torch.equal(weights, whole[name]), name

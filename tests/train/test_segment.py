@@ -66,6 +66,7 @@ def test_the_key_holds_all_that_the_result_depends_on():
         segment(**{"data.inputs.0.weights": "random"}).key,
         segment(**{"data.inputs.0.augment": True}).key,
         segment(**{"evaluate.rows": 500}).key,
+        segment(search={"genes": {"train.learning_rate": {"uniform": [0.1, 0.2]}}}).key,
     ]
     assert len(set(keys)) == len(keys)
 

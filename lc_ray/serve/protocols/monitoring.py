@@ -5,7 +5,8 @@
 
     {"model": NAME, "versions": {DIGEST: {"question.tokens": {"psi": 0.03, "rows": 800, "needed": 500, "bins": [...]}, ...}}}
 
-`psi` is null until as many rows as needed were seen. A version whose artifact has no statistics has no features.
+`psi` is null until as many rows as needed were seen. A version whose artifact has no statistics has no features, and none that were measured of
+fewer than 100 rows.
 """
 
 from __future__ import annotations
