@@ -225,7 +225,7 @@ def environment(spec: ServeSpec) -> dict[str, str]:
     """
     fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
     fast["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] = str(max(spec.max_body, _MESSAGE))  # read before its key is, and 2 GiB otherwise
-    fast["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "2"  # of which the third that fails has HAProxy started anew: with the usual 10, after half a minute
+    fast["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "2"  # the third that fails has HAProxy started anew: with the usual 10, after half a minute
     fast["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "20"  # of which it has three: on a busy machine it is not up after the usual 5, and killed
     # HAProxy has 4,096 connections: without this, whoever opens them and asks nothing would keep all others out for an hour.
     fast["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] = str(math.ceil(spec.timeout) + 1)  # by then who is slow to ask has been told so

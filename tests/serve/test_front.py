@@ -129,7 +129,8 @@ def test_ids_that_serve_can_not_read_do_not_reach_it(home):
 
     others = ["x-session-id", "X_Session-ID", "serve_multiplexed_model_id", "x-request-timeout-seconds", "x-request-disconnect-disabled"]
     with served(Starlette(routes=[Route("/{path:path}", echo)])) as place, started(home, int(place.rpartition(":")[2])) as (url, _):
-        for given, seen in ((b"a, b~", "a, b~"), (b"a" * 128, "a" * 128), (b"a" * 129, None), (b"caf\xe9", None), ("€".encode(), None), (b"a,b\xff", None)):
+        refused = (b"a" * 129, b"caf\xe9", "€".encode(), b"a,b\xff")
+        for given, seen in ((b"a, b~", "a, b~"), (b"a" * 128, "a" * 128), *((one, None) for one in refused)):
             told = httpx.get(url, headers=[(b"x-request-id", given), (b"x-other", b"\xe9"), *((name.encode(), b"\xe9") for name in others)]).json()
             assert told == {"x-other": "é"} | ({"x-request-id": seen} if seen else {})
 
