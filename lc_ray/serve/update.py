@@ -21,9 +21,9 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
-from lc_ray import runtime
+from lc_ray import artifact, runtime
 from lc_ray.errors import ServeError, unwrap
-from lc_ray.serve import app, rollout
+from lc_ray.serve import app, predictions, rollout
 from lc_ray.serve.app import NAME, Given
 from lc_ray.serve.rollout import State, Version
 
@@ -163,10 +163,12 @@ def _redeploy(given: Given, state: State) -> None:
     """Run the application with another state, or with the former one if that fails.
 
     Raises:
-        ServeError: new replicas can't start, or are not up in time; what was served goes on.
+        ServeError: new replicas can't start, or are not up in time, or see `predictions.alike`; what was served goes on.
     """
     if state == given.source:
         return
+    versions = (one for models in (_state(given).models, state.models) for known in models.values() for one in known)
+    predictions.alike(given.spec.log, [artifact.read(one.path, verify=False).manifest for one in versions])
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         _run(given._replace(source=state))
