@@ -102,10 +102,12 @@ def alike(spec: LogSpec | None, manifests: Iterable[Manifest]) -> None:
     Raises:
         ServeError: not all versions of a model have a column.
     """
+    if not (spec and spec.redact):
+        return
     columns: dict[str, list[set[str]]] = {}
     for manifest in manifests:
         columns.setdefault(manifest.name, []).append({column["column"] for column in manifest.inputs})
-    for name in spec.redact if spec else ():
+    for name in spec.redact:
         for model, versions in columns.items():
             if not all((name in version) == (name in versions[0]) for version in versions):
                 fix = "give it the same name in all of them, or serve this one from an endpoint of its own"

@@ -168,7 +168,7 @@ def _redeploy(given: Given, state: State) -> None:
     if state == given.source:
         return
     versions = (one for models in (_state(given).models, state.models) for known in models.values() for one in known)
-    predictions.alike(given.spec.log, [artifact.read(one.path, verify=False).manifest for one in versions])
+    predictions.alike(given.spec.log, (artifact.read(one.path, verify=False).manifest for one in versions))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         _run(given._replace(source=state))

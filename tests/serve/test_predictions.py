@@ -12,7 +12,7 @@ from serving import KEY, LABELS, ask, room
 
 from lc_ray.errors import ServeError
 from lc_ray.models import load
-from lc_ray.serve import app, auth, metrics, rollout
+from lc_ray.serve import app, auth, metrics, rollout, update
 from lc_ray.serve.endpoint import Models, asgi
 from lc_ray.serve.observe import Observers
 from lc_ray.serve.predictions import Predictions
@@ -154,3 +154,6 @@ def test_a_version_in_which_what_is_left_out_has_another_name_is_not_rolled_out(
     asyncio.run(replica.adopt(same | rollout.served([other])))
     asyncio.run(replica.adopt(rollout.served([other])))
     assert replica.models.names() == ["other"], "a model that goes takes nothing with it"
+    state = rollout.State(address="a:1", url="http://a", models=same)  # as several machines serve
+    with pytest.raises(ServeError, match=r"not all versions of 'tiny' have the column 'text'"):
+        update._redeploy(app.Given(state, spec, {}, {}), state.model_copy(update={"models": rollout.served([renamed])}))
