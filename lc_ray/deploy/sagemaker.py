@@ -31,7 +31,7 @@ _VARIANT, _PREFIX = "main", "lc_ray"
 _LONGEST = 46  # characters of 63, beside which a version's 16 are
 _SCALED = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 _POLL = 15  # seconds between two looks at an endpoint, which takes minutes
-_SETTLED = (None, "Failed", "InService")  # statuses of an endpoint that nothing is done with; None is that of no endpoint
+_CHANGING = {"Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting"}  # statuses of an endpoint that another follows by itself
 
 
 class Settings(Machines):
@@ -187,15 +187,27 @@ class Deployment:
         """Delete the endpoint, and the configurations, models and folders in S3 of its versions.
 
         Raises:
-            DeployError: with what SageMaker said, or somebody else has made the endpoint.
+            DeployError: with what SageMaker said, or somebody else has made the endpoint, or it is being changed.
         """
         with _aws.explained(self.name):
             client = self._client("sagemaker")
-            if _aws.owned(client, self.name):
+            if self._settled():
                 _aws.unscaled(self._client("application-autoscaling"), _resource(self.name))
                 client.delete_endpoint(EndpointName=self.name)
                 client.get_waiter("endpoint_deleted").wait(EndpointName=self.name)
             self._remove_but(None)
+
+    def _settled(self) -> dict[str, Any] | None:
+        """What SageMaker says of the endpoint; None if there is none.
+
+        Raises:
+            DeployError: with what SageMaker said, or somebody else has made it, or it is being changed.
+        """
+        with _aws.explained(self.name):
+            about = _aws.owned(self._client("sagemaker"), self.name)
+        if about and about["EndpointStatus"] in _CHANGING:
+            raise DeployError(f"the endpoint is being changed: {about['EndpointStatus']}", self.name, "give the same command again when that is over")
+        return about
 
     def _client(self, service: str) -> Any:
         return _aws.client(service, self._settings.region)
@@ -244,14 +256,18 @@ class Deployment:
         except DeployError as error:
             with _aws.explained(self.name):
                 status = (_aws.described(client, self.name) or {}).get("EndpointStatus")
-                if status not in _SETTLED:
-                    fix = "give the same command again when that is over: it finishes the deployment, or says why it failed"
-                    raise DeployError(f"{error.what}; SageMaker goes on: {status}", self.name, fix) from None
-                if not exists:
-                    self.delete()
-                self._remove(version)
-                for method, arguments in again:
-                    getattr(scaling, method)(**arguments)
+            if status in _CHANGING:
+                fix = "give the same command again when that is over: it finishes the deployment, or says why it failed"
+                raise DeployError(f"{error.what}; SageMaker goes on: {status}", self.name, fix) from None
+            try:
+                with _aws.explained(self.name):
+                    if not exists:
+                        self.delete()
+                    self._remove(version)
+                    for method, arguments in again:
+                        getattr(scaling, method)(**arguments)
+            except DeployError as left:
+                raise DeployError(f"{error.what}; and it can't be undone: {left.what}", self.name, error.fix) from None
             raise
 
     def _make(self, call: Call, artifact: Artifact) -> None:
@@ -297,12 +313,8 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
     """
     settings = _whole(settings)
     handle, version = _handle(artifact, settings), _names(artifact, settings)[1]
-    with _aws.explained(handle.name):
-        before = _aws.owned(handle._client("sagemaker"), handle.name)
-    status = before["EndpointStatus"] if before else None
-    if status not in _SETTLED:
-        raise DeployError(f"the endpoint is being changed: {status}", handle.name, "give the same command again when that is over")
-    if status == "Failed":  # which nothing can be done with but this
+    before = handle._settled()
+    if before and before["EndpointStatus"] == "Failed":  # which nothing can be done with but this
         handle.delete()
         before = None
     if before is None or before["EndpointConfigName"] != version:

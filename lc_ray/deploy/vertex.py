@@ -187,12 +187,17 @@ def _made(artifact: Artifact, settings: Settings, endpoint: Any) -> Any:
         if endpoint is None:
             endpoint = made = ai.Endpoint.create(**create.arguments)
         endpoint.deploy(model, **put.arguments | {"traffic_split": shares(endpoint.traffic_split, "0", settings.traffic)})
-    except BaseException:
-        if made is not None:
-            made.delete(force=True)
-        if model is not None:
-            model.delete()
-        _empty(bucket, upload.arguments["artifact_uri"])
+    except BaseException as error:
+        try:
+            if made is not None:
+                made.delete(force=True)
+            if model is not None:
+                model.delete()
+            _empty(bucket, upload.arguments["artifact_uri"])
+        except _client("google.api_core.exceptions").GoogleAPIError as left:
+            fix = "give the same command again when Vertex AI is done, or --delete"
+            what = str(error) or type(error).__name__
+            raise DeployError(f"{what}; and it can't be undone: {left}", create.arguments["display_name"], fix) from None
         raise
     return endpoint
 

@@ -22,7 +22,7 @@ from ray.serve.schema import LoggingConfig
 
 from lc_ray import artifact
 from lc_ray.errors import ServeError
-from lc_ray.serve import auth, front, rollout
+from lc_ray.serve import auth, front, predictions, rollout
 from lc_ray.serve.access import STDERR
 from lc_ray.serve.protocols import _messages
 from lc_ray.serve.rollout import Served, State
@@ -122,10 +122,10 @@ def start(paths: Sequence[str | Path], spec: ServeSpec, keys: Mapping[str, str])
 
     Raises:
         ArtifactError: no artifact there.
-        ServeError: see `check`; no model has a column that is to be left out of the log, or the replica can't start.
+        ServeError: see `check` and `predictions.check`; or the replica can't start.
     """
     models = rollout.served(paths)
-    _redacted(paths, spec)
+    predictions.check(spec.log, [artifact.read(path, verify=False).manifest for path in paths])
     with rollout.starting():
         return _started(paths, models, spec, keys)
 
@@ -225,6 +225,7 @@ def environment(spec: ServeSpec) -> dict[str, str]:
     """
     fast = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
     fast["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] = str(max(spec.max_body, _MESSAGE))  # read before its key is, and 2 GiB otherwise
+    fast["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "2"  # the third that fails has HAProxy started anew: with the usual 10, after half a minute
     fast["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "20"  # of which it has three: on a busy machine it is not up after the usual 5, and killed
     # HAProxy has 4,096 connections: without this, whoever opens them and asks nothing would keep all others out for an hour.
     fast["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] = str(math.ceil(spec.timeout) + 1)  # by then who is slow to ask has been told so
@@ -233,16 +234,6 @@ def environment(spec: ServeSpec) -> dict[str, str]:
         return fast | {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
     # Its metrics are lines that a Python process reads, 0.1 to 0.3 ms of a core for each request; replicas then count the same themselves.
     return fast | {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0"}
-
-
-def _redacted(paths: Sequence[str | Path], spec: ServeSpec) -> None:
-    """See that what is to be left out of the prediction log is there: a name with a mistake in it would be logged."""
-    manifests = [artifact.read(path, verify=False).manifest for path in paths]
-    columns = {column["column"] for manifest in manifests for column in manifest.inputs}
-    if spec.log and not any(manifest.task["kind"] == "text_generation" for manifest in manifests):  # fields of OpenAI's requests are redacted too
-        for name in spec.log.redact:
-            if name not in columns:
-                raise ServeError(f"serve.log.redact: no column '{name}'; there are: {', '.join(sorted(columns))}")
 
 
 def _certified(tls: TlsSpec) -> None:

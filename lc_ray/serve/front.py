@@ -27,11 +27,14 @@ _CHANGES = (
     rf"s|^( *)server ([^ ]+) .* check backup$|&\n\1http-response return status 503 {_ANSWER} if {{ status 404 }} {{ srv_name -m str \2 }} "
     "{ res.hdr(content-type) -m beg text/plain }|",
     rf"s|^( *)errorfile (50[234]) .*|\1http-error status \2 {_ANSWER}|",
+    # Else who sends a letter now and then keeps a connection for ever, and there are but 4,096.
+    r"s|^( *)timeout client (.*)|&\n\1timeout http-request \2|",
     # A line for each request, with its path, to whichever syslog listens; another target than Ray's usual one is somebody's wish.
     r"/^ *log 127\.0\.0\.1:514 /d",
-    # Serve fails over values that are not ASCII of headers that it reads before us. It needs but one of them here.
+    # Serve fails over values that are not ASCII of headers that it reads before us. It needs but one of them here, and sends also that back which is
+    # too long for us.
     f"/^frontend http_frontend/a http-request del-header ^({_SERVES})$ -m reg",
-    "/^frontend http_frontend/a http-request del-header x-request-id if { req.fhdr(x-request-id) -m reg '[^ -~]' }",
+    "/^frontend http_frontend/a http-request del-header x-request-id if { req.fhdr(x-request-id) -m reg '[^ -~]|.{129}' }",
 )
 
 

@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lc_ray.artifact import Manifest
 from lc_ray.errors import DataError, ServeError
 from lc_ray.modalities import _media, _text
 from lc_ray.serve.record import Predicted, Record
@@ -79,6 +80,38 @@ class Predictions:
         about = {"time": datetime.fromtimestamp(seen.time, UTC).isoformat(timespec="milliseconds"), "id": seen.id}
         whole = {**about, "model": seen.model, "version": seen.version, "row": told, "answer": answer}
         return json.dumps(whole, default=_decoded).encode() + b"\n"
+
+
+def check(spec: LogSpec | None, manifests: Sequence[Manifest]) -> None:
+    """See that what is to be left out of the log of these models is there: a name with a mistake in it would be logged.
+
+    Raises:
+        ServeError: no model has a column, or not all versions of one.
+    """
+    columns = sorted({column["column"] for manifest in manifests for column in manifest.inputs})
+    if spec and not any(manifest.task["kind"] == "text_generation" for manifest in manifests):  # fields of OpenAI's requests are redacted too
+        for name in spec.redact:
+            if name not in columns:
+                raise ServeError(f"serve.log.redact: no column '{name}'; there are: {', '.join(columns)}")
+    alike(spec, manifests)
+
+
+def alike(spec: LogSpec | None, manifests: Iterable[Manifest]) -> None:
+    """See that what is left out of the log of one version of a model is not in another by another name, by which it would be logged.
+
+    Raises:
+        ServeError: not all versions of a model have a column.
+    """
+    if not (spec and spec.redact):
+        return
+    columns: dict[str, list[set[str]]] = {}
+    for manifest in manifests:
+        columns.setdefault(manifest.name, []).append({column["column"] for column in manifest.inputs})
+    for name in spec.redact:
+        for model, versions in columns.items():
+            if not all((name in version) == (name in versions[0]) for version in versions):
+                fix = "give it the same name in all of them, or serve this one from an endpoint of its own"
+                raise ServeError(f"serve.log.redact: not all versions of '{model}' have the column '{name}'", fix=fix)
 
 
 def _kept(value: Any) -> Any:

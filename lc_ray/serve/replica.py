@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 
 from lc_ray.errors import ArtifactError, ServeError
 from lc_ray.predictor import load
-from lc_ray.serve import rollout
+from lc_ray.serve import predictions, rollout
 from lc_ray.serve.app import NAME, Given
 from lc_ray.serve.endpoint import Endpoint, Models, asgi, settings
 from lc_ray.serve.grpc import Operations
@@ -95,6 +95,8 @@ class Replica(Operations):
                 if predictor.artifact.digest != version.digest:
                     raise ArtifactError(f"another artifact than {version.digest} is there now", version.path, "serve it anew")
                 self._ready[version.digest] = Endpoint(predictor, self._given.spec, self._resident)
+        beside = {version.digest for models in (self._served, wanted) for versions in models.values() for version in versions}
+        predictions.alike(self._given.spec.log, (self._ready[digest].predictor.artifact.manifest for digest in beside))
 
     def _adopt(self, wanted: Served) -> None:
         self._served = wanted

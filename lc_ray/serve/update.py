@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
-from lc_ray import runtime
+from lc_ray import artifact, runtime
 from lc_ray.errors import ServeError, unwrap
-from lc_ray.serve import app, rollout
+from lc_ray.serve import app, predictions, rollout
 from lc_ray.serve.app import NAME, Given
 from lc_ray.serve.rollout import State, Version
 
@@ -65,7 +67,7 @@ def remove(name: str) -> bool:
 def replace(folder: Path, state: State) -> None:
     """Have all replicas of an endpoint that one machine serves alone serve another state: all of them load it, then all adopt it, or none does.
 
-    Where none runs, those to come will.
+    Where none runs, a first one is started, so that what can't be loaded is found; and where none can be, those to come will have the other state.
 
     Raises:
         ServeError: a replica can't load an artifact; what was served goes on. Or the endpoint is starting or ending.
@@ -75,10 +77,7 @@ def replace(folder: Path, state: State) -> None:
     except RayServeException:
         raise ServeError("the endpoint is starting or ending", state.url, "try again once it runs") from None
     try:
-        handle.broadcast("load", state.models).results()
-    except DeploymentUnavailableError:
-        rollout.write(folder, state)
-        return
+        _load(handle, state)
     except BaseException as error:  # also where whoever asked hangs up: what is loaded by then would stay
         with contextlib.suppress(Exception):
             served = rollout.read(folder)
@@ -88,8 +87,27 @@ def replace(folder: Path, state: State) -> None:
             raise
         raise ServeError(f"not replaced, what was served goes on: {unwrap(error)}", state.url) from None
     rollout.write(folder, state)
-    with contextlib.suppress(Exception):  # of a replica that dies at this moment: the one in its place reads the state
+    with contextlib.suppress(Exception):  # of a replica that dies at this moment, or of none: the one to come reads the state
         handle.broadcast("adopt", state.models).results()
+
+
+def _load(handle: DeploymentHandle[Any], state: State) -> None:
+    """Have all replicas load what is to be served."""
+    try:
+        handle.broadcast("load", state.models).results()
+    except DeploymentUnavailableError:
+        if _starts(handle):
+            handle.broadcast("load", state.models).results()
+
+
+def _starts(handle: DeploymentHandle[Any]) -> bool:
+    """Start a replica where there is none; whether one can be, in time."""
+    asked, end = handle.given.remote(), time.monotonic() + _PATIENCE
+    while time.monotonic() < end and serve.status().applications[NAME].status == ApplicationStatus.RUNNING:
+        with contextlib.suppress(TimeoutError):
+            asked.result(timeout_s=1)
+            return True
+    return False
 
 
 @contextlib.contextmanager
@@ -145,10 +163,12 @@ def _redeploy(given: Given, state: State) -> None:
     """Run the application with another state, or with the former one if that fails.
 
     Raises:
-        ServeError: new replicas can't start, or are not up in time; what was served goes on.
+        ServeError: new replicas can't start, or are not up in time, or see `predictions.alike`; what was served goes on.
     """
     if state == given.source:
         return
+    versions = (one for models in (_state(given).models, state.models) for known in models.values() for one in known)
+    predictions.alike(given.spec.log, (artifact.read(one.path, verify=False).manifest for one in versions))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         _run(given._replace(source=state))

@@ -8,6 +8,7 @@ import tarfile
 import boto3
 import httpx
 import pytest
+from botocore.exceptions import ClientError
 from moto.sagemaker.models import sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 
@@ -200,6 +201,36 @@ def test_a_refused_first_deployment_leaves_nothing(aws, tiny_artifact):
     with pytest.raises(DeployError, match=r"tiny: CreateEndpointConfig: .*ml\.none"):  # which comes after the upload and the model
         DeployModel(tiny_artifact, "sagemaker", **aws | {"instance": "ml.none"}).deploy()
     assert not any(left().values())
+
+
+def test_who_may_not_delete_is_told_what_went_wrong_first(aws, tiny_artifact, monkeypatch):
+    def refused(**_):
+        raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "not authorized"}}, "DeleteModel")
+
+    monkeypatch.setattr(sagemaker._aws.client("sagemaker", None), "delete_model", refused, raising=False)
+    with pytest.raises(DeployError, match=r"tiny: CreateEndpointConfig: .*ml\.none.*; and it can't be undone: DeleteModel: not authorized"):
+        DeployModel(tiny_artifact, "sagemaker", **aws | {"instance": "ml.none"}).deploy()
+
+
+@pytest.mark.parametrize("status", ["Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting"])
+def test_what_is_being_changed_is_left_as_it_is(aws, tiny_artifact, status):
+    settings = sagemaker.Settings(**aws, most=3)
+    sagemaker.deploy(artifact.read(tiny_artifact), settings)
+    before = left()
+    endpoint = sagemaker_backends["123456789012"]["us-west-2"].endpoints["tiny"]
+    endpoint.endpoint_status = status
+    for change in (sagemaker.deploy, sagemaker.delete):
+        with pytest.raises(DeployError, match=f"tiny: the endpoint is being changed: {status}\n.*the same command again"):
+            change(artifact.read(tiny_artifact), settings)
+    assert left() == before, "its autoscaling too"
+
+
+@pytest.mark.parametrize("status", ["OutOfService", "UpdateRollbackFailed"])
+def test_what_will_not_change_by_itself_is_changed(aws, tiny_artifact, update_endpoint, status):
+    DeployModel(tiny_artifact, "sagemaker", **aws).deploy()
+    sagemaker_backends["123456789012"]["us-west-2"].endpoints["tiny"].endpoint_status = status
+    DeployModel(tiny_artifact, "sagemaker", **aws, load=50).deploy()
+    assert update_endpoint["given"]["EndpointConfigName"] == left()["configs"][0]
 
 
 def test_why_a_first_deployment_failed_is_told(aws, tiny_artifact, monkeypatch):

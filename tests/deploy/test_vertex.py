@@ -1,6 +1,10 @@
 """Vertex AI: Google's clients against a local stand-in for its control plane."""
 
+import re
+
 import pytest
+from google.api_core.exceptions import FailedPrecondition, InternalServerError
+from google.cloud import aiplatform
 from vertex_ai import PLACE
 
 from lc_ray import DeployModel, artifact
@@ -81,6 +85,21 @@ def test_what_is_refused_leaves_all_as_it_was(google, tiny_artifact):
     with pytest.raises(DeployError):
         put(tiny_artifact, machine="n2-standard-8")
     assert (dict(*google.endpoints.values()), google.models, google.files) == (before, models, files)
+
+
+@pytest.mark.parametrize("error", [InternalServerError("the machines are gone"), KeyboardInterrupt()])
+def test_what_can_not_be_undone_is_told_beside_what_went_wrong(google, tiny_artifact, monkeypatch, error):
+    def refused(*_, **__):
+        raise FailedPrecondition("a model is being deployed")
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(aiplatform.Endpoint, "deploy", fails)
+    monkeypatch.setattr(aiplatform.Endpoint, "delete", refused)
+    wrong = re.escape(str(error) or "KeyboardInterrupt")
+    with pytest.raises(DeployError, match=f"tiny: {wrong}; and it can't be undone: .*being deployed\n.*the same command again"):
+        put(tiny_artifact)
 
 
 @pytest.mark.parametrize(

@@ -46,14 +46,14 @@ asyncio.run(main())
 
 
 @contextmanager
-def started(home, *replicas, fallback=0):
-    """The URL of a HAProxy with an application of these ports, with none if there are none; and the folder of its files."""
+def started(home, *replicas, fallback=0, **limits):
+    """The URL of a HAProxy with an application of these ports, with none if there are none; and the folder of its files. Limits are of ServeSpec."""
     folder = home / f"8000-{os.urandom(4).hex()}"
     folder.mkdir()
     variables, ports = front.variables(folder), [app._free("127.0.0.1", 0) for _ in range(3)]
     command = [sys.executable, "-c", RUN, *map(str, (*ports, fallback, *replicas))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(command, env=os.environ | app.environment(ServeSpec()) | variables, text=True, **pipes)
+    process = subprocess.Popen(command, env=os.environ | app.environment(ServeSpec(**limits)) | variables, text=True, **pipes)
     try:
         assert process.stdout.readline() == "started\n"
         yield f"http://127.0.0.1:{ports[0]}", front.files(folder)
@@ -129,9 +129,22 @@ def test_ids_that_serve_can_not_read_do_not_reach_it(home):
 
     others = ["x-session-id", "X_Session-ID", "serve_multiplexed_model_id", "x-request-timeout-seconds", "x-request-disconnect-disabled"]
     with served(Starlette(routes=[Route("/{path:path}", echo)])) as place, started(home, int(place.rpartition(":")[2])) as (url, _):
-        for given, seen in ((b"a, b~", "a, b~"), (b"caf\xe9", None), ("€".encode(), None), (b"a,b\xff", None)):
+        refused = (b"a" * 129, b"caf\xe9", "€".encode(), b"a,b\xff")
+        for given, seen in ((b"a, b~", "a, b~"), (b"a" * 128, "a" * 128), *((one, None) for one in refused)):
             told = httpx.get(url, headers=[(b"x-request-id", given), (b"x-other", b"\xe9"), *((name.encode(), b"\xe9") for name in others)]).json()
             assert told == {"x-other": "é"} | ({"x-request-id": seen} if seen else {})
+
+
+def test_who_sends_a_letter_now_and_then_keeps_no_connection(home):
+    with started(home, timeout=0.5) as (url, _), socket.create_connection(("127.0.0.1", httpx.URL(url).port), timeout=20) as asked:
+        asked.sendall(b"GET / HTTP/1.1\r\n")
+        asked.settimeout(0.3)
+        for _ in range(20):
+            with suppress(TimeoutError):
+                assert b" 408 " in asked.recv(100)
+                return
+            asked.sendall(b"X: 1\r\n")
+        raise AssertionError("the connection is kept")
 
 
 def test_no_syslog_is_told_of_requests_unasked(idle, home, monkeypatch):

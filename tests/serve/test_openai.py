@@ -35,6 +35,18 @@ def test_the_assistant_answers(client, tiny_language):
     assert answer.usage.completion_tokens <= 16, "as many as the model's job says, where the request doesn't"
 
 
+def test_fields_that_openai_always_gives_are_there(url):
+    """Those that its description calls required, as clients in other languages read them."""
+    body = {"model": "talk", "messages": HELLO, "max_tokens": 2, "logprobs": True}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers={"authorization": "Bearer secret"}, timeout=30).json()
+    assert {"id", "choices", "created", "model", "object"} <= answer.keys()
+    (choice,) = answer["choices"]
+    assert {"finish_reason", "index", "message", "logprobs"} <= choice.keys()
+    assert {"role", "content", "refusal"} <= choice["message"].keys()
+    assert {"content", "refusal"} <= choice["logprobs"].keys()
+    assert all({"token", "logprob", "bytes", "top_logprobs"} <= token.keys() for token in choice["logprobs"]["content"])
+
+
 def test_a_stream_is_the_whole_in_pieces(client):
     options = {"n": 2, "max_completion_tokens": 20, "logprobs": True, "top_logprobs": 2}
     whole = ask(client, **options)

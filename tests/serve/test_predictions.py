@@ -1,20 +1,26 @@
 """The prediction log."""
 
+import asyncio
 import base64
 import hashlib
 import json
 import shutil
 
 import pytest
-from serving import KEY, ask, room
+from artifacts import save
+from serving import KEY, LABELS, ask, room
 
 from lc_ray.errors import ServeError
-from lc_ray.serve import app, auth, metrics
+from lc_ray.models import load
+from lc_ray.serve import app, auth, metrics, rollout, update
 from lc_ray.serve.endpoint import Models, asgi
 from lc_ray.serve.observe import Observers
 from lc_ray.serve.predictions import Predictions
 from lc_ray.serve.record import Predicted, Record
+from lc_ray.serve.replica import Replica
 from lc_ray.serving import ServeSpec
+from lc_ray.spec import InputSpec, ModelSpec
+from lc_ray.tasks.classification import Task
 
 
 def logged(folder):
@@ -132,3 +138,22 @@ def test_a_column_to_be_left_out_must_be_there(fused, tiny_artifact, tmp_path):
     log = {"path": str(tmp_path), "redact": ["price", "prise"]}
     with pytest.raises(ServeError, match=r"serve\.log\.redact: no column 'prise'; there are: .*price"):
         app.start([tiny_artifact, fused.artifact.path], ServeSpec(log=log), {})
+
+
+def test_a_version_in_which_what_is_left_out_has_another_name_is_not_rolled_out(tiny_base, tiny_artifact, tmp_path):
+    inputs, task = [InputSpec(column="words", base=str(tiny_base), max_length=32)], Task(LABELS)
+    model = load.pretrained(ModelSpec(base=str(tiny_base)), inputs, task)
+    renamed, other = (save(tmp_path / name, model, task, inputs).path for name in ("tiny", "other"))
+    same = rollout.served([tiny_artifact])
+    spec = ServeSpec(log={"path": str(tmp_path / "log"), "redact": ["text"]})
+    replica = Replica.__bases__[0](app.Given((str(tiny_artifact),), spec, {}, {}))  # without what Serve puts around it
+    for wanted in (rollout.served([renamed]), rollout.served([tiny_artifact, renamed])):
+        with pytest.raises(ServeError, match=r"not all versions of 'tiny' have the column 'text'"):
+            asyncio.run(replica.load(wanted))
+        asyncio.run(replica.adopt(same))
+    asyncio.run(replica.adopt(same | rollout.served([other])))
+    asyncio.run(replica.adopt(rollout.served([other])))
+    assert replica.models.names() == ["other"], "a model that goes takes nothing with it"
+    state = rollout.State(address="a:1", url="http://a", models=same)  # as several machines serve
+    with pytest.raises(ServeError, match=r"not all versions of 'tiny' have the column 'text'"):
+        update._redeploy(app.Given(state, spec, {}, {}), state.model_copy(update={"models": rollout.served([renamed])}))

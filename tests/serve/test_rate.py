@@ -29,6 +29,7 @@ def test_each_key_has_its_own_and_health_needs_none(predictor, endpoint):
     assert [ask(app, "GET", "/v1/models", key="one").status_code for _ in range(3)] == [200, 200, 429]
     refused = ask(app, "GET", "/v1/models", key="one")
     assert refused.json()["error"]["code"] == "rate_limited"
+    assert ask(app, "POST", "/v1/chat/completions", key="one").json()["error"]["type"] == "requests", "as OpenAI calls this limit"
     assert 1 <= int(refused.headers["retry-after"]) <= 1800
     assert ask(app, "GET", "/v1/models", key="two").status_code == 200
     assert ask(app, "GET", "/v1/models", key="three").status_code == 401

@@ -54,10 +54,20 @@ def test_why_a_replica_cant_start_is_told(ray_local, tiny_artifact, tmp_path, mo
         app.start([tiny_artifact], ServeSpec(port=0, log={"path": str(tmp_path / "file" / "log")}), {})
 
 
+def told_to_serve(told, spec):
+    """What a program that is told of Ray Serve's settings as an endpoint's processes are says."""
+    variables = os.environ | app.environment(spec)
+    return subprocess.run([sys.executable, "-c", told], env=variables, capture_output=True, text=True, check=True).stdout
+
+
 def test_who_asks_nothing_keeps_a_connection_no_longer_than_a_request_may_take():
     told = "from ray.serve._private.haproxy import HAProxyConfig; print(HAProxyConfig().timeout_client_s)"
-    variables = os.environ | app.environment(ServeSpec(timeout=2.5))
-    assert subprocess.run([sys.executable, "-c", told], env=variables, capture_output=True, text=True, check=True).stdout == "4\n"
+    assert told_to_serve(told, ServeSpec(timeout=2.5)) == "4\n"
+
+
+def test_a_haproxy_that_died_is_missed_within_seconds():
+    told = "from ray.serve._private.constants import *; print(PROXY_HEALTH_CHECK_PERIOD_S * PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD)"
+    assert float(told_to_serve(told, ServeSpec())) < 10
 
 
 def test_any_free_port_is_none_of_outgoing_connections():

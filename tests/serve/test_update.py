@@ -6,12 +6,16 @@ import json
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
 import ray
 from artifacts import copied
 from ray import serve
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.schema import ApplicationStatus
 from serving import KEY, ask, asking
 
 import lc_ray
@@ -145,6 +149,43 @@ def test_of_a_rollout_that_is_given_up_nothing_stays(home, addresses, tiny_artif
     assert calls[1:] == [("adopt", was.models)], "replicas let go of what they have loaded"
     assert rollout.read(folder) == was
     assert [one.name for one in (folder / "models").iterdir()] == [artifact.read(tiny_artifact).digest]
+
+
+@pytest.mark.parametrize(("status", "loads"), [("RUNNING", True), ("RUNNING", False), ("UNHEALTHY", False)])
+def test_where_no_replica_runs_one_finds_what_cant_be_loaded(home, addresses, tiny_artifact, second_artifact, monkeypatch, status, loads):
+    folder = rollout.begin(8000, addresses[0], "http://127.0.0.1:8000", rollout.served([tiny_artifact]))
+    was, replicas = rollout.read(folder), []
+    name, new = rollout.keep(folder, second_artifact)
+    wanted = rollout.rolled(was, name, new)
+
+    class Replicas:
+        given = property(lambda self: self)
+
+        def remote(self):
+            return self
+
+        def result(self, timeout_s):
+            replicas.append(was.models)
+            if len(replicas) < 3:
+                raise TimeoutError
+
+        def broadcast(self, method, models):
+            if not replicas:
+                raise DeploymentUnavailableError(DeploymentID(app.NAME, app.NAME))
+            if method == "load" and models == wanted.models and not loads:
+                raise ValueError("it can't be loaded")
+            return SimpleNamespace(results=list)
+
+    applications = {app.NAME: SimpleNamespace(status=ApplicationStatus(status))}
+    monkeypatch.setattr(serve, "get_app_handle", lambda name: Replicas())
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications))
+    if status == "RUNNING" and not loads:
+        with pytest.raises(ServeError, match=r"what was served goes on: it can't be loaded"):
+            update.replace(folder, wanted)
+        assert rollout.read(folder) == was
+    else:
+        update.replace(folder, wanted)
+        assert rollout.read(folder) == wanted, "also where none can start with what is served now"
 
 
 @serve.deployment

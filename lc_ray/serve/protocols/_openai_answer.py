@@ -219,7 +219,7 @@ class Chat(Answers):
     def choice(self, number: int, choice: _Choice) -> dict[str, Any]:
         """See `Answers`."""
         text, called = self._read(choice.text) if self.offered else (choice.text, [])
-        message: dict[str, Any] = {"role": "assistant", "content": text.lstrip() or None if called else text}
+        message: dict[str, Any] = {"role": "assistant", "content": text.lstrip() or None if called else text, "refusal": None}
         if called:
             message |= {"function_call": called[0]["function"]} if self.older else {"tool_calls": called}
         finish = self.reason if called else choice.finish
@@ -259,7 +259,8 @@ class Chat(Answers):
     def _logprobs(self, tokens: Any) -> dict[str, Any] | None:
         if not self.probable:
             return None
-        return {"content": [self._token(t.id, t.logprob) | {"top_logprobs": [self._token(*one) for one in t.likeliest]} for t in tokens]}
+        content = [self._token(t.id, t.logprob) | {"top_logprobs": [self._token(*one) for one in t.likeliest]} for t in tokens]
+        return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.written(token)

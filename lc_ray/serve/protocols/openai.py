@@ -38,7 +38,7 @@ _SHARE = 0.97  # of the longest time a request may take: then a stream still end
 _MOST_PROMPTS = 64
 _MOST_TOLD = 250_000  # log-probabilities of prompts in a request; each is some 40 bytes of its answer
 _MISTAKE = "invalid_request_error"
-_TYPES = {"unauthorized": "authentication_error"} | dict.fromkeys(("overloaded", "timeout", "internal"), "server_error")
+_TYPES = {"unauthorized": "authentication_error", "rate_limited": "requests"} | dict.fromkeys(("overloaded", "timeout", "internal"), "server_error")
 T = TypeVar("T")
 
 
