@@ -82,7 +82,7 @@ def _connect(cpus: int | None) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             _reach(address)
-            with _handlers_of_a_jvm():
+            with _handlers():
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:  # the third of a Ray of another version
             told = " ".join(str(error).split())
@@ -90,7 +90,7 @@ def _connect(cpus: int | None) -> None:
             raise ClusterError(f"no Ray can be reached: {told}", f"RAY_ADDRESS={address}", fix) from None
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each start of workers, and nobody takes this machine away
-        with _handlers_of_a_jvm():
+        with _handlers():
             start(cpus or (os.cpu_count() or 1) + _DATA_CPUS)
         _started = True
     worker._worker_logs_enabled = False  # else it writes of a worker that died to standard output, between what is for programs; we tell of it
@@ -129,11 +129,13 @@ def servers() -> list[psutil.Process]:
 
 
 @contextmanager
-def _handlers_of_a_jvm() -> Iterator[None]:
-    """Keep the signal handlers of the JVM that hdfs:// has started in this process, if it has.
+def _handlers() -> Iterator[None]:
+    """Keep this program's handler of SIGTERM, if it has one, and those of the JVM that hdfs:// has started in this process, if it has.
 
-    Compiled Java runs into SIGSEGV on purpose, and Ray's handler ends the process there. Python can't restore a handler that is not its own.
+    Ray's ends the process as a crash. Compiled Java runs into SIGSEGV on purpose, and Ray's handler ends the process there. Python can't restore
+    a handler that is not its own.
     """
+    ours = signal.getsignal(signal.SIGTERM)
     taken = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL) if storage.jvm() else ()
     libc = ctypes.CDLL(None)
     kept = {number: ctypes.create_string_buffer(_SIGACTION) for number in taken}
@@ -144,6 +146,8 @@ def _handlers_of_a_jvm() -> Iterator[None]:
     finally:
         for number, handler in kept.items():
             libc.sigaction(number, handler, None)
+        if callable(ours) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
 
 
 def _reach(address: str) -> None:

@@ -111,8 +111,25 @@ def test_signals_of_a_jvm_stay_its_own_also_where_no_ray_is_found(monkeypatch):
     monkeypatch.setattr(runtime.storage, "jvm", lambda: True)
     known, before = signal.getsignal(signal.SIGBUS), handler()
     try:
-        with pytest.raises(ConnectionError), runtime._handlers_of_a_jvm():
+        with pytest.raises(ConnectionError), runtime._handlers():
             init()
         assert handler() == before
     finally:
         signal.signal(signal.SIGBUS, known or signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("has_one", [True, False])
+def test_a_program_that_ends_well_by_sigterm_still_does(has_one):
+    def ours(number, frame):
+        pass
+
+    def rays(number, frame):
+        pass
+
+    before = signal.signal(signal.SIGTERM, ours if has_one else signal.SIG_DFL)
+    try:
+        with runtime._handlers():
+            signal.signal(signal.SIGTERM, rays)
+        assert signal.getsignal(signal.SIGTERM) == (ours if has_one else rays)
+    finally:
+        signal.signal(signal.SIGTERM, before)
