@@ -114,8 +114,16 @@ def start(cpus: int) -> None:
                 with suppress(psutil.NoSuchProcess):
                     left.kill()
             if last or _SLOW not in str(error):
-                fix = "is the machine very busy, or short of memory or disk?"
-                raise ClusterError(f"no Ray can be started here: {first_line(error)}", fix=fix) from None
+                raise ClusterError(f"no Ray can be started here: {first_line(error)}", fix=_remedy(error)) from None
+
+
+def _remedy(error: Exception) -> str:
+    """What to do where no Ray can be started."""
+    if "AF_UNIX path length" in str(error):
+        return "set RAY_TMPDIR to a folder with a short name, such as /tmp"
+    if isinstance(error, OSError) and error.filename:
+        return "Ray keeps its token in the home folder and its files in /tmp: set HOME, or RAY_TMPDIR, to a folder that can be written"
+    return "is the machine very busy, or short of memory or disk?"
 
 
 def servers() -> list[psutil.Process]:

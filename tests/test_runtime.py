@@ -57,6 +57,16 @@ def test_a_ray_that_can_not_be_started_is_told_and_leaves_nothing(starts, errors
 
 
 @pytest.mark.parametrize(
+    ("error", "remedy"),
+    [(OSError("AF_UNIX path length cannot exceed 107 bytes: /a/b"), "RAY_TMPDIR to a folder with a short"), (PermissionError(13, "no", "/x"), "HOME")],
+)
+def test_a_folder_that_ray_can_not_use_is_no_busy_machine(starts, error, remedy):
+    starts(error)
+    with pytest.raises(ClusterError, match=remedy):
+        runtime.start(1)
+
+
+@pytest.mark.parametrize(
     ("running", "noted", "connected"),
     [
         (["here"], None, True),
