@@ -27,6 +27,8 @@ _CHANGES = (
     rf"s|^( *)server ([^ ]+) .* check backup$|&\n\1http-response return status 503 {_ANSWER} if {{ status 404 }} {{ srv_name -m str \2 }} "
     "{ res.hdr(content-type) -m beg text/plain }|",
     rf"s|^( *)errorfile (50[234]) .*|\1http-error status \2 {_ANSWER}|",
+    # With fewer files than connections it may have, as on systems that allow 4,096, it would end instead of taking fewer.
+    "/^global/a no strict-limits",
     # A line for each request, with its path, to whichever syslog listens; another target than Ray's usual one is somebody's wish.
     r"/^ *log 127\.0\.0\.1:514 /d",
     # Serve fails over values that are not ASCII of headers that it reads before us. It needs but one of them here.
