@@ -35,6 +35,7 @@ from lc_ray.predictor import Predictor, load
 from lc_ray.progress import Display, Mode
 from lc_ray.quantizer import quantize
 from lc_ray.serve import app, update
+from lc_ray.serving import ReplicasSpec, ServeSpec
 from lc_ray.spec import JobSpec
 from lc_ray.storage import StoragePath, storage_path, whole_folder
 from lc_ray.train import plan
@@ -44,6 +45,7 @@ from lc_ray.tune import lineage, population, space
 RECORD = "record.json"
 _SEGMENTS = "segments"
 _WAIT = "wait until it has ended, or give another `name`; the lock of a machine that went down may last some minutes on a network's file system"
+_ANSWERS, _LARGE = 600.0, 2**30  # seconds that an answer may take; bytes, and pixels or samples, that a row may have
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -266,11 +268,12 @@ def _ask(job: JobSpec, model: str | Path, data: Prepared) -> dict[str, Any]:
         if app.serves():
             return asked | {"answer": load(model).predict([question])[0]}
         key = os.urandom(16).hex()
-        replicas = job.serve.replicas.model_copy(update={"min": 1, "max": 1, "gpu": 0.0})  # there need not be room for more where models are trained
-        quiet = {"port": 0, "log": None, "access_log": None, "replicas": replicas}
-        url = app.start([model], job.serve.model_copy(update=quiet), {"": key})
+        # The job's `serve` is for another place and other requests: its address, limits and resources say nothing of where models are trained.
+        cpu = min(job.serve.replicas.cpu, max(node.cpu for node in runtime.nodes()))
+        spec = ServeSpec(port=0, replicas=ReplicasSpec(cpu=cpu), timeout=_ANSWERS, max_body=_LARGE, max_media=_LARGE)
+        url = app.start([model], spec, {"": key})
         try:
-            with Client(url, key) as client:
+            with Client(url, key, timeout=_ANSWERS) as client:
                 client.predict([question])
                 start = time.perf_counter()
                 answer = client.predict([question])[0]
@@ -289,7 +292,7 @@ def _finished(folder: Path, kept: StoragePath, name: str) -> RunResult | None:
             record = json.loads(text := (kept / RECORD).read_text())
         except ValueError:  # a run was cut off as it wrote it
             return None
-        if record["key"] != name or (record["accept"] and not record["accept"]["passed"]):
+        if record.get("key") != name or (record["accept"] and not record["accept"]["passed"]):
             return None
         here, model = folder / RECORD, folder / "model"
         if kept.remote and not (artifact.exists(model) and here.exists() and here.read_text("utf-8") == text):
