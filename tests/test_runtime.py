@@ -58,7 +58,7 @@ def test_a_ray_that_can_not_be_started_is_told_and_leaves_nothing(starts, errors
 
 @pytest.mark.parametrize(
     ("error", "remedy"),
-    [(OSError("AF_UNIX path length cannot exceed 107 bytes: /a/b"), "RAY_TMPDIR to a folder with a short"), (PermissionError(13, "no", "/x"), "HOME")],
+    [(OSError("AF_UNIX path length cannot exceed 107 bytes: /a/b"), "RAY_TMPDIR to a folder with a"), (PermissionError(13, "no", "/x"), "HOME")],
 )
 def test_a_folder_that_ray_can_not_use_is_no_busy_machine(starts, error, remedy):
     starts(error)
