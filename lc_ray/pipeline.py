@@ -93,7 +93,8 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
             stack.callback((display := Display(folder, mode)).close)
             with display.stage("start", "start: connect to Ray, or start a local one"):
                 stack.enter_context(runtime.session())
-            record = _run(job, folder, kept, name, display)
+            with _told_of_ray():
+                record = _run(job, folder, kept, name, display)
             if kept.remote:
                 results.publish_record(folder, kept)
     except Exception as error:
@@ -123,6 +124,22 @@ def _alone(folder: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+
+
+@contextmanager
+def _told_of_ray() -> Iterator[None]:
+    """Whatever fails once Ray itself has ended fails of that.
+
+    Raises:
+        ClusterError: it has.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not runtime.broken():
+            raise
+        fix = "was memory short? Give the same command again to go on where it was"
+        raise ClusterError(f"the Ray of this run has ended: {first_line(unwrap(error))}", fix=fix) from error
 
 
 def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Display) -> dict[str, Any]:
@@ -269,7 +286,7 @@ def _ask(job: JobSpec, model: str | Path, data: Prepared) -> dict[str, Any]:
             return asked | {"answer": load(model).predict([question])[0]}
         key = os.urandom(16).hex()
         # The job's `serve` is for another place and other requests: its address, limits and resources say nothing of where models are trained.
-        cpu = min(job.serve.replicas.cpu, max(node.cpu for node in runtime.nodes()))
+        cpu = min(job.serve.replicas.cpu, max((node.cpu for node in runtime.nodes()), default=0.0))
         spec = ServeSpec(port=0, replicas=ReplicasSpec(cpu=cpu), timeout=_ANSWERS, max_body=_LARGE, max_media=_LARGE)
         url = app.start([model], spec, {"": key})
         try:

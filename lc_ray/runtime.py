@@ -136,6 +136,11 @@ def servers() -> list[psutil.Process]:
     return found
 
 
+def broken() -> bool:
+    """Whether the Ray that this process has started for itself has lost one of its processes, so that nothing in it can go on."""
+    return own() and sum(server.status() != psutil.STATUS_ZOMBIE for server in servers()) < len(_SERVERS)
+
+
 @contextmanager
 def _handlers() -> Iterator[None]:
     """Keep this program's handler of SIGTERM, if it has one, and those of the JVM that hdfs:// has started in this process, if it has.

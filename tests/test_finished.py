@@ -84,6 +84,14 @@ def test_two_runs_of_one_name_do_not_meet(tiny_job, tmp_path):
         pass  # once the first has ended
 
 
+def test_what_fails_once_ray_has_ended_fails_of_that(monkeypatch):
+    for broken, told in ((False, ValueError), (True, ClusterError)):
+        monkeypatch.setattr(pipeline.runtime, "broken", lambda broken=broken: broken)
+        with pytest.raises(ValueError, match="max") as found, pipeline._told_of_ray():
+            max(())
+        assert type(found.value) is told
+
+
 def test_storage_that_can_not_be_written_is_told(tiny_job, tmp_path):
     (tmp_path / "file").write_text("in the way", "utf-8")
     with pytest.raises(ClusterError, match=r"storage can't be used: .*file"):

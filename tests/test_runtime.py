@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from unittest.mock import MagicMock
 
 import pytest
@@ -143,3 +144,22 @@ def test_a_program_that_ends_well_by_sigterm_still_does(has_one):
         assert signal.getsignal(signal.SIGTERM) == (ours if has_one else rays)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_ray_of_which_a_process_has_ended_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "own", lambda: True)
+    for name in runtime._SERVERS:
+        (tmp_path / name).symlink_to(shutil.which("sleep"))
+    servers = [subprocess.Popen([tmp_path / name, "60"]) for name in runtime._SERVERS]
+    try:
+        assert not runtime.broken()
+        servers[0].kill()
+        deadline = time.monotonic() + 10
+        while not runtime.broken():
+            assert time.monotonic() < deadline
+        monkeypatch.setattr(runtime, "own", lambda: False)
+        assert not runtime.broken(), "what others have started is theirs"
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
