@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from ray.exceptions import RayError, RayTaskError
+
 import lc_ray
 from lc_ray import artifact, progress, results, runtime
 from lc_ray import spec as specs
@@ -128,7 +130,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _told_of_ray() -> Iterator[None]:
-    """Whatever fails once Ray itself has ended fails of that.
+    """Whatever fails once Ray itself, or a process of it that the run can't do without, has ended fails of that.
 
     Raises:
         ClusterError: it has.
@@ -136,10 +138,11 @@ def _told_of_ray() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not runtime.broken():
+        gone = isinstance(error, RayError) and not isinstance(error, RayTaskError)
+        if not (gone or runtime.broken()):
             raise
         fix = "was memory short? Give the same command again to go on where it was"
-        raise ClusterError(f"the Ray of this run has ended: {first_line(unwrap(error))}", fix=fix) from error
+        raise ClusterError(f"the run has lost {'a process' if gone else 'its Ray'}: {first_line(unwrap(error))}", fix=fix) from error
 
 
 def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Display) -> dict[str, Any]:

@@ -75,6 +75,8 @@ def test_sections_are_frozen():
         ({"data.inputs": [{}]}, "job: data.inputs.0.column: this field is required\n"),
         ({"serve.host": ""}, r"serve\.host: "),
         ({"accept": {"max_drop": "3 apples"}}, "3 points"),
+        ({"quantize": "int8"}, r"quantize: expected a section, as \{field: value\}, of the fields kind, calibration \(got 'int8'\)"),
+        ({"model.freeze": "embeddings"}, r"model\.freeze: expected a list, as \[a, b\] \(got 'embeddings'\)"),
         ({"accept": {}}, "can't be 1.5 times as fast as the fine-tuned one, as it is that one: add prune or quantize"),
         ({"evaluate.rows": "0 rows"}, r"evaluate\.rows: .*greater than or equal to 1"),
         ({"quantize": {"calibration": 0}}, r"quantize\.calibration: .*greater than or equal to 1"),
