@@ -135,14 +135,15 @@ def _told_of_ray() -> Iterator[None]:
     Raises:
         ClusterError: it has.
     """
-    try:
-        yield
-    except Exception as error:
-        gone = isinstance(error, RayError) and not isinstance(error, RayTaskError)
-        if not (gone or runtime.broken()):
-            raise
-        fix = "was memory short? Give the same command again to go on where it was"
-        raise ClusterError(f"the run has lost {'a process' if gone else 'its Ray'}: {first_line(unwrap(error))}", fix=fix) from error
+    with runtime.watched() as lost:
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            ended = lost.is_set() or (isinstance(error, Exception) and runtime.broken())
+            if not ended and (not isinstance(error, RayError) or isinstance(error, RayTaskError)):
+                raise
+            told = f"the run has lost {'its Ray' if ended else 'a process'}: {first_line(unwrap(error))}".removesuffix(": KeyboardInterrupt")
+            raise ClusterError(told, fix="was memory short? Give the same command again to go on where it was") from error
 
 
 def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Display) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import logging
 import os
@@ -38,6 +39,7 @@ ENVIRONMENT = {
 }
 _DECIDES, _STARTS = 15.0, 900.0  # seconds in which an autoscaler begins to start nodes, and in which they are there
 _SLOW, _SERVERS = "timed out during startup", ("gcs_server", "raylet")  # what Ray says then, and its processes that all others end with
+_LOOKS = 5.0  # seconds between two looks at whether they are there
 _SIGACTION = 1024  # bytes, more than any C library's struct has
 _started = False  # by this process, for itself
 _sessions = 0  # in the Ray that the first of them has connected
@@ -139,6 +141,25 @@ def servers() -> list[psutil.Process]:
 def broken() -> bool:
     """Whether the Ray that this process has started for itself has lost one of its processes, so that nothing in it can go on."""
     return own() and sum(server.status() != psutil.STATUS_ZOMBIE for server in servers()) < len(_SERVERS)
+
+
+@contextmanager
+def watched() -> Iterator[threading.Event]:
+    """Interrupt the main thread, if this is it, once `broken`, again and again: it may wait for ever for what is no more. Sets the event before."""
+    done, lost = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_LOOKS):
+            if broken():
+                lost.set()
+                _thread.interrupt_main()
+
+    if threading.current_thread() is threading.main_thread():
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield lost
+    finally:
+        done.set()
 
 
 @contextmanager

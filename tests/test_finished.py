@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -97,6 +98,13 @@ def test_what_fails_once_ray_has_ended_fails_of_that(monkeypatch, error, broken,
     monkeypatch.setattr(pipeline.runtime, "broken", lambda: broken)
     with pytest.raises(ValueError, match=told), pipeline._told_of_ray():
         raise error
+
+
+def test_a_run_does_not_wait_for_a_ray_that_has_ended(monkeypatch):
+    monkeypatch.setattr(pipeline.runtime, "_LOOKS", 0.05)
+    monkeypatch.setattr(pipeline.runtime, "broken", lambda: True)
+    with pytest.raises(ClusterError, match="lost its Ray\n"), pipeline._told_of_ray():
+        time.sleep(10)
 
 
 def test_storage_that_can_not_be_written_is_told(tiny_job, tmp_path):

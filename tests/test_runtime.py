@@ -163,3 +163,11 @@ def test_a_ray_of_which_a_process_has_ended_is_broken(tmp_path, monkeypatch):
         for server in servers:
             server.kill()
             server.wait()
+
+
+def test_what_waits_for_a_broken_ray_is_interrupted(monkeypatch):
+    monkeypatch.setattr(runtime, "_LOOKS", 0.05)
+    monkeypatch.setattr(runtime, "broken", lambda: True)
+    with pytest.raises(KeyboardInterrupt), runtime.watched() as lost:
+        time.sleep(10)
+    assert lost.is_set()
