@@ -133,14 +133,14 @@ def servers() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
-            if child.name() in _SERVERS:
+            if child.name() in _SERVERS and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child)
     return found
 
 
 def broken() -> bool:
     """Whether the Ray that this process has started for itself has lost one of its processes, so that nothing in it can go on."""
-    return own() and sum(server.status() != psutil.STATUS_ZOMBIE for server in servers()) < len(_SERVERS)
+    return own() and len(servers()) < len(_SERVERS)
 
 
 @contextmanager
