@@ -123,10 +123,7 @@ def write(folder: str | Path, manifest: Manifest, fill: Callable[[Path], None]) 
             fill(partial)
             files = {name: sha256(partial / name) for name in names_in(partial)}
             manifest = manifest.model_copy(update={"files": files})
-            with open(partial / MANIFEST, "w", encoding="utf-8") as out:
-                out.write(manifest.model_dump_json(indent=2))
-                out.flush()
-                os.fsync(out.fileno())
+            (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2), "utf-8")
             for name in files:  # which some libraries write for their owner alone
                 (partial / name).chmod((partial / MANIFEST).stat().st_mode)
     except (OSError, SafetensorError) as error:

@@ -6,7 +6,10 @@ import base64
 import errno
 import json
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,16 +27,17 @@ _ASKED = 32  # rows in a request to an endpoint, which takes no more than `serve
 
 
 class _Explained(TyperGroup):
-    """Turns our errors into a sentence on stderr and an exit code: 1 for a mistake, 3 for a refused model, 130 for Ctrl-C."""
+    """Turns our errors into a sentence on stderr and an exit code: 1 for a mistake, 3 for a refused model, 130 for Ctrl-C, 143 for SIGTERM."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             goes_on = "; give the same command again to go on where it was" if ctx.invoked_subcommand == "run" else ""
-            err.print(f"\n[yellow]stopped[/]{goes_on}")
-            raise SystemExit(130) from None
+            with suppress(OSError):  # of a terminal that is gone
+                err.print(f"\n[yellow]stopped[/]{goes_on}")
+            raise SystemExit(128 + (stopped.args[0] if stopped.args else signal.SIGINT)) from None
         except Exception as error:
             ours = unwrap(error)
             # A folder that is not there, or may not be written; a full disk, of which neither Python nor pyarrow name the file.
@@ -72,7 +76,7 @@ def run(job: JobFile, overrides: Overrides = None, as_json: AsJson = False, quie
 
     A run that was cut off goes on where it was when the same command is given again.
 
-    Exits with 0 when the model was accepted, 3 when the job's accept gate refused it, 1 for a mistake, 130 on Ctrl-C.
+    Exits with 0 when the model was accepted, 3 when the job's accept gate refused it, 1 for a mistake, 130 on Ctrl-C, 143 on SIGTERM.
     """
     from lc_ray import pipeline
 
@@ -282,6 +286,26 @@ def _content(file: str) -> str:
         raise SpecError(f"can't be read: {error.strerror}", file, "with --files, inputs are names of files") from None
 
 
+@contextmanager
+def _stopped_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that is gone, raise KeyboardInterrupt with their number, so that nothing is left; nohup's is ignored."""
+    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _stop(number: int, _: Any) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which both a terminal and its shell send
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends this at once
+    raise KeyboardInterrupt(number)
+
+
 def main() -> None:
     """Entry point of `lc-ray`."""
-    app()
+    with _stopped_as_by_ctrl_c():
+        app()

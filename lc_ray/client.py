@@ -22,6 +22,7 @@ _ATTEMPTS, _BUSY = 5, (429, 502, 503)
 _BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)  # a replica died; a prediction changes nothing, so it is asked for again
 _FAILED = (httpx.RequestError, UnicodeError)  # the latter for a host's name that can't be one
 _LONGEST_WAIT = 10.0  # seconds
+_DIRECT = {"all://127.0.0.1": None, "all://localhost": None}  # past a proxy of the environment, to which these names are its own machine's
 _JITTER = 0.25  # of a wait, added at random, so that clients that were refused together do not come back together
 _Http = TypeVar("_Http", httpx.Client, httpx.AsyncClient)
 
@@ -127,7 +128,7 @@ class AsyncClient:
     async def _send(self, request: httpx.Request, *place: str | int) -> Any:
         loop = asyncio.get_running_loop()
         if loop not in self._https:
-            self._https[loop] = httpx.AsyncClient(timeout=self._http.timeout)
+            self._https[loop] = httpx.AsyncClient(timeout=self._http.timeout, mounts=_DIRECT)
         for attempt in itertools.count(1):
             try:
                 seen: httpx.Response | Exception = await self._https[loop].send(request)
@@ -145,7 +146,7 @@ def _opened(kind: type[_Http], url: str, key: str | None, timeout: float) -> _Ht
     try:
         if httpx.URL(url).scheme not in ("http", "https"):
             raise httpx.InvalidURL("it begins with neither http:// nor https://")
-        return kind(base_url=url, timeout=timeout, headers={"authorization": f"Bearer {key}"} if key else {})
+        return kind(base_url=url, timeout=timeout, headers={"authorization": f"Bearer {key}"} if key else {}, mounts=_DIRECT)
     except httpx.InvalidURL as error:
         raise ServeError(f"not a URL: {error}", url, "give one as http://127.0.0.1:8000") from None
 

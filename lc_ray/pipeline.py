@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from ray.exceptions import RayError, RayTaskError
+
 import lc_ray
 from lc_ray import artifact, progress, results, runtime
 from lc_ray import spec as specs
@@ -35,6 +37,7 @@ from lc_ray.predictor import Predictor, load
 from lc_ray.progress import Display, Mode
 from lc_ray.quantizer import quantize
 from lc_ray.serve import app, update
+from lc_ray.serving import ReplicasSpec, ServeSpec
 from lc_ray.spec import JobSpec
 from lc_ray.storage import StoragePath, storage_path, whole_folder
 from lc_ray.train import plan
@@ -44,6 +47,7 @@ from lc_ray.tune import lineage, population, space
 RECORD = "record.json"
 _SEGMENTS = "segments"
 _WAIT = "wait until it has ended, or give another `name`; the lock of a machine that went down may last some minutes on a network's file system"
+_ANSWERS, _LARGE = 600.0, 2**30  # seconds that an answer may take; bytes, and pixels or samples, that a row may have
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -91,7 +95,8 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
             stack.callback((display := Display(folder, mode)).close)
             with display.stage("start", "start: connect to Ray, or start a local one"):
                 stack.enter_context(runtime.session())
-            record = _run(job, folder, kept, name, display)
+            with _told_of_ray():
+                record = _run(job, folder, kept, name, display)
             if kept.remote:
                 results.publish_record(folder, kept)
     except Exception as error:
@@ -121,6 +126,24 @@ def _alone(folder: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+
+
+@contextmanager
+def _told_of_ray() -> Iterator[None]:
+    """Whatever fails once Ray itself, or a process of it that the run can't do without, has ended fails of that.
+
+    Raises:
+        ClusterError: it has.
+    """
+    with runtime.watched() as lost:
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            ended = lost.is_set() or (isinstance(error, Exception) and runtime.broken())
+            if not ended and (not isinstance(error, RayError) or isinstance(error, RayTaskError)):
+                raise
+            told = f"the run has lost {'its Ray' if ended else 'a process'}: {first_line(unwrap(error))}".removesuffix(": KeyboardInterrupt")
+            raise ClusterError(told, fix="was memory short? Give the same command again to go on where it was") from error
 
 
 def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Display) -> dict[str, Any]:
@@ -274,11 +297,12 @@ def _ask(job: JobSpec, model: str | Path, data: Prepared) -> dict[str, Any]:
         if app.serves():
             return asked | {"answer": load(model).predict([question])[0]}
         key = os.urandom(16).hex()
-        replicas = job.serve.replicas.model_copy(update={"min": 1, "max": 1, "gpu": 0.0})  # there need not be room for more where models are trained
-        quiet = {"port": 0, "log": None, "access_log": None, "replicas": replicas}
-        url = app.start([model], job.serve.model_copy(update=quiet), {"": key})
+        # The job's `serve` is for another place and other requests: its address, limits and resources say nothing of where models are trained.
+        cpu = min(job.serve.replicas.cpu, max((node.cpu for node in runtime.nodes()), default=0.0))
+        spec = ServeSpec(port=0, replicas=ReplicasSpec(cpu=cpu), timeout=_ANSWERS, max_body=_LARGE, max_media=_LARGE)
+        url = app.start([model], spec, {"": key})
         try:
-            with Client(url, key) as client:
+            with Client(url, key, timeout=_ANSWERS) as client:
                 client.predict([question])
                 start = time.perf_counter()
                 answer = client.predict([question])[0]
@@ -297,7 +321,7 @@ def _finished(folder: Path, kept: StoragePath, name: str) -> RunResult | None:
             record = json.loads(text := (kept / RECORD).read_text())
         except ValueError:  # a run was cut off as it wrote it
             return None
-        if record["key"] != name or (record["accept"] and not record["accept"]["passed"]):
+        if record.get("key") != name or (record["accept"] and not record["accept"]["passed"]):
             return None
         here, model = folder / RECORD, folder / "model"
         if kept.remote and not (artifact.exists(model) and here.exists() and here.read_text("utf-8") == text):

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -122,8 +122,9 @@ class Display:
     def show(self, event: dict[str, Any]) -> None:
         """Show one event and keep it."""
         if self._log:
-            self._log.write(json.dumps(event) + "\n")
-            self._log.flush()
+            with suppress(OSError):  # a full disk; what could not be written goes with a later event, if there is room by then
+                self._log.write(json.dumps(event) + "\n")
+                self._log.flush()
         if self.mode == "json":
             print(json.dumps(event), flush=True)
         elif self.mode == "bars":
@@ -173,7 +174,8 @@ class Display:
     def close(self) -> None:
         """Close the log."""
         if self._log:
-            self._log.close()
+            with suppress(OSError):
+                self._log.close()
 
 
 def _number(value: Any) -> str:

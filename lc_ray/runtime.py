@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import logging
 import os
@@ -38,6 +39,7 @@ ENVIRONMENT = {
 }
 _DECIDES, _STARTS = 15.0, 900.0  # seconds in which an autoscaler begins to start nodes, and in which they are there
 _SLOW, _SERVERS = "timed out during startup", ("gcs_server", "raylet")  # what Ray says then, and its processes that all others end with
+_LOOKS = 5.0  # seconds between two looks at whether they are there
 _SIGACTION = 1024  # bytes, more than any C library's struct has
 _started = False  # by this process, for itself
 _sessions = 0  # in the Ray that the first of them has connected
@@ -82,7 +84,7 @@ def _connect(cpus: int | None) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             _reach(address)
-            with _handlers_of_a_jvm():
+            with _handlers():
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:  # the third of a Ray of another version
             told = " ".join(str(error).split())
@@ -90,7 +92,7 @@ def _connect(cpus: int | None) -> None:
             raise ClusterError(f"no Ray can be reached: {told}", f"RAY_ADDRESS={address}", fix) from None
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each start of workers, and nobody takes this machine away
-        with _handlers_of_a_jvm():
+        with _handlers():
             start(cpus or (os.cpu_count() or 1) + _DATA_CPUS)
         _started = True
     worker._worker_logs_enabled = False  # else it writes of a worker that died to standard output, between what is for programs; we tell of it
@@ -114,8 +116,16 @@ def start(cpus: int) -> None:
                 with suppress(psutil.NoSuchProcess):
                     left.kill()
             if last or _SLOW not in str(error):
-                fix = "is the machine very busy, or short of memory or disk?"
-                raise ClusterError(f"no Ray can be started here: {first_line(error)}", fix=fix) from None
+                raise ClusterError(f"no Ray can be started here: {first_line(error)}", fix=_remedy(error)) from None
+
+
+def _remedy(error: Exception) -> str:
+    """What to do where no Ray can be started."""
+    if "AF_UNIX path length" in str(error):
+        return "set RAY_TMPDIR to a folder with a short name, such as /tmp"
+    if isinstance(error, OSError) and error.filename:
+        return "Ray keeps its token in the home folder and its files in /tmp: set HOME, or RAY_TMPDIR, to a folder that can be written"
+    return "is the machine very busy, or short of memory or disk?"
 
 
 def servers() -> list[psutil.Process]:
@@ -123,17 +133,43 @@ def servers() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
-            if child.name() in _SERVERS:
+            if child.name() in _SERVERS and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child)
     return found
 
 
-@contextmanager
-def _handlers_of_a_jvm() -> Iterator[None]:
-    """Keep the signal handlers of the JVM that hdfs:// has started in this process, if it has.
+def broken() -> bool:
+    """Whether the Ray that this process has started for itself has lost one of its processes, so that nothing in it can go on."""
+    return own() and len(servers()) < len(_SERVERS)
 
-    Compiled Java runs into SIGSEGV on purpose, and Ray's handler ends the process there. Python can't restore a handler that is not its own.
+
+@contextmanager
+def watched() -> Iterator[threading.Event]:
+    """Interrupt the main thread, if this is it, once `broken`, again and again: it may wait for ever for what is no more. Sets the event before."""
+    done, lost = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_LOOKS):
+            if broken():
+                lost.set()
+                _thread.interrupt_main()
+
+    if threading.current_thread() is threading.main_thread():
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield lost
+    finally:
+        done.set()
+
+
+@contextmanager
+def _handlers() -> Iterator[None]:
+    """Keep this program's handler of SIGTERM, if it has one, and those of the JVM that hdfs:// has started in this process, if it has.
+
+    Ray's ends the process as a crash. Compiled Java runs into SIGSEGV on purpose, and Ray's handler ends the process there. Python can't restore
+    a handler that is not its own.
     """
+    ours = signal.getsignal(signal.SIGTERM)
     taken = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL) if storage.jvm() else ()
     libc = ctypes.CDLL(None)
     kept = {number: ctypes.create_string_buffer(_SIGACTION) for number in taken}
@@ -144,6 +180,8 @@ def _handlers_of_a_jvm() -> Iterator[None]:
     finally:
         for number, handler in kept.items():
             libc.sigaction(number, handler, None)
+        if callable(ours) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
 
 
 def _reach(address: str) -> None:

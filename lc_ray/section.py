@@ -101,8 +101,17 @@ def explain(error: Any, section: type[BaseModel], prefix: str = "", root: str = 
     about = f": {described}" if described and error["type"] in ("missing", "string_pattern_mismatch") else ""
     if error["type"] == "missing":
         return f"{head}this field is required{about}"
-    given = "" if isinstance(error.get("input"), dict) else f" (got {error.get('input')!r})"
-    return f"{head}{error['msg'].removeprefix('Value error, ')}{given if 'got' not in error['msg'] else ''}{about}"
+    given = "" if isinstance(error.get("input"), dict) or "got" in error["msg"] else f" (got {error.get('input')!r})"
+    return f"{head}{_expected(error, section, path)}{given}{about}"
+
+
+def _expected(error: Any, section: type[BaseModel], path: list[str]) -> str:
+    """What Pydantic says, in the words of a job file."""
+    if error["type"] == "tuple_type":
+        return "expected a list, as [a, b]"
+    if error["type"] == "model_type":
+        return f"expected a section, as {{field: value}}, of the fields {', '.join(getattr(_at(section, path), 'model_fields', {}))}"
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def nearest(name: str, known: list[str]) -> str:

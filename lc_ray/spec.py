@@ -299,6 +299,9 @@ class JobSpec(Section):
     def _consistent(self) -> JobSpec:
         if self.prune is not None and self.train.segments < 2:
             raise ValueError("prune: pruning happens between segments; set train.segments to at least 2")
+        if self.accept is not None and self.accept.min_speedup > 1 and self.prune is None and self.quantize is None:
+            wanted = f"the finished model can't be {self.accept.min_speedup:g} times as fast as the fine-tuned one, as it is that one"
+            raise ValueError(f"accept.min_speedup: {wanted}: add prune or quantize, or set accept.min_speedup to 0")
         workers, parts = self.train.workers.count, self.train.accumulate
         if self.train.batch_size % (workers * parts):
             each = f" in {parts} parts each" if parts > 1 else ""

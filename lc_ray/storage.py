@@ -7,6 +7,7 @@ file that names the others is there, and that one is written last.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import json
@@ -107,8 +108,12 @@ class StoragePath:
             return str(file.read().decode("utf-8"))
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[Any]:
-        """The file, to be written, which is there whole or not at all: a bucket shows none before it is closed."""
+    def whole(self, last: bool = False) -> Iterator[Any]:
+        """The file, to be written, which is there whole or not at all: a bucket shows none before it is closed.
+
+        Args:
+            last: whether it tells of others, which then outlive a power cut if it does.
+        """
         system, path = system_of(self.path)
         if system.type_name not in ("local", "hdfs"):
             with self.create() as file:
@@ -118,13 +123,15 @@ class StoragePath:
         try:
             with partial.create() as file:
                 yield file
+            if last and system.type_name == "local":
+                _to_disk(Path(system_of(partial.path)[1]))
             system.move(system_of(partial.path)[1], path)
         finally:
             partial.remove()
 
     def write_text(self, text: str) -> None:
-        """Write a text file."""
-        with self.whole() as file:
+        """Write a text file: a record of what is there besides."""
+        with self.whole(last=True) as file:
             file.write(text.encode())
 
     def refused(self) -> str:
@@ -243,6 +250,15 @@ def names_in(folder: Path) -> list[str]:
     return [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
 
 
+def _to_disk(path: Path) -> None:
+    """Have the file system of a path write what it has in memory: what gets its name after that is not there without it after a power cut."""
+    place = os.open(path, os.O_RDONLY)
+    try:
+        getattr(ctypes.CDLL(None), "syncfs", os.fsync)(place)  # the latter on systems other than Linux
+    finally:
+        os.close(place)
+
+
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder of this machine, to be filled, which takes its name and the place of one before once it is whole; else nothing of it is left."""
@@ -250,6 +266,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        _to_disk(partial)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     finally:

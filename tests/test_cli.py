@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import signal
 import sys
 from unittest.mock import MagicMock, patch
 
@@ -61,6 +62,25 @@ def test_of_what_is_stopped_only_a_run_goes_on(lc, job_file, command):
     assert code == 130
     assert "stopped" in err
     assert ("go on where it was" in err) == (command == "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_is_told_to_end_ends_as_by_ctrl_c(lc, job_file, number):
+    before = signal.getsignal(number)
+    with patch("lc_ray.pipeline.run", side_effect=lambda *_: signal.raise_signal(number)):
+        code, _, err = lc("run", job_file())
+    assert code == 128 + number
+    assert "go on where it was" in err
+    assert signal.getsignal(number) == before
+
+
+def test_what_nohup_keeps_running_is_not_ended(lc, job_file):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with patch("lc_ray.pipeline.run", side_effect=lambda *_: signal.raise_signal(signal.SIGHUP) or MagicMock()):
+            assert lc("run", job_file(), "--quiet")[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_value_that_is_no_yaml(lc, job_file):

@@ -103,6 +103,13 @@ def test_key_comes_from_the_environment(server, monkeypatch):
     assert server.seen[-1][1] == "Bearer from env"
 
 
+def test_this_machine_is_asked_past_a_proxy(server, predict, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    server.answers = [GOOD]
+    assert predict(server.url) == [{"label": "positive"}]
+
+
 def test_overload_is_tried_again_after_what_it_asks_for(server, naps, predict):
     date = formatdate(time.time() + 8, usegmt=True)
     server.answers = [(503, {"retry-after": "3"}, {}), (429, {}, {}), (503, {"retry-after": date}, {}), (503, {"retry-after": "soon"}, {}), GOOD]

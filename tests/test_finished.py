@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import time
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from lc_ray import artifact, pipeline, spec
 from lc_ray.data.prepare import stamps
@@ -82,6 +84,27 @@ def test_two_runs_of_one_name_do_not_meet(tiny_job, tmp_path):
         pipeline.run(job)
     with pipeline._alone(job.folder):
         pass  # once the first has ended
+
+
+@pytest.mark.parametrize(
+    ("error", "broken", "told"),
+    [
+        (ValueError("max() of nothing"), False, "^max"),
+        (ValueError("max() of nothing"), True, "lost its Ray: max"),
+        (ActorDiedError(), False, "lost a process: The actor died"),
+    ],
+)
+def test_what_fails_once_ray_has_ended_fails_of_that(monkeypatch, error, broken, told):
+    monkeypatch.setattr(pipeline.runtime, "broken", lambda: broken)
+    with pytest.raises(ValueError, match=told), pipeline._told_of_ray():
+        raise error
+
+
+def test_a_run_does_not_wait_for_a_ray_that_has_ended(monkeypatch):
+    monkeypatch.setattr(pipeline.runtime, "_LOOKS", 0.05)
+    monkeypatch.setattr(pipeline.runtime, "broken", lambda: True)
+    with pytest.raises(ClusterError, match="lost its Ray\n"), pipeline._told_of_ray():
+        time.sleep(10)
 
 
 def test_storage_that_can_not_be_written_is_told(tiny_job, tmp_path):

@@ -1,5 +1,9 @@
 """What the bars of a run show."""
 
+import json
+
+from serving import room
+
 from lc_ray import progress
 from lc_ray.progress import Display
 
@@ -25,3 +29,14 @@ def test_where_there_are_no_bars_steps_are_told_now_and_then(capsys, monkeypatch
     for step in range(1, 5):
         display.show({"event": "step", "member": 0, "step": step, "steps": 9, "loss": 0.5})
     assert capsys.readouterr().out.splitlines() == ["  member 0: step 2/9 loss 0.500", "  member 0: step 4/9 loss 0.500"]
+
+
+def test_events_go_on_while_the_disk_is_full_and_are_kept_once_it_is_not(tmp_path):
+    display = Display(tmp_path, "quiet")
+    display.show({"event": "note", "text": "before"})
+    with room(1):
+        display.show({"event": "note", "text": "meanwhile"})
+    display.show({"event": "note", "text": "after"})
+    display.close()
+    kept = (tmp_path / "events.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["text"] for line in kept] == ["before", "meanwhile", "after"]

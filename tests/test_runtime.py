@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from unittest.mock import MagicMock
 
 import pytest
@@ -54,6 +55,16 @@ def test_a_ray_that_can_not_be_started_is_told_and_leaves_nothing(starts, errors
     with pytest.raises(ClusterError, match=r"no Ray can be started here: (The current node|no room)(.|\n)*busy"):
         runtime.start(1)
     assert [server.wait(10) != 0 for server in servers] == [True] * tried
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [(OSError("AF_UNIX path length cannot exceed 107 bytes: /a/b"), "RAY_TMPDIR to a folder with a"), (PermissionError(13, "no", "/x"), "HOME")],
+)
+def test_a_folder_that_ray_can_not_use_is_no_busy_machine(starts, error, remedy):
+    starts(error)
+    with pytest.raises(ClusterError, match=remedy):
+        runtime.start(1)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +122,52 @@ def test_signals_of_a_jvm_stay_its_own_also_where_no_ray_is_found(monkeypatch):
     monkeypatch.setattr(runtime.storage, "jvm", lambda: True)
     known, before = signal.getsignal(signal.SIGBUS), handler()
     try:
-        with pytest.raises(ConnectionError), runtime._handlers_of_a_jvm():
+        with pytest.raises(ConnectionError), runtime._handlers():
             init()
         assert handler() == before
     finally:
         signal.signal(signal.SIGBUS, known or signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("has_one", [True, False])
+def test_a_program_that_ends_well_by_sigterm_still_does(has_one):
+    def ours(number, frame):
+        pass
+
+    def rays(number, frame):
+        pass
+
+    before = signal.signal(signal.SIGTERM, ours if has_one else signal.SIG_DFL)
+    try:
+        with runtime._handlers():
+            signal.signal(signal.SIGTERM, rays)
+        assert signal.getsignal(signal.SIGTERM) == (ours if has_one else rays)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_ray_of_which_a_process_has_ended_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "own", lambda: True)
+    for name in runtime._SERVERS:
+        (tmp_path / name).symlink_to(shutil.which("sleep"))
+    servers = [subprocess.Popen([tmp_path / name, "60"]) for name in runtime._SERVERS]
+    try:
+        assert not runtime.broken()
+        servers[0].kill()
+        deadline = time.monotonic() + 10
+        while not runtime.broken():
+            assert time.monotonic() < deadline
+        monkeypatch.setattr(runtime, "own", lambda: False)
+        assert not runtime.broken(), "what others have started is theirs"
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
+
+
+def test_what_waits_for_a_broken_ray_is_interrupted(monkeypatch):
+    monkeypatch.setattr(runtime, "_LOOKS", 0.05)
+    monkeypatch.setattr(runtime, "broken", lambda: True)
+    with pytest.raises(KeyboardInterrupt), runtime.watched() as lost:
+        time.sleep(10)
+    assert lost.is_set()

@@ -18,7 +18,8 @@ def job(**values):
 
 
 def test_units_are_parsed_once():
-    parsed = job(**{"data.validation": "1000 rows", "accept": {"max_drop": "3 points"}, "serve.batch": {"wait": "5ms"}, "serve.max_body": "2MiB"})
+    given = {"data.validation": "1000 rows", "accept": {"max_drop": "3 points", "min_speedup": 0}, "serve": {"batch": {"wait": "5ms"}}}
+    parsed = job(**given, **{"serve.max_body": "2MiB"})
     assert (parsed.data.validation, parsed.accept.max_drop, parsed.serve.batch.wait, parsed.serve.max_body) == (1000, 0.03, 0.005, 2 * 2**20)
 
 
@@ -74,6 +75,9 @@ def test_sections_are_frozen():
         ({"data.inputs": [{}]}, "job: data.inputs.0.column: this field is required\n"),
         ({"serve.host": ""}, r"serve\.host: "),
         ({"accept": {"max_drop": "3 apples"}}, "3 points"),
+        ({"quantize": "int8"}, r"quantize: expected a section, as \{field: value\}, of the fields kind, calibration \(got 'int8'\)"),
+        ({"model.freeze": "embeddings"}, r"model\.freeze: expected a list, as \[a, b\] \(got 'embeddings'\)"),
+        ({"accept": {}}, "can't be 1.5 times as fast as the fine-tuned one, as it is that one: add prune or quantize"),
         ({"evaluate.rows": "0 rows"}, r"evaluate\.rows: .*greater than or equal to 1"),
         ({"quantize": {"calibration": 0}}, r"quantize\.calibration: .*greater than or equal to 1"),
         ({"search": {"genes": {"train.learning_rate": {"uniform": [0, 1]}}, "objective": "log_loss"}}, "'log_loss' is better the smaller"),

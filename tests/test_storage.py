@@ -9,7 +9,7 @@ import pyarrow.fs
 import pytest
 
 import lc_ray
-from lc_ray import artifact
+from lc_ray import artifact, storage
 from lc_ray.cluster import probe
 from lc_ray.errors import ArtifactError, DataError
 from lc_ray.models import load
@@ -204,3 +204,20 @@ def test_an_artifact_comes_from_a_bucket(aws, tiny_artifact, tmp_path, monkeypat
         artifact.read(str(bucket))
     with pytest.raises(ArtifactError, match="not an artifact"):
         artifact.read("s3://models/nothing")
+
+
+def test_what_a_record_tells_of_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    seen, flushed = [], storage._to_disk
+
+    def watch(path):
+        seen.append((path.parent, path.name, sorted(one.name for one in path.parent.iterdir())))
+        flushed(path)
+
+    monkeypatch.setattr(storage, "_to_disk", watch)
+    storage_path(tmp_path / "record.json").write_text("{}")
+    with storage.whole_folder(tmp_path / "model") as partial:
+        (partial / "weights").write_text("x")
+    (parents, partials, there) = zip(*seen, strict=True)
+    assert parents == (tmp_path, tmp_path)
+    assert there == ([partials[0]], sorted([partials[1], "record.json"]))
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["model", "record.json"]

@@ -29,6 +29,8 @@ _CHANGES = (
     rf"s|^( *)errorfile (50[234]) .*|\1http-error status \2 {_ANSWER}|",
     # Else who sends a letter now and then keeps a connection for ever, and there are but 4,096.
     r"s|^( *)timeout client (.*)|&\n\1timeout http-request \2|",
+    # With fewer files than connections it may have, as on systems that allow 4,096, it would end instead of taking fewer.
+    "/^global/a no strict-limits",
     # A line for each request, with its path, to whichever syslog listens; another target than Ray's usual one is somebody's wish.
     r"/^ *log 127\.0\.0\.1:514 /d",
     # Serve fails over values that are not ASCII of headers that it reads before us. It needs but one of them here, and sends also that back which is

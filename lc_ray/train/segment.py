@@ -155,9 +155,12 @@ class SegmentResult:
 
 
 def finished(folder: StoragePath) -> SegmentResult | None:
-    """The record of a segment, if it was finished."""
+    """The record of a segment, if it was finished, by this lc_ray or one that kept the same of it."""
     path = folder / RECORD
-    return SegmentResult(**json.loads(path.read_text())) if path.exists() else None
+    try:
+        return SegmentResult(**json.loads(path.read_text())) if path.exists() else None
+    except (TypeError, ValueError):
+        return None
 
 
 def removed_at(job: JobSpec, number: int) -> float:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,11 +18,11 @@ from lc_ray.section import override
 
 
 def left(mark: str) -> list[str]:
-    """Commands of the processes that have been started with a mark in their environment."""
+    """Commands of the processes that have been started with a mark in their environment, where Ray has written their names over its beginning."""
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("LC_RAY_TEST") == mark:
+        with contextlib.suppress(psutil.Error, OSError):
+            if f"LC_RAY_TEST={mark}\0".encode() in Path(f"/proc/{process.pid}/environ").read_bytes():
                 found.append(f"{process.pid} {process.cmdline()}")
     return found
 

@@ -202,11 +202,26 @@ def test_runs_that_end_at_once_serve_one_after_the_other(url, tiny_artifact, tin
 
     for name, fake in (("serves", lambda: False), ("start", start), ("stop", lambda: told.append("stop"))):
         monkeypatch.setattr(app, name, fake)
-    monkeypatch.setattr(pipeline, "Client", lambda url, key: nullcontext(predictor))
+    monkeypatch.setattr(pipeline, "Client", lambda *_, **options: nullcontext(predictor))
     with ThreadPoolExecutor(2) as pool:
         tasks = [pool.submit(ended, tiny_job, tiny_artifact, predictor) for _ in range(2)]
         assert all(task.result()["milliseconds"] > 0 for task in tasks)
     assert told == ["start", "stop"] * 2
+
+
+def test_a_run_does_not_fail_at_its_end_over_where_its_model_will_be_served(url, tiny_artifact, tiny_job, predictor, monkeypatch):
+    asked = []
+    elsewhere = {"host": "10.1.2.3", "port": 443, "tls": {"certificate": "of_that_host.pem", "key": "of_that_host.key"}}
+    strict = {"rate": {"requests": 1}, "max_body": 1, "timeout": "1ms", "log": {"path": "/nothing", "redact": ["name"]}}
+    monkeypatch.setattr(app, "serves", lambda: False)
+    monkeypatch.setattr(app, "start", lambda models, spec, keys: asked.append(spec))
+    monkeypatch.setattr(app, "stop", lambda: None)
+    monkeypatch.setattr(pipeline, "Client", lambda *_, **options: nullcontext(predictor))
+    ended(tiny_job | {"serve": elsewhere | strict | {"replicas": {"cpu": 64, "gpu": 8}}}, tiny_artifact, predictor)
+    (spec,) = asked
+    assert (spec.host, spec.port, spec.tls, spec.rate, spec.log) == ("127.0.0.1", 0, None, None, None)
+    assert (spec.max_body >= 2**20, spec.timeout > 1) == (True, True)
+    assert (spec.replicas.cpu <= ray.cluster_resources()["CPU"], spec.replicas.gpu) == (True, 0.0)
 
 
 def test_port_in_use(tiny_artifact):

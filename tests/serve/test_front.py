@@ -1,6 +1,7 @@
 """What Serve's HAProxy says itself, as Ray configures and starts it."""
 
 import os
+import resource
 import shutil
 import socket
 import stat
@@ -60,6 +61,19 @@ def started(home, *replicas, fallback=0, **limits):
     finally:
         process.communicate(timeout=60)
         shutil.rmtree(front.files(folder))
+
+
+@contextmanager
+def few_files(most):
+    """What is started may have no more files open."""
+    popen = subprocess.Popen
+
+    def limited(*command, **options):
+        return popen(*command, **options, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", limited)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +166,11 @@ def test_no_syslog_is_told_of_requests_unasked(idle, home, monkeypatch):
     monkeypatch.setenv("RAY_SERVE_HAPROXY_LOG_TARGET", "127.0.0.1:5140")
     with started(home) as (_, files):
         assert log_targets(files) == {"global", "127.0.0.1:5140"}
+
+
+def test_where_few_files_may_be_open_it_starts_all_the_same(home):
+    with few_files(1024), started(home) as (url, _):
+        assert unavailable(httpx.get(url)) == (503, "1", "unavailable", "server_error")
 
 
 def test_its_files_are_of_its_user_alone(idle):

@@ -1,12 +1,13 @@
 import dataclasses
 import itertools
+import json
 
 import pytest
 
 from lc_ray import spec
 from lc_ray.section import override
 from lc_ray.storage import StoragePath
-from lc_ray.train.segment import Segment, SegmentResult, finished, learning_rate, removed_at
+from lc_ray.train.segment import RECORD, Segment, SegmentResult, finished, learning_rate, removed_at
 
 JOB = {
     "model": {"base": "b"},
@@ -124,3 +125,17 @@ def test_a_record_is_finished_once_it_is_whole(tmp_path):
     result.write(folder)
     assert finished(folder) == result
     assert dataclasses.replace(result, member=2) != finished(folder)
+
+
+@pytest.mark.parametrize("fields", [{"color": "red"}, {"metrics": None}])
+def test_what_another_lc_ray_has_recorded_otherwise_is_trained_again(tmp_path, fields):
+    folder = StoragePath(str(tmp_path))
+    SegmentResult("key", 0, 0, None, "key", 0.0, {"accuracy": 0.9}, [], {}, None).write(folder)
+    record = json.loads((folder / RECORD).read_text()) | fields
+    (folder / RECORD).write_text(json.dumps({name: value for name, value in record.items() if value is not None or name == "parent"}))
+    assert finished(folder) is None
+
+
+def test_a_record_that_a_power_cut_has_left_empty_is_none(tmp_path):
+    (tmp_path / RECORD).write_text("")
+    assert finished(StoragePath(str(tmp_path))) is None
