@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from lc_ray.errors import ServeError, SpecError
-from lc_ray.terminal import ArtifactPath, AsJson, list_out, out
+from lc_ray.terminal import ArtifactPath, AsJson, err, list_out, out
 
 if TYPE_CHECKING:
     from lc_ray.serve.rollout import State, Version
@@ -47,7 +48,11 @@ def rollout(
     def rolled(state: State, kept: Kept) -> State:
         from lc_ray.serve import rollout as states
 
-        return states.rolled(state, *kept(artifact, share))
+        name, new = kept(artifact, share)
+        changed = states.rolled(state, name, new)
+        for sentence in states.unlike(state, name, new):
+            err.print(f"[yellow]{escape(sentence)}[/]")
+        return changed
 
     _change(port, rolled)
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import difflib
 import json
-from typing import Any, get_args
+import os
+from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from lc_ray.errors import SpecError
+
+
+def _found(name: str) -> str:
+    """A path from here as an absolute one: workers run elsewhere. Other names as they are."""
+    path = os.path.expanduser(name)
+    return os.path.realpath(path) if "://" not in name and os.path.exists(path) else name
+
+
+Base = Annotated[str, AfterValidator(_found)]  # a pretrained model's name or place
 
 
 class Section(BaseModel):

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lc_ray.errors import SpecError
-from lc_ray.section import Section, load, nearest, override, problems
+from lc_ray.section import Base, Section, load, nearest, override, problems
 from lc_ray.serving import ServeSpec
 from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 
@@ -22,15 +22,6 @@ _CHAT = 1024  # tokens of a conversation: a system's prompt and tools take hundr
 _OWN_ENCODERS = ("tabular",)  # modalities that need no base model
 _TAKEN = ("_chunk", "_column", "_error", "_file", "_order", "_place", "_reason", "_row", "_size", "_source", "_target", "_task", "_value")
 _MINIMISED = ("loss", "error", "perplexity", "distance", "mae", "mse", "rmse", "l1", "wer", "cer")  # of metrics, better the smaller
-
-
-def _found(name: str) -> str:
-    """A path from here as an absolute one: workers run elsewhere. Other names as they are."""
-    path = os.path.expanduser(name)
-    return os.path.realpath(path) if "://" not in name and os.path.exists(path) else name
-
-
-Base = Annotated[str, AfterValidator(_found)]
 
 
 class FusionSpec(Section):

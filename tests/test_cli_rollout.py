@@ -8,8 +8,9 @@ from contextlib import contextmanager, nullcontext
 from unittest.mock import MagicMock
 
 import pytest
+from artifacts import copied
 
-from lc_ray import cli_cluster, cli_rollout
+from lc_ray import artifact, cli_cluster, cli_rollout
 from lc_ray.cluster.jobs import Job
 from lc_ray.errors import ServeError
 from lc_ray.serve import rollout
@@ -57,6 +58,28 @@ def test_an_endpoint_that_was_killed_is_told_at_once(lc, kept, tiny_artifact, co
     assert code == 1
     assert "no endpoint that one machine serves alone runs here" in err
     assert time.monotonic() - start < 20
+
+
+def test_clients_are_told_of_other_columns_and_labels(lc, kept, tiny_artifact, monkeypatch, tmp_path):
+    from lc_ray.serve import update
+    from lc_ray.serve.rollout import State, Version, version
+
+    manifest = artifact.read(tiny_artifact).manifest
+    task, inputs = manifest.task | {"labels": ["negative", "neutral", "fine"]}, [manifest.inputs[0] | {"column": "body"}]
+    other = copied(tiny_artifact, tmp_path / "other", task=task, inputs=inputs)
+    kept_state = State(address="there", url="http://there", models={"tiny": (Version(path=str(tiny_artifact), digest="old"),)})
+    monkeypatch.setattr(cli_rollout, "_connected", lambda port: nullcontext())
+    monkeypatch.setattr(update, "changing", lambda: nullcontext((kept_state, version, lambda state: None)))
+    kept(8123)
+    code, _, err = lc("rollout", other)
+    assert code == 0
+    assert "columns of 'tiny' differ: text before, body in this version instead" in err
+    assert "labels of 'tiny' differ: positive before, fine in this version instead" in err
+    assert "tasks" not in err
+    assert "differ" not in lc("rollout", tiny_artifact)[2]
+    gone = kept_state.model_copy(update={"models": {"tiny": (Version(path=str(tmp_path / "gone"), digest="old"),)}})
+    monkeypatch.setattr(update, "changing", lambda: nullcontext((gone, version, lambda state: None)))
+    assert lc("rollout", other)[0] == 0
 
 
 def test_a_model_is_taken_away_but_not_the_only_one(lc, kept, monkeypatch):

@@ -123,6 +123,26 @@ def rolled(state: State, name: str, new: Version) -> State:
     return _changed(state, name, (*shared, new), (*state.before.get(name, ()), known)[-_KEPT:] if known else ())
 
 
+def unlike(state: State, name: str, new: Version) -> list[str]:
+    """What clients of the versions that are served should know of another one: columns, kind of task and labels that one of them lacks."""
+    served, found = [], []
+    for one in (one for one in state.models.get(name, ()) if one.weight):
+        with contextlib.suppress(ArtifactError):  # it is gone since, and served from memory
+            served.append(_meant(one))
+    for what, now in _meant(new).items() if served else ():
+        before = {word: None for one in served for word in one[what]}
+        gone, come = ([word for word in some if word not in others] for some, others in ((before, now), (now, before)))
+        if gone or come:
+            found.append(f"{what} of '{name}' differ: {', '.join(gone) or 'none'} before, {', '.join(come) or 'none'} in this version instead")
+    return found
+
+
+def _meant(one: Version) -> dict[str, list[str]]:
+    manifest = artifact.read(one.path, verify=False).manifest
+    columns = [str(column["column"]) for column in manifest.inputs]
+    return {"columns": columns, "tasks": [str(manifest.task["kind"])], "labels": list(map(str, manifest.task.get("labels", ())))}
+
+
 def rolled_back(state: State, name: str) -> State:
     """The state in which a model is served as it was before its latest change.
 
