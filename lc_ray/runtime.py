@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import ctypes
 import logging
 import os
@@ -40,6 +39,7 @@ ENVIRONMENT = {
 _DECIDES, _STARTS = 15.0, 900.0  # seconds in which an autoscaler begins to start nodes, and in which they are there
 _SLOW, _SERVERS = "timed out during startup", ("gcs_server", "raylet")  # what Ray says then, and its processes that all others end with
 _LOOKS = 5.0  # seconds between two looks at whether they are there
+_WAKES = signal.SIGUSR1  # whatever waits: of SIGINT, which is for people, processes in the background may hear nothing
 _SIGACTION = 1024  # bytes, more than any C library's struct has
 _started = False  # by this process, for itself
 _sessions = 0  # in the Ray that the first of them has connected
@@ -145,21 +145,35 @@ def broken() -> bool:
 
 @contextmanager
 def watched() -> Iterator[threading.Event]:
-    """Interrupt the main thread, if this is it, once `broken`, again and again: it may wait for ever for what is no more. Sets the event before."""
-    done, lost = threading.Event(), threading.Event()
+    """Raise KeyboardInterrupt in the main thread, if this is it, once `broken`, again and again: it may wait for ever for what is no more.
+
+    Yields:
+        What is set before.
+    """
+    done, lost, me = threading.Event(), threading.Event(), threading.current_thread()
+    if me is not threading.main_thread():
+        yield lost
+        return
 
     def watch() -> None:
         while not done.wait(_LOOKS):
             if broken():
                 lost.set()
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident or 0, _WAKES)
 
-    if threading.current_thread() is threading.main_thread():
-        threading.Thread(target=watch, daemon=True).start()
+    def wake(*_: Any) -> None:
+        if not done.is_set():
+            raise KeyboardInterrupt
+
+    before = signal.signal(_WAKES, wake)
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
     try:
         yield lost
     finally:
         done.set()
+        watching.join()
+        signal.signal(_WAKES, before or signal.SIG_DFL)
 
 
 @contextmanager

@@ -165,9 +165,17 @@ def test_a_ray_of_which_a_process_has_ended_is_broken(tmp_path, monkeypatch):
             server.wait()
 
 
-def test_what_waits_for_a_broken_ray_is_interrupted(monkeypatch):
+@pytest.mark.parametrize("background", [False, True])
+def test_what_waits_for_a_broken_ray_is_interrupted(monkeypatch, background):
     monkeypatch.setattr(runtime, "_LOOKS", 0.05)
     monkeypatch.setattr(runtime, "broken", lambda: True)
-    with pytest.raises(KeyboardInterrupt), runtime.watched() as lost:
-        time.sleep(10)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
+    wakes, start = signal.getsignal(signal.SIGUSR1), time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt), runtime.watched() as lost:
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert lost.is_set()
+    assert time.monotonic() - start < 5
+    assert signal.getsignal(signal.SIGUSR1) == wakes

@@ -28,7 +28,7 @@ def test_brackets_are_printed_as_they_are(name):
     cost = dict.fromkeys(("parameters", "bytes", "latency_ms", "latency_p95_ms", "throughput"), 1.0)
     print_table({"name": "x", "models": [{"name": "dense", "metrics": {"f1": 0.5}, "cost": cost}], "ablation": {f"only {name}": {"f1": 0.25}}}, page)
     rows = [{name: f"10 of {name}", "fed": {name: "10"}}]
-    counts = {"parameters": 1, "trained": 1, "memory": {}, "stage": 1, "slots": 1, "idle": None, "notes": []}
+    counts = {"parameters": 1, "trained": 1, "memory": {}, "disk": 1, "stage": 1, "slots": 1, "idle": None, "notes": []}
     preflight.show({"name": "x", "files": [], "rows": rows, "rejected": [], "missing": [f"nothing can be written to {name}"], **counts}, page)
     for told in (f"only {name} ", f"{name}: 10 of {name}", f"{name} = 10", f"✗ nothing can be written to {name}"):
         assert told in page.file.getvalue()
