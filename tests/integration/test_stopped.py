@@ -1,6 +1,7 @@
 """Runs that are stopped and go on."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -39,7 +40,9 @@ def test_stopped_runs_go_on(tiny_job, tmp_path):
     def run(until=None, number=None):
         """Events of a run, stopped by a signal at the first event that `until` accepts."""
         events = []
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"LC_RAY_TEST": mark}) as process:
+        hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which what runs in the background does not
+        pipes, env = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}, os.environ | {"LC_RAY_TEST": mark}
+        with subprocess.Popen(command, **pipes, env=env, preexec_fn=hears) as process:
             for line in process.stdout:
                 events.append(json.loads(line))
                 if until and until(events[-1]):
