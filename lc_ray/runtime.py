@@ -38,7 +38,7 @@ ENVIRONMENT = {
 }
 _DECIDES, _STARTS = 15.0, 900.0  # seconds in which an autoscaler begins to start nodes, and in which they are there
 _SLOW, _SERVERS = "timed out during startup", ("gcs_server", "raylet")  # what Ray says then, and its processes that all others end with
-_LOOKS = 5.0  # seconds between two looks at whether they are there
+_LOOKS, _ENDS = 5.0, 15.0  # seconds between two looks at whether they are there; seconds in which what waits for them is to end once they are not
 _WAKES = signal.SIGUSR1  # whatever waits: of SIGINT, which is for people, processes in the background may hear nothing
 _SIGACTION = 1024  # bytes, more than any C library's struct has
 _started = False  # by this process, for itself
@@ -145,7 +145,8 @@ def broken() -> bool:
 
 @contextmanager
 def watched() -> Iterator[threading.Event]:
-    """Raise KeyboardInterrupt in the main thread, if this is it, once `broken`, again and again: it may wait for ever for what is no more.
+    """Raise KeyboardInterrupt in the main thread, if this is it, once `broken`: it may wait for ever for what is no more. And again a while later, as
+    what then ends may wait, too.
 
     Yields:
         What is set before.
@@ -156,7 +157,7 @@ def watched() -> Iterator[threading.Event]:
         return
 
     def watch() -> None:
-        while not done.wait(_LOOKS):
+        while not done.wait(_ENDS if lost.is_set() else _LOOKS):
             if broken():
                 lost.set()
                 signal.pthread_kill(threading.main_thread().ident or 0, _WAKES)
