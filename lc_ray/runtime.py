@@ -168,8 +168,8 @@ def watched() -> Iterator[threading.Event]:
 
     before = signal.signal(_WAKES, wake)
     watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
     try:
+        watching.start()
         yield lost
     finally:
         done.set()

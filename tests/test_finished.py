@@ -101,7 +101,7 @@ def test_what_fails_once_ray_has_ended_fails_of_that(monkeypatch, error, broken,
 
 
 def test_a_run_does_not_wait_for_a_ray_that_has_ended(monkeypatch):
-    monkeypatch.setattr(pipeline.runtime, "_LOOKS", 0.05)
+    monkeypatch.setattr(pipeline.runtime, "_LOOKS", 0.5)
     monkeypatch.setattr(pipeline.runtime, "broken", lambda: True)
     with pytest.raises(ClusterError, match="lost its Ray\n"), pipeline._told_of_ray():
         time.sleep(10)

@@ -167,7 +167,7 @@ def test_a_ray_of_which_a_process_has_ended_is_broken(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_what_waits_for_a_broken_ray_is_interrupted(monkeypatch, background):
-    monkeypatch.setattr(runtime, "_LOOKS", 0.05)
+    monkeypatch.setattr(runtime, "_LOOKS", 0.5)
     monkeypatch.setattr(runtime, "broken", lambda: True)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
     wakes, start = signal.getsignal(signal.SIGUSR1), time.monotonic()
