@@ -142,7 +142,8 @@ def _told_of_ray() -> Iterator[None]:
             ended = lost.is_set() or (isinstance(error, Exception) and runtime.broken())
             if not ended and (not isinstance(error, RayError) or isinstance(error, RayTaskError)):
                 raise
-            told = f"the run has lost {'its Ray' if ended else 'a process'}: {first_line(unwrap(error))}".removesuffix(": KeyboardInterrupt")
+            why = "" if isinstance(error, KeyboardInterrupt) else f": {first_line(unwrap(error))}"
+            told = f"the run has lost {'its Ray' if ended else 'a process'}{why}"
             raise ClusterError(told, fix="was memory short? Give the same command again to go on where it was") from error
 
 

@@ -76,8 +76,8 @@ def check(job: JobSpec) -> dict[str, Any]:
         _require_smaller(job, model, clean, columns, fitted)
     slots = min(placement.slots, job.members)
     refused = storage_path(job.storage).refused()
-    disk, room = plan.disk(job, parameters, trained, slots), (storage_path(job.storage) / job.name).room()
-    crowded = f"the run writes about {size_text(disk)} to {job.storage}, which has room for {size_text(room or 0)}"
+    disk, room = plan.disk(job, parameters, trained, slots), None if refused else (storage_path(job.storage) / job.name).room()
+    crowded = room is not None and room < disk and f"the run writes about {size_text(disk)} to {job.storage}, which has room for {size_text(room)}"
     shortage = plan.shortage(memory, job.train.zero.stage, job.train.workers, nodes)
     return {
         "name": job.name,
@@ -100,7 +100,7 @@ def check(job: JobSpec) -> dict[str, Any]:
         "missing": [
             *placement.missing,
             *([shortage] if shortage else []),
-            *([crowded] if room is not None and room < disk else []),
+            *([crowded] if crowded else []),
             *([f"nothing can be written to storage {job.storage}: {refused}"] if refused else []),
             *([] if rows else [f"none of the first {len(rejected)} rows can be used{hints(rejected[0]['reason']) if rejected else ''}"]),
         ],

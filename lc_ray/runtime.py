@@ -160,7 +160,7 @@ def watched() -> Iterator[threading.Event]:
         while not done.wait(_ENDS if lost.is_set() else _LOOKS):
             if broken():
                 lost.set()
-                signal.pthread_kill(threading.main_thread().ident or 0, _WAKES)
+                signal.pthread_kill(me.ident or 0, _WAKES)
 
     def wake(*_: Any) -> None:
         if not done.is_set():

@@ -139,8 +139,7 @@ class StoragePath:
         try:
             system, path = system_of(self.path)
             if system.type_name == "local":
-                there = next(one for one in (Path(path), *Path(path).parents) if one.exists())
-                tempfile.TemporaryFile(dir=there).close()
+                tempfile.TemporaryFile(dir=_nearest(path)).close()
             else:
                 mark = self / f".{uuid.uuid4().hex}"
                 mark.write_text("")
@@ -154,8 +153,7 @@ class StoragePath:
         system, path = system_of(self.path)
         if system.type_name != "local":
             return None
-        there = next(one for one in (Path(path), *Path(path).parents) if one.exists())
-        return shutil.disk_usage(there).free + sum(size for size, _ in self.files().values())
+        return shutil.disk_usage(_nearest(path)).free + sum(size for size, _ in self.files().values())
 
     def remove(self) -> None:
         """Remove the file, or the folder with all that is in it, if it is there."""
@@ -248,6 +246,11 @@ def storage_path(path: str | Path) -> StoragePath:
 def names_in(folder: Path) -> list[str]:
     """All files of a folder of this machine, by their names there, in order."""
     return [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
+
+
+def _nearest(path: str) -> Path:
+    """A path of this machine, or of the folders above it the lowest that is there."""
+    return next(one for one in (Path(path), *Path(path).parents) if one.exists())
 
 
 def _to_disk(path: Path) -> None:

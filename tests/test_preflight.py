@@ -73,6 +73,11 @@ def test_storage_that_can_not_be_written_stands_in_the_way(job, tmp_path):
     assert preflight.check(job(storage=str(place)))["missing"] == [f"nothing can be written to storage {place}: Not a directory"]
 
 
+def test_storage_of_an_unknown_kind_stands_in_the_way_beside_all_else(job):
+    (missing,) = preflight.check(job(storage="foo://bucket/runs"))["missing"]
+    assert "nothing can be written to storage foo://bucket/runs" in missing
+
+
 def test_rows_that_will_be_rejected_are_shown(job, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "good", "label": "x"}\n{"text": null, "label": "y"}\n{oops\n{"text": "bad", "label": "y"}\n', "utf-8")
