@@ -310,6 +310,26 @@ def test_rows_that_fail_leave_nothing_to_those_after_them(tmp_path):
     assert np.array_equal(run({"clip.sound": sound}), before)
 
 
+def test_a_signal_is_heard_when_models_have_ended_in_another_order_than_they_began(pair):
+    """In a process of its own, which would crash."""
+    code = (
+        "import pathlib, signal; from lc_ray.quantize.int8 import Run;"
+        f"folder = pathlib.Path({str(pair[1].artifact.path / 'engine')!r}); first = Run(folder, 1); second = Run(folder, 1);"
+        "del first; del second; signal.signal(signal.SIGUSR1, lambda *_: print('heard')); signal.raise_signal(signal.SIGUSR1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
+def test_nncf_uses_the_one_core_of_the_process(tmp_path, rows, monkeypatch):
+    def another():
+        raise AssertionError
+
+    monkeypatch.setattr(openvino, "Core", another)
+    int8.build(bert(), [collate({part: values[:2] for part, values in rows.items()}, models.modalities(INPUTS))], tmp_path)
+    assert openvino.Core is another
+
+
 def test_nothing_is_reported_over_the_network(tmp_path):
     """In a process of its own: NNCF reports nothing under pytest."""
     code = (
