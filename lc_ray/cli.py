@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout, templates
 from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
-from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, err, out, plain, print_run, read_job, short, values
+from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, ended, err, out, plain, print_run, read_job, short, values
 
 _TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _READING = "columns or encoding_errors of a job's data: --set columns=\\[label,text]"
@@ -33,11 +33,11 @@ class _Explained(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as stopped:
+        except KeyboardInterrupt as by:
             goes_on = "; give the same command again to go on where it was" if ctx.invoked_subcommand == "run" else ""
             with suppress(OSError):  # of a terminal that is gone
                 err.print(f"\n[yellow]stopped[/]{goes_on}")
-            raise SystemExit(128 + (stopped.args[0] if stopped.args else signal.SIGINT)) from None
+            raise ended(by) from None
         except Exception as error:
             ours = unwrap(error)
             # A folder that is not there, or may not be written; a full disk, of which neither Python nor pyarrow name the file.

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lc_ray.errors import AcceptError
-from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, err, list_out, out, print_run, read_job, say
+from lc_ray.terminal import AsJson, JobFile, Overrides, Quiet, ended, err, list_out, out, print_run, read_job, say
 from lc_ray.units import size_text
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def submit(
     where = escape(f"--cluster {name}" if name else f"--address {address}" if address else "")
     try:
         sent, record = sending.run(spec, there, "quiet" if quiet else "json" if as_json else "bars", wait=not detach)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as by:
         err.print(f"\n[yellow]detached[/]; what was submitted goes on: [bold]lc-ray jobs list {where}[/]; the same command follows it again")
-        raise SystemExit(130) from None
+        raise ended(by) from None
     folder = spec.folder
     if record is None:
         print(json.dumps(asdict(sent)) if as_json else sent.id)
@@ -105,8 +105,8 @@ def logs(
     try:
         there.get(job)  # one that is not there is said at once
         found, end, said = sending.tell(there, job, Display(None, "bars"), raw=as_json, wait=follow)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as by:
+        raise ended(by) from None
     if said:
         out.print("\n".join(said), markup=False, soft_wrap=True)
     if not found.active and not as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import shlex
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,11 @@ JobFile = Annotated[Path, typer.Argument(help="a job file, see [bold]lc-ray init
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="replace a field: --set train.epochs=5")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print only the result")]
+
+
+def ended(by: KeyboardInterrupt) -> SystemExit:
+    """The end of a command that was stopped: 130 for Ctrl-C, 128 and its number for another signal, which `by` names."""
+    return SystemExit(128 + (by.args[0] if by.args else signal.SIGINT))
 
 
 def read_job(path: Path, overrides: list[str] | None) -> JobSpec:

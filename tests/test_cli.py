@@ -65,16 +65,20 @@ def test_of_what_is_stopped_only_a_run_goes_on(lc, job_file, command):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_what_is_told_to_end_ends_as_by_ctrl_c(lc, job_file, number):
+@pytest.mark.parametrize(
+    ("command", "ending", "told"),
+    [("run", "lc_ray.pipeline.run", "go on where it was"), ("submit", "lc_ray.cluster.submit.run", "what was submitted goes on")],
+)
+def test_what_is_told_to_end_ends_as_by_ctrl_c(lc, job_file, number, command, ending, told):
     before = signal.signal(number, signal.SIG_DFL)  # which tests that run under nohup do not have
     try:
-        with patch("lc_ray.pipeline.run", side_effect=lambda *_: signal.raise_signal(number)):
-            code, _, err = lc("run", job_file())
+        with patch(ending, side_effect=lambda *_, **__: signal.raise_signal(number)), patch("lc_ray.cli_cluster._jobs"):
+            code, _, err = lc(command, job_file())
         assert signal.getsignal(number) == signal.SIG_DFL
     finally:
         signal.signal(number, before)
     assert code == 128 + number
-    assert "go on where it was" in err
+    assert told in err
 
 
 def test_what_nohup_keeps_running_is_not_ended(lc, job_file):
