@@ -9,9 +9,9 @@ so a run that resumes goes on with the very batch it would have had.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from lc_ray.storage import StoragePath
 if TYPE_CHECKING:  # a process that only plans segments need not import torch
     from lc_ray.data.prepare import Prepared
 
+_Item = TypeVar("_Item")
 _WINDOW = 16  # batches: wide enough that rows of like length meet, narrow enough to stream
 
 
@@ -72,7 +73,8 @@ def stream(prepared: Prepared, rank: int, world: int, batch_size: int, seed: int
     """
     per_epoch = steps_per_epoch(prepared.count("train"), batch_size)
     tables = _tables(prepared, rank, world, batch_size, seed, *divmod(start, per_epoch))
-    return _ahead(tables, prepared.values) if prepared.path.remote else map(prepared.values, tables)
+    batches = map(prepared.values, tables)
+    return ahead(batches) if prepared.path.remote else batches
 
 
 def _tables(prepared: Prepared, rank: int, world: int, batch_size: int, seed: int, epoch: int, skip: int) -> Iterator[pa.Table]:
@@ -87,13 +89,14 @@ def _tables(prepared: Prepared, rank: int, world: int, batch_size: int, seed: in
         epoch, skip = epoch + 1, 0
 
 
-def _ahead(tables: Iterator[pa.Table], values: Callable[[pa.Table], dict[str, list[Any]]]) -> Iterator[dict[str, list[Any]]]:
-    """Values of tables without end, those of the next one fetched from a bucket while one is used."""
+def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """Items without end, the next one made on another thread while one is used."""
     with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(values, next(tables))
-        for table in tables:
-            batch, following = following, thread.submit(values, table)
-            yield batch.result()
+        following = thread.submit(next, items)
+        while True:
+            item = following.result()
+            following = thread.submit(next, items)
+            yield item
 
 
 def joined(tables: Iterable[pa.Table]) -> pa.Table:

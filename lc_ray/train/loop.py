@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lc_ray import artifact, family, memory
 from lc_ray.artifact import Manifest
-from lc_ray.data.batch import stream
+from lc_ray.data.batch import ahead, stream
 from lc_ray.data.prepare import Prepared, open_prepared
 from lc_ray.errors import TrainError
 from lc_ray.models import load
@@ -230,18 +230,21 @@ class Worker:
     def batches(self, start: int) -> Iterator[Batch]:
         """This worker's training batches from a step on, as many for each step as gradients are accumulated over."""
         random, passes = torch.Generator(), start * self.spec.train.accumulate
-        for number, rows in enumerate(stream(self.data, self.rank, self.world, self.spec.train.micro_batch, self.segment.seed, passes), passes):
-            random.manual_seed(self.seed(number))
-            yield self._tensors(rows, random)
+        rows = stream(self.data, self.rank, self.world, self.spec.train.micro_batch, self.segment.seed, passes)
+        made = (self._fed(one, random.manual_seed(self.seed(number))) for number, one in enumerate(rows, passes))
+        yield from map(self._placed, made if self.device.type == "cpu" else ahead(made))  # a GPU leaves the CPU to the next one meanwhile
 
     def seed(self, number: int) -> int:
         """Of what this worker draws for a step or a batch."""
         return int(self.segment.seed * 1_000_003 + number) * 1009 + int(self.rank)
 
-    def _tensors(self, rows: dict[str, list[Any]], random: torch.Generator, training: bool = True) -> Batch:
-        """A batch on the device; varied, and with columns hidden, while training."""
-        inputs, targets = feed(rows, self.columns, self.task, random, training, self.spec.model.fusion.drop)
-        inputs = {k: v.to(self.device) for k, v in inputs.items()}
+    def _fed(self, rows: dict[str, list[Any]], random: torch.Generator, training: bool = True) -> Batch:
+        """A batch; varied, and with columns hidden, while training."""
+        return feed(rows, self.columns, self.task, random, training, self.spec.model.fusion.drop)
+
+    def _placed(self, batch: Batch) -> Batch:
+        """A batch on the device."""
+        inputs, targets = {k: v.to(self.device) for k, v in batch[0].items()}, batch[1]
         return inputs, {k: v.to(self.device) for k, v in targets.items()} if isinstance(targets, dict) else targets.to(self.device)
 
     def shares(self, targets: list[Any]) -> Tensor:
@@ -277,7 +280,7 @@ class Worker:
         for step in range(self._most(len(batches))):
             # A worker that is done goes on with spare rows while others need it: with ZeRO-3 each forward gathers weights from all.
             rows = self.data.values(batches[step] if step < len(batches) else spare)
-            inputs, targets = self._tensors(rows, torch.Generator().manual_seed(step), training=False)
+            inputs, targets = self._placed(self._fed(rows, torch.Generator().manual_seed(step), training=False))
             found = self.task.score(lambda batch: self._run(model, batch), inputs, targets)
             if step < len(batches):
                 scores += found

@@ -1,4 +1,5 @@
 import itertools
+import threading
 from collections import Counter
 
 import numpy as np
@@ -6,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lc_ray.data.batch import arrange, deal, steps_per_epoch, stream
+from lc_ray.data.batch import ahead, arrange, deal, steps_per_epoch, stream
 from lc_ray.data.prepare import Prepared
 from lc_ray.errors import DataError
 from lc_ray.storage import StoragePath
@@ -97,3 +98,25 @@ def test_a_part_whose_rows_all_lack_a_value(tmp_path):
     batches = list(itertools.islice(stream(prepared, 0, 1, 3, 0), 2))
     assert Counter(v for batch in batches for v in batch["pixels"]) == Counter([None, None, None, b"a", b"b", b"c"])
     assert Counter(prepared.rows("train")["pixels"]) == Counter([None, None, None, b"a", b"b", b"c"])
+
+
+def test_the_next_is_made_while_one_is_used():
+    made, threads = [], set()
+
+    def items():
+        for number in itertools.count():
+            made.append(number)
+            threads.add(threading.current_thread())
+            yield number
+
+    found = ahead(items())
+    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    found.close()
+    assert made == [0, 1, 2, 3]
+    assert threading.current_thread() not in threads
+    with pytest.raises(DataError, match="lost"):
+        next(ahead(1 / 0 if one else _lost() for one in [0]))
+
+
+def _lost():
+    raise DataError("lost")

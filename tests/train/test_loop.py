@@ -284,3 +284,58 @@ def test_a_segment_that_was_cut_off_ends_as_if_it_had_not_been(segment, monkeypa
             trained(made)
     for name, weights in trained(made).items():
         assert torch.equal(weights, whole[name]), name
+
+
+class Started(Exception):
+    """In place of an engine."""
+
+
+@pytest.fixture
+def on_a_gpu(tmp_path, monkeypatch):
+    """A worker on the third GPU of those it sees, and what it gives to DeepSpeed."""
+    self, given = worker(tmp_path, **{"train.workers.gpu": 1}), {}
+    self.device, self.data = torch.device("cuda", 2), SimpleNamespace()
+    self._original = lambda: self.model
+
+    def initialize(**arguments):
+        given.update(arguments)
+        raise Started
+
+    monkeypatch.setattr(loop.deepspeed, "initialize", initialize)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    return self, given
+
+
+def test_deepspeed_is_where_the_model_is(on_a_gpu):
+    """Else it would be on the GPU that has the number of this worker on its node: not that of Ray's where a node has more than ten."""
+    self, given = on_a_gpu
+    with pytest.raises(Started):
+        self.initialize()
+    assert given["args"].device_rank == 2
+
+
+def test_a_gpu_without_bf16_computes_in_fp32(on_a_gpu, monkeypatch):
+    self, given = on_a_gpu
+    with pytest.raises(Started):
+        self.initialize()
+    assert "torch_autocast" not in given["config"]
+    assert self.model_spec.dtype == "fp32"
+    del self.model_spec
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    with pytest.raises(Started):
+        self.initialize()
+    assert given["config"]["torch_autocast"]["enabled"]
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_gpu_does_not_wait_for_its_next_batch(on_a_gpu, monkeypatch, kind):
+    self, fed = on_a_gpu[0], []
+    self.device = torch.device(kind)
+    monkeypatch.setattr(loop, "stream", lambda *_: iter(range(10)))
+    monkeypatch.setattr(self, "_fed", lambda rows, random: fed.append(rows) or (rows, int(torch.randint(10**6, (), generator=random))))
+    monkeypatch.setattr(self, "_placed", lambda batch: batch)
+    batches = self.batches(start=3)
+    found = [next(batches) for _ in range(3)]
+    batches.close()
+    assert fed == list(range(3 if kind == "cpu" else 4))
+    assert found == [(row, int(torch.randint(10**6, (), generator=torch.Generator().manual_seed(self.seed(3 + row))))) for row in range(3)]
