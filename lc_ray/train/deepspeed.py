@@ -30,8 +30,8 @@ def config(train: TrainSpec, model: ModelSpec) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": _NEVER,
-        # Read by the loop to tell communication from computation.
-        "comms_logger": {"enabled": True, "prof_all": True, "verbose": False, "debug": False},
+        # Read by the loop to tell communication from computation. On GPUs both go on at a time, and each operation that is timed would end that.
+        "comms_logger": {"enabled": not train.workers.gpu, "prof_all": True, "verbose": False, "debug": False},
     }
     if model.dtype == "bf16":
         settings["torch_autocast"] = {

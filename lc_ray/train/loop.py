@@ -70,7 +70,7 @@ def train_segment(segment: Segment, post: Post) -> None:
                 engine.backward(loss * share)
                 engine.step()  # which changes weights with the last of them
                 losses.append(loss.detach())
-        value = float((torch.stack(losses) * shares).sum() / shares.sum().clamp(min=_LEAST))
+            value = float((torch.stack(losses) * shares).sum() / shares.sum().clamp(min=_LEAST))  # which waits for a GPU
         worker.require_finite({"loss": value}, step)
         if segment.told(step):
             history.append({"step": step, "loss": value, "learning_rate": rate})

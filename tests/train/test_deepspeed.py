@@ -51,3 +51,9 @@ def test_the_path_of_a_worker_does_not_grow_with_its_segments(monkeypatch):
     once = os.environ["PATH"]
     build()
     assert os.environ["PATH"] == once
+
+
+def test_communication_is_timed_where_computing_does_not_go_on_beside_it():
+    """DeepSpeed waits for the device at each operation that it times."""
+    enabled = [config(TrainSpec(workers={"gpu": gpu}), ModelSpec(base="b"))["comms_logger"]["enabled"] for gpu in (0, 1)]
+    assert enabled == [True, False]
