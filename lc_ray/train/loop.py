@@ -6,6 +6,7 @@ import gc
 import itertools
 from collections.abc import Iterator
 from typing import Any
+from types import SimpleNamespace
 
 import deepspeed
 import numpy as np
@@ -117,6 +118,8 @@ class Worker:
         with self.clock("start"):
             self.columns = load.modalities(self.inputs)
             self.task.bind(self.columns)
+        else:
+            torch.cuda.set_device(self.device)  # also for what is not told where to be
             self.kept: dict[str, Any] = {}
             torch.manual_seed(segment.seed)
             self.model = self._starting_model().to(self.device)
@@ -190,7 +193,8 @@ class Worker:
         optimizer = torch.optim.AdamW(trained, lr=self.spec.train.learning_rate, fused=True)
         settings = deepspeed_config(self.spec.train, self.spec.model)
         deepspeed.comm.comm.comms_logger.append = self._communicated
-        engine, *_ = deepspeed.initialize(model=self.model, optimizer=optimizer, config=settings)
+        own = SimpleNamespace(device_rank=self.device.index or 0)  # else it would take that of its number among this node's workers
+        engine, *_ = deepspeed.initialize(args=own, model=self.model, optimizer=optimizer, config=settings)
         self.communicated = 0.0  # by steps
         # Alone and without ZeRO, gradients would be copied to and fro; ZeRO's optimizer is handed them by nothing else.
         engine.enable_backward_allreduce = self.world > 1 or engine.zero_optimization_stage() > 0
