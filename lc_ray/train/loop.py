@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed
 from lc_ray.models.fusion import FusionModel
 from lc_ray.models.shapes import difference
-from lc_ray.spec import module_name
+from lc_ray.spec import ModelSpec, module_name
 from lc_ray.storage import StoragePath
 from lc_ray.train import checkpoint, plan
 from lc_ray.train.clock import Clock
@@ -46,6 +47,8 @@ def train_segment(segment: Segment, post: Post) -> None:
     clock, model = worker.clock, worker.model
     worker.tell(post, "worker")
     with clock("start"):
+    if not segment.number and worker.model_spec is not worker.spec.model:
+        worker.tell(post, "note", text=f"member {segment.member} trains in fp32: {torch.cuda.get_device_name(worker.device)} has no bf16")
         teacher = worker.teacher()
         if segment.prunes:
             worker.prune(post)
@@ -154,6 +157,12 @@ class Worker:
     def prune(self, post: Post) -> None:
         """Remove units by an importance that is summed over the workers."""
         spec, gone = self.spec.prune, self.segment.removed
+    @functools.cached_property
+    def model_spec(self) -> ModelSpec:
+        """The job's, in fp32 where a GPU has no bf16 and would but emulate it."""
+        able = self.device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+        return self.spec.model if able else self.spec.model.model_copy(update={"dtype": "fp32"})
+
         assert spec is not None
         batches = self.batches(start=self.segment.first)
         first, _ = next(batches)
@@ -191,7 +200,9 @@ class Worker:
         self.groups = list(groups)
         trained = [{"params": parameters, "weight_decay": self._decay(decays)} for (_, decays), parameters in groups.items()]
         optimizer = torch.optim.AdamW(trained, lr=self.spec.train.learning_rate, fused=True)
-        settings = deepspeed_config(self.spec.train, self.spec.model)
+        settings = deepspeed_config(self.spec.train, self.model_spec)
+        numbers = sum(p.numel() for group in trained for p in group["params"])
+        settings["zero_optimization"]["reduce_bucket_size"] = min(_BUCKET, numbers)  # for which memory is taken, however small the model
         deepspeed.comm.comm.comms_logger.append = self._communicated
         own = SimpleNamespace(device_rank=self.device.index or 0)  # else it would take that of its number among this node's workers
         engine, *_ = deepspeed.initialize(args=own, model=self.model, optimizer=optimizer, config=settings)
@@ -320,7 +331,7 @@ class Worker:
         return int(most)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.spec.model.dtype == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.model_spec.dtype == "bf16")
 
     def _communicated(self, operation: str, name: str, milliseconds: float, size: int) -> None:
         """Called by DeepSpeed after each collective operation. By itself it keeps them all, and sums up all that came before at each."""
