@@ -48,12 +48,16 @@ def restore(engine: Any, folder: StoragePath) -> dict[str, Any]:
 
 
 def whole_weights(engine: Any) -> dict[str, Tensor]:
-    """All weights on the CPU of rank 0, gathered one by one where ZeRO-3 has sharded them. Every worker must call it."""
+    """All weights on the CPU of rank 0, gathered one by one where ZeRO-3 has sharded them. Every worker must call it, and others are given none:
+    a node's memory may not have room for as many copies as it has GPUs.
+    """
     module: nn.Module = engine.module
+    first = dist.get_rank() == 0
     if engine.zero_optimization_stage() < 3:
-        return {k: v.detach().cpu() for k, v in untied(module.state_dict()).items()}
-    weights = {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in module.state_dict()}
+        return {k: v.detach().cpu() for k, v in untied(module.state_dict()).items()} if first else {}
+    weights = {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if first and name in module.state_dict()}
     for name, parameter in module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]), torch.no_grad():
-            weights[name] = parameter.detach().cpu().clone()
+            if first:
+                weights[name] = parameter.detach().cpu().clone()
     return weights

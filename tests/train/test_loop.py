@@ -76,6 +76,15 @@ def test_one_worker_that_offloads_learns(alone, tmp_path, stage):
     assert not torch.equal(after["head.weight"], before["head.weight"])
 
 
+@pytest.mark.parametrize("stage", [1, 3])
+def test_one_worker_has_all_weights(alone, tmp_path, monkeypatch, stage):
+    engine = worker(tmp_path, **{"train.zero.stage": stage}).initialize()
+    assert checkpoint.whole_weights(engine)
+    monkeypatch.setattr(checkpoint.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(checkpoint.deepspeed.zero, "GatheredParameters", lambda _: contextlib.nullcontext())  # which asks for the rank, too
+    assert checkpoint.whole_weights(engine) == {}
+
+
 def test_gradients_are_computed_in_bf16_and_reduced_in_fp32(alone, tmp_path):
     from deepspeed.utils import safe_get_full_grad
 
