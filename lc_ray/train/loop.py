@@ -6,8 +6,8 @@ import functools
 import gc
 import itertools
 from collections.abc import Iterator
-from typing import Any
 from types import SimpleNamespace
+from typing import Any
 
 import deepspeed
 import numpy as np
@@ -36,7 +36,8 @@ from lc_ray.train.deepspeed import build
 from lc_ray.train.deepspeed import config as deepspeed_config
 from lc_ray.train.segment import CHECKPOINTS, Post, Segment, SegmentResult, finished, learning_rate
 
-_EVALUATE = 64  # rows at a time
+_EVALUATE, _LIGHTER = 64, 4  # rows at a time, and how many for each of a training batch: without gradients they need less memory
+_BUCKET = 500_000_000  # DeepSpeed's own
 _LEAST = 1e-9  # share that counts
 Batch = tuple[dict[str, Tensor], Any]  # inputs by column.tensor, and targets: a tensor (batch, ...), or several by name
 
@@ -46,9 +47,9 @@ def train_segment(segment: Segment, post: Post) -> None:
     worker = Worker(segment)
     clock, model = worker.clock, worker.model
     worker.tell(post, "worker")
-    with clock("start"):
     if not segment.number and worker.model_spec is not worker.spec.model:
         worker.tell(post, "note", text=f"member {segment.member} trains in fp32: {torch.cuda.get_device_name(worker.device)} has no bf16")
+    with clock("start"):
         teacher = worker.teacher()
         if segment.prunes:
             worker.prune(post)
@@ -97,6 +98,8 @@ def train_segment(segment: Segment, post: Post) -> None:
     engine.destroy()  # its hooks would keep it, and DeepSpeed's log of communication the worker
     del engine, batches, model, teacher, worker, deepspeed.comm.comm.comms_logger.append
     gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # for another member on this GPU, or a segment of other shapes
 
 
 class Worker:
@@ -115,14 +118,14 @@ class Worker:
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, int(plan.cpus(self.spec.train.workers))))
             memory.keep_freed()
+        else:
+            torch.cuda.set_device(self.device)  # also for what is not told where to be
         self.data: Prepared = open_prepared(segment.prepared)
         self.task = self.data.task()
         self.inputs = self.spec.inputs()
         with self.clock("start"):
             self.columns = load.modalities(self.inputs)
             self.task.bind(self.columns)
-        else:
-            torch.cuda.set_device(self.device)  # also for what is not told where to be
             self.kept: dict[str, Any] = {}
             torch.manual_seed(segment.seed)
             self.model = self._starting_model().to(self.device)
@@ -154,15 +157,15 @@ class Worker:
         with self._artifact(self.segment.dense).here() as folder:
             return load.open_model(artifact.read(folder, verify=False)).requires_grad_(False).to(self.device)
 
-    def prune(self, post: Post) -> None:
-        """Remove units by an importance that is summed over the workers."""
-        spec, gone = self.spec.prune, self.segment.removed
     @functools.cached_property
     def model_spec(self) -> ModelSpec:
         """The job's, in fp32 where a GPU has no bf16 and would but emulate it."""
         able = self.device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
         return self.spec.model if able else self.spec.model.model_copy(update={"dtype": "fp32"})
 
+    def prune(self, post: Post) -> None:
+        """Remove units by an importance that is summed over the workers."""
+        spec, gone = self.spec.prune, self.segment.removed
         assert spec is not None
         batches = self.batches(start=self.segment.first)
         first, _ = next(batches)
@@ -290,8 +293,9 @@ class Worker:
         self._agree(model)
         model.eval()
         parts = self.data.held_out(self.spec, comparing=True)
-        batches = [table for part in parts[self.rank :: self.world] for table in _by_length(*part)]
-        spare = next(_by_length(*parts[0]))
+        size = min(_EVALUATE, _LIGHTER * self.spec.train.micro_batch // self.world)
+        batches = [table for part in parts[self.rank :: self.world] for table in _by_length(*part, size)]
+        spare = next(_by_length(*parts[0], size))
         for step in range(self._most(len(batches))):
             # A worker that is done goes on with spare rows while others need it: with ZeRO-3 each forward gathers weights from all.
             rows = self.data.values(batches[step] if step < len(batches) else spare)
@@ -385,8 +389,8 @@ class Worker:
             segment.checkpoints.remove()
 
 
-def _by_length(part: StoragePath, rows: int) -> Iterator[pa.Table]:
+def _by_length(part: StoragePath, rows: int, size: int) -> Iterator[pa.Table]:
     """The first rows of a file in batches of like length."""
     table = pq.read_table(part.open()).slice(0, rows).sort_by("_size")
-    for start in range(0, table.num_rows, _EVALUATE):
-        yield table.slice(start, _EVALUATE)
+    for start in range(0, table.num_rows, size):
+        yield table.slice(start, size)
