@@ -156,6 +156,8 @@ class Pruner:
         try:
             with torch.no_grad():
                 self._run()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise ModelError(f"what pruning leaves of this model does not fit together: {error}", fix="leave out `prune`") from error
         return kept
@@ -224,6 +226,8 @@ def _followed(
                 dependency.is_triggered_by = partial(_stop, dependency.trigger)
         groups = [_first_half(graph, group) for group in _groups(graph, set(ignored))]
         return [layer for group in groups if (layer := _layer(group, names)) is not None], None
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # DepGraph raises nothing narrower
         return [], error
 

@@ -20,6 +20,7 @@ from lc_ray.train import plan
 from lc_ray.train.segment import Post, Segment, SegmentResult, finished
 
 _FAILED = "failed.txt"
+_SMALLER = "raise train.accumulate, lower train.batch_size, or, with several workers, set train.zero.stage: 3 or train.zero.offload: cpu"
 _NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}  # of workers that have asked for none: Ray would let them see, and PyTorch and DeepSpeed use, others' GPUs
 
 
@@ -188,13 +189,23 @@ class _OwnTrainer(TorchTrainer):  # type: ignore[misc]
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each worker does. It imports torch and DeepSpeed there, not in the process that starts it."""
+    """What each worker does. It imports torch and DeepSpeed there, not in the process that starts it.
+
+    Raises:
+        TrainError: its GPU's memory is too small, which another try would not change.
+    """
+    from torch import OutOfMemoryError
+
     from lc_ray.train.loop import train_segment
 
     groups, place, seen, me = config["groups"], config["place"], 0, ray.get_runtime_context().current_actor
     while given := ray.get(groups.given.remote(place, seen, me)):
         seen, segment = given
-        train_segment(segment, config["post"])
+        try:
+            train_segment(segment, config["post"])
+        except OutOfMemoryError as error:
+            told = ". ".join(str(error).split(". ")[:3])  # how much was wanted, and what there is; the rest is of PyTorch's allocator
+            raise TrainError(f"a GPU's memory is too small: {told}", f"segment {segment.key}", _SMALLER) from error
         if ray.train.get_context().get_world_rank() == 0:
             ray.get(groups.ended.remote(place, seen))
         if segment.spec.train.zero.stage == 3:  # of which DeepSpeed lets go only with the process

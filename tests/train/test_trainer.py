@@ -6,6 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -242,3 +243,23 @@ def test_workers_see_gpus_only_if_they_have_asked_for_some(groups, one, gpu, see
         assert made.environment == seen
 
     asyncio.run(run())
+
+
+def test_a_gpu_that_is_too_small_is_told_and_not_tried_again(one, monkeypatch):
+    from lc_ray.train import loop
+
+    said = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.58 GiB of which 1.20 GiB is free. Including non-PyTorch "
+        "memory, this process has 13.37 GiB memory in use. If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF"
+    )
+
+    def train_segment(segment, post):
+        raise torch.OutOfMemoryError(said)
+
+    monkeypatch.setattr(loop, "train_segment", train_segment)
+    monkeypatch.setattr(trainer.ray, "get", lambda given: given)
+    monkeypatch.setattr(trainer.ray, "get_runtime_context", lambda: SimpleNamespace(current_actor=None))
+    with pytest.raises(TrainError) as found:
+        trainer._work({"groups": SimpleNamespace(given=SimpleNamespace(remote=lambda *_: (1, one()))), "place": 0, "post": print})
+    assert found.value.what.endswith("GPU 0 has a total capacity of 14.58 GiB of which 1.20 GiB is free")
+    assert "train.accumulate" in found.value.fix
