@@ -233,7 +233,7 @@ def nodes() -> list[Resources]:
 
 def settled(job: JobSpec) -> JobSpec:
     """As `plan.settled` where this machine runs the job by itself; on a cluster as it is."""
-    return plan.settled(job, os.cpu_count() or 1) if own() else job
+    return plan.settled(job, os.cpu_count() or 1, sum(node.gpu for node in nodes())) if own() else job
 
 
 def grown(workers: WorkersSpec, members: int) -> list[Resources]:

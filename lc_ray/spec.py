@@ -151,7 +151,7 @@ class WorkersSpec(Section):
 
     count: int = Field(1, ge=1)
     cpu: float | None = Field(None, gt=0, description="CPUs each, also its threads; not given: one on a cluster, a share of all of a machine alone")
-    gpu: float = Field(0.0, ge=0, description="GPUs each")
+    gpu: float = Field(0.0, ge=0, le=1, description="GPUs each: one, or of a process that trains alone a part, so that members share a GPU")
     max_failures: int = Field(2, ge=0, description="restarts of a segment, each from its last checkpoint; none where it would fail again")
 
 
@@ -297,6 +297,8 @@ class JobSpec(Section):
         if self.train.batch_size % (workers * parts):
             each = f" in {parts} parts each" if parts > 1 else ""
             raise ValueError(f"train.batch_size: {self.train.batch_size} rows do not divide among {workers} workers{each}")
+        if 0 < self.train.workers.gpu < 1 < workers:
+            raise ValueError("train.workers.gpu: workers of one model need a GPU each, as NCCL has it: set gpu to 1, or count to 1")
         for path in self.search.genes if self.search else ():
             self.get(path)
         for i in self.data.inputs:

@@ -55,6 +55,8 @@ def test_sections_are_frozen():
         ({"train.epochs": "many"}, r"train\.epochs: .*got 'many'"),
         ({"train.epochs": 0}, r"train\.epochs"),
         ({"train.batch_size": 30, "train.workers.count": 4}, "30 rows do not divide among 4 workers"),
+        ({"train.workers.gpu": 2}, r"train\.workers\.gpu: .* less than or equal to 1"),
+        ({"train.workers": {"gpu": 0.5, "count": 2}}, "workers of one model need a GPU each"),
         ({"prune": {}}, "train.segments to at least 2"),
         ({"train.segments": 2, "prune": {"start": 0.5, "end": 0.2}}, "end comes before start"),
         ({"train.segments": 2, "prune": {"parameters": 0.99}}, "95%"),

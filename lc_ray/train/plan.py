@@ -96,12 +96,13 @@ def disk(job: JobSpec, parameters: int, trained: int, at_once: int) -> int:
     return job.members * len(removed) * parameters * _FLOAT + (job.members * kept + at_once) * trained * (_FLOAT + _MOMENTS)
 
 
-def settled(job: JobSpec, cores: int) -> JobSpec:
-    """The job on a machine of so many cores that runs it by itself: workers that ask for no CPUs share them among all that train at a time."""
+def settled(job: JobSpec, cores: int, gpus: float = 0.0) -> JobSpec:
+    """The job on a machine of its own: workers that ask for no CPUs share the cores among all that train at a time, for which there must be GPUs."""
     workers = job.train.workers
     if workers.cpu is not None:
         return job
-    at_once = workers.count * max(1, min(job.members, cores // workers.count))
+    room = min(cores, _on_gpus(workers, gpus)) if workers.gpu else cores
+    at_once = workers.count * max(1, min(job.members, room // workers.count))
     shared = workers.model_copy(update={"cpu": float(max(1, cores // at_once))})
     return job.model_copy(update={"train": job.train.model_copy(update={"workers": shared})})
 
@@ -178,4 +179,9 @@ def require(found: Placement, workers: WorkersSpec, nodes: list[Resources]) -> i
 def _room(workers: WorkersSpec, node: Resources) -> int:
     """Workers that fit on a node."""
     by_cpu = int(node.cpu / cpus(workers) + 1e-9)
-    return max(0, min(by_cpu, int(node.gpu / workers.gpu + 1e-9)) if workers.gpu else by_cpu)
+    return max(0, min(by_cpu, _on_gpus(workers, node.gpu)) if workers.gpu else by_cpu)
+
+
+def _on_gpus(workers: WorkersSpec, gpus: float) -> int:
+    """Workers that fit on a node's GPUs, each on one of them: what is left of two is no room for a third."""
+    return int(gpus) * int(1 / workers.gpu + 1e-9)

@@ -51,6 +51,8 @@ def test_what_segments_take_on_disk(fields, size):
         (WorkersSpec(count=4, cpu=2), [Resources(4), Resources(4)], 1),
         (WorkersSpec(count=2, cpu=1, gpu=1), [Resources(16, 4), Resources(16, 1)], 2),
         (WorkersSpec(count=2, cpu=0.5), [Resources(1)], 1),
+        (WorkersSpec(cpu=1, gpu=0.5), [Resources(16, 1), Resources(16, 2)], 6),
+        (WorkersSpec(cpu=1, gpu=0.4), [Resources(16, 2)], 4),  # Ray gives no worker a part of two GPUs
     ],
 )
 def test_slots(workers, nodes, slots):
@@ -67,6 +69,13 @@ def test_a_machine_is_shared_among_all_that_train_at_a_time(workers, population,
     job = {"model": {"base": "b"}, "data": {"train": "t", "inputs": [{"column": "x"}], "target": "y"}, "train": {"workers": workers}}
     search = {"search": {"population": population, "genes": {"train.learning_rate": {"log_uniform": [1e-5, 1e-4]}}}} if population else {}
     assert plan.settled(spec.parse(job | search), cores).train.workers.cpu == cpus
+
+
+@pytest.mark.parametrize(("gpu", "gpus", "cpus"), [(1, 1, 16), (1, 2, 8), (0.5, 1, 8), (1, 8, 4), (1, 0, 16)])
+def test_cores_are_for_those_that_find_a_gpu(gpu, gpus, cpus):
+    job = {"model": {"base": "b"}, "data": {"train": "t", "inputs": [{"column": "x"}], "target": "y"}, "train": {"workers": {"gpu": gpu}}}
+    search = {"search": {"population": 4, "genes": {"train.learning_rate": {"log_uniform": [1e-5, 1e-4]}}}}
+    assert plan.settled(spec.parse(job | search), 16, gpus).train.workers.cpu == cpus
 
 
 def test_gpus_that_are_left_alone_are_told():
