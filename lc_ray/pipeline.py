@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from ray.exceptions import RayError, RayTaskError
 
 import lc_ray
@@ -256,10 +257,11 @@ def _quantized(job: JobSpec, data: Prepared, found: Artifact, folder: Path) -> A
 def _evaluate(
     job: JobSpec, data: Prepared, models: dict[str, Artifact]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, dict[str, float]], dict[str, Feature]]:
-    """Every model on the same held-out rows with the same threads; of the last its most confident mistakes, its quality without columns, and
-    what requests are compared with."""
+    """Every model on the same held-out rows with the same threads, and a GPU if replicas are to have one; of the last its most confident mistakes,
+    its quality without columns, and what requests are compared with."""
     rows = data.read(data.held_out(job))
-    predictors = {name: Predictor(found, threads=max(1, round(job.serve.replicas.cpu))) for name, found in models.items()}
+    threads, gpu = max(1, round(job.serve.replicas.cpu)), job.serve.replicas.gpu > 0 and torch.cuda.is_available()
+    predictors = {name: Predictor(found, threads, gpu) for name, found in models.items()}
     costs = cost.measure(predictors, rows, job.serve.batch.max, job.evaluate.rounds)
     measured: list[dict[str, Any]] = []
     mistakes: list[dict[str, Any]] = []

@@ -29,25 +29,26 @@ class Predictor:
     Args:
         found: the artifact.
         threads: CPU threads per prediction; all cores if not given.
+        gpu: whether its engine, if it can, is to run on this process's GPU.
 
     Attributes:
         used: called with this and the engine whenever that, which is in memory by then, is about to run; it may unload others.
         room: entered while an engine that was let go is loaded again; it may wait until others are gone.
     """
 
-    def __init__(self, found: Artifact, threads: int | None = None) -> None:
-        self.artifact, self._threads = found, threads
+    def __init__(self, found: Artifact, threads: int | None = None, gpu: bool = False) -> None:
+        self.artifact, self._given = found, (threads, gpu)
         self.inputs = inputs_of(found.manifest)
         self.columns = modalities(self.inputs, found.path / "processor")
         self.task = task_of(found.manifest).bind(self.columns)
-        self._open = functools.partial(family.load("quantize", found.manifest.engine).load, found, threads or os.cpu_count() or 1)
+        self._open = functools.partial(family.load("quantize", found.manifest.engine).load, found, threads or os.cpu_count() or 1, gpu)
         self._engine: Any = self._open()
         self.used: Callable[[Predictor, Any], None] = lambda *_: None
         self.room: Callable[[Predictor], AbstractContextManager[None]] = lambda _: nullcontext()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Other processes load the artifact themselves."""
-        return Predictor, (self.artifact, self._threads)
+        return Predictor, (self.artifact, *self._given)
 
     @property
     def engine(self) -> Any:
@@ -148,10 +149,10 @@ class Predictor:
         return self.answers(prepare(values, self.columns), batch_size)
 
 
-def load(path: str | Path, threads: int | None = None) -> Predictor:
+def load(path: str | Path, threads: int | None = None, gpu: bool = False) -> Predictor:
     """Open an artifact for prediction, after comparing every file with its hash.
 
     Raises:
         ArtifactError: missing, incomplete or altered.
     """
-    return Predictor(artifact.read(path), threads)
+    return Predictor(artifact.read(path), threads, gpu)

@@ -17,7 +17,7 @@ class ReplicasSpec(Section):
     min: int = Field(1, ge=0, description="0 lets the last one go when no request has come for `idle`; the next request waits for a new one")
     max: int = Field(1, ge=1)
     cpu: float = Field(1.0, ge=0)
-    gpu: float = Field(0.0, ge=0, description="that a copy has for itself; with 0 it is put anywhere, and sees all GPUs that are there")
+    gpu: float = Field(0.0, ge=0, le=1, description="that a copy has for itself, for models that are not int8; with 0 vLLM uses those that are there")
     idle: Seconds = Field(600.0, description="after which a copy that is not needed goes")
     models: int | None = Field(None, ge=1, description="in memory, those that ran last; others are loaded when asked; all stay if not given")
 

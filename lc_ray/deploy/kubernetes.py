@@ -47,7 +47,7 @@ class Settings(Section):
     namespace: str = Field("lc-ray", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     context: str | None = Field(None, description="kubectl's; the current one if not given")
     claim: str = Field("lc-ray-runs", description="PersistentVolumeClaim that is mounted at /runs")
-    pods: int = Field(2, ge=1, description="that serve, each with one copy of the model")
+    pods: int = Field(2, ge=1, description="that serve, each with one copy of the model, or one for each of its GPUs")
     cpu: int = Field(4, ge=1, description="of each pod")
     memory: str = Field("16Gi", pattern=r"^\d+(Mi|Gi)$", description="of each pod")
     gpu: int = Field(0, ge=0, description="NVIDIA's, of each pod")
@@ -90,7 +90,8 @@ def manifest(artifact: Artifact, settings: Settings) -> dict[str, Any]:
     name, pods = _name(artifact, settings), settings.pods
     found["metadata"] = {"name": name, "namespace": settings.namespace, "labels": _MARK}
     config, cluster = yaml.safe_load(found["spec"]["serveConfigV2"]), found["spec"]["rayClusterConfig"]
-    replicas = {"min": pods, "max": pods, "cpu": settings.cpu, "gpu": settings.gpu}
+    copies = max(1, settings.gpu)  # in a pod
+    replicas = {"min": pods * copies, "max": pods * copies, "cpu": settings.cpu / copies, "gpu": min(1, settings.gpu)}
     serve = settings.serve.model_dump(mode="json") | {"replicas": replicas}
     config["applications"][0]["args"] = {"artifacts": [settings.path], "digests": [artifact.digest], "serve": serve}
     found["spec"]["serveConfigV2"] = yaml.safe_dump(config, sort_keys=False)

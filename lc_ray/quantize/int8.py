@@ -124,8 +124,8 @@ def _calibration(model: FusionModel, batches: list[dict[str, Tensor]]) -> list[l
     return found
 
 
-def load(found: Artifact, threads: int) -> Run:
-    """Run the artifact's engine on `threads` threads."""
+def load(found: Artifact, threads: int, gpu: bool = False) -> Run:
+    """Run the artifact's engine on `threads` threads; it is for CPUs alone."""
     encoders = [family.load("modalities", column["modality"]).Encoder for column in found.manifest.inputs]
     return Run(found.path / "engine", threads, exact=any(map(_exact, encoders)))
 

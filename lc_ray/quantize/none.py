@@ -1,4 +1,4 @@
-"""No quantization: PyTorch in fp32, as trained."""
+"""No quantization: PyTorch in fp32, as trained, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
     return {}
 
 
-def load(found: Artifact, threads: int) -> Run:
-    """Run the artifact's model on `threads` threads."""
-    return Run(open_model(found), threads)
+def load(found: Artifact, threads: int, gpu: bool = False) -> Run:
+    """Run the artifact's model on `threads` threads, or a GPU."""
+    model = open_model(found)
+    return Run(model.cuda() if gpu else model, threads)
 
 
 class Run:
@@ -36,18 +37,22 @@ class Run:
     """
 
     def __init__(self, model: Any, threads: int) -> None:
-        self.model, self.threads = model, threads
+        self.model, self.threads, self.device = model, threads, (device := next(model.parameters()).device)
         if hasattr(model, "extend"):
-            self.decoder = lambda: Cached(model, threads, next(model.parameters()).device)
+            self.decoder = lambda: Cached(model, threads, device)
 
     def __call__(self, batch: dict[str, Tensor]) -> NDArray[np.float32]:
         """Outputs of tensors named `column.tensor`."""
         torch.set_num_threads(self.threads)
         with torch.inference_mode():
-            return self.model(batch).float().numpy()  # type: ignore[no-any-return]
+            return self.model(self._there(batch)).float().cpu().numpy()  # type: ignore[no-any-return]
 
     def remember(self, batch: dict[str, Tensor], past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Outputs, and the keys and values of this call's tokens, of a model that keeps any. See `int8.Run.remember`."""
         torch.set_num_threads(self.threads)
         with torch.no_grad():
-            return self.model.remember(batch, past)  # type: ignore[no-any-return]
+            found, new = self.model.remember(self._there(batch), [tensor.to(self.device) for tensor in past])
+            return found.float().cpu(), new
+
+    def _there(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}

@@ -13,6 +13,8 @@ import os
 import sys
 from collections.abc import Mapping
 
+from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
 from lc_ray.errors import LcRayError, ServeError
 from lc_ray.serve import auth
 from lc_ray.serve.run import serve_forever
@@ -27,7 +29,7 @@ def place(environment: Mapping[str, str]) -> str:
 
 
 def spec(environment: Mapping[str, str]) -> ServeSpec:
-    """The endpoint: one replica that has the whole machine.
+    """The endpoint: one replica that has the whole machine, or one for each of its GPUs.
 
     Raises:
         ServeError: the port is none.
@@ -35,8 +37,10 @@ def spec(environment: Mapping[str, str]) -> ServeSpec:
     port = environment.get("AIP_HTTP_PORT") or environment.get("SAGEMAKER_BIND_TO_PORT") or "8080"
     if not (port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 2**16):
         raise ServeError(f"no port: {port}", "AIP_HTTP_PORT, SAGEMAKER_BIND_TO_PORT")
-    cores = len(os.sched_getaffinity(0))
-    return ServeSpec(host="0.0.0.0", port=int(port), max_body=_LARGEST, replicas=ReplicasSpec(cpu=cores))
+    cores, gpus = len(os.sched_getaffinity(0)), NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    copies = max(1, gpus)
+    replicas = ReplicasSpec(min=copies, max=copies, cpu=max(1, cores // copies), gpu=min(1, gpus))
+    return ServeSpec(host="0.0.0.0", port=int(port), max_body=_LARGEST, replicas=replicas)
 
 
 def main() -> None:

@@ -91,7 +91,8 @@ class Replica(Operations):
     def _load(self, wanted: Served) -> None:
         for version in (version for versions in wanted.values() for version in versions):
             if version.digest not in self._ready:
-                predictor = load(version.path, max(1, round(self._given.spec.replicas.cpu)))
+                replicas = self._given.spec.replicas
+                predictor = load(version.path, max(1, round(replicas.cpu)), replicas.gpu > 0)
                 if predictor.artifact.digest != version.digest:
                     raise ArtifactError(f"another artifact than {version.digest} is there now", version.path, "serve it anew")
                 self._ready[version.digest] = Endpoint(predictor, self._given.spec, self._resident)

@@ -134,7 +134,7 @@ class Kept:
         if self.said:
             self.said = [_joined(*pair) for pair in zip(self.said, new, strict=True)]
         else:
-            self.said, self.heard = new, [tensor.to(new[0].dtype).contiguous() for tensor in self.heard]  # as the engine wants them
+            self.said, self.heard = new, [tensor.to(new[0]).contiguous() for tensor in self.heard]  # as, and where, the engine wants them
         return cast(Tensor, found)
 
     def select(self, rows: list[int]) -> None:
@@ -144,6 +144,8 @@ class Kept:
 
 def _joined(before: Tensor, new: Tensor) -> Tensor:
     """As `torch.cat` has tokens, but on one thread: torch's others would wait for milliseconds until OpenVINO's leave them a core."""
+    if before.is_cuda:
+        return torch.cat([before, new], 2)
     halves = np.concatenate([tensor.view(torch.int16).numpy() for tensor in (before, new)], 2)  # NumPy has no bf16
     return torch.from_numpy(halves).view(new.dtype)
 

@@ -134,6 +134,29 @@ def test_where_the_model_is_and_the_port():
 
 
 def test_an_endpoint_that_is_asked_again_and_again_keeps_no_connection(monkeypatch):
+@pytest.mark.parametrize(("gpus", "copies", "gpu"), [(0, 1, 0), (1, 1, 1), (4, 4, 1)])
+def test_a_container_has_a_copy_on_each_gpu(monkeypatch, gpus, copies, gpu):
+    monkeypatch.setattr(container.NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", lambda: gpus)
+    monkeypatch.setattr(container.os, "sched_getaffinity", lambda process: range(16))
+    found = container.spec({}).replicas
+    assert (found.min, found.max, found.cpu, found.gpu) == (copies, copies, 16 / copies, gpu)
+
+
+@pytest.mark.parametrize(
+    ("platform", "given"),
+    [
+        ("kubernetes", {"path": "/runs/m", "image": "i", "gpu": 1}),
+        ("vertex", {"project": "p", "region": "r", "bucket": "models", "image": "i", "machine": "g2-standard-4", "accelerator": "NVIDIA_L4"}),
+        ("sagemaker", {"bucket": "models", "image": "i", "role": "arn:aws:iam::123456789012:role/r", "instance": "ml.g5.xlarge"}),
+    ],
+)
+def test_gpus_are_for_models_that_use_them(tiny_artifact, tmp_path, platform, given):
+    DeployModel(tiny_artifact, platform, **given).plan()
+    int8 = copied(tiny_artifact, tmp_path / "int8", engine="int8")
+    with pytest.raises(DeployError, match="this model is int8, and runs on CPUs"):
+        DeployModel(int8, platform, **given).plan()
+
+
     asked, closed = [], []
     monkeypatch.setattr(Client, "predict", lambda client, rows, model=None: asked.append(client))
     monkeypatch.setattr(Client, "close", lambda client: closed.append(client))

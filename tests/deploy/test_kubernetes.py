@@ -125,7 +125,7 @@ def test_pods_with_gpus(tiny_artifact):
     (overlay,) = (yaml.safe_load(one["patch"])[1]["value"] for one in component["patches"] if one["target"]["kind"] == "RayService")
     assert pod["tolerations"] == overlay, "machines with GPUs are kept free of all that does not say so"
     args = yaml.safe_load(made["spec"]["serveConfigV2"])["applications"][0]["args"]
-    assert args["serve"]["replicas"]["gpu"] == 2
+    assert args["serve"]["replicas"] == {"min": 4, "max": 4, "cpu": 2, "gpu": 1}, "a copy for each GPU"
 
 
 def test_the_proxy_waits_as_long_as_requests_may_take(tiny_artifact):

@@ -217,7 +217,7 @@ def test_a_run_does_not_fail_at_its_end_over_where_its_model_will_be_served(url,
     monkeypatch.setattr(app, "start", lambda models, spec, keys: asked.append(spec))
     monkeypatch.setattr(app, "stop", lambda: None)
     monkeypatch.setattr(pipeline, "Client", lambda *_, **options: nullcontext(predictor))
-    ended(tiny_job | {"serve": elsewhere | strict | {"replicas": {"cpu": 64, "gpu": 8}}}, tiny_artifact, predictor)
+    ended(tiny_job | {"serve": elsewhere | strict | {"replicas": {"cpu": 64, "gpu": 1}}}, tiny_artifact, predictor)
     (spec,) = asked
     assert (spec.host, spec.port, spec.tls, spec.rate, spec.log) == ("127.0.0.1", 0, None, None, None)
     assert (spec.max_body >= 2**20, spec.timeout > 1) == (True, True)
