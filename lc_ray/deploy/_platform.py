@@ -106,6 +106,17 @@ def foreign(name: str, mark: str = f"tag '{TAG}'", fix: str = "--set endpoint=AN
     return DeployError(f"an endpoint of this name is there that lc_ray has not made: it lacks the {mark}", name, fix)
 
 
+def need_no_gpu(artifact: Artifact, wanted: bool) -> None:
+    """See that a GPU that is wanted would be used.
+
+    Raises:
+        DeployError: it would not.
+    """
+    if wanted and (engine := artifact.manifest.engine) != "none":
+        fix = "choose machines without GPUs, or deploy the model as it was before it was quantized"
+        raise DeployError(f"this model is {engine}, and runs on CPUs: GPUs would be paid for in vain", str(artifact.path), fix)
+
+
 def version(artifact: Artifact, settings: Section) -> str:
     """Names what an artifact and its settings make: equal content, equal name."""
     return digest(artifact.digest, settings)

@@ -73,7 +73,12 @@ class _Manifest(Call):
 
 
 def calls(artifact: Artifact, settings: Settings) -> list[Call]:
-    """The Secret with the API key, unless it is there, and the RayService."""
+    """The Secret with the API key, unless it is there, and the RayService.
+
+    Raises:
+        DeployError: GPUs for a model that does not run on any.
+    """
+    _platform.need_no_gpu(artifact, settings.gpu > 0)
     name, namespace = _name(artifact, settings), settings.namespace
     secret = {"namespace": namespace, "body": {"metadata": {"name": _secret(name), "labels": _MARK}, "data": {"api-key": "..."}}}
     service = _KIND | {"namespace": namespace, "name": name, "body": manifest(artifact, settings), "field_manager": _MANAGER, "force": True}

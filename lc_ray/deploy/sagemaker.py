@@ -28,6 +28,7 @@ from lc_ray.units import Seconds
 
 _ROLE, _BUCKET = r"^(arn:aws[\w-]*:iam::\d{12}:role/[\w+=,.@/-]+)?$", r"^([a-z0-9][a-z0-9.-]{2,62})?$"
 _VARIANT, _PREFIX = "main", "lc_ray"
+_WITH_GPUS = ("ml.g", "ml.p")  # how types of instances begin that have GPUs
 _LONGEST = 46  # characters of 63, beside which a version's 16 are
 _SCALED = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 _POLL = 15  # seconds between two looks at an endpoint, which takes minutes
@@ -72,8 +73,9 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
     """The calls of a first deployment, in order.
 
     Raises:
-        DeployError: image, role or bucket are not given, and boto3 finds no account, or no region.
+        DeployError: image, role or bucket are not given, and boto3 finds no account, or no region; or GPUs for a model that does not run on any.
     """
+    _platform.need_no_gpu(artifact, settings.mode != "serverless" and settings.instance.startswith(_WITH_GPUS))
     settings = _whole(settings)
     endpoint, name = _names(artifact, settings)
     key = f"{_PREFIX}/{name}/model.tar.gz"

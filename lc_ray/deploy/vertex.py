@@ -51,7 +51,12 @@ class Settings(Machines):
 
 
 def calls(artifact: Artifact, settings: Settings) -> list[Call]:
-    """The calls of a first deployment, in order."""
+    """The calls of a first deployment, in order.
+
+    Raises:
+        DeployError: GPUs for a model that does not run on any.
+    """
+    _platform.need_no_gpu(artifact, settings.accelerator is not None)
     endpoint, version = _names(artifact, settings)
     labels = {TAG: artifact.digest}
     model = {

@@ -9,6 +9,7 @@ import boto3
 import httpx
 import numpy as np
 import pytest
+from artifacts import copied
 from serving import KEY, served
 from starlette.applications import Starlette
 from starlette.responses import Response
@@ -133,7 +134,6 @@ def test_where_the_model_is_and_the_port():
         container.spec({"AIP_HTTP_PORT": "80a"})
 
 
-def test_an_endpoint_that_is_asked_again_and_again_keeps_no_connection(monkeypatch):
 @pytest.mark.parametrize(("gpus", "copies", "gpu"), [(0, 1, 0), (1, 1, 1), (4, 4, 1)])
 def test_a_container_has_a_copy_on_each_gpu(monkeypatch, gpus, copies, gpu):
     monkeypatch.setattr(container.NvidiaGPUAcceleratorManager, "get_current_node_num_accelerators", lambda: gpus)
@@ -157,6 +157,7 @@ def test_gpus_are_for_models_that_use_them(tiny_artifact, tmp_path, platform, gi
         DeployModel(int8, platform, **given).plan()
 
 
+def test_an_endpoint_that_is_asked_again_and_again_keeps_no_connection(monkeypatch):
     asked, closed = [], []
     monkeypatch.setattr(Client, "predict", lambda client, rows, model=None: asked.append(client))
     monkeypatch.setattr(Client, "close", lambda client: closed.append(client))
