@@ -7,6 +7,7 @@ the end of an answer are made of them as always. Grammars are llguidance's on bo
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import logging
 import os
@@ -138,9 +139,13 @@ class VllmGenerator(Generator):
 
     def __init__(self, predictor: Predictor, spec: ServeSpec, dtype: str = "auto") -> None:
         super().__init__(predictor, spec)
+        self.positions = min(self.positions, spec.batch.tokens)  # a cache for the longest text that a model could read is more than many GPUs have
         self._jobs: dict[Job, Future[None]] = {}
         self._running = 0
         folder = folder_of(predictor.artifact)
+        predictor.unload()  # our own engine: a GPU may not have room for both; where vLLM fails it is loaded again
+        gc.collect()
+        torch.cuda.empty_cache()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
@@ -149,7 +154,6 @@ class VllmGenerator(Generator):
         except BaseException:
             self._loop.call_soon_threadsafe(self._loop.stop)
             raise
-        predictor.unload()  # our own engine, which is not needed beside vLLM's
 
     @property
     def alive(self) -> bool:
@@ -203,7 +207,7 @@ class VllmGenerator(Generator):
         model, parallel = config.model_config, config.parallel_config
         width = model.get_num_layers(parallel) * model.get_num_kv_heads(parallel) * model.get_head_size()
         # Each answer's last page is partly empty, and vLLM keeps one for itself.
-        positions = max(self.positions, self.spec.batch.tokens) + (self.spec.batch.max + 1) * _PAGE
+        positions = self.spec.batch.tokens + (self.spec.batch.max + 1) * _PAGE
         config.cache_config.kv_cache_memory_bytes = positions * width * 2 * model.dtype.itemsize  # keys and values
         return AsyncLLM.from_vllm_config(config)
 

@@ -87,10 +87,12 @@ def test_there_must_be_a_gpu_that_vllm_can_use(installed, monkeypatch):
 
 def test_ours_where_vllm_fails_with_a_line_that_says_why(installed, tiny_language, monkeypatch, caplog):
     async def started(self, folder, dtype):
+        assert not self.predictor.loaded, "a GPU may not have room for both"
+        assert self.positions == 40, "nor for a cache of all that a model of long texts could read"
         raise RuntimeError("not enough memory")
 
     monkeypatch.setattr(VllmGenerator, "_started", started)
-    found = generator_of(tiny_language, ServeSpec())
+    found = generator_of(tiny_language, ServeSpec(batch={"tokens": 40}))
     found.close()
     assert isinstance(found, OwnGenerator)
     assert [one.getMessage() for one in caplog.records] == ["talk is served without vLLM: not enough memory"]
