@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 import torch
+from pretend import on_a_gpu
 
 from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed
@@ -27,6 +28,7 @@ def train(model, task, rows, columns, steps, rate, size=16, drop=0.0):
         schedule.step()
         losses.append(loss.item())
     model.eval()
+    on_a_gpu(model, task, {k: v[:4] for k, v in rows.items()}, columns)
     return losses
 
 

@@ -7,7 +7,9 @@ import pyarrow as pa
 import pytest
 import torch
 from artifacts import save
+from pretend import CUDA, Pretended
 
+from lc_ray import artifact
 from lc_ray.errors import DataError
 from lc_ray.models import load
 from lc_ray.predictor import Predictor
@@ -65,3 +67,12 @@ def test_other_keys_beside_a_whole_row_are_left_alone(model):
     for cell in ("3", None):
         row = {"text": "good", "cell": cell}
         assert model.predict([row | {"label": "yes"}]) == model.predict([row])
+
+
+def test_a_model_runs_on_a_gpu_if_it_is_told_to(tiny_artifact):
+    found = artifact.read(tiny_artifact)
+    with Pretended():
+        there = Predictor(found, 1, gpu=True)
+        assert there.engine.device == CUDA
+        answers = there.predict(["good day", "so late"])
+    assert answers == Predictor(found, 1).predict(["good day", "so late"])

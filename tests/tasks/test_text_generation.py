@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from pretend import on_a_gpu
 from safetensors import safe_open
 from tokens import byte_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -111,7 +112,9 @@ def trained(request, bases):
     inputs, columns, task = setting(bases[request.param], max_new_tokens=12)
     model = load.pretrained(ModelSpec(), inputs, task)
     before = measured(forward(model.eval()), task, columns, UNSEEN)
-    return train(model, task, columns, SEEN), inputs, columns, task, before
+    model = train(model, task, columns, SEEN)
+    on_a_gpu(model, task, prepared(columns, SEEN[:4]), columns)
+    return model, inputs, columns, task, before
 
 
 def test_it_learns_to_complete(trained):
