@@ -98,8 +98,7 @@ def train_segment(segment: Segment, post: Post) -> None:
     engine.destroy()  # its hooks would keep it, and DeepSpeed's log of communication the worker
     del engine, batches, model, teacher, worker, deepspeed.comm.comm.comms_logger.append
     gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # for another member on this GPU, or a segment of other shapes
+    torch.cuda.empty_cache()  # for another member on this GPU, or a segment of other shapes
 
 
 class Worker:
@@ -204,7 +203,7 @@ class Worker:
         trained = [{"params": parameters, "weight_decay": self._decay(decays)} for (_, decays), parameters in groups.items()]
         optimizer = torch.optim.AdamW(trained, lr=self.spec.train.learning_rate, fused=True)
         settings = deepspeed_config(self.spec.train, self.model_spec)
-        numbers = sum(p.numel() for group in trained for p in group["params"])
+        numbers = sum(p.numel() for parameters in groups.values() for p in parameters)
         settings["zero_optimization"]["reduce_bucket_size"] = min(_BUCKET, numbers)  # for which memory is taken, however small the model
         deepspeed.comm.comm.comms_logger.append = self._communicated
         own = SimpleNamespace(device_rank=self.device.index or 0)  # else it would take that of its number among this node's workers
