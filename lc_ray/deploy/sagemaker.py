@@ -29,6 +29,7 @@ from lc_ray.units import Seconds
 _ROLE, _BUCKET = r"^(arn:aws[\w-]*:iam::\d{12}:role/[\w+=,.@/-]+)?$", r"^([a-z0-9][a-z0-9.-]{2,62})?$"
 _VARIANT, _PREFIX = "main", "lc_ray"
 _WITH_GPUS = ("ml.g", "ml.p")  # how types of instances begin that have GPUs
+_DRIVER = "al2023-ami-sagemaker-inference-gpu-4-1"  # NVIDIA's 580, which CUDA 13 of PyPI's torch needs; without it, an older one
 _LONGEST = 46  # characters of 63, beside which a version's 16 are
 _SCALED = {"ServiceNamespace": "sagemaker", "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"}
 _POLL = 15  # seconds between two looks at an endpoint, which takes minutes
@@ -132,7 +133,8 @@ def _variant(name: str, settings: Settings) -> dict[str, Any]:
     if settings.mode == "serverless":
         return about | {"ServerlessConfig": {"MemorySizeInMB": settings.memory, "MaxConcurrency": settings.concurrency}}
     patience = {"ModelDataDownloadTimeoutInSeconds": 1200, "ContainerStartupHealthCheckTimeoutInSeconds": 600}
-    return about | {"InstanceType": settings.instance, "InitialInstanceCount": settings.least} | patience
+    driver = {"InferenceAmiVersion": _DRIVER} if settings.instance.startswith(_WITH_GPUS) else {}
+    return about | {"InstanceType": settings.instance, "InitialInstanceCount": settings.least} | patience | driver
 
 
 def _scaling(endpoint: str, settings: Settings) -> list[Call]:

@@ -338,3 +338,12 @@ def test_the_tarball_is_the_same_wherever_it_is_made(tiny_artifact, tmp_path):
     with tarfile.open(tmp_path / "1") as tar:
         assert sorted(tar.getnames()) == sorted([*found.manifest.files, "manifest.json"])
         assert {(m.mtime, m.uid, m.mode) for m in tar.getmembers()} == {(0, 0, 0o644)}
+
+
+@pytest.mark.parametrize(("instance", "image"), [("ml.g5.xlarge", "al2023-ami-sagemaker-inference-gpu-4-1"), ("ml.c5.xlarge", None)])
+def test_instances_with_gpus_have_the_driver_that_torch_needs(aws, tiny_artifact, instance, image):
+    calls = DeployModel(tiny_artifact, "sagemaker", **aws, instance=instance).plan()
+    (config,) = (call.arguments for call in calls if call.name == "sagemaker.create_endpoint_config")
+    assert config["ProductionVariants"][0].get("InferenceAmiVersion") == image
+    known = boto3.client("sagemaker").meta.service_model.shape_for("ProductionVariantInferenceAmiVersion").enum
+    assert image in (*known, None)
