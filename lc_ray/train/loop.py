@@ -36,7 +36,7 @@ from lc_ray.train.deepspeed import build
 from lc_ray.train.deepspeed import config as deepspeed_config
 from lc_ray.train.segment import CHECKPOINTS, Post, Segment, SegmentResult, finished, learning_rate
 
-_EVALUATE, _LIGHTER = 64, 4  # rows at a time, and how many for each of a training batch: without gradients they need less memory
+_EVALUATE, _LIGHTER = 64, 4  # rows at a time; rows that a model takes at once, for each of a training batch: without gradients it needs less memory
 _BUCKET = 500_000_000  # DeepSpeed's own
 _LEAST = 1e-9  # share that counts
 Batch = tuple[dict[str, Tensor], Any]  # inputs by column.tensor, and targets: a tensor (batch, ...), or several by name
@@ -292,9 +292,8 @@ class Worker:
         self._agree(model)
         model.eval()
         parts = self.data.held_out(self.spec, comparing=True)
-        size = min(_EVALUATE, _LIGHTER * self.spec.train.micro_batch // self.world)
-        batches = [table for part in parts[self.rank :: self.world] for table in _by_length(*part, size)]
-        spare = next(_by_length(*parts[0], size))
+        batches = [table for part in parts[self.rank :: self.world] for table in _by_length(*part)]
+        spare = next(_by_length(*parts[0]))
         for step in range(self._most(len(batches))):
             # A worker that is done goes on with spare rows while others need it: with ZeRO-3 each forward gathers weights from all.
             rows = self.data.values(batches[step] if step < len(batches) else spare)
@@ -317,8 +316,13 @@ class Worker:
                 raise TrainError(f"the {name.replace('_', ' ')} became {value} at step {step}", self.segment.key, fix)
 
     def _run(self, model: nn.Module, batch: dict[str, Tensor]) -> Any:
+        rows, size = len(next(iter(batch.values()))), _LIGHTER * self.spec.train.micro_batch // self.world
+        found = []
         with torch.no_grad(), self._autocast():
-            return model({k: v.to(self.device) for k, v in batch.items()}).float().cpu().numpy()
+            for start in range(0, _EVALUATE if self.spec.train.zero.stage == 3 else rows, size):  # with ZeRO-3 all call the model as often
+                piece = slice(start, start + size) if start < rows else slice(size)
+                found.append(model({k: v[piece].to(self.device) for k, v in batch.items()}).float().cpu())
+        return torch.cat(found)[:rows].numpy()
 
     def _agree(self, model: nn.Module) -> None:
         """Average what workers have counted by themselves, such as the statistics of batch normalisation."""
@@ -388,8 +392,8 @@ class Worker:
             segment.checkpoints.remove()
 
 
-def _by_length(part: StoragePath, rows: int, size: int) -> Iterator[pa.Table]:
+def _by_length(part: StoragePath, rows: int) -> Iterator[pa.Table]:
     """The first rows of a file in batches of like length."""
     table = pq.read_table(part.open()).slice(0, rows).sort_by("_size")
-    for start in range(0, table.num_rows, size):
-        yield table.slice(start, size)
+    for start in range(0, table.num_rows, _EVALUATE):
+        yield table.slice(start, _EVALUATE)

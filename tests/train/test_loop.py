@@ -256,6 +256,16 @@ def trained(segment):
     return load_file(str(segment.folder / "model" / "model.safetensors"))
 
 
+@pytest.mark.parametrize(("stage", "calls"), [(1, [16, 16, 1]), (3, [16, 16, 1, 16])])
+def test_a_model_is_measured_with_little_more_memory_than_it_is_trained_with(tmp_path, stage, calls):
+    self, seen = worker(tmp_path, **{"train.zero.stage": stage, "model.dtype": "fp32"}), []
+    self.model.eval().register_forward_pre_hook(lambda _, given: seen.append(len(given[0]["x.number"])))
+    batch = {"x.number": torch.arange(33.0), "x.category": torch.zeros(33, dtype=torch.long)}
+    found = self._run(self.model, batch)
+    assert seen == calls, "as often on all workers with ZeRO-3, which gathers weights from all at each call"
+    assert found == pytest.approx(self.model(batch).detach().numpy(), abs=1e-6)
+
+
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_step_is_that_of_a_plain_loop_over_the_same_rows_in_however_many_parts(segment, parts):
     made, rows, columns, task = segment("parts", **{"train.accumulate": parts})
