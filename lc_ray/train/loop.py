@@ -319,7 +319,7 @@ class Worker:
         rows, size = len(next(iter(batch.values()))), _LIGHTER * self.spec.train.micro_batch // self.world
         found = []
         with torch.no_grad(), self._autocast():
-            for start in range(0, _EVALUATE if self.spec.train.zero.stage == 3 else rows, size):  # with ZeRO-3 all call the model as often
+            for start in range(0, max(rows, _EVALUATE) if self.spec.train.zero.stage == 3 else rows, size):  # with ZeRO-3 all call it as often
                 piece = slice(start, start + size) if start < rows else slice(size)
                 found.append(model({k: v[piece].to(self.device) for k, v in batch.items()}).float().cpu())
         return torch.cat(found)[:rows].numpy()
