@@ -1,5 +1,6 @@
 """Rows as users give them to a model of several columns."""
 
+import itertools
 import pickle
 
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 import torch
 from artifacts import save
 
+from lc_ray import predictor as predictors
 from lc_ray.errors import DataError
 from lc_ray.models import load
 from lc_ray.predictor import Predictor
@@ -65,3 +67,16 @@ def test_other_keys_beside_a_whole_row_are_left_alone(model):
     for cell in ("3", None):
         row = {"text": "good", "cell": cell}
         assert model.predict([row | {"label": "yes"}]) == model.predict([row])
+
+
+def test_rows_without_end_are_answered_some_at_a_time(model, monkeypatch):
+    monkeypatch.setattr(predictors, "_AT_A_TIME", 3)
+    asked = []
+    endless = ({"text": f"good {asked.append(n) or n}"} for n in itertools.count())
+    answers = model.stream(endless)
+    found = [next(answers) for _ in range(4)]
+    assert len(asked) == 6
+    alone = [model.predict([{"text": f"good {n}"}])[0] for n in range(4)]
+    assert [answer["probabilities"]["yes"] for answer in found] == pytest.approx([answer["probabilities"]["yes"] for answer in alone], abs=1e-5)
+    with pytest.raises(DataError, match="instance 7: missing column text"):
+        model.predict([{"text": "good"}] * 7 + [{}])
