@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import Any
 
 from lc_ray.models.batches import TARGET, parts_of, show
@@ -19,20 +20,21 @@ def measure(predictor: Predictor, rows: Rows, mistakes: int = 0) -> tuple[dict[s
     """
     scores = predictor.scores(rows)
     metrics = predictor.task.metrics(scores, [predictor.task.encode(t) for t in rows[TARGET]])
-    wrong = []
-    shown = mistakes and predictor.task.DECODES_SCORES
-    for number, (output, target) in enumerate(zip(scores, rows[TARGET], strict=True) if shown else ()):
-        answer = predictor.task.decode(output, parts_of(rows, predictor.columns, number))
-        if (sure := predictor.task.mistake(answer, target)) is not None:
-            wrong.append((sure, number, target, answer))
+
+    def answer(number: int) -> dict[str, Any]:
+        return predictor.task.decode(scores[number], parts_of(rows, predictor.columns, number))  # type: ignore[no-any-return]
+
+    # No answer is kept: each has a probability for every label.
+    each = enumerate(rows[TARGET] if mistakes and predictor.task.DECODES_SCORES else ())
+    wrong = [(-sure, number) for number, target in each if (sure := predictor.task.mistake(answer(number), target)) is not None]
     return metrics, [
         {
             "row": show(parts_of(rows, predictor.columns, number), predictor.columns),
-            "target": target,
-            "predicted": next(iter(answer.values())),
-            "sure": sure,
+            "target": rows[TARGET][number],
+            "predicted": next(iter(answer(number).values())),
+            "sure": -unsure,
         }
-        for sure, number, target, answer in sorted(wrong, key=lambda w: (-w[0], w[1]))[:mistakes]
+        for unsure, number in heapq.nsmallest(mistakes, wrong)
     ]
 
 
