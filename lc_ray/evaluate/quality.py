@@ -9,6 +9,8 @@ from lc_ray.models.batches import TARGET, parts_of, show
 from lc_ray.predictor import Predictor, Rows
 from lc_ray.spec import UNREAD, module_name
 
+_COLUMNS = 32  # of which each is hidden, and shown alone
+
 
 def measure(predictor: Predictor, rows: Rows, mistakes: int = 0) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """A model's metrics, and its most confident mistakes.
@@ -39,14 +41,15 @@ def measure(predictor: Predictor, rows: Rows, mistakes: int = 0) -> tuple[dict[s
 
 
 def ablation(predictor: Predictor, rows: Rows) -> dict[str, dict[str, float]]:
-    """Metrics with each input column alone, and with each one removed; empty if there is but one, or if rows must have all.
+    """Metrics with each input column alone, and with each one removed; empty if there is but one, if rows must have all, or if there are so many
+    that it would take hours and tell nobody anything.
 
     Args:
         predictor: the model.
         rows: prepared rows by column, with their targets.
     """
     present = {i.column: f"{module_name(i.column)}.present" for i in predictor.inputs if i.modality not in UNREAD}
-    if len(present) < 2 or not all(i.optional for i in predictor.inputs):
+    if not 1 < len(present) <= _COLUMNS or not all(i.optional for i in predictor.inputs):
         return {}
     views = {f"only {column}": [column] for column in present}
     if len(present) > 2:

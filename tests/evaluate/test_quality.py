@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 from lc_ray.evaluate import quality
 from lc_ray.models.batches import TARGET
+from lc_ray.spec import InputSpec
 
 
 class Answer(dict):
@@ -29,3 +30,15 @@ def test_mistakes_are_the_surest_and_no_answers_are_kept():
     assert all((wrong["row"], wrong["target"], wrong["predicted"]) == ({}, "b", "a") for wrong in found)
     assert max(most) <= 2
     assert quality.measure(predictor, {TARGET: ["b"] * 100})[1] == []
+
+
+def test_columns_are_hidden_one_by_one_unless_there_are_hundreds(monkeypatch):
+    asked = []
+    monkeypatch.setattr(quality, "measure", lambda _, rows: asked.append(sum(rows[name] == [0.0] for name in rows)) or ({}, []))
+
+    def views(count):
+        inputs = [InputSpec(column=f"c{n}", modality="tabular", optional=True) for n in range(count)]
+        return quality.ablation(SimpleNamespace(inputs=inputs), {f"c{n}.present": [1.0] for n in range(count)})
+
+    assert [len(views(count)) for count in (1, 2, 32, 33, 300)] == [0, 2, 64, 0, 0]
+    assert asked == [1] * 2 + [31] * 32 + [1] * 32
