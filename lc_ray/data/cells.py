@@ -40,7 +40,7 @@ from lc_ray.storage import StoragePath
 _ORDERS = 2**63
 _SPARE = 16  # rows
 GROUP = 32  # bits of an order that are left to rows of the same group
-_READERS = 8  # tasks, at most, that each read a whole file of small cells for a share of its rows
+_READERS = 8  # tasks, at most, that share a file of small cells: of CSV and some other kinds each reads all of it
 _SOME = 4  # tasks for each of these, at least, if there are as many files
 _OPENERS = 16  # files at a time
 _SMALL = 128  # rows at a time where a cell takes long to decode
