@@ -69,9 +69,9 @@ class File:
         name = self.path.rstrip("/").rpartition("/")[2]
         return urllib.parse.unquote(name) if "://" in self.path else name
 
-    @property
+    @functools.cached_property
     def folder(self) -> Path | str:
-        """The folder it is in; of a URI, a URI."""
+        """The folder it is in, which is asked for each of its rows; of a URI, a URI."""
         return self.path.rstrip("/").rpartition("/")[0] if "://" in self.path else Path(self.path).parent
 
     @property

@@ -80,3 +80,8 @@ def test_files_that_were_listed_are_not_asked_for_again(tmp_path):
     (tmp_path / "a.csv").unlink()
     assert [file.stamp() for file in found] == stamps, "by what the listing told"
     assert files(str(tmp_path)) == found[1:]
+
+
+def test_the_folder_of_a_file_is_found_once_for_all_its_rows(tmp_path):
+    file = File(str(tmp_path / "a.csv"))
+    assert file.folder is file.folder == tmp_path
