@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import errno
+import itertools
 import json
 import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,28 +146,31 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Predict with an endpoint (--url) or an artifact (--artifact)."""
-    lines = [line.rstrip("\n") for line in sys.stdin or ()] if inputs == ["-"] else inputs
-    rows = [_content(line) if files else _row(line) for line in lines]
     if (url is None) == (artifact is None):
         raise SpecError("give either --url or --artifact")
     if model is not None and url is None:
         raise SpecError("--model is for an endpoint: give --url")
-    if url is not None:
-        from lc_ray.client import Client
+    piped = inputs == ["-"]  # maybe without end: answers come as soon as some lines are there
+    shown, asked = itertools.tee((line.rstrip("\n") for line in sys.stdin or ()) if piped else inputs)
+    rows: Iterator[Any] = map(_content if files else _row, asked)
+    rows = rows if piped else iter([*rows])  # what is wrong with one of few is told first
+    with ExitStack() as stack:
+        if url is not None:
+            from lc_ray.client import Client
 
-        some = 1 if files else _ASKED
-        with Client(url, key) as client:
-            answers = [answer for start in range(0, len(rows), some) for answer in client.predict(rows[start : start + some], model)]
-    else:
-        from lc_ray.predictor import load
-
-        answers = load(str(artifact)).predict(rows)
-    for number, (row, answer) in enumerate(zip(lines if files else rows, answers, strict=True)):
-        answer = _saved(answer, output, number) if output else answer
-        if as_json:
-            print(json.dumps(answer))
+            client, some = stack.enter_context(Client(url, key)), 1 if files else _ASKED
+            parts = iter(lambda: list(itertools.islice(rows, some)), [])
+            answers: Iterator[Any] = (answer for part in parts for answer in client.predict(part, model))
         else:
-            out.print(f"{short(answer)}  {plain(row)}", markup=False, soft_wrap=True)
+            from lc_ray.predictor import load
+
+            answers = load(str(artifact)).stream(rows)
+        for number, (answer, line) in enumerate(zip(answers, shown, strict=True)):
+            answer = _saved(answer, output, number) if output else answer
+            if as_json:
+                print(json.dumps(answer))
+            else:
+                out.print(f"{short(answer)}  {line if files else plain(_row(line))}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -180,7 +184,9 @@ def evaluate(
     """Measure an artifact on labelled rows."""
     from lc_ray.evaluate import labelled
 
-    metrics = labelled.evaluate(artifact, data, target, labelled.parse(values(settings)))
+    with err.status("reading the rows") as status:
+        told = lambda rows: status.update(f"{rows:,} rows")  # noqa: E731
+        metrics = labelled.evaluate(artifact, data, target, labelled.parse(values(settings)), told)
     if as_json:
         print(json.dumps(metrics))
         return

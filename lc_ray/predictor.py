@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lc_ray.models.batches import collate, decode, feed, parts_of, prepare
 from lc_ray.models.load import inputs_of, modalities, task_of
 from lc_ray.spec import UNREAD
 
+_AT_A_TIME = 512  # rows: pixels and sounds of all would fill the memory
 Rows = dict[str, list[Any]]  # prepared, by column.part
 
 
@@ -92,7 +94,7 @@ class Predictor:
                 row = row | {name: _text.together({part: row.get(part) for part in parts})}
         if missing := [i.column for i in self.inputs if i.column not in row and not i.optional]:
             raise DataError(f"missing column {', '.join(missing)}; expected {', '.join(names)}")
-        unknown = [str(key) for key in row if key not in names]
+        unknown = [str(key) for key in row if key not in self.columns]
         if unknown and any(i.column not in row and i.modality not in UNREAD for i in self.inputs):
             raise DataError(f"unknown column {', '.join(unknown)}; expected {', '.join(names)}")
         return decode(row, self.columns, errors, folder)
@@ -107,8 +109,12 @@ class Predictor:
 
     def answers(self, prepared: Rows, batch_size: int = 32) -> list[dict[str, Any]]:
         """Decoded answers for prepared rows, in the order given."""
+        return list(self.answered(prepared, batch_size))
+
+    def answered(self, prepared: Rows, batch_size: int = 32) -> Iterator[dict[str, Any]]:
+        """As `answers`, one after the other: of many labels each is large."""
         outputs = self._by_size(prepared, batch_size, lambda rows: self.task.answer(self.engine, collate(rows, self.columns)))
-        return [self.task.decode(output, parts_of(prepared, self.columns, i)) for i, output in enumerate(outputs)]
+        return (self.task.decode(output, parts_of(prepared, self.columns, i)) for i, output in enumerate(outputs))
 
     def _by_size(self, prepared: Rows, batch_size: int, call: Callable[[Rows], list[Any]]) -> list[Any]:
         """What `call` gives for each row; rows of like size are batched together."""
@@ -136,17 +142,24 @@ class Predictor:
             rows = rows.to_dict("records")
         if isinstance(rows, str | bytes | dict) or not hasattr(rows, "__iter__"):
             raise DataError(f"expected a list of instances, got {type(rows).__name__}", fix="predict([...])")
-        rows = list(rows)
-        if not rows:
-            return []
-        clean = []
-        for number, row in enumerate(rows):
-            try:
-                clean.append(self.decode(row))
-            except DataError as error:
-                raise DataError(error.what, f"instance {number}" + (f", {error.where}" if error.where else "")) from None
-        values = {i.column: [row[i.column] for row in clean] for i in self.inputs}
-        return self.answers(prepare(values, self.columns), batch_size)
+        return list(self.stream(rows, batch_size))
+
+    def stream(self, rows: Iterable[Any], batch_size: int = 32) -> Iterator[dict[str, Any]]:
+        """As `predict`, for rows without end: some at a time are in memory, and those of like size among them run together.
+
+        Raises:
+            DataError: one can't be used; names which.
+        """
+        numbered = enumerate(rows)
+        while clean := [self._numbered(number, row) for number, row in itertools.islice(numbered, _AT_A_TIME)]:
+            values = {i.column: [row[i.column] for row in clean] for i in self.inputs}
+            yield from self.answered(prepare(values, self.columns), batch_size)
+
+    def _numbered(self, number: int, row: Any) -> dict[str, Any]:
+        try:
+            return self.decode(row)
+        except DataError as error:
+            raise DataError(error.what, f"instance {number}" + (f", {error.where}" if error.where else "")) from None
 
 
 def load(path: str | Path, threads: int | None = None, gpu: bool = False) -> Predictor:

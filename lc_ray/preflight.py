@@ -50,8 +50,7 @@ def check(job: JobSpec) -> dict[str, Any]:
     inputs, task = job.inputs(), task_kind(job)
     options = task.options(job.task)
     found = [file for source in job.data.sources.values() for file in files(source)]
-    for file in found:
-        read.Reader(file, job.data.columns).require(cells.wanted(job))
+    cells.require(job, found)
     columns = load.modalities(inputs)
     reader = task.reader(options, columns)
     clean, rejected = _look(job, columns, task, reader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -361,6 +362,7 @@ def minimised(metric: str) -> bool:
     return metric.rpartition("_")[2] in _MINIMISED
 
 
+@functools.cache
 def module_name(column: str) -> str:
     """A column's name as a PyTorch module, and a tensor's prefix, may be named: not as what every module has, such as `type`."""
     from torch import nn  # which reading a job does not need

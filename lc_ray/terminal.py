@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import shlex
 import signal
 from pathlib import Path
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 out, err = Console(highlight=False, emoji=False), Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 _WIDEST = 10_000  # columns, more than a table has
-_MANY, _LIKELIEST = 20, 5  # labels: more than so many are not all printed, but so many of them
 _ARTIFACT = "the folder that [bold]lc-ray run[/] printed, or one in a bucket (s3://, gs://)"
 ArtifactPath = Annotated[str, typer.Argument(help=f"an artifact: {_ARTIFACT}", show_default=False)]
 ArtifactPaths = Annotated[list[str], typer.Argument(help=f"artifacts: {_ARTIFACT}", show_default=False)]
@@ -94,8 +92,9 @@ def near(path: Path) -> Path:
 
 def short(answer: dict[str, Any]) -> str:
     """An answer on one line: the label or labels, and the probability of each, or of the likeliest where there are many."""
-    known = answer.get("probabilities", {})
-    shown = known if len(known) <= _MANY else {name: known[name] for name in heapq.nlargest(_LIKELIEST, known, key=known.get)}
+    from lc_ray.evaluate.plots import likeliest
+
+    shown = likeliest(known := answer.get("probabilities", {}))
     odds = ", ".join([*(f"{name} {p:.2f}" for name, p in shown.items()), *["..."] * (len(shown) < len(known))])
     if not odds:
         return str(plain(answer))

@@ -160,7 +160,7 @@ def test_predict_from_an_artifact(lc, tiny_artifact, monkeypatch):
 def test_an_endpoint_is_asked_for_many_lines_in_parts(lc, monkeypatch):
     asked = []
     monkeypatch.setattr(lc_ray.Client, "predict", lambda self, rows, model: asked.append(len(rows)) or [{"text": row} for row in rows])
-    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"line {i}\n" for i in range(1000))))
+    monkeypatch.setattr(sys, "stdin", (f"line {i}\n" if i < 100 or asked else "before any answer\n" for i in range(1000)))
     code, out, _ = lc("predict", "--url", "http://127.0.0.1:9", "--key", "k", "--json", "-")
     assert code == 0
     assert [json.loads(line)["text"] for line in out.splitlines()] == [f"line {i}" for i in range(1000)]
@@ -189,7 +189,7 @@ def test_files_are_sent_to_the_model_that_is_named(lc, tmp_path, monkeypatch):
 
 def test_pictures_and_sounds_of_answers_are_shown_in_brief_or_written(lc, tiny_artifact, tmp_path, monkeypatch):
     answer = {"image": "data:image/png;base64," + base64.b64encode(bytes(2048)).decode(), "score": 1}
-    monkeypatch.setattr(lc_ray.Predictor, "predict", lambda self, rows: [answer for _ in rows])
+    monkeypatch.setattr(lc_ray.Predictor, "stream", lambda self, rows: (answer for _ in rows))
     assert "<image/png, 2 KiB>" in lc("predict", "--artifact", tiny_artifact, "a")[1]
     code, out, _ = lc("predict", "--artifact", tiny_artifact, "a", "b", "-o", tmp_path / "out", "--json")
     assert code == 0

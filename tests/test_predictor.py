@@ -1,5 +1,6 @@
 """Rows as users give them to a model of several columns."""
 
+import itertools
 import pickle
 
 import pandas as pd
@@ -10,6 +11,7 @@ from artifacts import save
 from pretend import CUDA, Pretended
 
 from lc_ray import artifact
+from lc_ray import predictor as predictors
 from lc_ray.errors import DataError
 from lc_ray.models import load
 from lc_ray.predictor import Predictor
@@ -76,3 +78,16 @@ def test_a_model_runs_on_a_gpu_if_it_is_told_to(tiny_artifact):
         assert there.engine.device == CUDA
         answers = there.predict(["good day", "so late"])
     assert answers == Predictor(found, 1).predict(["good day", "so late"])
+
+
+def test_rows_without_end_are_answered_some_at_a_time(model, monkeypatch):
+    monkeypatch.setattr(predictors, "_AT_A_TIME", 3)
+    asked = []
+    endless = ({"text": f"good {asked.append(n) or n}"} for n in itertools.count())
+    answers = model.stream(endless)
+    found = [next(answers) for _ in range(4)]
+    assert len(asked) == 6
+    alone = [model.predict([{"text": f"good {n}"}])[0] for n in range(4)]
+    assert [answer["probabilities"]["yes"] for answer in found] == pytest.approx([answer["probabilities"]["yes"] for answer in alone], abs=1e-5)
+    with pytest.raises(DataError, match="instance 7: missing column text"):
+        model.predict([{"text": "good"}] * 7 + [{}])

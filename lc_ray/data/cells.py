@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ from lc_ray.storage import StoragePath
 _ORDERS = 2**63
 _SPARE = 16  # rows
 GROUP = 32  # bits of an order that are left to rows of the same group
-_READERS = 8  # tasks, at most, that each read a whole file of small cells for a share of its rows
+_READERS = 8  # tasks, at most, that share a file of small cells: of CSV and some other kinds each reads all of it
+_SOME = 4  # tasks for each of these, at least, if there are as many files
+_OPENERS = 16  # files at a time
 _SMALL = 128  # rows at a time where a cell takes long to decode
 _PLACE = ("_order", "_source", "_task", "_chunk", "_place", "_row")  # columns of the index
 _WRONG = ("_column", "_reason", "_value")  # and of its rejected rows
@@ -62,17 +65,13 @@ def check(job: JobSpec, source: str, folder: StoragePath, blob: tuple[StoragePat
         DataError: a file can't be read or lacks a column.
     """
     found = files(source)
-    for file in found:
-        read.Reader(file, job.data.columns).require(wanted(job))
+    require(job, found)
     media = pa.binary() == family.load("tasks", job.task.kind).Task.TYPE or any(parted(columns(job))[0])
     most, size = int(ray.cluster_resources().get("CPU", 1)), _SMALL if media else read.CHUNK
     sizes = {f: 1 + sum(each for _, each, _ in f.stamp()) for f in found}
     whole = sum(sizes.values()) / (most if media else min(most, _READERS))  # of a task; no smaller file is read to know how often it can be shared
     shares = {f: read.Reader(f, job.data.columns).shards(wanted(job), math.ceil(sizes[f] / whole), size) for f in found}
-    work = [
-        {"file": str(f), "source": i, "shard": n, "shards": count} for i, (f, count) in enumerate(shares.items()) for n in range(count)
-    ]
-    work = [{**share, "task": task} for task, share in enumerate(work)]
+    work = dealt({str(f): (count, sizes[f] / count) for f, count in shares.items()}, whole / _SOME)
     last = _last(_shared(functools.partial(_places, job=job, size=size), work), job, limit) if limit else _ORDERS
     tables = _shared(functools.partial(_write, job=job, folder=folder, blob=blob, size=size, last=last), work)
     index = pa.concat_tables([_schema(_PLACE, _WRONG).empty_table(), *tables])
@@ -93,9 +92,32 @@ def spread(shares: ray.data.Dataset, work: Callable[..., Any], **options: Any) -
     return shares.map_batches(work, num_cpus=1, **options)
 
 
-def _shared(work: Callable[[dict[str, Any]], Iterator[pa.Table]], shares: list[dict[str, Any]]) -> Iterator[pa.Table]:
-    """What tasks yield, one for each share, as it comes."""
-    tables = spread(ray.data.from_items(shares, override_num_blocks=len(shares)), work, batch_size=1)
+def dealt(files: dict[str, tuple[int, float]], most: float) -> list[list[dict[str, Any]]]:
+    """Shares of files by task: small neighbours are read one after the other, as a task takes longer to begin than to read a few rows.
+
+    Args:
+        files: by name, into how many shares each is parted, and the size of one of them.
+        most: size of what is read by one task, if it is several shares.
+    """
+    work, room = list[list[dict[str, Any]]](), 0.0
+    for source, (file, (shards, size)) in enumerate(files.items()):
+        for shard in range(shards):
+            if (room := room - size) < 0:
+                work.append([])
+                room = most - size
+            work[-1].append({"file": file, "source": source, "shard": shard, "shards": shards, "task": len(work) - 1})
+    return work
+
+
+def require(job: JobSpec, found: list[File]) -> None:
+    """Raise DataError if one of a job's files lacks a column. Several are opened at a time: in a bucket each takes a while."""
+    with ThreadPoolExecutor(_OPENERS) as threads:
+        list(threads.map(lambda file: read.Reader(file, job.data.columns).require(wanted(job)), found))
+
+
+def _shared(work: Callable[[dict[str, Any]], Iterator[pa.Table]], shares: list[list[dict[str, Any]]]) -> Iterator[pa.Table]:
+    """What tasks yield, one for some shares each, as it comes."""
+    tables = spread(ray.data.from_arrow([pa.Table.from_pylist(some) for some in shares]), work, batch_size=None)
     yield from tables.iter_batches(batch_format="pyarrow", batch_size=None)
 
 
@@ -176,17 +198,16 @@ def unread(job: JobSpec) -> list[str]:
     return [f"{', '.join(others)} of the data is not read; it is with `column: {_text.BAR.join([chats[0], *others])}`"] if others else []
 
 
-def _read(batch: dict[str, Any], job: JobSpec, size: int) -> Iterator[tuple[dict[str, Any], File, list[dict[str, Any]]]]:
-    """Chunks of raw rows of shares of files, with where they are kept and the file they are from."""
-    for path, source, shard, shards, task in zip(*(batch[k].tolist() for k in ("file", "source", "shard", "shards", "task")), strict=True):
+def _read(batch: dict[str, Any], job: JobSpec, size: int) -> Iterator[tuple[File, int, dict[str, Any]]]:
+    """Raw rows of shares of files, each with its file and that file's number, read `size` at a time."""
+    for path, source, shard, shards in zip(*(batch[k].tolist() for k in ("file", "source", "shard", "shards")), strict=True):
         file = File(path)
-        for number, chunk in enumerate(read.Reader(file, job.data.columns).rows(wanted(job), shard, shards, size)):
-            yield {"_file": path, "_source": source, "_task": task, "_chunk": number}, file, chunk
+        yield from ((file, source, row) for some in read.Reader(file, job.data.columns).rows(wanted(job), shard, shards, size) for row in some)
 
 
 def _places(batch: dict[str, Any], job: JobSpec, size: int) -> Iterator[pa.Table]:
-    for *_, chunk in _read(batch, job, size):
-        yield pa.table({"place": pa.array([_raw_order(row, job) for row in chunk], pa.int64())})
+    for some in read.batched((_raw_order(row, job) for *_, row in _read(batch, job, size)), size):
+        yield pa.table({"place": pa.array(some, pa.int64())})
 
 
 def _raw_order(row: dict[str, Any], job: JobSpec) -> int:
@@ -201,17 +222,19 @@ def _group(row: dict[str, Any], job: JobSpec) -> Any:
 
 
 def _write(batch: dict[str, Any], job: JobSpec, folder: StoragePath, blob: tuple[StoragePath, str], size: int, last: int) -> Iterator[pa.Table]:
-    """Read a share of a file; decode each cell of the rows up to a place and keep it; say per row where it is, or what is wrong with it."""
+    """Read shares of files; decode each cell of the rows up to a place and keep it; say per row where it is, or what is wrong with it."""
     memory.keep_freed()
     kind, inputs, reader = reading(job)
-    with blobs.Writer(blob[0], f"{blob[1]}/{batch['task'][0]:05d}") as writer:
-        for where, file, chunk in _read(batch, job, size):
-            used = chunk if last == _ORDERS else [row for row in chunk if _raw_order(row, job) <= last]
-            rows = [where | cleaned(row, file, inputs, kind, reader, job) for row in used]
-            if usable := [row for row in rows if not row["_reason"]]:
-                _keep(folder / _name(where["_task"], where["_chunk"]), usable, inputs, kind, writer)
+    task = int(batch["task"][0])
+    used = (one for one in _read(batch, job, size) if last == _ORDERS or _raw_order(one[-1], job) <= last)
+    rows = ({"_file": str(file), "_source": source} | cleaned(row, file, inputs, kind, reader, job) for file, source, row in used)
+    with blobs.Writer(blob[0], f"{blob[1]}/{task:05d}") as writer:
+        for number, chunk in enumerate(read.batched(rows, size)):
+            found = [row | {"_task": task, "_chunk": number} for row in chunk]
+            if usable := [row for row in found if not row["_reason"]]:
+                _keep(folder / _name(task, number), usable, inputs, kind, writer)
             yield pa.Table.from_pylist([row | {"_place": place} for place, row in enumerate(usable)], _schema(_PLACE, _WRONG))
-            yield pa.Table.from_pylist([row | {"_place": 0} for row in rows if row["_reason"]], _schema(_PLACE, _WRONG))
+            yield pa.Table.from_pylist([row | {"_place": 0} for row in found if row["_reason"]], _schema(_PLACE, _WRONG))
 
 
 def _keep(path: StoragePath, rows: list[dict[str, Any]], inputs: dict[str, Any], kind: Any, writer: blobs.Writer) -> None:

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import urllib.parse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -54,9 +54,11 @@ class File:
 
     Attributes:
         path: local path, or URI.
+        listed: what the listing that it was found in tells of a file: see `stamp`.
     """
 
     path: str
+    listed: tuple[Any, ...] | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.path
@@ -67,9 +69,9 @@ class File:
         name = self.path.rstrip("/").rpartition("/")[2]
         return urllib.parse.unquote(name) if "://" in self.path else name
 
-    @property
+    @functools.cached_property
     def folder(self) -> Path | str:
-        """The folder it is in; of a URI, a URI."""
+        """The folder it is in, which is asked for each of its rows; of a URI, a URI."""
         return self.path.rstrip("/").rpartition("/")[0] if "://" in self.path else Path(self.path).parent
 
     @property
@@ -119,6 +121,8 @@ class File:
 
     def stamp(self) -> list[Any]:
         """What changes when it does: its size and time of change, or those of all files in it, and of what belongs to them beside and above."""
+        if self.listed:  # a bucket is not asked for each of thousands again
+            return [list(self.listed)]
         system, path = system_of(self.path)
         found = system.get_file_info(path)
         every = [found] if found.is_file else _inside(system, path)
@@ -127,7 +131,7 @@ class File:
         if not found.is_file:
             every = [*every, *(names for names in system.get_file_info(boxes.lists(path)) if names.is_file)]
         every = sorted({f.path: f for f in every}.values(), key=lambda f: f.path)
-        return [[f.path, f.size, f.mtime_ns] for f in every]
+        return [list(_about(f)) for f in every]
 
     def members(self) -> list[str]:
         """Of a folder, the files of which each is a row, each from the folder's own name on, sorted."""
@@ -166,10 +170,10 @@ def files(source: str) -> list[File]:
         fix = "write % and ? of a name as %25 and %3F" if "://" in source else "give the path from the folder you run in, or an absolute one"
         raise DataError("no such file or folder", source, fix)
     if found.is_file:
-        return [_named(File(source))]
+        return [_named(File(source, _about(found)))]
     _one_split(source, every, len(path.rstrip("/")) + 1)
-    if rows := sorted(f.path for f in every if _has_rows(f)):
-        return [File(joined(source.rstrip("/"), file[len(path.rstrip("/")) + 1 :])) for file in rows]
+    if rows := sorted((f for f in every if _has_rows(f)), key=lambda f: f.path):
+        return [File(joined(source.rstrip("/"), f.path[len(path.rstrip("/")) + 1 :]), _about(f)) for f in rows]
     if _members([f.path[len(path.rstrip("/")) + 1 :] for f in every]):
         return [File(source.rstrip("/"))]
     raise DataError(f"no file that can be read; {_KNOWN}", source)
@@ -181,7 +185,11 @@ def _matching(source: str, system: Any, path: str) -> list[File]:
     if "*" not in pattern:
         return []
     there = system.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True))
-    return sorted(File(joined(place, f.base_name)) for f in there if f.is_file and fnmatch.fnmatchcase(f.base_name, pattern))
+    return sorted(File(joined(place, f.base_name), _about(f)) for f in there if f.is_file and fnmatch.fnmatchcase(f.base_name, pattern))
+
+
+def _about(found: Any) -> tuple[str, int, int]:
+    return found.path, found.size, found.mtime_ns
 
 
 def _named(file: File) -> File:

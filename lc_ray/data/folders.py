@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any
 
 from lc_ray.data import boxes
 from lc_ray.data.files import IMAGES, SOUNDS, File, ending, other
+from lc_ray.data.stored import Later
 from lc_ray.storage import StoragePath, joined
 
 _FIRST = 128  # rows among which columns are looked for
@@ -46,11 +47,12 @@ class Folder:
         there = [name for name, cell in self._beside.items() if any(self._is_there(cell, path) for path in self.paths[:_FIRST])]
         return [self._kind, *(["label"] if all(path.count("/") > self._level for path in self.paths) else []), *there]
 
-    def chunks(self, wanted: Sequence[str], size: int) -> Iterator[Sequence[dict[str, Any]]]:
+    def chunks(self, wanted: Sequence[str], size: int) -> Iterator[Later]:
         """Rows, `size` at a time; where their labels are wanted, those that have one."""
         row = functools.partial(self._row, wanted=wanted)
         paths = [path for path in self.paths if "label" not in wanted or path.split("/")[self._level] not in _UNLABELLED]
-        return (_Chunk(paths[start : start + size], row) for start in range(0, len(paths), size))
+        each = (paths[start : start + size] for start in range(0, len(paths), size))
+        return (Later(len(some), functools.partial(map, row, some)) for some in each)
 
     def beside(self, wanted: Sequence[str]) -> list[str]:
         """The files that hold such columns and are none of `paths`."""
@@ -87,23 +89,6 @@ class Folder:
         if (content := _first(picture, ".txt")) is not None:
             return boxes.yolo(content, names, content_of(picture) or b"")
         return [] if names else None  # of YOLO's pictures those without a text show nothing
-
-
-class _Chunk(Sequence[dict[str, Any]]):
-    """Rows that are read as they are asked for: of several shards each has only some."""
-
-    def __init__(self, paths: list[str], row: Callable[[str], dict[str, Any]]) -> None:
-        self._paths, self._row = paths, row
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    @overload
-    def __getitem__(self, place: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, place: slice) -> _Chunk: ...
-    def __getitem__(self, place: int | slice) -> Any:
-        return _Chunk(self._paths[place], self._row) if isinstance(place, slice) else self._row(self._paths[place])
 
 
 def _level(paths: list[str]) -> int:

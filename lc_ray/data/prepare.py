@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import time
 import uuid
@@ -248,18 +249,20 @@ def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
             group = f"; all rows of one {job.data.split} are on one side" if job.data.split else ""
             raise DataError(f"no {name} rows are left", source, f"give more rows, or another `data.validation`{group}")
 
+    fixed = "validation" in job.data.sources or job.data.split  # which rows are on which side
+
     def fitted() -> Any:
         task = kind.fit((t for t, _ in train.targets()), options, columns)
         return named(task, job).bind(columns)
 
     try:
         task = fitted()
-        unseen = validation.unseen(task)
+        unseen = dict(itertools.islice(validation.unseen(task), 1 if fixed else None))
     except DataError as error:  # perhaps of chance, which left training with one label alone
         if not (unseen := dict.fromkeys(validation.others(train), error)):
             raise
     if unseen:
-        if "validation" in job.data.sources or job.data.split or len(unseen) == validation.index.num_rows:
+        if fixed or len(unseen) == validation.index.num_rows:
             raise next(iter(unseen.values()))
         # Of a label so rare that chance left training without it, all rows are for training.
         rare = np.isin(np.arange(validation.index.num_rows), list(unseen))
@@ -304,15 +307,13 @@ class _Side:
         known = {cells.order(0, [], target) for target, _ in side.targets()}
         return [place for place, (target, _) in enumerate(self.targets()) if cells.order(0, [], target) not in known]
 
-    def unseen(self, task: Any) -> dict[int, DataError]:
-        """Why the task can't encode a row's target, by the row's place."""
-        found = {}
-        for place, (target, where) in enumerate(self.targets()):
+    def unseen(self, task: Any) -> Iterator[tuple[int, DataError]]:
+        """Places of rows whose targets the task can't encode, and why. Pictures and sounds are not read for it: they are encoded as they are."""
+        for place, (target, where) in enumerate(self.targets() if pa.binary() != task.TYPE else ()):
             try:
                 task.encode(target)
             except DataError as error:
-                found[place] = DataError(error.what, where, error.fix)
-        return found
+                yield place, DataError(error.what, where, error.fix)
 
 
 def _sides(job: JobSpec, folder: StoragePath) -> tuple[_Side, _Side, Counter[str]]:

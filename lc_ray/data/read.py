@@ -15,13 +15,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.feather
-import pyarrow.parquet as pq
-from pyarrow import orc
 
-from lc_ray.data import boxes, conll, documents, lines, packed, sheets, tables
+from lc_ray.data import boxes, conll, documents, lines, packed, sheets, stored, tables
 from lc_ray.data.files import File
 from lc_ray.data.folders import Folder
+from lc_ray.data.stored import Later
 from lc_ray.data.tables import Table
 from lc_ray.errors import DataError, first_line
 from lc_ray.modalities import _text
@@ -68,15 +66,9 @@ class Reader:
         """Those of the columns that are in the file itself."""
         try:
             match self._kind(wanted):
-                case "parquet":
+                case "parquet" | "orc" | "arrow" as kind:
                     with self.file.open() as content:
-                        return list(pq.read_schema(content).names)
-                case "arrow":
-                    with self.file.open() as content:
-                        return list(_arrow(content)[0].names)
-                case "orc":
-                    with self.file.open() as content:
-                        return list(orc.ORCFile(content).schema.names)
+                        return stored.columns(content, kind)
                 case "folder":
                     return self._folder.columns()
                 case kind if kind in _UNEVEN:
@@ -138,7 +130,8 @@ class Reader:
 
     def shards(self, wanted: Sequence[str], most: int, size: int = CHUNK) -> int:
         """How many tasks are worth sharing the file in chunks of `size` rows, at least one: none would be left without rows."""
-        return max(1, sum(1 for _ in itertools.islice(self._whole(wanted, size), most))) if most > 1 else 1
+        with self._to_its_end():
+            return max(1, sum(1 for _ in itertools.islice(self._whole(wanted, size), most))) if most > 1 else 1
 
     def rows(self, wanted: Sequence[str], shard: int = 0, shards: int = 1, size: int = CHUNK) -> Iterator[list[dict[str, Any]]]:
         """Chunks of raw rows: the wanted cells, `_row` (from 0, the header not counted), and `_error` where the line itself is broken.
@@ -149,25 +142,26 @@ class Reader:
         chunks of `size` rows.
         """
         number, paths = 0, {name: paths for name in wanted if list((paths := self._paths(name)).values()) != [[name]]}
-        for place, chunk in enumerate(self._whole(wanted, size)):
-            found: list[dict[str, Any]] = []
-            if place % shards != shard and not self._ragged:
-                number += len(chunk)
-                continue
-            for row in _listed(chunk):
-                while number in self._ragged:
-                    found.append({"_error": self._ragged.pop(number), "_row": number})
+        with self._to_its_end():
+            for place, chunk in enumerate(self._whole(wanted, size)):
+                found: list[dict[str, Any]] = []
+                if place % shards != shard and not self._ragged:
+                    number += len(chunk)
+                    continue
+                for row in _listed(chunk):
+                    while number in self._ragged:
+                        found.append({"_error": self._ragged.pop(number), "_row": number})
+                        number += 1
+                    cells = {name: _cell(row, parts) for name, parts in paths.items()} if "_error" not in row else {}
+                    found.append(row | cells | {"_row": number})
                     number += 1
-                cells = {name: _cell(row, parts) for name, parts in paths.items()} if "_error" not in row else {}
-                found.append(row | cells | {"_row": number})
-                number += 1
-            if place % shards == shard:
-                yield found
+                if place % shards == shard:
+                    yield found
         if self._ragged and shard == 0:
             yield [{"_error": reason, "_row": row} for row, reason in sorted(self._ragged.items())]
 
     def _whole(self, wanted: Sequence[str], size: int) -> Iterator[Any]:
-        """As `_chunks`; DataError if the file is cut off or damaged."""
+        """As `_chunks`, with the values that folders have."""
         names = self._all(wanted)
         shared = {name: value for name, value in self.file.partitions.items() if name in names}
         own = names
@@ -175,9 +169,14 @@ class Reader:
             there = self._own(names)
             shared = {name: value for name, value in shared.items() if name not in there}
             own = [name for name in names if name not in shared] or there[:1]
+        for chunk in self._grouped(own, size, self._kind(wanted)):
+            yield Later(len(chunk), lambda chunk=chunk: (row | shared for row in _listed(chunk))) if shared else chunk  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _to_its_end(self) -> Iterator[None]:
+        """DataError if the file is cut off or damaged."""
         try:
-            for chunk in self._grouped(own, size, self._kind(wanted)):
-                yield [row | shared for row in _listed(chunk)] if shared else chunk
+            yield
         except _BROKEN as error:
             what = first_line(error)
             if "Empty CSV" in what:
@@ -203,49 +202,40 @@ class Reader:
             return self._chunks(wanted, size, kind)
         read = list(dict.fromkeys([*(name for name in wanted if name != boxes.ANNOTATIONS), found[0], *found[2]]))
         each = (row for chunk in self._chunks(read, CHUNK, kind) for row in _listed(chunk))
-        return _batched(boxes.rows(each, found, wanted), size)
+        return batched(boxes.rows(each, found, wanted), size)
 
     def _chunks(self, wanted: Sequence[str], size: int, kind: str) -> Iterator[Any]:
-        """Record batches, or lists of dicts, of `size` rows; all columns of a JSON row where none is wanted."""
+        """Record batches or dicts, `size` rows at a time, which are read no further than they are looked at; all columns of a JSON row where none is
+        wanted.
+        """
         match kind:
-            case "parquet":
+            case "parquet" | "orc" | "arrow":
                 with self.file.open() as content:
-                    table = pq.ParquetFile(content)
-                    yield from _named(table.schema_arrow, table.iter_batches(size, columns=list(wanted)))
-            case "arrow":
-                with self.file.open() as content:
-                    schema, batches = _arrow(content)
-                    pieces = (batch.slice(start, size) for batch in batches for start in range(0, batch.num_rows, size))
-                    yield from _named(schema, (piece.select(list(wanted)) for piece in pieces))
-            case "orc":
-                with self.file.open() as content:
-                    table = orc.ORCFile(content)
-                    stripes = (table.read_stripe(number, list(wanted)) for number in range(table.nstripes))
-                    pieces = (stripe.slice(start, size) for stripe in stripes for start in range(0, stripe.num_rows, size))
-                    yield from (piece.select(list(wanted)) for piece in pieces)
+                    yield from stored.chunks(content, kind, wanted, size)
             case "folder":
                 yield from self._folder.chunks(wanted, size)
             case "tar":
-                yield from _batched((self._row(row, wanted) for row in self._samples()), size)
+                yield from batched((self._row(row, wanted) for row in self._samples()), size)
             case "json":
-                yield from _batched((self._row(row, wanted) for row in self._list()), size)
+                yield from batched((self._row(row, wanted) for row in self._list()), size)
             case "jsonl":
                 with self.file.open() as content:
-                    yield from _batched((self._line(line, wanted) for line in content if line.strip()), size)
+                    for some in batched((line for line in content if line.strip()), size):
+                        yield Later(len(some), functools.partial(map, functools.partial(self._line, wanted=wanted), some))
             case "conll":
                 with self.file.open() as content:
-                    yield from _batched((self._row(row, wanted) for row in conll.rows(content)), size)
+                    yield from batched((self._row(row, wanted) for row in conll.rows(content)), size)
             case "conllu":
                 with self.file.open() as content:
-                    yield from _batched((self._row(row, wanted) for row in conll.universal(content)), size)
+                    yield from batched((self._row(row, wanted) for row in conll.universal(content)), size)
             case "sheet":
-                yield from _batched((self._row(row, wanted) for row in self._sheet()), size)
+                yield from batched((self._row(row, wanted) for row in self._sheet()), size)
             case "txt":
                 with self.file.open() as content:
-                    yield from _batched((self._row(lines.row(line), wanted) for line in content if line.strip()), size)
+                    yield from batched((self._row(lines.row(line), wanted) for line in content if line.strip()), size)
             case _ if sentence := self._sentence:
                 chunks = cast(Table, self._table).chunks(list({*wanted, sentence}), size)
-                yield from _batched(conll.sentences((row for chunk in chunks for row in chunk.to_pylist()), sentence, wanted), size)
+                yield from batched(conll.sentences((row for chunk in chunks for row in chunk.to_pylist()), sentence, wanted), size)
             case _:
                 yield from cast(Table, self._table).chunks(wanted, size)
 
@@ -341,7 +331,8 @@ def _listed(chunk: Any) -> Any:
     return chunk.to_pylist() if isinstance(chunk, pa.RecordBatch) else chunk
 
 
-def _batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def batched(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Rows, `size` at a time."""
     rest = iter(rows)
     while batch := list(itertools.islice(rest, size)):
         yield batch
@@ -356,45 +347,3 @@ def _parsed(ending: str, data: bytes) -> dict[str, Any]:
         except (ValueError, RecursionError):
             return {"_error": "a .json of the sample is not valid JSON"}
     return {ending: data}
-
-
-def _named(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[list[dict[str, Any]]]:
-    """Rows, those columns as names that a Hugging Face dataset keeps as numbers of classes."""
-    known = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    classes = {column: feature for column, feature in known.items() if '"ClassLabel"' in json.dumps(feature)}
-    for batch in batches:
-        rows = batch.to_pylist()
-        for column in classes.keys() & set(batch.schema.names):
-            for row in rows:
-                row[column] = _renamed(row[column], classes[column])
-        yield rows
-
-
-def _renamed(value: Any, feature: Any) -> Any:
-    """A cell, or what is in it, with names in place of numbers of classes."""
-    if value is None or not isinstance(feature, dict | list):
-        return value
-    if isinstance(feature, list):
-        feature = {"feature": feature[0]}
-    if isinstance(value, list):
-        inner = feature.get("feature", feature)
-        return [_renamed(item, inner) for item in value]
-    if isinstance(value, dict):  # a list of structs may be kept as a struct of lists
-        inner = feature.get("feature", feature)
-        return {name: _renamed(item, inner.get(name)) for name, item in value.items()}
-    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
-    return value if not names else names[value] if 0 <= value < len(names) else None
-
-
-def _arrow(content: Any) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
-    """Schema and batches of an Arrow stream, as Hugging Face datasets are saved, or of an Arrow file, or of Feather's first version."""
-    sign = content.read(6)
-    content.seek(0)
-    if sign.startswith(b"FEA1"):
-        table = pyarrow.feather.read_table(content)
-        return table.schema, table.to_batches()
-    if sign != b"ARROW1":
-        stream = pa.ipc.open_stream(content)
-        return stream.schema, stream
-    file = pa.ipc.open_file(content)
-    return file.schema, (file.get_batch(number) for number in range(file.num_record_batches))

@@ -41,7 +41,7 @@ def reference(predictor: Predictor, training: Rows, held_out: Rows) -> dict[str,
     training, held_out = ({name: values[:ROWS] for name, values in rows.items()} for rows in (training, held_out))
     measured = [of_row(training, predictor.columns, i) for i in range(len(training["_size"]))]
     if predictor.task.DECODES_SCORES:  # of all others each answer takes many runs
-        measured += [of_answer(answer) for answer in predictor.answers(held_out)]
+        measured += map(of_answer, predictor.answered(held_out))
     values: dict[str, list[float | str]] = {}
     for one in measured:
         for name, value in one.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,13 @@ def parse(values: dict[str, Any]) -> ReadSpec:
         raise SpecError(problems(error, ReadSpec), "data") from None
 
 
-def evaluate(model: str | Path | Predictor, source: str, target: str | None, reading: ReadSpec | None = None) -> dict[str, Any]:
+def evaluate(
+    model: str | Path | Predictor,
+    source: str,
+    target: str | None,
+    reading: ReadSpec | None = None,
+    told: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
     """Metrics over all usable rows, with `rows` and `rejected` counts.
 
     Args:
@@ -45,6 +51,7 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None, rea
         source: a file, a folder or `package:NAME/path`.
         target: the column that holds the label; None for a task that needs none.
         reading: how it is read.
+        told: called now and then with how many rows were measured.
 
     Raises:
         DataError: a file or column is missing, no row can be used, or a label the model does not know.
@@ -62,7 +69,7 @@ def evaluate(model: str | Path | Predictor, source: str, target: str | None, rea
         numbers, prepared = learned(values, columns, task.divides(target, columns))
         scores += predictor.scores(prepared | {TARGET: [some[number][1] for number in numbers]})
         encoded += [some[number][2] for number in numbers]
-        rows += len(some)
+        told(rows := rows + len(some))
     if not rows:
         why = f"; {rejected.most_common(1)[0][0]}" if rejected else ""
         raise DataError(f"no row can be used ({rejected.total()} rejected{why})", source)

@@ -5,6 +5,7 @@ Each function takes parts of a run's record; where they hold nothing to draw it 
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ Record = dict[str, Any]
 
 _WIDTH = 920  # pixels where the page is wide enough
 _COLOURS = 8  # c0 … c7 in report.html
+_MANY, _LIKELIEST = 20, 5  # labels: more than so many are not all shown, but so many of them
 _RAW_POINTS = 250  # per curve; more can't be told apart and make the page heavy
 _MOST_BARS = 16  # segments that get a bar each; with more of them, members do
 _PARTS = {"start": "c2", "data": "c3", "compute": "c0", "communication": "c1", "checkpoint": "c6", "evaluate": "c4", "other": "grey"}
@@ -48,6 +50,11 @@ def change(name: str, difference: float, digits: int = 1) -> str:
     """-0.012 → "−1.2 points" for an accuracy and its like, three decimals for all others."""
     scale, digits, unit = (100, digits, " points") if _percent(name) else (1, 3, "")
     return f"{round(scale * difference, digits) + 0.0:+.{digits}f}{unit}".replace("-", "−")
+
+
+def likeliest(known: dict[str, float]) -> dict[str, float]:
+    """Probabilities by label; of many labels those of the likeliest."""
+    return known if len(known) <= _MANY else {name: known[name] for name in heapq.nlargest(_LIKELIEST, known, key=known.__getitem__)}
 
 
 def size(count: float) -> str:

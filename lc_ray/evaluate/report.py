@@ -33,7 +33,7 @@ def write_html(record: Record, path: StoragePath) -> None:
         path: of the file to write.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"duration": plots.duration, "size": plots.size}
+    environment.filters |= {"duration": plots.duration, "size": plots.size, "likeliest": plots.likeliest}
     segments, objective, winner = record.get("segments") or [], _objective(record), record.get("winner")
     units = record.get("architecture") or {"before": {}, "after": {}}
     page = environment.get_template("report.html").render(

@@ -1,7 +1,8 @@
-"""The encoders of a model, by input column: made, told, and made again; and a row's positions as one vector."""
+"""The encoders of a model, by input column: made, told, and made again, with what each reads; and a row's positions as one vector."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +24,15 @@ def rebuild(config: dict[str, Any]) -> dict[str, Any]:
 def config(encoders: dict[str, Any]) -> dict[str, Any]:
     """What `rebuild` needs, as JSON."""
     return {column: {"modality": type(e).__module__.rpartition(".")[2], "config": e.config} for column, e in encoders.items()}
+
+
+def by_column(named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is named `column.part`, by column and part: looked through once for all, as a table may have hundreds of columns."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in named.items():
+        column, _, part = name.partition(".")
+        found.setdefault(column, {})[part] = value
+    return found
 
 
 def pool(hidden: Tensor, mask: Tensor) -> Tensor:

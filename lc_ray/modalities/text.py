@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -19,6 +20,7 @@ from lc_ray.modalities import _hub, _text
 from lc_ray.spec import InputSpec
 
 _NEAR = 1e-3  # of the standard deviation of hidden states
+_TOGETHER = 2**20  # characters
 _NOWHERE = "\uffff"  # in no vocabulary: no character
 
 
@@ -125,11 +127,15 @@ class Modality:
             The number of the text that each row is of, and the rows.
         """
         whole = {"truncation": True, "max_length": self.spec.max_length, "return_overflowing_tokens": True, "return_offsets_mapping": True}
-        found = self._from_start(texts, **whole)
-        numbers = list(found["overflow_to_sample_mapping"])
-        spans = [[span for span in row if span[1]] for row in found["offset_mapping"]]  # special tokens have (0, 0)
-        parts = [texts[number][row[0][0] : row[-1][1]] if row else texts[number] for number, row in zip(numbers, spans, strict=True)]
-        return numbers, {"text": parts, "input_ids": list(found["input_ids"])}
+        numbers, parts, ids = list[int](), list[str](), list[list[int]]()
+        for some in _few(texts):
+            found = self._from_start([texts[number] for number in some], **whole)
+            for place, offsets, tokens in zip(found["overflow_to_sample_mapping"], found["offset_mapping"], found["input_ids"], strict=True):
+                text, spans = texts[some[place]], [span for span in offsets if span[1]]  # special tokens have (0, 0)
+                numbers.append(some[place])
+                parts.append(text[spans[0][0] : spans[-1][1]] if spans else text)
+                ids.append(tokens)
+        return numbers, {"text": parts, "input_ids": ids}
 
     def show(self, parts: dict[str, Any]) -> Any:
         """The text."""
@@ -161,6 +167,12 @@ class Modality:
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files."""
         self.tokenizer.save_pretrained(str(folder))
+
+
+def _few(texts: list[str]) -> Iterator[list[int]]:
+    """Numbers of texts that are tokenised together: where each of their tokens is takes a hundred times its size."""
+    ends = np.cumsum([len(text) for text in texts]) // _TOGETHER
+    return (np.flatnonzero(ends == end).tolist() for end in np.unique(ends))
 
 
 def padded(tokens: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lc_ray.errors import DataError
 from lc_ray.modalities import _text
+from lc_ray.modalities._encoders import by_column
 from lc_ray.spec import UNREAD, module_name
 
 TARGET = "_target"  # column of the prepared rows
@@ -22,10 +23,10 @@ def collate(rows: dict[str, list[Any]], columns: dict[str, Any]) -> dict[str, Te
         rows: prepared lists named `column.part`.
         columns: a `Modality` per column.
     """
-    batch: dict[str, Tensor] = {}
+    batch, apart = dict[str, Tensor](), by_column(rows)
     for column, modality in columns.items():
         name = module_name(column)
-        parts = {k.removeprefix(f"{name}."): v for k, v in rows.items() if k.startswith(f"{name}.")}
+        parts = apart.get(name, {})
         if (present := parts.pop("present", None)) is not None:
             batch[f"{name}.present"] = torch.tensor(present, dtype=torch.float32)
         batch |= {f"{name}.{part}": tensor for part, tensor in modality.collate(parts).items()}
@@ -56,12 +57,12 @@ def feed(
 
 def vary(batch: dict[str, Tensor], columns: dict[str, Any], random: torch.Generator) -> dict[str, Tensor]:
     """A training batch with the columns that ask for it augmented."""
+    apart, varied = by_column(batch), dict[str, Tensor]()
     for column, modality in columns.items():
         if modality.spec.augment:
-            prefix = f"{module_name(column)}."
-            own = {k.removeprefix(prefix): v for k, v in batch.items() if k.startswith(prefix)}
-            batch = batch | {f"{prefix}{name}": tensor for name, tensor in modality.augment(own, random).items()}
-    return batch
+            name = module_name(column)
+            varied |= {f"{name}.{part}": tensor for part, tensor in modality.augment(apart[name], random).items()}
+    return batch | varied
 
 
 def hide(batch: dict[str, Tensor], drop: float, random: torch.Generator) -> dict[str, Tensor]:
@@ -110,13 +111,10 @@ def _named(column: str, modality: Any, parts: dict[str, list[Any]], values: list
     return {f"{name}.{part}": cells for part, cells in parts.items()} | present
 
 
-def parts_of(rows: dict[str, Any], columns: dict[str, Any], number: int | None = None) -> dict[str, dict[str, Any]]:
-    """One row's prepared parts by column: of lists, row `number`; or of a row, all of it."""
-    found: dict[str, dict[str, Any]] = {}
-    for column in columns:
-        prefix = f"{module_name(column)}."
-        found[column] = {k.removeprefix(prefix): v if number is None else v[number] for k, v in rows.items() if k.startswith(prefix)}
-    return found
+def parts_of(rows: dict[str, list[Any]], columns: dict[str, Any], number: int) -> dict[str, dict[str, Any]]:
+    """One row's prepared parts by column."""
+    apart = by_column(rows)
+    return {column: {part: values[number] for part, values in apart.get(module_name(column), {}).items()} for column in columns}
 
 
 def show(parts: dict[str, dict[str, Any]], columns: dict[str, Any]) -> dict[str, Any]:

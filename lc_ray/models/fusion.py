@@ -65,11 +65,11 @@ class FusionModel(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Outputs of the head for a batch of tensors named `column.tensor`: (batch, ...), or (batch, positions, ...) for a task of positions."""
         hidden, masks, present = [], [], []
-        for column in self.columns:
-            prefix = f"{module_name(column)}."
-            tensors = {k.removeprefix(prefix): v for k, v in batch.items() if k.startswith(prefix)}
+        apart = _encoders.by_column(batch)
+        for name, encoder in self.encoders.items():
+            tensors = apart[name]
             there = tensors.pop("present", None)
-            states, mask = self.encoders[module_name(column)](**tensors)  # (batch, positions, width), (batch, positions)
+            states, mask = encoder(**tensors)  # (batch, positions, width), (batch, positions)
             if there is None:
                 there = mask.new_ones(mask.shape[:1])
             hidden.append(states)

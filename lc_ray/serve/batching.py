@@ -16,6 +16,8 @@ from lc_ray.predictor import Predictor, Rows
 from lc_ray.serve import record
 from lc_ray.serve.grouping import Grouping
 
+_AHEAD = 32  # batches of rows that are prepared: to choose among all that may wait would take longer than to run a batch
+
 
 class QueueFull(Exception):
     """Too many requests wait."""
@@ -150,7 +152,10 @@ class Batcher:
             while self._fresh_rows() < wanted and not self._closed and (left := until - time.monotonic()) > 0:
                 self._changed.wait(None if left == math.inf else left)
             self._wanted = math.inf
-            fresh, self._fresh = self._fresh, []
+            fresh, room = list[_Job](), _AHEAD * self.rows - len(self._ready)
+            while self._fresh and room > 0:
+                fresh.append(self._fresh.pop(0))
+                room -= len(fresh[-1].rows)
             self._left += len(fresh)
         self._ready += self._prepared(fresh)
 

@@ -15,6 +15,8 @@ from lc_ray.errors import DataError
 from lc_ray.section import Section
 from lc_ray.tasks import _task
 
+_COMPARED = 1000  # labels: more take long, and many rows may have labels that are not there
+
 
 class Task(_task.Task):
     """Some of several labels.
@@ -52,7 +54,7 @@ class Task(_task.Task):
             DataError: a label never seen in training.
         """
         if label not in self._index:
-            near = difflib.get_close_matches(label, self.labels, 1)
+            near = difflib.get_close_matches(label, self.labels, 1) if len(self.labels) <= _COMPARED else []
             hint = f"did you mean '{near[0]}'? " if near else ""
             raise DataError(
                 f"label '{label}' was never seen in training (labels: {', '.join(self.labels[:20])})",

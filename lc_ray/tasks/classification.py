@@ -20,6 +20,7 @@ from lc_ray.modalities import _text
 from lc_ray.tasks import _labels, _task
 
 _FEW = 100  # labels of which each may have but a row
+_ROWS = 1024  # at a time: those of thousands of labels would fill the memory
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
 
 
@@ -89,22 +90,20 @@ class Task(_labels.Task):
             scores: logits of each row, (labels,).
             encoded: each row's label index.
         """
-        log_probability, targets = torch.from_numpy(np.stack(scores)).double().log_softmax(-1).numpy(), np.array(encoded)
-        probability = np.exp(log_probability)  # (rows, labels)
-        predicted, rows = probability.argmax(-1), np.arange(len(targets))
-        true_positive = np.array([((predicted == k) & (targets == k)).sum() for k in range(len(self.labels))])
-        counted = np.array([(predicted == k).sum() + (targets == k).sum() for k in range(len(self.labels))])
+        each = [_judged(np.stack(scores[i : i + _ROWS]), np.array(encoded[i : i + _ROWS])) for i in range(0, len(scores), _ROWS)]
+        predicted, confidence, log_probability, five = (np.concatenate(part) for part in zip(*each, strict=True))
+        targets = np.array(encoded)
+        correct = predicted == targets
+        true_positive, counted = (np.bincount(kinds, minlength=len(self.labels)) for kinds in (targets[correct], np.append(predicted, targets)))
         present = counted > 0
         f1 = (2 * true_positive[present] / counted[present]).mean()
-        confidence, correct = probability.max(-1), predicted == targets
         bins = np.minimum((confidence * 15).astype(int), 14)
         gaps = [abs(correct[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
-        five = (np.argsort(-probability, -1)[:, :5] == targets[:, None]).any(1)
         return {
             "accuracy": float(correct.mean()),
             **({"top5_accuracy": float(five.mean())} if len(self.labels) > 5 else {}),
             "macro_f1": float(f1),
-            "log_loss": float(-log_probability[rows, targets].mean()),
+            "log_loss": float(-log_probability.mean()),
             "calibration_error": float(np.sum(gaps)),
         }
 
@@ -122,3 +121,11 @@ class Task(_labels.Task):
     def mistake(self, answer: dict[str, Any], target: str) -> float | None:
         """Probability of a wrong label."""
         return None if answer["label"] == self.shown(target) else float(answer["probabilities"][answer["label"]])
+
+
+def _judged(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    """Of logits (rows, labels): the likeliest label, its probability, the target's logarithm of it, and whether that is among the five likeliest."""
+    log_probability = torch.from_numpy(logits).double().log_softmax(-1).numpy()
+    probability = np.exp(log_probability)
+    five = (np.argsort(-probability, -1)[:, :5] == targets[:, None]).any(1)
+    return probability.argmax(-1), probability.max(-1), log_probability[np.arange(len(targets)), targets], five

@@ -281,12 +281,12 @@ class Model(nn.Module):
 
         A column's tensors may include `present` (batch,), 0 where a row lacks it: it then says nothing.
         """
-        said = [self._said(name, batch) for name in self.encoders]
+        apart = _encoders.by_column(batch)
+        said = [self._said(name, apart[name]) for name in self.encoders]
         label = torch.stack(said).sum(0) if said else None
         return cast(Tensor, self.net(batch[_NOISY], batch[_TIMESTEP], class_labels=label, return_dict=False)[0])
 
-    def _said(self, name: str, batch: dict[str, Tensor]) -> Tensor:
-        own = {k.removeprefix(f"{name}."): v for k, v in batch.items() if k.startswith(f"{name}.")}
+    def _said(self, name: str, own: dict[str, Tensor]) -> Tensor:
         there = own.pop("present", None)
         said: Tensor = self.project[name](pool(*self.encoders[name](**own)))
         return said if there is None else said * there.unsqueeze(-1).to(said.dtype)

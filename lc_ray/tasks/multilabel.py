@@ -74,18 +74,19 @@ class Task(_labels.Task):
         balanced = [max(1.0, (rows - counts[label]) / counts[label]) for label in labels]
         return cls(labels, balanced if options.class_weights == "balanced" else None)
 
-    def encode(self, target: list[str]) -> list[float]:
+    def encode(self, target: list[str]) -> NDArray[np.float32]:
         """1 for each label that the row has.
 
         Raises:
             DataError: a label never seen in training.
         """
-        there = {self.index(label) for label in target}
-        return [float(i in there) for i in range(len(self.labels))]
+        there = np.zeros(len(self.labels), np.float32)
+        there[[self.index(label) for label in target]] = 1
+        return there
 
-    def collate(self, encoded: list[list[float]]) -> Tensor:
+    def collate(self, encoded: list[NDArray[np.float32]]) -> Tensor:
         """(batch, labels)."""
-        return torch.tensor(encoded)
+        return torch.from_numpy(np.stack(encoded))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean binary cross-entropy over rows and labels."""
@@ -97,9 +98,9 @@ class Task(_labels.Task):
         soft = torch.sigmoid(teacher.float() / temperature)
         return F.binary_cross_entropy_with_logits(outputs.float() / temperature, soft) * temperature**2
 
-    def metrics(self, scores: list[NDArray[np.float32]], encoded: list[list[float]]) -> dict[str, float]:
+    def metrics(self, scores: list[NDArray[np.float32]], encoded: list[NDArray[np.float32]]) -> dict[str, float]:
         """Micro and macro F1 at probability 0.5, accuracy of whole rows, and log loss in nats per label."""
-        logits, truth = np.stack(scores).astype(np.float64), np.array(encoded) > 0.5  # (rows, labels)
+        logits, truth = np.stack(scores), np.stack(encoded) > 0.5  # (rows, labels)
         chosen = logits > 0
         hit, either = (chosen & truth).sum(0), chosen.sum(0) + truth.sum(0)
         each = 2 * hit[either > 0] / either[either > 0]
@@ -107,7 +108,7 @@ class Task(_labels.Task):
             "micro_f1": float(2 * hit.sum() / max(1, either.sum())),
             "macro_f1": float(each.mean()) if len(each) else 0.0,
             "exact_match": float((chosen == truth).all(1).mean()),
-            "log_loss": float(np.logaddexp(0, np.where(truth, -logits, logits)).mean()),
+            "log_loss": float(np.mean([np.logaddexp(0, np.where(t, -s, s).astype(np.float64)).mean() for s, t in zip(logits, truth, strict=True)])),
         }
 
     def decode(self, output: NDArray[np.float32], parts: dict[str, Any]) -> dict[str, Any]:

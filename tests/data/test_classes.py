@@ -98,7 +98,7 @@ def test_several_labels_and_boxes_have_names_too():
 
     several = multilabel.Task(["0", "1"]).named(find)
     several = multilabel.Task(**json.loads(json.dumps(several.config)))
-    assert several.encode(["1"]) == several.encode(["dog"]) == [0, 1]
+    assert several.encode(["1"]).tolist() == several.encode(["dog"]).tolist() == [0, 1]
     answer = several.decode([-9.0, 9.0], {})
     assert answer["labels"] == ["dog"]
     assert several.mistake(answer, ["1"]) is None

@@ -19,6 +19,8 @@ from lc_ray.data.prepare import prepare
 from lc_ray.errors import DataError
 from lc_ray.section import override
 from lc_ray.spec import digest
+from lc_ray.tasks import image_generation
+from lc_ray.tasks.classification import Task
 
 pytestmark = pytest.mark.cluster
 TEXTS = [f"{a} {b} {c}" for a in ("good", "bad", "late") for b in ("flight", "day", "service") for c in ("was", "ok", "love", "hate")]
@@ -327,3 +329,27 @@ def test_nothing_half_prepared_is_taken_for_whole(job):
     again, reused = prepare(asked)
     assert not reused
     assert texts(again, "train") == texts(first, "train")
+
+
+def test_the_first_label_that_training_lacks_is_told_without_looking_at_all(job, tmp_path, monkeypatch):
+    file = tmp_path / "validation.csv"
+    file.write_text("text,label\n" + "".join(f"{a} {b},z{b}\n" for a, b in ROWS), "utf-8")
+    asked, own = [], Task.encode
+    monkeypatch.setattr(Task, "encode", lambda self, target: asked.append(target) or own(self, target))
+    with pytest.raises(DataError, match=r"label 'z[xy]' was never seen"):
+        prepare(job(ROWS, str(file)))
+    assert len(asked) == 1
+
+
+def test_of_thousands_of_labels_none_is_compared_with_one_that_is_not_there(monkeypatch):
+    few, many = (Task([f"label {n}" for n in range(count)]) for count in (1000, 1001))
+    with pytest.raises(DataError, match="did you mean 'label 1'"):
+        few.encode("labels 1")
+    with pytest.raises(DataError, match="label 'labels 1' was never seen") as error:
+        many.encode("labels 1")
+    assert "mean" not in error.value.fix
+
+
+def test_recordings_and_pictures_that_are_targets_are_not_read_to_know_labels():
+    side = prepares._Side(None, None, None)
+    assert list(side.unseen(image_generation.Task())) == []

@@ -90,3 +90,10 @@ def test_nothing_usable(model, tmp_path):
 def test_a_missing_column(model, tiny_rows):
     with pytest.raises(DataError, match=r"no column 'stars'; there are: text, label\n.*--target"):
         evaluate(model, str(tiny_rows), "stars")
+
+
+def test_how_far_it_is_is_told(model, tiny_rows, monkeypatch):
+    monkeypatch.setattr(labelled, "_ROWS", 200)
+    told = []
+    evaluate(model, str(tiny_rows), "label", told=told.append)
+    assert told == [200, 400, 480]

@@ -195,6 +195,14 @@ def test_terminal_table_has_ratios() -> None:
     assert "accepted" in lines
 
 
+def test_of_thousands_of_labels_the_likeliest_are_shown(tmp_path: Path) -> None:
+    record = made_record()
+    record["answer"]["answer"] = {"label": "kind 4999", "probabilities": {f"kind {n}": n / 1e7 for n in range(5000)}}
+    page = page_of(record, tmp_path)
+    assert ("kind 4995" in page, "kind 4994" in page) == (True, False)
+    assert "} and 4,995 less likely" in page.replace("&#39;", "'")
+
+
 def test_times_of_one_pass_are_not_told_as_those_of_answers(tmp_path: Path) -> None:
     record = made_record() | {"stepwise": True}
     table, page = terminal_of(record), page_of(record, tmp_path)

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from lc_ray.errors import DataError, ModelError
+from lc_ray.modalities import text as text_file
 from lc_ray.modalities.text import Encoder, Modality
 from lc_ray.models import load
 from lc_ray.models.batches import collate, prepare
@@ -303,3 +304,13 @@ def test_texts_of_several_columns_follow_one_another(tiny_base):
     assert modality.decode(pair) == "good day\nbad"
     with pytest.raises(DataError, match="not text but dict"):
         Modality(InputSpec(column="text"), tiny_base).decode(pair)
+
+
+def test_long_texts_are_divided_few_at_a_time(modality, monkeypatch):
+    texts = ["good day " * n for n in (1, 9, 2, 30, 4)]
+    whole, asked, own = modality.windows(texts), [], modality._from_start
+    monkeypatch.setattr(text_file, "_TOGETHER", 100)
+    monkeypatch.setitem(vars(modality), "_from_start", lambda some, **how: asked.append(some) or own(some, **how))
+    assert modality.windows(texts) == whole
+    assert [text for some in asked for text in some] == texts
+    assert len(asked) == 4

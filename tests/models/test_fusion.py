@@ -76,6 +76,28 @@ def test_what_two_columns_say_together_is_learned(inputs, kind, tmp_path):
         predictor.predict([{"text": None}])
 
 
+class Seen(dict):
+    """Remembers how often it was looked through."""
+
+    times = 0
+
+    def items(self):
+        self.times += 1
+        return super().items()
+
+
+def test_of_many_columns_names_are_looked_through_once():
+    many = [InputSpec(column=f"c{n}", modality="tabular", optional=True) for n in range(9)]
+    columns, task = load.modalities(many), classification.Task(["no", "yes"])
+    prepared = Seen(batches.prepare({f"c{n}": ["3", "red"] for n in range(9)}, columns))
+    batch = Seen(batches.collate(prepared, columns))
+    assert {name: list(parts) for name, parts in batches.parts_of(prepared, columns, 1).items()} == {
+        f"c{n}": ["cell", "number", "category", "present"] for n in range(9)
+    }
+    load.pretrained(ModelSpec(), many, task)(batch)
+    assert (prepared.times, batch.times) == (2, 1)
+
+
 @pytest.mark.parametrize("kind", ["concat", "gated", "attention"])
 def test_what_is_missing_cannot_be_seen(inputs, kind):
     model, columns, _ = fitted(inputs, kind, steps=1)

@@ -6,6 +6,7 @@ import pytest
 
 from lc_ray.errors import DataError
 from lc_ray.serve.batching import Batcher, QueueFull
+from lc_ray.serve.grouping import Grouping
 from lc_ray.spec import InputSpec
 
 
@@ -180,3 +181,11 @@ def test_close_ends_the_thread(fake):
     batcher.close()
     batcher._thread.join(5)
     assert not batcher.alive
+
+
+def test_of_many_rows_that_wait_some_are_prepared_and_chosen_among(fake, monkeypatch):
+    among, choose = [], Grouping.choose
+    monkeypatch.setattr(Grouping, "choose", lambda self, sizes: among.append(len(sizes)) or choose(self, sizes))
+    requests = [[f"{n} {row}" for row in range(40)] for n in range(50)]
+    assert together(fake, requests, rows=4) == [[text.upper() for text in request] for request in requests]
+    assert max(among) < 4 * 32 + 40

@@ -1,3 +1,4 @@
+import tracemalloc
 from decimal import Decimal
 
 import numpy as np
@@ -94,3 +95,15 @@ def test_decode_gives_probabilities():
     assert answer["label"] == "good"
     assert sum(answer["probabilities"].values()) == pytest.approx(1)
     assert list(answer["probabilities"]) == TASK.labels
+
+
+def test_metrics_of_many_labels_take_little_more_memory_than_their_logits():
+    task, rows, labels = Task([f"{n:04d}" for n in range(500)]), 8000, 500
+    scores, encoded = np.random.default_rng(0).normal(size=(rows, labels)).astype(np.float32), np.random.default_rng(1).integers(0, labels, rows)
+    expected = accuracy_score(encoded, scores.argmax(1)), f1_score(encoded, scores.argmax(1), average="macro")
+    tracemalloc.start()
+    found = task.metrics(list(scores), encoded.tolist())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found["accuracy"], found["macro_f1"]) == pytest.approx(expected)
+    assert peak < scores.nbytes
