@@ -1,6 +1,8 @@
 """Files and folders of a mounted file system and of a bucket, which behave alike."""
 
 import pickle
+import shutil
+import signal
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -123,8 +125,8 @@ def test_a_folder_is_completed_and_what_is_there_stays_as_old_as_it_was(folder, 
     assert {name: (folder / name).read_text() for name in folder.files()} == {name: name for name in ("same.txt", "longer.txt", "deep/new.txt")}
 
 
-def test_what_was_not_written_whole_is_not_there(tmp_path):
-    file = StoragePath(f"{tmp_path}/runs/record.json")
+def test_what_was_not_written_whole_is_not_there(folder):
+    file = folder / "runs" / "record.json"
     file.write_text("before")
 
     def cut_off():
@@ -136,6 +138,22 @@ def test_what_was_not_written_whole_is_not_there(tmp_path):
         cut_off()
     assert file.read_text() == "before"
     assert file.parent.files().keys() == {"record.json"}
+
+
+def test_no_signal_cuts_off_what_is_copied_to_a_bucket(aws, tmp_path, monkeypatch):
+    (tmp_path / "weights").write_text("0123456789")
+    copy = shutil.copyfileobj
+
+    def stopped(content, out, size):
+        out.write(content.read(5))
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.2)
+        copy(content, out, size)
+
+    monkeypatch.setattr(shutil, "copyfileobj", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        StoragePath("s3://models/run").put(tmp_path, ["weights"])
+    assert StoragePath("s3://models/run/weights").read_text() == "0123456789"
 
 
 def test_paths_as_they_are_written(tmp_path, monkeypatch):
