@@ -67,9 +67,10 @@ class StoragePath:
         return StoragePath(self.path.rpartition("/")[0])
 
     @property
-    def uri(self) -> str:
-        """The path as others than us parse it, too."""
-        return _quoted(self.path) if self.remote else self.path
+    def of_ray(self) -> dict[str, Any]:
+        """As arguments of Ray's RunConfig: of a URI it would make a file system with less patience."""
+        system, path = system_of(self.path)
+        return {"storage_path": path, "storage_filesystem": system}
 
     @property
     def remote(self) -> bool:

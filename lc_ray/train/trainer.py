@@ -168,7 +168,7 @@ class _Group:
             ),
             torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
             run_config=ray.train.RunConfig(
-                name=uuid.uuid4().hex, storage_path=self._folder.uri, worker_runtime_env={} if workers.gpu else {"env_vars": _NO_GPUS}
+                name=uuid.uuid4().hex, **self._folder.of_ray, worker_runtime_env={} if workers.gpu else {"env_vars": _NO_GPUS}
             ),
         )
         try:
