@@ -67,6 +67,7 @@ class Package:
         """Write the archive.
 
         Raises:
+            DataError: a file is another by now.
             ClusterError: larger than a cluster takes.
         """
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out:
@@ -77,6 +78,8 @@ class Package:
                 with out.open(entry, "w") as inside, open(file, "rb") as content:
                     while piece := content.read(2**20):
                         inside.write(piece)
+        if _digest(self.files) != self.digest:  # under whose name the cluster keeps them
+            raise DataError("a file of the job was changed while it was submitted", self.job.data.train, "submit it again")
         if (size := target.stat().st_size) > LARGEST:
             raise _too_large(size, self.files)
 
