@@ -54,6 +54,11 @@ class Package:
         """Name of the job and all that it depends on: the same job is the same wherever its files are kept."""
         return digest(self.job.set(self.names).model_dump(mode="json", exclude={"storage"}), self.digest, version)
 
+    @property
+    def whole(self) -> bool:
+        """Whether all that the job names is in it: what is on the cluster or in a bucket may be other content by now."""
+        return not self.there and not any("://" in source for _, source in _sources(self.job))
+
     def job_at(self, storage: str) -> JobSpec:
         """The job as the cluster is to run it, once the files are in a storage folder there."""
         folder = self.folder(storage)
