@@ -17,7 +17,7 @@ import tempfile
 import threading
 import urllib.parse
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -177,15 +177,16 @@ class StoragePath:
     def _take(self, file: str) -> None:
         """Become a copy of a file of this machine, whole or not at all."""
 
-        def copy(created: Any) -> None:
-            with open(file, "rb") as content, created as out:  # copy_files tells of no error where the last bytes are refused
+        def copy(create: Callable[[], Any]) -> None:
+            # The former first, as the latter is there from then on. By copy_files nobody is told where the last bytes are refused.
+            with open(file, "rb") as content, create() as out:
                 shutil.copyfileobj(content, out, _BLOCK)
 
         if system_of(self.path)[0].type_name in _RENAMES:
-            copy(self.whole())
+            copy(self.whole)
             return
         with ThreadPoolExecutor(1) as thread:  # which no signal stops midway: pyarrow closes what it lets go, and a bucket then shows what there is
-            thread.submit(lambda: copy(self.create())).result()
+            thread.submit(copy, self.create).result()
 
     def complete(self, folder: Path) -> None:
         """Copy the files of a folder of this machine that this one lacks, or has in another size."""
