@@ -18,7 +18,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout, templates
-from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
+from lc_ray.errors import AcceptError, LcRayError, SpecError, first_line, unwrap
 from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, ended, err, out, plain, print_run, read_job, short, values
 
 _TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -40,9 +40,9 @@ class _Explained(TyperGroup):
             raise ended(by) from None
         except Exception as error:
             ours = unwrap(error)
-            # A folder that is not there, or may not be written; a full disk, of which neither Python nor pyarrow name the file.
-            if isinstance(ours, OSError) and (ours.filename or ours.errno in _TOLD):
-                ours = LcRayError(ours.strerror or str(ours), str(ours.filename or ""))
+            # A folder that is not there, or may not be written; a full disk, of which neither Python nor pyarrow name the file; a bucket.
+            if isinstance(ours, OSError) and (ours.filename or ours.errno in (None, *_TOLD)):
+                ours = LcRayError(ours.strerror or first_line(ours), str(ours.filename or ""))
             if not isinstance(ours, LcRayError):
                 raise
             err.print(f"[red]error[/] {type(ours).__name__}: ", end="")
@@ -201,7 +201,7 @@ def report(
     folder = storage_path(run_folder)
     try:
         record = json.loads((folder / "record.json").read_text())
-    except (OSError, ValueError):  # the latter of a run that was cut off as it wrote it
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of a run that was cut off as it wrote it
         raise SpecError("no finished run here: it has no record.json", run_folder, "give the folder storage/name of a run") from None
     write_html(record, folder / "report.html")
     if as_json:

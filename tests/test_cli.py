@@ -279,6 +279,13 @@ def test_runs_and_artifacts_of_a_bucket(lc, aws, tiny_artifact, tmp_path, monkey
     assert (code, json.loads(out)) == (0, lc_ray.load(tiny_artifact).predict(["good day"])[0]), err
 
 
+def test_what_a_bucket_refuses_is_told_as_that(lc, refusing):
+    code, _, told = lc("report", f"{refusing}/runs/tiny")
+    assert code == 1
+    assert "ACCESS_DENIED" in told
+    assert "no finished run" not in told
+
+
 def test_report_needs_a_run(lc, tmp_path):
     for text in (None, '{"name": '):
         if text:
