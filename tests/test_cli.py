@@ -70,9 +70,15 @@ def test_of_what_is_stopped_only_a_run_goes_on(lc, job_file, command):
     [("run", "lc_ray.pipeline.run", "go on where it was"), ("submit", "lc_ray.cluster.submit.run", "what was submitted goes on")],
 )
 def test_what_is_told_to_end_ends_as_by_ctrl_c(lc, job_file, number, command, ending, told):
+    def waits(*_, **__):
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None  # another one, as Ray does
+
     before = signal.signal(number, signal.SIG_DFL)  # which tests that run under nohup do not have
     try:
-        with patch(ending, side_effect=lambda *_, **__: signal.raise_signal(number)), patch("lc_ray.cli_cluster._jobs"):
+        with patch(ending, side_effect=waits), patch("lc_ray.cli_cluster._jobs"):
             code, _, err = lc(command, job_file())
         assert signal.getsignal(number) == signal.SIG_DFL
     finally:
