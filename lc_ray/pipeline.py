@@ -351,9 +351,8 @@ def _finished(folder: Path, kept: StoragePath, name: str) -> RunResult | None:
 
 
 def _unreachable(kept: StoragePath, error: OSError) -> ClusterError:
-    told = first_line(getattr(error, "cause", None) or error)
     fix = "the credentials for it" if kept.remote else "make room in it"
-    return ClusterError(f"storage can't be used: {told}", str(kept), f"correct `storage`, or {fix}; what was finished is kept")
+    return ClusterError(f"storage can't be used: {first_line(error)}", str(kept), f"correct `storage`, or {fix}; what was finished is kept")
 
 
 def _result(folder: Path, kept: StoragePath, record: dict[str, Any], reused: bool = False) -> RunResult:
