@@ -18,8 +18,8 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout, templates
-from lc_ray.errors import AcceptError, LcRayError, SpecError, unwrap
+from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout, templates, terminal
+from lc_ray.errors import AcceptError, LcRayError, SpecError, first_line, unwrap
 from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, ended, err, out, plain, print_run, read_job, short, values
 
 _TOLD = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -34,16 +34,16 @@ class _Explained(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as by:
+        except KeyboardInterrupt:
             goes_on = "; give the same command again to go on where it was" if ctx.invoked_subcommand == "run" else ""
             with suppress(OSError):  # of a terminal that is gone
                 err.print(f"\n[yellow]stopped[/]{goes_on}")
-            raise ended(by) from None
+            raise ended() from None
         except Exception as error:
             ours = unwrap(error)
-            # A folder that is not there, or may not be written; a full disk, of which neither Python nor pyarrow name the file.
-            if isinstance(ours, OSError) and (ours.filename or ours.errno in _TOLD):
-                ours = LcRayError(ours.strerror or str(ours), str(ours.filename or ""))
+            # A folder that is not there, or may not be written; a full disk, of which neither Python nor pyarrow name the file; a bucket.
+            if isinstance(ours, OSError) and (ours.filename or ours.errno in (None, *_TOLD)):
+                ours = LcRayError(ours.strerror or first_line(ours), str(ours.filename or ""))
             if not isinstance(ours, LcRayError):
                 raise
             err.print(f"[red]error[/] {type(ours).__name__}: ", end="")
@@ -207,7 +207,7 @@ def report(
     folder = storage_path(run_folder)
     try:
         record = json.loads((folder / "record.json").read_text())
-    except (OSError, ValueError):  # the latter of a run that was cut off as it wrote it
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of a run that was cut off as it wrote it
         raise SpecError("no finished run here: it has no record.json", run_folder, "give the folder storage/name of a run") from None
     write_html(record, folder / "report.html")
     if as_json:
@@ -294,7 +294,8 @@ def _content(file: str) -> str:
 
 @contextmanager
 def _stopped_as_by_ctrl_c() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a terminal that is gone, raise KeyboardInterrupt with their number, so that nothing is left; nohup's is ignored."""
+    """SIGTERM, and SIGHUP of a terminal that is gone, raise KeyboardInterrupt, so that nothing is left; nohup's is ignored."""
+    terminal.stopped_by = signal.SIGINT
     taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
     for number in taken:
         signal.signal(number, _stop)
@@ -308,7 +309,8 @@ def _stopped_as_by_ctrl_c() -> Iterator[None]:
 def _stop(number: int, _: Any) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which both a terminal and its shell send
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends this at once
-    raise KeyboardInterrupt(number)
+    terminal.stopped_by = number
+    raise KeyboardInterrupt
 
 
 def main() -> None:

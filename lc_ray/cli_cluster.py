@@ -48,9 +48,9 @@ def submit(
     where = escape(f"--cluster {name}" if name else f"--address {address}" if address else "")
     try:
         sent, record = sending.run(spec, there, "quiet" if quiet else "json" if as_json else "bars", wait=not detach)
-    except KeyboardInterrupt as by:
+    except KeyboardInterrupt:
         err.print(f"\n[yellow]detached[/]; what was submitted goes on: [bold]lc-ray jobs list {where}[/]; the same command follows it again")
-        raise ended(by) from None
+        raise ended() from None
     folder = spec.folder
     if record is None:
         print(json.dumps(asdict(sent)) if as_json else sent.id)
@@ -105,8 +105,8 @@ def logs(
     try:
         there.get(job)  # one that is not there is said at once
         found, end, said = sending.tell(there, job, Display(None, "bars"), raw=as_json, wait=follow)
-    except KeyboardInterrupt as by:
-        raise ended(by) from None
+    except KeyboardInterrupt:
+        raise ended() from None
     if said:
         out.print("\n".join(said), markup=False, soft_wrap=True)
     if not found.active and not as_json:

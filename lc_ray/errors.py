@@ -77,7 +77,9 @@ class ClusterError(LcRayError):
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error says; its name, if it says nothing."""
+    """Of what an error says, or the one that Ray has wrapped with its traceback; its name, if it says nothing."""
+    if isinstance(wrapped := getattr(error, "cause", None), BaseException):
+        return first_line(wrapped)
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -238,12 +238,25 @@ def _searching(job: JobSpec) -> str:
 def _models(kept: StoragePath, folder: Path, winner: SegmentResult) -> dict[str, Artifact]:
     """The winner's unpruned ancestor, and the winner if it is pruned, on this machine."""
     keys = {"dense": winner.dense} | ({"pruned": winner.key} if winner.pruned else {})
-    for key in keys.values() if kept.remote else ():
-        target = folder / _SEGMENTS / key / "model"
-        if not artifact.exists(target):
-            with whole_folder(target) as partial:
-                (kept / _SEGMENTS / key / target.name).get(partial)
-    return {name: artifact.read(folder / _SEGMENTS / key / "model") for name, key in keys.items()}
+    return {name: _trained(kept / _SEGMENTS / key, folder / _SEGMENTS / key / "model") for name, key in keys.items()}
+
+
+def _trained(segment: StoragePath, here: Path) -> Artifact:
+    """A segment's model, brought to this machine.
+
+    Raises:
+        ArtifactError: it was removed or altered after it was trained.
+    """
+    try:
+        if segment.remote and not artifact.exists(here):
+            with whole_folder(here) as partial:
+                (segment / here.name).get(partial)
+                artifact.read(partial)
+        return artifact.read(here)
+    except (ArtifactError, FileNotFoundError) as error:
+        shown = dict.fromkeys([str(segment), str(here.parent)] if here.exists() else [str(segment)])
+        fix = f"remove {' and '.join(shown)}: the same command trains that segment again"
+        raise ArtifactError(getattr(error, "what", first_line(error)), str(segment), fix) from None
 
 
 def _quantized(job: JobSpec, data: Prepared, found: Artifact, folder: Path) -> Artifact:
@@ -340,9 +353,8 @@ def _finished(folder: Path, kept: StoragePath, name: str) -> RunResult | None:
 
 
 def _unreachable(kept: StoragePath, error: OSError) -> ClusterError:
-    told = first_line(getattr(error, "cause", None) or error)
     fix = "the credentials for it" if kept.remote else "make room in it"
-    return ClusterError(f"storage can't be used: {told}", str(kept), f"correct `storage`, or {fix}; what was finished is kept")
+    return ClusterError(f"storage can't be used: {first_line(error)}", str(kept), f"correct `storage`, or {fix}; what was finished is kept")
 
 
 def _result(folder: Path, kept: StoragePath, record: dict[str, Any], reused: bool = False) -> RunResult:

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import urllib.parse
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -30,6 +30,7 @@ from lc_ray.errors import DataError, first_line
 
 _BLOCK = 2**24  # bytes
 _COPIES = 8  # files at a time
+_RENAMES = ("local", "hdfs")  # file systems, by pyarrow's names, in which a file takes its name once it is whole
 # With S3. Its SDK would give up a request that is not answered within 3 s, and a busy store may take longer.
 _PATIENCE = {"connect_timeout": 10.0, "request_timeout": 60.0, "retry_strategy": pyarrow.fs.AwsStandardS3RetryStrategy(6)}
 _CONNECTING = threading.Lock()  # of two connections made at once, one would be let go while it is used
@@ -66,9 +67,10 @@ class StoragePath:
         return StoragePath(self.path.rpartition("/")[0])
 
     @property
-    def uri(self) -> str:
-        """The path as others than us parse it, too."""
-        return _quoted(self.path) if self.remote else self.path
+    def of_ray(self) -> dict[str, Any]:
+        """As arguments of Ray's RunConfig: of a URI it would make a file system with less patience."""
+        system, path = system_of(self.path)
+        return {"storage_path": path, "storage_filesystem": system}
 
     @property
     def remote(self) -> bool:
@@ -109,15 +111,17 @@ class StoragePath:
 
     @contextlib.contextmanager
     def whole(self, last: bool = False) -> Iterator[Any]:
-        """The file, to be written, which is there whole or not at all: a bucket shows none before it is closed.
+        """The file, to be written, which is there whole or not at all.
 
         Args:
             last: whether it tells of others, which then outlive a power cut if it does.
         """
         system, path = system_of(self.path)
-        if system.type_name not in ("local", "hdfs"):
-            with self.create() as file:
+        if system.type_name not in _RENAMES:
+            with tempfile.NamedTemporaryFile(prefix="lc_ray-") as file:
                 yield file
+                file.flush()
+                self._take(file.name)
             return
         partial = self.parent / f".{self.name}.{uuid.uuid4().hex[:8]}"
         try:
@@ -168,8 +172,21 @@ class StoragePath:
     def put(self, folder: Path, names: Iterable[str]) -> None:
         """Copy files of a folder of this machine into this one, in their order."""
         for name in names:
-            with open(folder / name, "rb") as file, (self / name).whole() as out:
-                shutil.copyfileobj(file, out, _BLOCK)
+            (self / name)._take(str(folder / name))
+
+    def _take(self, file: str) -> None:
+        """Become a copy of a file of this machine, whole or not at all."""
+
+        def copy(create: Callable[[], Any]) -> None:
+            # The former first, as the latter is there from then on. By copy_files nobody is told where the last bytes are refused.
+            with open(file, "rb") as content, create() as out:
+                shutil.copyfileobj(content, out, _BLOCK)
+
+        if system_of(self.path)[0].type_name in _RENAMES:
+            copy(self.whole)
+            return
+        with ThreadPoolExecutor(1) as thread:  # which no signal stops midway: pyarrow closes what it lets go, and a bucket then shows what there is
+            thread.submit(copy, self.create).result()
 
     def complete(self, folder: Path) -> None:
         """Copy the files of a folder of this machine that this one lacks, or has in another size."""

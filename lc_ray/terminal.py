@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 out, err = Console(highlight=False, emoji=False), Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
+stopped_by: int = signal.SIGINT  # what a KeyboardInterrupt stands for: one that Ray raises, as it waits, says nothing of it
 _WIDEST = 10_000  # columns, more than a table has
 _ARTIFACT = "the folder that [bold]lc-ray run[/] printed, or one in a bucket (s3://, gs://)"
 ArtifactPath = Annotated[str, typer.Argument(help=f"an artifact: {_ARTIFACT}", show_default=False)]
@@ -30,9 +31,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print only the result")]
 
 
-def ended(by: KeyboardInterrupt) -> SystemExit:
-    """The end of a command that was stopped: 130 for Ctrl-C, 128 and its number for another signal, which `by` names."""
-    return SystemExit(128 + (by.args[0] if by.args else signal.SIGINT))
+def ended() -> SystemExit:
+    """The end of a command that was stopped: 130 for Ctrl-C, 128 and its number for another signal."""
+    return SystemExit(128 + stopped_by)
 
 
 def read_job(path: Path, overrides: list[str] | None) -> JobSpec:

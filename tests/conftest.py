@@ -148,6 +148,29 @@ def aws(moto_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
 
 
 @pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI of a bucket that refuses whatever is asked of it."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(403)
+
+        do_GET = do_POST = do_PUT = do_HEAD
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, value in {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        yield f"s3://refusing-{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
 def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A stand-in for Vertex AI behind real HTTP, to which Google's clients turn."""
     from google.auth.credentials import AnonymousCredentials

@@ -70,9 +70,15 @@ def test_of_what_is_stopped_only_a_run_goes_on(lc, job_file, command):
     [("run", "lc_ray.pipeline.run", "go on where it was"), ("submit", "lc_ray.cluster.submit.run", "what was submitted goes on")],
 )
 def test_what_is_told_to_end_ends_as_by_ctrl_c(lc, job_file, number, command, ending, told):
+    def waits(*_, **__):
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None  # another one, as Ray does
+
     before = signal.signal(number, signal.SIG_DFL)  # which tests that run under nohup do not have
     try:
-        with patch(ending, side_effect=lambda *_, **__: signal.raise_signal(number)), patch("lc_ray.cli_cluster._jobs"):
+        with patch(ending, side_effect=waits), patch("lc_ray.cli_cluster._jobs"):
             code, _, err = lc(command, job_file())
         assert signal.getsignal(number) == signal.SIG_DFL
     finally:
@@ -277,6 +283,13 @@ def test_runs_and_artifacts_of_a_bucket(lc, aws, tiny_artifact, tmp_path, monkey
     assert "tiny" in (run / "report.html").read_text()
     code, out, err = lc("predict", "--artifact", f"{run}/model", "--json", "good day")
     assert (code, json.loads(out)) == (0, lc_ray.load(tiny_artifact).predict(["good day"])[0]), err
+
+
+def test_what_a_bucket_refuses_is_told_as_that(lc, refusing):
+    code, _, told = lc("report", f"{refusing}/runs/tiny")
+    assert code == 1
+    assert "ACCESS_DENIED" in told
+    assert "no finished run" not in told
 
 
 def test_report_needs_a_run(lc, tmp_path):

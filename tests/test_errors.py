@@ -31,6 +31,12 @@ def test_the_first_line_of_an_error_is_its_name_where_it_says_nothing():
     assert [first_line(error) for error in (ValueError("\na\nb"), OSError(2, "gone"), TimeoutError())] == ["a", "[Errno 2] gone", "TimeoutError"]
 
 
+def test_the_first_line_of_what_ray_has_wrapped():
+    error = OSError("ray::train() (pid=1)\nTraceback\nOSError: the token has expired")
+    error.cause = OSError("the token has expired")
+    assert first_line(error) == "the token has expired"
+
+
 def test_unwrap_finds_ours_inside_the_wrappers():
     ours, outer = DataError("inner"), RuntimeError("outer")
     outer.__cause__ = ValueError("between")

@@ -9,7 +9,7 @@ from ray.exceptions import ActorDiedError
 
 from lc_ray import artifact, pipeline, spec
 from lc_ray.data.prepare import stamps
-from lc_ray.errors import ClusterError
+from lc_ray.errors import ArtifactError, ClusterError
 from lc_ray.section import override
 from lc_ray.storage import StoragePath
 from lc_ray.train.segment import SegmentResult
@@ -62,6 +62,20 @@ def test_of_a_copy_of_the_winner_that_is_cut_off_nothing_is_left(kept, tmp_path,
             pipeline._models(bucket, here, winner)
     assert list((here / "segments" / "winner").iterdir()) == []
     assert pipeline._models(bucket, here, winner)["dense"].digest == artifact.read(kept / "model").digest
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_winner_that_was_altered_is_told_with_what_to_do(kept, tmp_path, scheme):
+    store, here = StoragePath(f"{scheme}{kept}"), tmp_path / "here" if scheme else kept
+    winner = SegmentResult("winner", 0, 0, None, "winner", 0.0, {}, [], {}, None)
+    shutil.copytree(kept / "model", kept / "segments" / "winner" / "model")
+    (kept / "segments" / "winner" / "model" / artifact.WEIGHTS).write_bytes(b"cut off")
+    with pytest.raises(ArtifactError, match=rf"was altered(.|\n)*remove {store}/segments/winner: the same command"):
+        pipeline._models(store, here, winner)
+    assert here == kept or not (here / "segments" / "winner" / "model").exists()
+    shutil.rmtree(kept / "segments" / "winner" / "model")
+    with pytest.raises(ArtifactError, match=f"remove {store}/segments/winner: the same command"):
+        pipeline._models(store, here, winner)
 
 
 def test_files_that_were_changed_make_it_another_run(tiny_job, tiny_base, tiny_rows, tmp_path):

@@ -1,11 +1,12 @@
 """Files and folders of a mounted file system and of a bucket, which behave alike."""
 
 import pickle
+import shutil
+import signal
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import pyarrow.fs
 import pytest
 
 import lc_ray
@@ -82,14 +83,11 @@ def test_no_name_in_a_bucket_leads_out_of_the_folder_that_it_is_copied_to(aws, t
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
 
 
-def test_others_are_given_uris_that_they_parse(folder):
+def test_others_find_a_file_by_its_name(folder):
     file = folder / "a#1.txt"
     file.write_text("there")
-    if not folder.remote:
-        assert file.uri == str(file)
-        return
-    system, path = pyarrow.fs.FileSystem.from_uri(file.uri)
-    assert system.open_input_file(path).read() == b"there"
+    given = pickle.loads(pickle.dumps(file.of_ray))
+    assert given["storage_filesystem"].open_input_file(given["storage_path"]).read() == b"there"
     assert probe._exists(str(file))
 
 
@@ -123,8 +121,8 @@ def test_a_folder_is_completed_and_what_is_there_stays_as_old_as_it_was(folder, 
     assert {name: (folder / name).read_text() for name in folder.files()} == {name: name for name in ("same.txt", "longer.txt", "deep/new.txt")}
 
 
-def test_what_was_not_written_whole_is_not_there(tmp_path):
-    file = StoragePath(f"{tmp_path}/runs/record.json")
+def test_what_was_not_written_whole_is_not_there(folder):
+    file = folder / "runs" / "record.json"
     file.write_text("before")
 
     def cut_off():
@@ -138,6 +136,22 @@ def test_what_was_not_written_whole_is_not_there(tmp_path):
     assert file.parent.files().keys() == {"record.json"}
 
 
+def test_no_signal_cuts_off_what_is_copied_to_a_bucket(aws, tmp_path, monkeypatch):
+    (tmp_path / "weights").write_text("0123456789")
+    copy = shutil.copyfileobj
+
+    def stopped(content, out, size):
+        out.write(content.read(5))
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.2)
+        copy(content, out, size)
+
+    monkeypatch.setattr(shutil, "copyfileobj", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        StoragePath("s3://models/run").put(tmp_path, ["weights"])
+    assert StoragePath("s3://models/run/weights").read_text() == "0123456789"
+
+
 def test_paths_as_they_are_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage_path("runs").path == f"{tmp_path}/runs"
@@ -147,7 +161,7 @@ def test_paths_as_they_are_written(tmp_path, monkeypatch):
         StoragePath("nothing://there").exists()
 
 
-def test_a_busy_store_is_waited_for():
+def test_a_busy_store_is_waited_for_by_ray_too():
     class Busy(BaseHTTPRequestHandler):
         def do_HEAD(self):
             asked.append(self.path)
@@ -160,7 +174,8 @@ def test_a_busy_store_is_waited_for():
     with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         place = f"endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=us-east-1"
-        assert StoragePath(f"s3://a:b@models/record.json?{place}").exists()
+        given = pickle.loads(pickle.dumps(StoragePath(f"s3://a:b@models/record.json?{place}").of_ray))
+        assert given["storage_filesystem"].get_file_info(given["storage_path"]).size == 5
         server.shutdown()
     assert asked == ["/models/record.json"]
 

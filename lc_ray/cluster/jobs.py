@@ -158,6 +158,9 @@ class Jobs:
             try:
                 seen = asyncio.run(self._tail(name, take, seen))
                 if not (job := self.get(name)).active:
+                    with contextlib.suppress(ClusterError):  # its node may be gone
+                        for line in filter(None, self.said(name).split("\n")[seen:]):  # what a connection that broke has not brought
+                            take(line)
                     return job
                 lost = None
             except ClusterError:

@@ -54,6 +54,11 @@ class Package:
         """Name of the job and all that it depends on: the same job is the same wherever its files are kept."""
         return digest(self.job.set(self.names).model_dump(mode="json", exclude={"storage"}), self.digest, version)
 
+    @property
+    def whole(self) -> bool:
+        """Whether all that the job names is in it: what is on the cluster or in a bucket may be other content by now."""
+        return not self.there and not any("://" in source for _, source in _sources(self.job))
+
     def job_at(self, storage: str) -> JobSpec:
         """The job as the cluster is to run it, once the files are in a storage folder there."""
         folder = self.folder(storage)
@@ -67,6 +72,7 @@ class Package:
         """Write the archive.
 
         Raises:
+            DataError: a file is another by now.
             ClusterError: larger than a cluster takes.
         """
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out:
@@ -77,6 +83,8 @@ class Package:
                 with out.open(entry, "w") as inside, open(file, "rb") as content:
                     while piece := content.read(2**20):
                         inside.write(piece)
+        if _digest(self.files) != self.digest:  # under whose name the cluster keeps them
+            raise DataError("a file of the job was changed while it was submitted", self.job.data.train, "submit it again")
         if (size := target.stat().st_size) > LARGEST:
             raise _too_large(size, self.files)
 

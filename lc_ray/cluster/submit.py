@@ -27,6 +27,8 @@ _LINES = 10  # of a job that ended without a word, shown
 def submit(spec: JobSpec, jobs: Jobs, display: Display) -> Job:
     """Send a job to a cluster, unless this very job is there already and waits, runs, or was the last of its name and succeeded; as it is there.
 
+    One whose data is not sent along is sent again once it has succeeded: whether the data is the same is found there, and then nothing is done.
+
     Raises:
         DataError: its data is not here.
         ClusterError: the cluster can't run it, or runs another job of the same name.
@@ -35,8 +37,8 @@ def submit(spec: JobSpec, jobs: Jobs, display: Display) -> Job:
         package = pack(spec, jobs.cluster.storage)
         key = package.key(check.ours()[1])
     before = [job for job in jobs.all() if job.name == spec.name]
-    last = before[-1:]  # whose result is in the run's folder
-    if known := next((job for job in before if job.key == key and (job.active or (job in last and job.status == "SUCCEEDED"))), None):
+    kept = before[-1:] if package.whole else []  # the last, whose result is in the run's folder
+    if known := next((job for job in before if job.key == key and (job.active or (job in kept and job.status == "SUCCEEDED"))), None):
         return known
     if other := next((job for job in before if job.active), None):
         fix = f"`lc-ray jobs stop {other.id}`, or give the job another name"

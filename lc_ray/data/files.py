@@ -120,10 +120,19 @@ class File:
         return io.BufferedReader(system.open_input_file(path))
 
     def stamp(self) -> list[Any]:
-        """What changes when it does: its size and time of change, or those of all files in it, and of what belongs to them beside and above."""
+        """What changes when it does: its size and time of change, or those of all files in it, and of what belongs to them beside and above.
+
+        Raises:
+            DataError: it can't be reached.
+        """
         if self.listed:  # a bucket is not asked for each of thousands again
             return [list(self.listed)]
-        system, path = system_of(self.path)
+        try:
+            return self._stamp(*system_of(self.path))
+        except OSError as error:
+            raise DataError(f"can't be reached: {first_line(error)}", str(self)) from None
+
+    def _stamp(self, system: Any, path: str) -> list[Any]:
         found = system.get_file_info(path)
         every = [found] if found.is_file else _inside(system, path)
         if not found.is_file and (beside := other(path)):

@@ -225,6 +225,8 @@ def _try(job: JobSpec, folder: StoragePath, name: str) -> None:
     made, first = folder / name, False
     try:
         record = {"try": name, **_prepare(job, made)}
+        if key(job) != folder.name:  # what was read may be of both, or, of a bucket's file that became shorter, of neither
+            raise DataError("a file of the data was changed while it was read", job.data.train, "give the same command again")
         if first := not (folder / _RECORD).exists():
             (folder / _RECORD).write_text(json.dumps(record, indent=1))
     finally:
@@ -243,8 +245,7 @@ def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
     kind = task_kind(job)  # what is wrong with it is found before any work is done
     options, columns = kind.options(job.task), cells.columns(job)
     train, validation, reasons = _sides(job, folder)
-    held_out = job.data.sources.get("validation", job.data.train)
-    for name, side, source in (("training", train, job.data.train), ("validation", validation, held_out)):
+    for name, side, source in (("training", train, job.data.train), ("validation", validation, job.data.sources.get("validation", job.data.train))):
         if not side.index.num_rows:
             group = f"; all rows of one {job.data.split} are on one side" if job.data.split else ""
             raise DataError(f"no {name} rows are left", source, f"give more rows, or another `data.validation`{group}")
@@ -321,8 +322,8 @@ def _sides(job: JobSpec, folder: StoragePath) -> tuple[_Side, _Side, Counter[str
     data, found, rejects = job.data, dict[str, _Side](), dict[str, pa.Table]()
     seen, reasons = 0, Counter[str]()
     for name, source in data.sources.items():
-        place, limit = folder / _cells(name), data.rows if name == "train" else None
-        index, rejects[name] = cells.check(job, source, place, (folder / _BLOBS, name), limit)
+        limit = data.rows if name == "train" else None
+        index, rejects[name] = cells.check(job, source, place := folder / _cells(name), (folder / _BLOBS, name), limit)
         found[name] = _Side(index, place, blobs.Reader(folder / _BLOBS))
         seen += index.num_rows + rejects[name].num_rows
         reasons.update(f"{c}: {r}" if c else r for c, r in zip(*(rejects[name][c].to_pylist() for c in ("column", "reason")), strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
 from collections.abc import Iterable
 from typing import Any, cast
@@ -169,7 +168,7 @@ class _Group:
             ),
             torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
             run_config=ray.train.RunConfig(
-                name=uuid.uuid4().hex, storage_path=self._folder.uri, worker_runtime_env={} if workers.gpu else {"env_vars": _NO_GPUS}
+                name=uuid.uuid4().hex, **self._folder.of_ray, worker_runtime_env={} if workers.gpu else {"env_vars": _NO_GPUS}
             ),
         )
         try:
@@ -218,10 +217,11 @@ def _failed(error: Exception, segment: Segment) -> TrainError:
     if _died(getattr(error, "worker_failures", {}).values()):
         fix = "if its memory ran out: give train.accumulate, a smaller train.batch_size or fewer workers"
         return TrainError("a worker died, as it does when its machine runs out of memory", where, fix)
-    fix = ""
-    with contextlib.suppress(OSError):  # it may have failed for want of room
+    fix = f"all of it is in {segment.folder / _FAILED}"
+    try:
         (segment.folder / _FAILED).write_text(str(error))
-        fix = f"all of it is in {segment.folder / _FAILED}"
+    except OSError:  # of which it may have failed
+        fix = "nothing can be written to `storage` by now: make room in it, or see to the rights and credentials for it"
     return TrainError(f"training failed: {_last_line(error)}", where, fix)
 
 

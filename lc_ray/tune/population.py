@@ -142,7 +142,7 @@ def _population(shared: Search, objective: str) -> list[SegmentResult]:
         param_space={"member": tune.grid_search(list(range(search.population)))},
         tune_config=tune.TuneConfig(scheduler=scheduler),
         run_config=tune.RunConfig(
-            storage_path=folder.uri, verbose=0, failure_config=tune.FailureConfig(max_failures=1), callbacks=[_Lost(shared.post)]
+            **folder.of_ray, verbose=0, failure_config=tune.FailureConfig(max_failures=1), callbacks=[_Lost(shared.post)]
         ),
     )
     with warnings.catch_warnings():

@@ -15,14 +15,17 @@ class Silent(jobs.Jobs):
     """A cluster whose server goes silent after its first lines, and hears that the job is over on being asked again."""
 
     def __init__(self):
-        self.asked, self._client = 0, self
+        self.asked, self._client, self.address = 0, self, "http://there"
 
     async def tail_job_logs(self, name):
         self.asked += 1
         yield "one\ntwo\n"
         if self.asked > 1:
-            yield "three\n"
+            yield "three\nfo"
         await asyncio.Event().wait()
+
+    def get_job_logs(self, name):
+        return "one\ntwo\nthree\nfour\nfive\n"
 
     def get(self, name):
         return jobs.Job(name, "tiny", "key", "RUNNING" if self.asked == 1 else "SUCCEEDED", "", 1.0, 2.0, "node")
@@ -32,7 +35,7 @@ def test_a_silent_connection_is_made_anew(monkeypatch):
     monkeypatch.setattr(jobs, "_SILENCE", 0.05)
     lines = []
     assert Silent().follow("tiny-1", lines.append).status == "SUCCEEDED"
-    assert lines == ["one", "two", "three"]
+    assert lines == ["one", "two", "three", "four", "five"], "the last of which it says only when it is asked for all of them"
 
 
 def test_a_cluster_that_answers_no_more_is_given_up(monkeypatch):

@@ -52,6 +52,15 @@ def test_the_same_job_has_the_same_key_wherever_it_is_kept(job, tiny_rows, tmp_p
     assert pack(job(**{"train.epochs": 1})).key("1") != first.key("1")
 
 
+def test_a_file_that_is_changed_before_it_is_sent_is_not_sent_under_its_old_name(job, tiny_rows, tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_bytes(tiny_rows.read_bytes())
+    packed = pack(job(**{"data.train": str(rows)}))
+    rows.write_text(rows.read_text("utf-8").replace("love", "evol"), "utf-8")
+    with pytest.raises(DataError, match="changed while it was submitted"):
+        packed.write(tmp_path / "job.zip", "/s")
+
+
 def test_what_is_on_the_cluster_or_anywhere_is_left_where_it_is(job, tiny_rows):
     packed = pack(job(**{"data.train": "/mnt/there/rows.csv", "data.validation": "s3://bucket/rows.csv", "model.base": "package:carrier/model"}))
     assert packed.files == packed.names == {}

@@ -11,6 +11,7 @@ from lc_ray.cluster.clusters import Cluster
 from lc_ray.cluster.jobs import Job
 from lc_ray.errors import ClusterError, DataError
 from lc_ray.progress import Display
+from lc_ray.section import override
 
 
 class Told:
@@ -63,22 +64,42 @@ def test_a_result_that_a_later_job_has_written_over_is_not_fetched(tmp_path):
         submit.bring(running, running.job, tmp_path)
 
 
-def test_a_job_that_another_has_sent_at_the_same_time_is_followed(monkeypatch, tiny_job):
-    job = spec.parse(tiny_job)
+class Sent:
+    """A cluster whose jobs succeed at once."""
 
-    class Empty:
-        cluster, address, sent = Cluster(address="http://there"), "http://there", []
+    cluster, address = Cluster(address="http://there"), "http://there"
 
-        def all(self):
-            return self.sent
+    def __init__(self):
+        self.sent = []
 
-        def get(self, name):
-            return next(one for one in self.sent if one.id == name)
+    def all(self):
+        return self.sent
 
-        def submit(self, command, name, metadata, environment):
-            self.sent.append(Job(name, job.name, metadata["lc_ray"], "PENDING", "", None, None, None))
-            raise ClusterError(f"the cluster answered: Job with submission_id {name} already exists")
+    def get(self, name):
+        return next(one for one in self.sent if one.id == name)
 
+    def submit(self, command, name, metadata, environment):
+        self.sent.append(Job(name, metadata["name"], metadata["lc_ray"], "SUCCEEDED", "", None, None, None))
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """A first look at the cluster finds all that is needed."""
     monkeypatch.setattr(check, "look", lambda jobs, package: {"storage": "/mnt/runs", "lc_ray": None})
     monkeypatch.setattr(check, "require", lambda found, package, where: None)
-    assert submit.submit(job, Empty(), Display(None, "quiet")).id.startswith("tiny-")
+
+
+def test_a_job_that_another_has_sent_at_the_same_time_is_followed(looked, tiny_job):
+    class Twice(Sent):
+        def submit(self, command, name, metadata, environment):
+            super().submit(command, name, metadata, environment)
+            raise ClusterError(f"the cluster answered: Job with submission_id {name} already exists")
+
+    assert submit.submit(spec.parse(tiny_job), Twice(), Display(None, "quiet")).id.startswith("tiny-")
+
+
+def test_a_job_whose_data_may_be_other_data_by_now_is_sent_again(looked, tiny_job):
+    for data, times in ({}, 1), ({"data.train": "s3://bucket/rows.csv"}, 2), ({"data.train": "/mnt/there/rows.csv"}, 2):
+        job, there = spec.parse(override(tiny_job, data)), Sent()
+        sent = [submit.submit(job, there, Display(None, "quiet")).id for _ in range(2)]
+        assert len(there.sent) == len(set(sent)) == times

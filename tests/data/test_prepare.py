@@ -322,6 +322,19 @@ def test_data_that_can_not_be_trained_on(job, tmp_path, content, message):
         prepare(job(file))
 
 
+def test_data_that_is_changed_while_it_is_read(job, monkeypatch):
+    asked = job(ROWS)
+
+    def changed(job, folder):
+        Path(job.data.train).write_text('{"text": "a", "label": "x"}\n')
+        return {}
+
+    monkeypatch.setattr(prepares, "_prepare", changed)
+    with pytest.raises(DataError, match="changed while it was read"):
+        prepare(asked)
+    assert not list(Path(asked.storage).rglob("data.json"))
+
+
 def test_nothing_half_prepared_is_taken_for_whole(job):
     asked = job(ROWS)
     first, _ = prepare(asked)

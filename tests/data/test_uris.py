@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lc_ray.data.files import files
+from lc_ray.data.files import File, files
 from lc_ray.data.read import Reader
 from lc_ray.errors import DataError
 from lc_ray.modalities import _media
@@ -62,3 +62,8 @@ def test_uris_that_lead_nowhere(tmp_path):
         files(f"file://{tmp_path}/none.csv")
     with pytest.raises(DataError, match="use s3://"):
         files("nothing://bucket/file.csv")
+
+
+def test_a_bucket_that_can_not_be_read_any_more(refusing):
+    with pytest.raises(DataError, match=r"can't be reached: .*ACCESS_DENIED"):
+        File(f"{refusing}/rows.csv").stamp()

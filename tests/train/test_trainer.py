@@ -213,6 +213,16 @@ def test_an_error_of_the_code_is_kept_in_full(fails):
     assert "Traceback" in storage_path(error.fix.split()[-1]).read_text()
 
 
+def test_storage_that_can_not_be_written_any_more_is_told_of(fails, monkeypatch):
+    def refused(*_):
+        raise OSError("ACCESS_DENIED")
+
+    monkeypatch.setattr(trainer.StoragePath, "write_text", refused)
+    error = fails(OSError("ACCESS_DENIED"))
+    assert error.what == "training failed: ACCESS_DENIED"
+    assert "nothing can be written to `storage`" in error.fix
+
+
 def test_an_objective_that_the_task_does_not_measure_ends_the_search(groups, one):
     trained, search = [], {"population": 3, "objective": "auc", "genes": {"train.learning_rate": {"uniform": [0.1, 0.2]}}}
 
