@@ -18,7 +18,8 @@ from rich.table import Table
 from lc_ray import family, runtime
 from lc_ray.data import cells, classes, read
 from lc_ray.data.files import File, files
-from lc_ray.data.prepare import hints, named, task_kind
+from lc_ray.data.prepare import named, task_kind
+from lc_ray.data.sides import hints
 from lc_ray.errors import DataError
 from lc_ray.models import batches, load
 from lc_ray.models.batches import TARGET

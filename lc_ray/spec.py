@@ -18,9 +18,8 @@ from lc_ray.section import Base, Section, load, nearest, override, problems
 from lc_ray.serving import ServeSpec
 from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 
-UNREAD = ("seed",)  # modalities of columns that only requests have
 _CHAT = 1024  # tokens of a conversation: a system's prompt and tools take hundreds
-_OWN_ENCODERS = ("tabular",)  # modalities that need no base model
+UNREAD, _OWN_ENCODERS = ("seed",), ("tabular",)  # modalities of columns that only requests have; that need no base model
 _TAKEN = ("_chunk", "_column", "_error", "_file", "_order", "_place", "_reason", "_row", "_size", "_source", "_target", "_task", "_value")
 _MINIMISED = ("loss", "error", "perplexity", "distance", "mae", "mse", "rmse", "l1", "wer", "cer")  # of metrics, better the smaller
 
@@ -339,8 +338,7 @@ class JobSpec(Section):
 
     def dense_segments(self) -> int:
         """How many segments come before pruning; all of them if there is none."""
-        count = self.train.segments
-        return max(1, min(count - 1, round(count * self.prune.start))) if self.prune else count
+        return max(1, min(self.train.segments - 1, round(self.train.segments * self.prune.start))) if self.prune else self.train.segments
 
     def get(self, path: str) -> Any:
         """Value at a dotted path. Raises ValueError naming the part that does not exist and the nearest that does."""

@@ -17,7 +17,6 @@ import itertools
 import json
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,29 +28,25 @@ import pyarrow.parquet as pq
 import ray.data
 
 from lc_ray import family, memory
-from lc_ray.data import blobs, cells, classes, split
+from lc_ray.data import blobs, cells, classes, sides
 from lc_ray.data.batch import joined
 from lc_ray.data.files import files
+from lc_ray.data.sides import Side
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities._conversation import SAID
 from lc_ray.models import batches
-from lc_ray.models.batches import TARGET
 from lc_ray.models.load import find
 from lc_ray.spec import InputSpec, JobSpec, digest, module_name
 from lc_ray.storage import StoragePath, storage_path
 
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
-_BLOBS, _RECORD = "blobs", "data.json"
+_RECORD = "data.json"
 _FORMAT = 9  # of what is kept, and how it is read
 _STALE = 86400  # seconds after which a try that was not finished is one that was killed
 _TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
 _FAIR = 1024  # rows that stand for all
 _TOLD = 0.01  # fraction of the rows: fewer texts that are cut matter to nobody
-_HINTS = {  # by what is wrong with rows
-    "not valid UTF-8": "`data.encoding_errors: windows-1252` reads Latin-1, too",
-    "no such file": "files are looked for from the data file's folder; `path` of the input says what a name becomes, such as ../images/{}.jpg",
-}
-_TARGETS, _SAMPLE = 65536, 64  # rows at a time, and by which the size of all is judged
+_SAMPLE = 64  # rows by which the size of all is judged
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ class Prepared:
 
     @functools.cached_property
     def _blobs(self) -> blobs.Reader:
-        return blobs.Reader(self.folder / _BLOBS)
+        return blobs.Reader(self.folder / sides.BLOBS)
 
     def notes(self, inputs: Sequence[InputSpec]) -> list[str]:
         """What whoever gave the data should know of it, in sentences."""
@@ -232,20 +227,17 @@ def _try(job: JobSpec, folder: StoragePath, name: str) -> None:
     finally:
         with contextlib.suppress(OSError):  # what went wrong before is worth more
             for side in ("train", "validation"):
-                cells.forget(made / _cells(side))
+                cells.forget(sides.cells_of(made, side))
             if not first:
                 made.remove()
-
-
-def _cells(side: str) -> str:
-    return f"{side}-cells"
 
 
 def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
     kind = task_kind(job)  # what is wrong with it is found before any work is done
     options, columns = kind.options(job.task), cells.columns(job)
-    train, validation, reasons = _sides(job, folder)
-    for name, side, source in (("training", train, job.data.train), ("validation", validation, job.data.sources.get("validation", job.data.train))):
+    train, validation, reasons = sides.of(job, folder)
+    held_out = job.data.sources.get("validation", job.data.train)
+    for name, side, source in (("training", train, job.data.train), ("validation", validation, held_out)):
         if not side.index.num_rows:
             group = f"; all rows of one {job.data.split} are on one side" if job.data.split else ""
             raise DataError(f"no {name} rows are left", source, f"give more rows, or another `data.validation`{group}")
@@ -282,83 +274,7 @@ def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Side:
-    """Training or validation rows.
-
-    Attributes:
-        index: where they are, in order.
-        cells: the folder that they are in.
-        media: their pixels and sounds.
-    """
-
-    index: pa.Table
-    cells: StoragePath
-    media: blobs.Reader
-
-    def targets(self) -> Iterator[tuple[Any, str]]:
-        """Each row's clean target, and where it is from."""
-        for start in range(0, self.index.num_rows, _TARGETS):
-            table = cells.gather(self.index.slice(start, _TARGETS), self.cells, [TARGET, "_file", "_row"])
-            for target, file, row in zip(*self.media.values(table).values(), strict=True):
-                yield target, f"{file}, row {row}"
-
-    def others(self, side: _Side) -> list[int]:
-        """Places of the rows whose targets no row of another side has."""
-        known = {cells.order(0, [], target) for target, _ in side.targets()}
-        return [place for place, (target, _) in enumerate(self.targets()) if cells.order(0, [], target) not in known]
-
-    def unseen(self, task: Any) -> Iterator[tuple[int, DataError]]:
-        """Places of rows whose targets the task can't encode, and why. Pictures and sounds are not read for it: they are encoded as they are."""
-        for place, (target, where) in enumerate(self.targets() if pa.binary() != task.TYPE else ()):
-            try:
-                task.encode(target)
-            except DataError as error:
-                yield place, DataError(error.what, where, error.fix)
-
-
-def _sides(job: JobSpec, folder: StoragePath) -> tuple[_Side, _Side, Counter[str]]:
-    """Training rows, validation rows, and how many rows were rejected by reason. The rejected ones are kept in `rejects`."""
-    data, found, rejects = job.data, dict[str, _Side](), dict[str, pa.Table]()
-    seen, reasons = 0, Counter[str]()
-    for name, source in data.sources.items():
-        limit = data.rows if name == "train" else None
-        index, rejects[name] = cells.check(job, source, place := folder / _cells(name), (folder / _BLOBS, name), limit)
-        found[name] = _Side(index, place, blobs.Reader(folder / _BLOBS))
-        seen += index.num_rows + rejects[name].num_rows
-        reasons.update(f"{c}: {r}" if c else r for c, r in zip(*(rejects[name][c].to_pylist() for c in ("column", "reason")), strict=True))
-    _keep(rejects, folder / "rejects")
-    if reasons.total() > data.reject.limit * seen:
-        common = "\n  ".join(f"{n} × {reason}" for reason, n in reasons.most_common(5))
-        _keep(rejects, kept := folder.parent.parent / f"rejects-{folder.parent.name}")
-        raise DataError(
-            f"{reasons.total()} of {seen} rows can't be used, more than data.reject.limit ({data.reject.limit:.1%}):\n  {common}",
-            fix=f"they are kept in {kept}; correct them, or raise data.reject.limit" + hints(common),
-        )
-    train = replace(found["train"], index=found["train"].index.slice(0, data.rows))
-    if "validation" in found:
-        return train, found["validation"], reasons
-    order = train.index["_order"].to_numpy()
-    if data.stratify and len(order):
-        held = split.stratified(order, (t for t, _ in train.targets()), data)
-    else:
-        held = np.arange(len(order)) < split.cut(order, data, data.rows is not None)
-    return *(replace(train, index=train.index.filter(pa.array(mask))) for mask in (~held, held)), reasons  # type: ignore[return-value]
-
-
-def hints(reasons: str) -> str:
-    """What may be done about rows that can't be used, behind what else may be."""
-    return "".join(f"; {hint}" for reason, hint in _HINTS.items() if reason in reasons)
-
-
-def _keep(rejects: dict[str, pa.Table], folder: StoragePath) -> None:
-    for name, rows in rejects.items():
-        if rows.num_rows:
-            with (folder / f"{name}.parquet").create() as file:
-                pq.write_table(rows, file)
-
-
-def _write(side: _Side, job: JobSpec, folder: StoragePath) -> list[dict[str, Any]]:
+def _write(side: Side, job: JobSpec, folder: StoragePath) -> list[dict[str, Any]]:
     """Parts in order. A task prepares a share of the rows and writes it in parts that are small, and enough for all workers."""
     index, rows = side.index, side.index.num_rows
     sample = cells.gather(index.slice(0, _SAMPLE), side.cells)  # a fair one, since the order is drawn by hash

@@ -16,6 +16,7 @@ from lc_ray.data import prepare as prepares
 from lc_ray.data import read
 from lc_ray.data.cells import order
 from lc_ray.data.prepare import prepare
+from lc_ray.data.sides import Side
 from lc_ray.errors import DataError
 from lc_ray.section import override
 from lc_ray.spec import digest
@@ -364,5 +365,5 @@ def test_of_thousands_of_labels_none_is_compared_with_one_that_is_not_there(monk
 
 
 def test_recordings_and_pictures_that_are_targets_are_not_read_to_know_labels():
-    side = prepares._Side(None, None, None)
+    side = Side(None, None, None)
     assert list(side.unseen(image_generation.Task())) == []
