@@ -147,8 +147,12 @@ def test_no_signal_cuts_off_what_is_copied_to_a_bucket(aws, tmp_path, monkeypatc
         copy(content, out, size)
 
     monkeypatch.setattr(shutil, "copyfileobj", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        StoragePath("s3://models/run").put(tmp_path, ["weights"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which what runs in the background does not have
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            StoragePath("s3://models/run").put(tmp_path, ["weights"])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert StoragePath("s3://models/run/weights").read_text() == "0123456789"
 
 
