@@ -151,9 +151,10 @@ def predict(
     if model is not None and url is None:
         raise SpecError("--model is for an endpoint: give --url")
     piped = inputs == ["-"]  # maybe without end: answers come as soon as some lines are there
-    shown, asked = itertools.tee((line.rstrip("\n") for line in sys.stdin or ()) if piped else inputs)
-    rows: Iterator[Any] = map(_content if files else _row, asked)
-    rows = rows if piped else iter([*rows])  # what is wrong with one of few is told first
+    lines = (line.rstrip("\n") for line in sys.stdin or ()) if piped else inputs
+    each = ((line, _content(line)) if files else (row := _row(line), row) for line in lines)  # what is shown of a row, and the row
+    shown, asked = itertools.tee(each if piped else [*each])  # what is wrong with one of few is told first
+    rows = (row for _, row in asked)
     with ExitStack() as stack:
         if url is not None:
             from lc_ray.client import Client
@@ -165,12 +166,12 @@ def predict(
             from lc_ray.predictor import load
 
             answers = load(str(artifact)).stream(rows)
-        for number, (answer, line) in enumerate(zip(answers, shown, strict=True)):
+        for number, (answer, (name, _)) in enumerate(zip(answers, shown, strict=True)):
             answer = _saved(answer, output, number) if output else answer
             if as_json:
                 print(json.dumps(answer))
             else:
-                out.print(f"{short(answer)}  {line if files else plain(_row(line))}", markup=False, soft_wrap=True)
+                out.print(f"{short(answer)}  {name if files else plain(name)}", markup=False, soft_wrap=True)
 
 
 @app.command()
