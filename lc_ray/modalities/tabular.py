@@ -19,8 +19,8 @@ from lc_ray.errors import DataError
 from lc_ray.modalities import _text
 from lc_ray.spec import InputSpec
 
-_BUCKETS = 4096  # of categories; 0 is for numbers
-_WIDTH = 64
+_ROWS, _WIDTH = 256, 64  # of a table of vectors, of which a column has two
+_BUCKETS = _ROWS**2  # of categories; 0 is for numbers
 _LEAST, _FARTHEST = 1e-12, 10.0  # variance that counts; standard deviations from the mean, beyond which values are alike
 _DATE, _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}"), 86400  # how ISO 8601 begins one; seconds
 
@@ -120,6 +120,22 @@ class Standardise(nn.BatchNorm1d):
         self.running_mean.copy_(self.running_mean + apart * part)
 
 
+class Categories(nn.Module):
+    """A vector for each category, the product of two, so that hundreds of columns are no larger than a language model.
+
+    The rows of the two tables are the quotient and the remainder of the category (Shi et al. 2020, arXiv:1909.02107).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quotient, self.remainder = nn.Embedding(_ROWS, _WIDTH), nn.Embedding(_ROWS, _WIDTH)
+
+    def forward(self, category: Tensor) -> Tensor:
+        """category (batch,) → (batch, width)."""
+        product: Tensor = self.quotient(category // _ROWS) * self.remainder(category % _ROWS)
+        return product
+
+
 class Encoder(nn.Module):
     """One position per cell: the number and its signed logarithm, standardised, or the category's vector."""
 
@@ -127,7 +143,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.standardise = Standardise()
         self.number = nn.Linear(2, _WIDTH)
-        self.category = nn.Embedding(_BUCKETS, _WIDTH)
+        self.category = Categories()
         self.out = nn.Linear(_WIDTH, _WIDTH)
 
     @classmethod

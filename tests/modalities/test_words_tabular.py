@@ -139,6 +139,15 @@ def test_numbers_of_any_scale_are_encoded_alike():
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
+def test_each_category_has_a_vector_of_its_own_and_hundreds_of_columns_are_a_small_model():
+    torch.manual_seed(0)
+    encoder = tabular.Encoder.pretrained(InputSpec(column="town", modality="tabular"), "").eval()
+    categories = torch.arange(1, tabular._BUCKETS)
+    hidden, _ = encoder(torch.zeros(len(categories)), categories)
+    assert len(hidden.unique(dim=0)) == len(categories)
+    assert sum(p.numel() for p in encoder.parameters()) < 40_000
+
+
 def test_a_list_as_python_writes_it_is_read_unless_it_is_very_long():
     assert listed("['a', 'b']") == ["a", "b"]
     assert listed(json.dumps(["a"] * 100_000)) == ["a"] * 100_000
