@@ -130,6 +130,9 @@ class StoragePath:
             if last and system.type_name == "local":
                 _to_disk(Path(system_of(partial.path)[1]))
             system.move(system_of(partial.path)[1], path)
+        except OSError as error:
+            error.filename = error.filename or path  # whoever finds a disk full is told no name
+            raise
         finally:
             partial.remove()
 

@@ -10,6 +10,7 @@ from unittest.mock import MagicMock, patch
 
 import pytest
 import yaml
+from serving import room
 
 import lc_ray
 from lc_ray import cli_cluster, family, spec
@@ -313,6 +314,15 @@ def test_a_full_disk_is_told(lc, tmp_path):
         code, _, err = lc("init", "-o", tmp_path / "job.yaml")
     assert (code, err) == (1, "error LcRayError: No space left on device\n")
     assert not (tmp_path / "job.yaml").is_symlink(), "nothing is in the way of the next attempt"
+
+
+def test_a_picture_for_which_there_is_no_room_is_named_and_not_there(lc, tmp_path, monkeypatch):
+    picture = "data:image/png;base64," + base64.b64encode(bytes(2**16)).decode()
+    monkeypatch.setattr("lc_ray.predictor.load", lambda path: MagicMock(stream=lambda rows: ({"image": picture} for _ in rows)))
+    with room(1024):
+        code, out, err = lc("predict", "--artifact", "model", "7", "--output", tmp_path / "made")
+    assert (code, out, err) == (1, "", f"error LcRayError: {tmp_path / 'made' / '0.png'}: File too large\n")
+    assert list((tmp_path / "made").iterdir()) == []
 
 
 def test_unknown_commands_and_options_are_explained(lc):
