@@ -46,7 +46,7 @@ def test_a_file_for_which_there_is_no_room_is_named_and_not_there(folder):
     if folder.path.startswith("s3://"):
         pytest.skip("a bucket has its own errors")
     (file := folder / "it.bin").write_text("before")
-    with room(1024), pytest.raises(OSError) as refused, file.whole() as out:
+    with room(1024), pytest.raises(OSError, match="too large") as refused, file.whole() as out:
         out.write(bytes(2**16))
     assert refused.value.filename == system_of(file.path)[1]
     assert file.read_text() == "before"

@@ -147,9 +147,12 @@ class Jobs:
         ]
 
     def stop(self, name: str) -> bool:
-        """End a job; whether it was active."""
+        """End a job, and wait until it has ended; whether it was active."""
         with _told(self.address, name):
-            return bool(self._client.stop_job(name))
+            active = bool(self._client.stop_job(name))
+        while self.get(name).active:
+            time.sleep(0.25)
+        return active
 
     def follow(self, name: str, take: Callable[[str], None]) -> Job:
         """Give `take` each line that a job prints, from the first on, until it is over. A connection that breaks, or is silent, is made anew."""

@@ -96,3 +96,17 @@ def test_of_a_look_that_failed_the_error_is_told_and_not_the_program():
     with pytest.raises(ClusterError) as told:
         Failed().output("python -c 'import ray'")
     assert str(told.value) == "http://there: a first look at the cluster failed: No module named 'ray'"
+
+
+def test_a_job_that_is_stopped_has_ended_by_then():
+    class Ending(Silent):
+        def stop_job(self, name):
+            return True
+
+        def get(self, name):
+            self.asked += 1
+            return jobs.Job(name, "tiny", "key", "RUNNING" if self.asked < 3 else "STOPPED", "", 1.0, 2.0, "node")
+
+    there = Ending()
+    assert there.stop("tiny-1")
+    assert there.asked == 3, "it may be submitted again"

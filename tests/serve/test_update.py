@@ -132,12 +132,16 @@ class Unread(RuntimeError):
     """An engine's error, as Ray wraps it."""
 
     def __str__(self):
-        return f"ray::ServeReplica.handle_request()\n  File \"replica.py\", line 1\n{type(self).__name__}: Exception from core.cpp:84:\nIt can't be read"
+        return 'ray::ServeReplica.handle_request()\n  File "replica.py", line 1\nRuntimeError: Exception from core.cpp:84:\nIt can\'t be read'
 
 
 @pytest.mark.parametrize(
     ("error", "told", "why"),
-    [(KeyboardInterrupt, KeyboardInterrupt, None), (Unread, ServeError, r"goes on: It can't be read$"), (ServeError, ServeError, r"goes on: x\n  → y$")],
+    [
+        (KeyboardInterrupt, KeyboardInterrupt, None),
+        (Unread, ServeError, r"goes on: It can't be read$"),
+        (ServeError, ServeError, r"goes on: x\n  → y$"),
+    ],
 )
 def test_of_a_rollout_that_is_given_up_nothing_stays(home, addresses, tiny_artifact, second_artifact, monkeypatch, error, told, why):
     folder = rollout.begin(8000, addresses[0], "http://127.0.0.1:8000", rollout.served([tiny_artifact]))
