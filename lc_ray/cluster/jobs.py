@@ -277,7 +277,7 @@ def _job(details: Any) -> Job:
         known.get("name", ""),
         known.get(TAG, ""),
         str(getattr(details.status, "value", details.status)),
-        details.message or "",
+        (details.message or "").partition(", last available logs")[0],  # which are told beside it, as far as they matter
         details.start_time / 1000 if details.start_time else None,
         details.end_time / 1000 if details.end_time else None,
         details.driver_node_id,

@@ -5,6 +5,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from ray.job_submission import JobDetails, JobType
 
 from lc_ray.cluster import jobs
 from lc_ray.cluster.clusters import Cluster
@@ -110,3 +111,9 @@ def test_a_job_that_is_stopped_has_ended_by_then():
     there = Ending()
     assert there.stop("tiny-1")
     assert there.asked == 3, "it may be submitted again"
+
+
+def test_of_a_job_that_was_killed_its_log_is_not_told_as_the_reason():
+    why = "Job entrypoint command failed with exit code -9, last available logs (truncated to 20,000 chars):\n" + '{"event": "stage"}\n' * 900
+    details = JobDetails(submission_id="tiny-1", type=JobType.SUBMISSION, entrypoint="python", status="FAILED", message=why)
+    assert jobs._job(details).message == "Job entrypoint command failed with exit code -9"
