@@ -58,6 +58,9 @@ def test_a_cluster_that_answers_no_more_is_given_up(monkeypatch):
             there.get("tiny-1")
         over.set()
         server.shutdown()
+    monkeypatch.setattr(jobs, "_PATIENCE", 0.0)
+    with pytest.raises(ClusterError, match=r"tiny-1: the cluster can't be reached: \[Errno 111\] Connection refused\n  → is it up"):
+        there.follow("tiny-1", print)
 
 
 def test_of_a_file_whose_download_breaks_off_nothing_is_left(tmp_path):
