@@ -211,11 +211,12 @@ def report(
         record = json.loads((folder / "record.json").read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of a run that was cut off as it wrote it
         raise SpecError("no finished run here: it has no record.json", run_folder, "give the folder storage/name of a run") from None
-    write_html(record, folder / "report.html")
     if as_json:
         print(json.dumps(record))
     else:
         print_table(record, out)
+    write_html(record, folder / "report.html")  # last: what may only be read can be printed
+    if not as_json:
         out.print(f"\n{run_folder.rstrip('/')}/report.html", markup=False, soft_wrap=True)
 
 

@@ -293,6 +293,16 @@ def test_what_a_bucket_refuses_is_told_as_that(lc, refusing):
     assert "no finished run" not in told
 
 
+def test_a_run_that_may_only_be_read_is_printed(lc, tmp_path):
+    figures = dict.fromkeys(("parameters", "bytes", "latency_ms", "latency_p95_ms", "throughput"), 1.0)
+    model = {"name": "dense", "artifact": "model", "digest": "a" * 64, "metrics": {"accuracy": 0.5}, "cost": figures}
+    (tmp_path / "record.json").write_text(json.dumps({"name": "tiny", "models": [model]}), "utf-8")
+    (tmp_path / "report.html").mkdir()  # no file can be written there
+    code, out, err = lc("report", tmp_path)
+    assert (code, "50.00%" in out) == (1, True), err
+    assert f"{tmp_path / 'report.html'}: Is a directory" in err
+
+
 def test_report_needs_a_run(lc, tmp_path):
     for text in (None, '{"name": '):
         if text:
