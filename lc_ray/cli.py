@@ -6,6 +6,7 @@ import base64
 import errno
 import itertools
 import json
+import os
 import shlex
 import signal
 import sys
@@ -43,7 +44,7 @@ class _Explained(TyperGroup):
             ours = unwrap(error)
             # A folder that is not there, or may not be written; a full disk, of which neither Python nor pyarrow name the file; a bucket.
             if isinstance(ours, OSError) and (ours.filename or ours.errno in (None, *_TOLD)):
-                ours = LcRayError(ours.strerror or first_line(ours), str(ours.filename or ""))
+                ours = LcRayError(os.strerror(ours.errno) if ours.errno else first_line(ours), str(ours.filename or ""))
             if not isinstance(ours, LcRayError):
                 raise
             err.print(f"[red]error[/] {type(ours).__name__}: ", end="")
@@ -210,11 +211,12 @@ def report(
         record = json.loads((folder / "record.json").read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of a run that was cut off as it wrote it
         raise SpecError("no finished run here: it has no record.json", run_folder, "give the folder storage/name of a run") from None
-    write_html(record, folder / "report.html")
     if as_json:
         print(json.dumps(record))
     else:
         print_table(record, out)
+    write_html(record, folder / "report.html")  # last: what may only be read can be printed
+    if not as_json:
         out.print(f"\n{run_folder.rstrip('/')}/report.html", markup=False, soft_wrap=True)
 
 
@@ -264,13 +266,15 @@ def _replicas(text: str) -> dict[str, int]:
 
 def _saved(answer: dict[str, Any], folder: Path, number: int) -> dict[str, Any]:
     """An answer with the paths of its pictures and sounds, written as files, in their place."""
+    from lc_ray.storage import storage_path
+
     found = dict(answer)
     for name, value in answer.items():
         if isinstance(value, str) and value.startswith("data:"):
             kind, _, content = value.partition(";base64,")
             file = folder / f"{number}.{kind.rpartition('/')[2]}"
-            folder.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(base64.b64decode(content))
+            with storage_path(file).whole() as made:
+                made.write(base64.b64decode(content))
             found[name] = str(file)
     return found
 

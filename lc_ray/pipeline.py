@@ -40,7 +40,7 @@ from lc_ray.quantizer import quantize
 from lc_ray.serve import app, update
 from lc_ray.serving import ReplicasSpec, ServeSpec
 from lc_ray.spec import JobSpec
-from lc_ray.storage import StoragePath, storage_path, whole_folder
+from lc_ray.storage import StoragePath, storage_path, sweep, whole_folder
 from lc_ray.train import plan
 from lc_ray.train.segment import SegmentResult
 from lc_ray.tune import lineage, population, space
@@ -113,7 +113,8 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other runs of this name on machines that share the folder away: they would train in each other's segments.
+    """Keep other runs of this name on machines that share the folder away: they would train in each other's segments. Where there is none, what one
+    that was killed has left half-written goes.
 
     Raises:
         ClusterError: there is one.
@@ -126,6 +127,8 @@ def _alone(folder: Path) -> Iterator[None]:
             raise ClusterError("another run of this name is at work", str(folder), _WAIT) from None
         except OSError:  # a file system without locks
             pass
+        else:
+            sweep(folder)
         yield
 
 

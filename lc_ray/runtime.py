@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private import services, worker
+from ray._private import services, utils, worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lc_ray import storage
@@ -84,7 +84,7 @@ def _connect(cpus: int | None) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             _reach(address)
-            with _handlers():
+            with handlers():
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:  # the third of a Ray of another version
             told = " ".join(str(error).split())
@@ -92,8 +92,7 @@ def _connect(cpus: int | None) -> None:
             raise ClusterError(f"no Ray can be reached: {told}", f"RAY_ADDRESS={address}", fix) from None
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor for each start of workers, and nobody takes this machine away
-        with _handlers():
-            start(cpus or (os.cpu_count() or 1) + _DATA_CPUS)
+        start(cpus or (os.cpu_count() or 1) + _DATA_CPUS)
         _started = True
     worker._worker_logs_enabled = False  # else it writes of a worker that died to standard output, between what is for programs; we tell of it
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it tells of each handle and of what ends
@@ -109,7 +108,8 @@ def start(cpus: int) -> None:
     """
     for last in (False, True):
         try:
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            with handlers():
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             return
         except Exception as error:  # Ray raises nothing narrower
             for left in servers():  # which Ray itself leaves there
@@ -178,25 +178,29 @@ def watched() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _handlers() -> Iterator[None]:
-    """Keep this program's handler of SIGTERM, if it has one, and those of the JVM that hdfs:// has started in this process, if it has.
+def handlers() -> Iterator[None]:
+    """Keep this program's handler of SIGTERM, if it has one, while it connects to Ray, and those of the JVM that hdfs:// has started in this process,
+    if it has.
 
-    Ray's ends the process as a crash. Compiled Java runs into SIGSEGV on purpose, and Ray's handler ends the process there. Python can't restore
-    a handler that is not its own.
+    Ray's end the process: one of Python's without a word, one of C++'s as a crash. Compiled Java runs into SIGSEGV on purpose, and Ray's handler ends
+    the process there. Python can't restore a handler that is not its own.
     """
-    ours = signal.getsignal(signal.SIGTERM)
     taken = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL) if storage.jvm() else ()
     libc = ctypes.CDLL(None)
     kept = {number: ctypes.create_string_buffer(_SIGACTION) for number in taken}
     for number, handler in kept.items():
         libc.sigaction(number, None, handler)
+    ours, sets = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    if callable(ours):
+        utils.set_sigterm_handler = lambda handler: None  # connecting takes seconds, and it would be in place for all of them
     try:
         yield
     finally:
-        for number, handler in kept.items():
-            libc.sigaction(number, handler, None)
+        utils.set_sigterm_handler = sets
         if callable(ours) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ours)
+        for number, handler in kept.items():
+            libc.sigaction(number, handler, None)
 
 
 def _reach(address: str) -> None:

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -30,6 +31,7 @@ from lc_ray.errors import DataError, first_line
 
 _BLOCK = 2**24  # bytes
 _COPIES = 8  # files at a time
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}")  # a name until its file or folder is whole
 _RENAMES = ("local", "hdfs")  # file systems, by pyarrow's names, in which a file takes its name once it is whole
 # With S3. Its SDK would give up a request that is not answered within 3 s, and a busy store may take longer.
 _PATIENCE = {"connect_timeout": 10.0, "request_timeout": 60.0, "retry_strategy": pyarrow.fs.AwsStandardS3RetryStrategy(6)}
@@ -130,6 +132,9 @@ class StoragePath:
             if last and system.type_name == "local":
                 _to_disk(Path(system_of(partial.path)[1]))
             system.move(system_of(partial.path)[1], path)
+        except OSError as error:
+            error.filename = error.filename or path  # whoever finds a disk full is told no name
+            raise
         finally:
             partial.remove()
 
@@ -277,6 +282,12 @@ def _to_disk(path: Path) -> None:
         getattr(ctypes.CDLL(None), "syncfs", os.fsync)(place)  # the latter on systems other than Linux
     finally:
         os.close(place)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what is left of files and folders whose writers were killed, of a folder of this machine in which nobody writes now."""
+    for left in [one for one in folder.rglob(".*") if _PARTIAL.fullmatch(one.name)]:
+        StoragePath(str(left)).remove()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from unittest.mock import MagicMock, patch
 
 import pytest
 import yaml
+from serving import room
 
 import lc_ray
 from lc_ray import cli_cluster, family, spec
@@ -292,6 +293,16 @@ def test_what_a_bucket_refuses_is_told_as_that(lc, refusing):
     assert "no finished run" not in told
 
 
+def test_a_run_that_may_only_be_read_is_printed(lc, tmp_path):
+    figures = dict.fromkeys(("parameters", "bytes", "latency_ms", "latency_p95_ms", "throughput"), 1.0)
+    model = {"name": "dense", "artifact": "model", "digest": "a" * 64, "metrics": {"accuracy": 0.5}, "cost": figures}
+    (tmp_path / "record.json").write_text(json.dumps({"name": "tiny", "models": [model]}), "utf-8")
+    (tmp_path / "report.html").mkdir()  # no file can be written there
+    code, out, err = lc("report", tmp_path)
+    assert (code, "50.00%" in out) == (1, True), err
+    assert f"{tmp_path / 'report.html'}: Is a directory" in err
+
+
 def test_report_needs_a_run(lc, tmp_path):
     for text in (None, '{"name": '):
         if text:
@@ -313,6 +324,15 @@ def test_a_full_disk_is_told(lc, tmp_path):
         code, _, err = lc("init", "-o", tmp_path / "job.yaml")
     assert (code, err) == (1, "error LcRayError: No space left on device\n")
     assert not (tmp_path / "job.yaml").is_symlink(), "nothing is in the way of the next attempt"
+
+
+def test_a_picture_for_which_there_is_no_room_is_named_and_not_there(lc, tmp_path, monkeypatch):
+    picture = "data:image/png;base64," + base64.b64encode(bytes(2**16)).decode()
+    monkeypatch.setattr("lc_ray.predictor.load", lambda path: MagicMock(stream=lambda rows: ({"image": picture} for _ in rows)))
+    with room(1024):
+        code, out, err = lc("predict", "--artifact", "model", "7", "--output", tmp_path / "made")
+    assert (code, out, err) == (1, "", f"error LcRayError: {tmp_path / 'made' / '0.png'}: File too large\n")
+    assert list((tmp_path / "made").iterdir()) == []
 
 
 def test_unknown_commands_and_options_are_explained(lc):

@@ -11,7 +11,7 @@ from lc_ray import artifact, pipeline, spec
 from lc_ray.data.prepare import stamps
 from lc_ray.errors import ArtifactError, ClusterError
 from lc_ray.section import override
-from lc_ray.storage import StoragePath
+from lc_ray.storage import StoragePath, names_in
 from lc_ray.train.segment import SegmentResult
 
 
@@ -98,6 +98,21 @@ def test_two_runs_of_one_name_do_not_meet(tiny_job, tmp_path):
         pipeline.run(job)
     with pipeline._alone(job.folder):
         pass  # once the first has ended
+
+
+def test_what_a_killed_run_has_left_half_written_goes(tmp_path):
+    half, model = tmp_path / "segments" / "0123" / ".model.0123abcd", tmp_path / "segments" / "0123" / "model"
+    for folder in (half, model):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"...")
+    (tmp_path / ".record.json.0123abcd").write_text("{", "utf-8")
+    (tmp_path / ".mine").write_text("", "utf-8")
+    with pipeline._alone(tmp_path):
+        half.mkdir()
+        with pytest.raises(ClusterError), pipeline._alone(tmp_path):
+            pass
+    assert sorted(names_in(tmp_path)) == [".lock", ".mine", "segments/0123/model/model.safetensors"]
+    assert half.exists(), "it is another's that is at work"
 
 
 @pytest.mark.parametrize(

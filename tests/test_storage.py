@@ -8,6 +8,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from serving import room
 
 import lc_ray
 from lc_ray import artifact, storage
@@ -39,6 +40,17 @@ def test_a_file_is_written_read_and_removed(folder):
     file.remove()
     file.remove()
     assert not file.exists()
+
+
+def test_a_file_for_which_there_is_no_room_is_named_and_not_there(folder):
+    if folder.path.startswith("s3://"):
+        pytest.skip("a bucket has its own errors")
+    (file := folder / "it.bin").write_text("before")
+    with room(1024), pytest.raises(OSError, match="too large") as refused, file.whole() as out:
+        out.write(bytes(2**16))
+    assert refused.value.filename == system_of(file.path)[1]
+    assert file.read_text() == "before"
+    assert list(folder.files()) == ["it.bin"]
 
 
 def test_whether_a_folder_can_be_written_is_tried_and_leaves_nothing(folder):

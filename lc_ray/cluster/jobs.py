@@ -147,9 +147,12 @@ class Jobs:
         ]
 
     def stop(self, name: str) -> bool:
-        """End a job; whether it was active."""
+        """End a job, and wait until it has ended; whether it was active."""
         with _told(self.address, name):
-            return bool(self._client.stop_job(name))
+            active = bool(self._client.stop_job(name))
+        while self.get(name).active:
+            time.sleep(0.25)
+        return active
 
     def follow(self, name: str, take: Callable[[str], None]) -> Job:
         """Give `take` each line that a job prints, from the first on, until it is over. A connection that breaks, or is silent, is made anew."""
@@ -207,8 +210,7 @@ class Jobs:
         try:
             answer = httpx.get(self.address + path, **self._http())
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            fix = "is it up, and is this the address of its dashboard (port 8265), reachable from here?"
-            raise ClusterError(f"the cluster can't be reached: {error}", self.address, fix) from None
+            raise _unreached(error, self.address) from None
         if answer.status_code in (401, 403):
             what = "the cluster asks for a token" if answer.status_code == 401 else "the cluster refuses the token"
             fix = f"name its file as `token_file` of the cluster, or set RAY_AUTH_TOKEN (HTTP {answer.status_code})"
@@ -224,7 +226,18 @@ def _told(address: str, where: str = "") -> Iterator[None]:
     try:
         yield
     except _broken() as error:
-        raise ClusterError(f"the cluster answered: {_first(error)}", f"{address} {where}".strip()) from None
+        at = f"{address} {where}".strip()
+        if isinstance(error, OSError):  # also those of requests, whose status codes are RuntimeErrors of Ray's client
+            first: BaseException = error
+            while first.__context__:  # which says it in fewest words
+                first = first.__context__
+            raise _unreached(first, at) from None
+        raise ClusterError(f"the cluster answered: {_first(error)}", at) from None
+
+
+def _unreached(error: BaseException, where: str) -> ClusterError:
+    fix = "is it up, and is this the address of its dashboard (port 8265), reachable from here? The same command goes on with what is there then"
+    return ClusterError(f"the cluster can't be reached: {error}", where, fix)
 
 
 def _broken() -> tuple[type[Exception], ...]:
@@ -274,7 +287,7 @@ def _job(details: Any) -> Job:
         known.get("name", ""),
         known.get(TAG, ""),
         str(getattr(details.status, "value", details.status)),
-        details.message or "",
+        (details.message or "").partition(", last available logs")[0],  # which are told beside it, as far as they matter
         details.start_time / 1000 if details.start_time else None,
         details.end_time / 1000 if details.end_time else None,
         details.driver_node_id,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,11 @@ def _show(folder: Path, name: str) -> None:
 
 def main() -> None:
     """Entry point; exits as `lc-ray run` does."""
-    end = run(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # of `lc-ray jobs stop`: as after Ctrl-C, nothing is to be left on the cluster
+    try:
+        end = run(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGTERM)
     print(json.dumps(end), flush=True)
     sys.exit(0 if end["event"] == "result" else 3 if end["kind"] == AcceptError.__name__ else 1)
 

@@ -21,6 +21,7 @@ from lc_ray.results import fetch, published
 from lc_ray.spec import JobSpec
 from lc_ray.storage import storage_path
 
+_STOPS = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # until Ray kills one that is stopped: after its usual 3 an endpoint would stay, which outlives jobs
 _LINES = 10  # of a job that ended without a word, shown
 
 
@@ -66,7 +67,7 @@ def _send(jobs: Jobs, package: Package, found: dict[str, Any], name: str, metada
         package.write(archive, found["storage"])
         environment = {
             "working_dir": str(archive),
-            "env_vars": {name: os.environ.get(name, value) for name, value in runtime.ENVIRONMENT.items()},
+            "env_vars": {name: os.environ.get(name, value) for name, value in (runtime.ENVIRONMENT | _STOPS).items()},
             # The cluster's own lc_ray if it is the very same, else this one goes along.
             **({} if found["lc_ray"] == digest else {"py_modules": [str(folder)]}),
         }

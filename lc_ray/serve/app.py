@@ -163,11 +163,11 @@ def _started(paths: Sequence[str | Path], models: Served, spec: ServeSpec, keys:
 
 
 def _why(error: RuntimeError) -> str:
-    """What has become of the replicas, of which Serve's own error tells nothing; that error, where there are none."""
+    """What has become of the replicas, of which Serve's own error tells nothing; where there are none, that error, without a traceback."""
     told = ""
     with contextlib.suppress(RayError, RayServeException, KeyError):
         told = reason(serve.status().applications[NAME].deployments[NAME].message)
-    return told or str(error)
+    return told or reason(str(error))
 
 
 def reason(told: str) -> str:

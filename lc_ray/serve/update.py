@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
 from lc_ray import artifact, runtime
-from lc_ray.errors import ServeError, unwrap
+from lc_ray.errors import LcRayError, ServeError, unwrap
 from lc_ray.serve import app, predictions, rollout
 from lc_ray.serve.app import NAME, Given
 from lc_ray.serve.rollout import State, Version
@@ -85,7 +85,9 @@ def replace(folder: Path, state: State) -> None:
             rollout.write(folder, served)  # removes the copy that was made for this
         if not isinstance(error, Exception):
             raise
-        raise ServeError(f"not replaced, what was served goes on: {unwrap(error)}", state.url) from None
+        ours = unwrap(error)
+        told = ours if isinstance(ours, LcRayError) else app.reason(str(ours))  # of an engine's error Ray tells the replica's traceback, too
+        raise ServeError(f"not replaced, what was served goes on: {told}", state.url) from None
     rollout.write(folder, state)
     with contextlib.suppress(Exception):  # of a replica that dies at this moment, or of none: the one to come reads the state
         handle.broadcast("adopt", state.models).results()

@@ -226,8 +226,9 @@ def _failed(error: Exception, segment: Segment) -> TrainError:
 
 
 def _died(failures: Iterable[Exception]) -> bool:
-    """Whether a worker's process has ended; others have then lost their connection to it."""
-    return any(isinstance(getattr(one, "health_check_failure", one), ray.exceptions.RayActorError) for one in failures)
+    """Whether a worker's process has ended, by itself or by Ray, whose node is short of memory; others have then lost their connection to it."""
+    ended = ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError
+    return any(isinstance(getattr(one, "health_check_failure", one), ended) for one in failures)
 
 
 def _last_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from ray.job_submission import JobDetails, JobType
 
 from lc_ray.cluster import jobs
 from lc_ray.cluster.clusters import Cluster
@@ -57,6 +58,9 @@ def test_a_cluster_that_answers_no_more_is_given_up(monkeypatch):
             there.get("tiny-1")
         over.set()
         server.shutdown()
+    monkeypatch.setattr(jobs, "_PATIENCE", 0.0)
+    with pytest.raises(ClusterError, match=r"tiny-1: the cluster can't be reached: \[Errno 111\] Connection refused\n  → is it up"):
+        there.follow("tiny-1", print)
 
 
 def test_of_a_file_whose_download_breaks_off_nothing_is_left(tmp_path):
@@ -96,3 +100,23 @@ def test_of_a_look_that_failed_the_error_is_told_and_not_the_program():
     with pytest.raises(ClusterError) as told:
         Failed().output("python -c 'import ray'")
     assert str(told.value) == "http://there: a first look at the cluster failed: No module named 'ray'"
+
+
+def test_a_job_that_is_stopped_has_ended_by_then():
+    class Ending(Silent):
+        def stop_job(self, name):
+            return True
+
+        def get(self, name):
+            self.asked += 1
+            return jobs.Job(name, "tiny", "key", "RUNNING" if self.asked < 3 else "STOPPED", "", 1.0, 2.0, "node")
+
+    there = Ending()
+    assert there.stop("tiny-1")
+    assert there.asked == 3, "it may be submitted again"
+
+
+def test_of_a_job_that_was_killed_its_log_is_not_told_as_the_reason():
+    why = "Job entrypoint command failed with exit code -9, last available logs (truncated to 20,000 chars):\n" + '{"event": "stage"}\n' * 900
+    details = JobDetails(submission_id="tiny-1", type=JobType.SUBMISSION, entrypoint="python", status="FAILED", message=why)
+    assert jobs._job(details).message == "Job entrypoint command failed with exit code -9"

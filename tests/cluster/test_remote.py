@@ -2,6 +2,10 @@
 
 import contextlib
 import json
+import os
+import signal
+import sys
+import time
 
 import pytest
 
@@ -47,3 +51,24 @@ def test_the_record_of_an_earlier_run_is_not_copied_again(submitted, tmp_path):
     end = submitted(TrainError("the loss is not a number"), f"file://{tmp_path}/results")
     assert end["kind"] == "TrainError"
     assert not (tmp_path / "results").exists()
+
+
+def test_a_job_that_is_stopped_ends_as_after_ctrl_c(monkeypatch, capsys):
+    left = []
+
+    def run(*_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            left.append("nothing")
+
+    monkeypatch.setattr(remote, "run", run)
+    monkeypatch.setattr(sys, "argv", ["remote", "id", "digest"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            remote.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (ended.value.code, left, capsys.readouterr().out) == (143, ["nothing"], "")

@@ -46,6 +46,19 @@ def test_an_endpoint_whose_proxy_dies_is_told_of_as_an_error(tiny_artifact, monk
         app.start([tiny_artifact], ServeSpec(port=0), {})
 
 
+def test_why_a_proxy_cant_start_is_told_without_its_traceback(tiny_artifact, monkeypatch):
+    def failed(**_):
+        raise RuntimeError('ray::HAProxyManager.ready()\n  File "haproxy.py", line 2192\nRuntimeError: it crashed:\nAddress already in use')
+
+    monkeypatch.setattr(app.ray, "nodes", list)
+    monkeypatch.setattr(app.serve, "start", failed)
+    monkeypatch.setattr(app.serve, "status", lambda: SimpleNamespace(applications={}))
+    monkeypatch.setattr(app, "stop", lambda: None)
+    with pytest.raises(ServeError) as told:
+        app.start([tiny_artifact], ServeSpec(port=0), {})
+    assert told.value.what == "the endpoint can't start: Address already in use"
+
+
 @pytest.mark.cluster
 def test_why_a_replica_cant_start_is_told(ray_local, tiny_artifact, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))

@@ -128,8 +128,22 @@ def test_model_is_replaced_under_load_without_a_failed_request(home, ray_local, 
     assert rollout.running() == []
 
 
-@pytest.mark.parametrize(("error", "told"), [(KeyboardInterrupt, KeyboardInterrupt), (ValueError, ServeError)])
-def test_of_a_rollout_that_is_given_up_nothing_stays(home, addresses, tiny_artifact, second_artifact, monkeypatch, error, told):
+class Unread(RuntimeError):
+    """An engine's error, as Ray wraps it."""
+
+    def __str__(self):
+        return 'ray::ServeReplica.handle_request()\n  File "replica.py", line 1\nRuntimeError: Exception from core.cpp:84:\nIt can\'t be read'
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "why"),
+    [
+        (KeyboardInterrupt, KeyboardInterrupt, None),
+        (Unread, ServeError, r"goes on: It can't be read$"),
+        (ServeError, ServeError, r"goes on: x\n  → y$"),
+    ],
+)
+def test_of_a_rollout_that_is_given_up_nothing_stays(home, addresses, tiny_artifact, second_artifact, monkeypatch, error, told, why):
     folder = rollout.begin(8000, addresses[0], "http://127.0.0.1:8000", rollout.served([tiny_artifact]))
     was, calls = rollout.read(folder), []
 
@@ -140,11 +154,11 @@ def test_of_a_rollout_that_is_given_up_nothing_stays(home, addresses, tiny_artif
             return self
 
         def interrupted(self):
-            raise error
+            raise error("x", fix="y") if error is ServeError else error
 
     monkeypatch.setattr(serve, "get_app_handle", lambda name: Replicas())
     name, new = rollout.keep(folder, second_artifact)
-    with pytest.raises(told):
+    with pytest.raises(told, match=why):
         update.replace(folder, rollout.rolled(was, name, new))
     assert calls[1:] == [("adopt", was.models)], "replicas let go of what they have loaded"
     assert rollout.read(folder) == was

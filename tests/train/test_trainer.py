@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -20,6 +20,7 @@ from lc_ray.train import trainer
 from lc_ray.train.segment import SegmentResult
 
 DIED = WorkerHealthCheckFailedError("a health check failed", RayActorError())
+KILLED = WorkerHealthCheckFailedError("a health check failed", OutOfMemoryError("1 worker(s) were killed\nTo disable worker killing, set ..."))
 
 
 def failed(error):
@@ -201,8 +202,9 @@ def fails(groups, one):
     return fails
 
 
-def test_a_worker_that_died_is_told_without_rays_paragraph(fails):
-    error = fails(DIED)
+@pytest.mark.parametrize("died", [DIED, KILLED])
+def test_a_worker_that_died_is_told_without_rays_paragraph(fails, died):
+    error = fails(died)
     assert error.what == "a worker died, as it does when its machine runs out of memory"
     assert "train.accumulate" in error.fix
 
