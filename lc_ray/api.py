@@ -149,7 +149,7 @@ class ImageModel(Model):
         pretrained: whether it starts from the published weights; or a safetensors file with weights.
         image: column with the picture: bytes, a path or a URI. Of `image_generation`, whose pictures are targets, the one with requests' seeds.
         size: side in pixels to which pictures are resized.
-        augment: whether training pictures are cropped, flipped and recoloured.
+        augment: whether training pictures are cropped and recoloured.
         **options: of `Model`.
 
     Raises:

@@ -68,7 +68,7 @@ class InputSpec(Section):
     )
     size: int = Field(224, ge=8, le=4096, description="image: side in pixels to which it is resized")
     seconds: Seconds = Field(10.0, description="audio: longest clip; longer ones are cut")
-    augment: bool = Field(False, description="vary training rows: images are cropped, flipped and recoloured; audio is shifted, masked and noisy")
+    augment: bool = Field(False, description="vary training rows: images are cropped and recoloured; audio is shifted, masked and noisy")
 
     @model_validator(mode="before")
     @classmethod
