@@ -33,7 +33,7 @@ from lc_ray.spec import InputSpec, JobSpec, digest, parse
 from lc_ray.storage import names_in, storage_path
 
 _BITS = {8: "int8"}
-_RATE, _SPREAD = 1.2e-4, 4  # middle of the learning rates that members begin with, and what the outermost differ from it by, as a factor
+_MIDDLE, _SPREAD = 2.4, 4  # of the learning rates that members begin with, as a multiple of a job's, and what the outermost differ from it by
 
 
 class Model:
@@ -149,7 +149,7 @@ class ImageModel(Model):
         pretrained: whether it starts from the published weights; or a safetensors file with weights.
         image: column with the picture: bytes, a path or a URI. Of `image_generation`, whose pictures are targets, the one with requests' seeds.
         size: side in pixels to which pictures are resized.
-        augment: whether training pictures are cropped, flipped and recoloured.
+        augment: whether training pictures are cropped and recoloured.
         **options: of `Model`.
 
     Raises:
@@ -303,12 +303,12 @@ class AutoHyperparameterOptimizer:
         train = {"epochs": self.epochs, "segments": 2, "checkpoint_every": 500, **self.train_fields}
         job: dict[str, Any] = {**self.model.job, "storage": self.model.storage, "train": train}
         if self.population != 1:
-            job["search"] = {"population": self.population, "genes": _around(_RATE)}
+            job["search"] = {"population": self.population, "genes": _around(1.0)}
         said = isinstance(self.validation, str | int | float)  # "10%", 200, 0.1 or a path: what the job file takes
         data = {**job["data"], **({"validation": self.validation} if said else {})}
         known = parse({**job, "data": {**data, "train": ""}})  # what is wrong is told before data is kept
-        if known.search and "learning_rate" in self.train_fields:
-            job["search"] |= {"genes": _around(known.train.learning_rate)}
+        if known.search:
+            job["search"] |= {"genes": _around(known.train.learning_rate * (1 if "learning_rate" in self.train_fields else _MIDDLE))}
         media = media_of({i.column: i.modality for i in known.data.inputs}, known.task.kind, known.data.target)
         data["train"] = source_of(self.dataset, self.model.storage, media)
         if self.validation is not None and not said:

@@ -26,6 +26,7 @@ from lc_ray import artifact, progress, results, runtime
 from lc_ray import spec as specs
 from lc_ray.artifact import Artifact, Feature
 from lc_ray.client import Client
+from lc_ray.data.batch import steps_per_epoch
 from lc_ray.data.cells import unread
 from lc_ray.data.prepare import Prepared, prepare, stamps
 from lc_ray.errors import AcceptError, ArtifactError, ClusterError, SpecError, first_line, unwrap
@@ -49,6 +50,7 @@ RECORD = "record.json"
 _SEGMENTS = "segments"
 _WAIT = "wait until it has ended, or give another `name`; the lock of a machine that went down may last some minutes on a network's file system"
 _ANSWERS, _LARGE = 600.0, 2**30  # seconds that an answer may take; bytes, and pixels or samples, that a row may have
+_FEW_ROWS, _FEW_STEPS = 100, 20  # in which each is more than a point; in training
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -159,7 +161,7 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
 
     with display.stage("prepare", "prepare: read, check, split and tokenise the rows") as stage:
         data, stage["reused"] = prepare(job)
-    for note in (notes := [*filter(None, [plan.idle(job.train.workers, nodes)]), *unread(job), *data.notes(job.inputs()), *_halves(job, data)]):
+    for note in (notes := [*filter(None, [plan.idle(job.train.workers, nodes)]), *unread(job), *data.notes(job.inputs()), *_little(job, data)]):
         display.show({"event": "note", "text": note})
 
     with display.stage("search", f"search: {_searching(job)}"):
@@ -220,12 +222,20 @@ def _search(job: JobSpec, data: Prepared, kept: StoragePath, slots: int, display
         return population.search(job, data.path, data.count("train"), kept / _SEGMENTS, slots, _objective(job, data), progress.Post(events))
 
 
-def _halves(job: JobSpec, data: Prepared) -> list[str]:
-    """What is to be known of validation rows that are halved, in a sentence."""
+def _little(job: JobSpec, data: Prepared) -> list[str]:
+    """What is to be known of little training, and of the rows that models are judged by, in sentences."""
     first, others = (data.held_out(job, comparing) for comparing in (True, False))
     compared, measured = (sum(rows for _, rows in half) for half in (first, others))
-    told = f"validation: members are compared on {compared:,} of its rows, and models are measured on {measured:,} others, by which none was chosen"
-    return [told] if first != others else []
+    steps = round(job.train.epochs * steps_per_epoch(data.count("train"), job.train.batch_size))
+    told = []
+    if first != others:
+        chosen = f"members are compared on {compared:,} of its rows, and models are measured on {measured:,} others, by which none was chosen"
+        told.append(f"validation: {chosen}")
+    if measured < _FEW_ROWS:
+        told.append(f"validation: models are measured on {measured:,} row(s); figures of so few are luck in part: hold out more by data.validation")
+    if steps < _FEW_STEPS:
+        told.append(f"training: {steps:,} steps in all, in which little is learned: raise train.epochs, or lower train.batch_size")
+    return told
 
 
 def _objective(job: JobSpec, data: Prepared) -> str:

@@ -18,6 +18,7 @@ from lc_ray.section import Base, Section, load, nearest, override, problems
 from lc_ray.serving import ServeSpec
 from lc_ray.units import Count, Fraction, Points, Seconds, fraction, share
 
+_NEW = 5e-4  # learning rate where nothing is pretrained: with that of pretrained models little would be learned
 _CHAT = 1024  # tokens of a conversation: a system's prompt and tools take hundreds
 UNREAD, _OWN_ENCODERS = ("seed",), ("tabular",)  # modalities of columns that only requests have; that need no base model
 _TAKEN = ("_chunk", "_column", "_error", "_file", "_order", "_place", "_reason", "_row", "_size", "_source", "_target", "_task", "_value")
@@ -68,7 +69,7 @@ class InputSpec(Section):
     )
     size: int = Field(224, ge=8, le=4096, description="image: side in pixels to which it is resized")
     seconds: Seconds = Field(10.0, description="audio: longest clip; longer ones are cut")
-    augment: bool = Field(False, description="vary training rows: images are cropped, flipped and recoloured; audio is shifted, masked and noisy")
+    augment: bool = Field(False, description="vary training rows: images are cropped and recoloured; audio is shifted, masked and noisy")
 
     @model_validator(mode="before")
     @classmethod
@@ -168,7 +169,7 @@ class TrainSpec(Section):
     epochs: float = Field(3.0, gt=0)
     batch_size: int = Field(32, ge=1, description="rows per step over all workers")
     accumulate: int = Field(1, ge=1, description="parts of a step's rows, computed one after the other for less memory")
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: float = Field(5e-5, gt=0, description="peak; 5e-4 if not given and no column has a pretrained model")
     warmup: Fraction = Field(0.1, description="part of each phase (dense, pruned) in which the learning rate rises; then it falls linearly to 0")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's, of weights but not of biases and normalisation")
     clip_norm: float = Field(1.0, gt=0, description="gradient norm above which gradients are scaled down")
@@ -318,17 +319,13 @@ class JobSpec(Section):
 
     def inputs(self) -> list[InputSpec]:
         """The input columns, with what they take from the model section filled in."""
-        optional, model = len(self.data.inputs) > 1, self.model
-        return [
-            i.model_copy(
-                update={
-                    "base": i.base or (None if i.modality in _OWN_ENCODERS else model.base),
-                    "weights": i.weights or model.weights,
-                    "optional": (optional or i.modality in UNREAD) if i.optional is None else i.optional,
-                }
-            )
-            for i in self.data.inputs
-        ]
+
+        def filled(i: InputSpec) -> InputSpec:
+            base = i.base or (None if i.modality in _OWN_ENCODERS else self.model.base)
+            optional = (len(self.data.inputs) > 1 or i.modality in UNREAD) if i.optional is None else i.optional
+            return i.model_copy(update={"base": base, "weights": i.weights or self.model.weights, "optional": optional})
+
+        return [filled(i) for i in self.data.inputs]
 
     def starts(self) -> list[float]:
         """The parts of training, from 0 to 1, at which segments start, and 1. One of them is the start of pruning."""
@@ -378,9 +375,12 @@ def parse(tree: Any, where: str = "job") -> JobSpec:
     if not isinstance(tree, dict):
         raise SpecError("expected a mapping of sections (model, data, ...)", where, "see `lc-ray init` for a commented job file")
     try:
-        return JobSpec.model_validate(tree)
+        job = JobSpec.model_validate(tree)
     except ValidationError as error:
         raise SpecError(problems(error, JobSpec, root="job"), where, "`lc-ray schema` prints every field") from None
+    if "learning_rate" in job.train.model_fields_set or any(i.base and i.weights != "random" for i in job.inputs()):
+        return job
+    return job.model_copy(update={"train": job.train.model_copy(update={"learning_rate": _NEW})})
 
 
 def read(path: str | Path, values: dict[str, Any] | None = None) -> JobSpec:

@@ -218,8 +218,9 @@ def test_parts_are_not_pruned_alone(tiny_base):
 
 
 def test_a_search_begins_around_the_rate_that_was_given(tiny_base, tiny_rows):
-    for given, middle in (({}, 1.2e-4), ({"learning_rate": "2e-3"}, 2e-3)):
-        job = AutoHyperparameterOptimizer(LangChain(str(tiny_base)), dataset=tiny_rows, **given).plan()
+    text, image = LangChain(str(tiny_base)), ImageModel("resnet18", pretrained=False)
+    for model, given, middle in ((text, {}, 1.2e-4), (text, {"learning_rate": "2e-3"}, 2e-3), (image, {}, 1.2e-3)):
+        job = AutoHyperparameterOptimizer(model, dataset=tiny_rows, **given).plan()
         low, high = job.search.genes["train.learning_rate"]["log_uniform"]
         assert (low * high) ** 0.5 == pytest.approx(middle)
 

@@ -39,6 +39,21 @@ def test_a_base_in_the_working_folder_is_found_from_everywhere(tmp_path, monkeyp
         assert job(**{"model.base": name}).model.base == name
 
 
+@pytest.mark.parametrize(
+    ("values", "rate"),
+    [
+        ({}, 5e-5),
+        ({"model.weights": "random"}, 5e-4),
+        ({"model.weights": "random", "train.learning_rate": 5e-5}, 5e-5),
+        ({"model.weights": "weights.safetensors"}, 5e-5),
+        ({"data.inputs": [{"column": "rooms", "modality": "tabular"}]}, 5e-4),
+        ({"data.inputs": [{"column": "rooms", "modality": "tabular"}, {"column": "text"}]}, 5e-5),
+    ],
+)
+def test_where_nothing_is_pretrained_the_learning_rate_is_higher(values, rate):
+    assert job(**values).train.learning_rate == job(**values).set({"train.epochs": 5}).train.learning_rate == rate
+
+
 def test_sections_are_frozen():
     with pytest.raises(ValidationError):
         job().name = "other"

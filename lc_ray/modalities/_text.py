@@ -23,6 +23,9 @@ LONG = 64  # characters, or words, per token, from which on a text is not read w
 GROUPED = re.compile(r"[-+]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")  # as tables write thousands
 _COMMA = re.compile(r"[-+]?([0-9]{1,3}(\.[0-9]{3})+|[0-9]+),[0-9]+")  # where a comma is what a point is elsewhere
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
+_HAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # and kana: written without blanks between words
+WORD = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+")
+_BETWEEN = re.compile(rf"(?<=[{_HAN}]) (?=[{_HAN}])")
 
 
 def _windows(error: UnicodeError) -> tuple[str, int]:
@@ -69,6 +72,11 @@ def unicode(value: str | bytes, errors: str = "strict") -> str:
     if not value.isascii() and _HALF.search(value):
         raise DataError("not valid Unicode: half of a surrogate pair")
     return value
+
+
+def joined(words: list[str]) -> str:
+    """Words as a text."""
+    return _BETWEEN.sub("", " ".join(words))
 
 
 def enough(text: str, most: int, read: Callable[[str], Sized], last: bool = False) -> str:

@@ -105,8 +105,8 @@ class Modality:
         return {"pixels": torch.from_numpy(joined).view(-1, side, side, 3).permute(0, 3, 1, 2).contiguous()}
 
     def augment(self, tensors: dict[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
-        """Cropped, flipped and recoloured, each image in its own way."""
-        return {"pixels": recoloured(_mirrored(_cropped(tensors["pixels"], random), random), 0.2, 0.0, random)}
+        """Cropped and recoloured, each image in its own way. None is flipped: a digit, a word or an arrow would be another one."""
+        return {"pixels": recoloured(_cropped(tensors["pixels"], random), 0.2, 0.0, random)}
 
     def show(self, parts: dict[str, Any]) -> Any:
         """The resized image as a data URI."""
@@ -231,13 +231,6 @@ def _cropped(pixels: Tensor, random: torch.Generator) -> Tensor:
         part = source[i : i + 1, :, top : top + height, left : left + width]
         out[i] = nn.functional.interpolate(part, (side, side), mode="bilinear", antialias=True)[0]
     return out
-
-
-def _mirrored(pixels: Tensor, random: torch.Generator) -> Tensor:
-    """Every other image or so with left and right exchanged."""
-    chosen = torch.rand(len(pixels), generator=random) < 0.5
-    pixels[chosen] = pixels[chosen].flip(3)
-    return pixels
 
 
 def recoloured(pixels: Tensor, most: float, hue: float, random: torch.Generator) -> Tensor:

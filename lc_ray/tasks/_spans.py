@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from lc_ray.errors import DataError
+from lc_ray.modalities import _text
 
 Span = tuple[int, int, str]  # first character, the one after its last, type
 _STARTS, _ENDS = ("start", "start_offset", "start_char", "begin"), ("end", "end_offset", "end_char", "stop")
@@ -42,12 +42,12 @@ def _span(one: dict[str, Any]) -> Span:
 
 
 def tags(found: list[Span], text: str) -> list[str]:
-    """A tag for each word of a text, which blanks separate: of the longest span that touches it.
+    """A tag for each word of a text, as `words` splits it: of the longest span that touches it.
 
     Raises:
         DataError: a span has no character of the text's words.
     """
-    words = [match.span() for match in re.finditer(r"\S+", text)]
+    words = [match.span() for match in _text.WORD.finditer(text)]
     made = ["O"] * len(words)
     for start, end, label in sorted(found, key=lambda span: (span[0] - span[1], span)):
         inside = [place for place, (first, last) in enumerate(words) if first < end and start < last]

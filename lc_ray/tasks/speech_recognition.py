@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lc_ray.errors import DataError, SpecError
-from lc_ray.modalities import speech
+from lc_ray.modalities import _text, speech
 from lc_ray.section import Section
 from lc_ray.spec import InputSpec, ModelSpec, module_name
 from lc_ray.tasks import _ctc, _language, _seq2seq, _task
@@ -152,10 +152,11 @@ class Task(_task.Task):
     def metrics(self, scores: list[Any], encoded: list[tuple[str, list[int]]]) -> dict[str, float]:
         """Word and character error rates over all rows, 1 - WER, and the mean loss in nats per token. Case and punctuation do not count.
 
+        Each character of Chinese and Japanese is a word, as there are no blanks between their words: a sentence would be right or wrong as a whole.
         What is heard in a recording in which nothing is said are words, and characters, too many.
         """
         references, heard = [reference for reference, _ in encoded], [_plain(self.reading.text(said)) for _, said in scores]
-        wer, cer = jiwer.wer(references, heard), jiwer.cer(references, heard)
+        wer, cer = jiwer.wer([*map(_apart, references)], [*map(_apart, heard)]), jiwer.cer(references, heard)
         return {"word_accuracy": 1 - wer, "wer": wer, "cer": cer, "loss": sum(nats for nats, _ in scores) / len(scores)}
 
     def decode(self, output: tuple[float, list[int]], parts: _task.Parts) -> dict[str, Any]:
@@ -168,7 +169,7 @@ class Task(_task.Task):
 
     def mistake(self, answer: dict[str, Any], target: str) -> float | None:
         """The word error rate, at most 1."""
-        return min(1.0, jiwer.wer(self._reference(target), _plain(answer["text"]))) or None
+        return min(1.0, jiwer.wer(_apart(self._reference(target)), _apart(_plain(answer["text"])))) or None
 
 
 class Model:
@@ -189,6 +190,11 @@ class Model:
         """With weights yet to be loaded, from `config`."""
         kind = _seq2seq.Model if config["model"]["model_type"] == "whisper" else _ctc.Model
         return kind.rebuild(config)
+
+
+def _apart(plain: str) -> str:
+    """Words with blanks between them."""
+    return " ".join(_text.WORD.findall(plain))
 
 
 def _plain(text: str) -> str:

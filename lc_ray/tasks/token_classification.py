@@ -172,7 +172,7 @@ class Task(_labels.Task):
         tags = self._tags(output, len(words))
         probability = torch.from_numpy(np.asarray(output)).double().softmax(-1).amax(-1).numpy()
         found = [
-            {"type": kind, "text": " ".join(words[start:end]), "start": start, "end": end, "score": float(probability[start:end].mean())}
+            {"type": kind, "text": _text.joined(words[start:end]), "start": start, "end": end, "score": float(probability[start:end].mean())}
             for kind, start, end in entities(tags)
         ]
         return {"entities": found, "tags": tags}

@@ -211,6 +211,14 @@ def test_batches_and_variations():
     assert not torch.equal(one, other)
 
 
+def test_left_and_right_are_never_exchanged():
+    """A digit, a sign or a word that is mirrored is another one, or none."""
+    left = torch.zeros(64, 3, SIDE, SIDE, dtype=torch.uint8)
+    left[..., : SIDE // 2] = 250
+    varied = IMAGE.augment({"pixels": left}, torch.Generator().manual_seed(0))["pixels"]
+    assert bool((varied[..., :2].float().mean((1, 2, 3)) > varied[..., -2:].float().mean((1, 2, 3))).all())
+
+
 def test_a_resize_is_pillows():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (97, 130, 3), np.uint8))
     file = io.BytesIO()

@@ -8,6 +8,7 @@ from seqeval.metrics import precision_score, recall_score
 from sklearn.metrics import f1_score, log_loss, mean_absolute_error, r2_score, root_mean_squared_error
 
 from lc_ray.errors import DataError, SpecError
+from lc_ray.modalities import _text
 from lc_ray.spec import TaskSpec
 from lc_ray.tasks import multilabel, regression, token_classification
 
@@ -217,6 +218,17 @@ def test_spans_of_characters_are_tags_of_words(cell):
         task.placed(cell, [TEXT.split()])
     with pytest.raises(DataError, match="no word between the characters"):
         task.placed(cell, ["Ann"])
+
+
+def test_spans_of_a_text_without_blanks_are_all_kept():
+    task = token_classification.Task(["B-LOC", "B-PER", "I-LOC", "I-PER", "O"])
+    text = "小明今天去东京タワー, with Ann"
+    tags = task.clean(task.placed([[0, 2, "PER"], [5, 10, "LOC"], [17, 20, "PER"]], [text]))
+    words = _text.WORD.findall(text)
+    assert " ".join(tags) == "B-PER I-PER O O O B-LOC I-LOC I-LOC I-LOC I-LOC O O B-PER"
+    task.check(tags, {"text": words})
+    answer = task.decode(np.eye(5)[task.encode(tags)] * 9, {"text": {"words": words}})
+    assert [(e["type"], e["text"]) for e in answer["entities"]] == [("PER", "小明"), ("LOC", "东京タワー"), ("PER", "Ann")]
 
 
 def test_texts_without_spans_and_tags_without_a_text():

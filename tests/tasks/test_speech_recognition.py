@@ -214,6 +214,15 @@ def test_error_rates_are_jiwers(trained):
     assert task.metrics([(0.0, ids) for _, ids in encoded], encoded)["wer"] == 0
 
 
+def test_a_wrong_character_of_a_text_without_blanks_is_one_wrong_word():
+    task = Task()
+    task.reading = SimpleNamespace(text=str, spoken=str)
+    found = task.metrics([(0.0, "今天天气很好 ok")], [("今天天气真好 ok", [])])
+    assert found["wer"] == pytest.approx(1 / 7)
+    assert found["cer"] == pytest.approx(jiwer.cer("今天天气真好 ok", "今天天气很好 ok"))
+    assert task.mistake({"text": "今天天气很好"}, "今天天气真好") == pytest.approx(1 / 6)
+
+
 def test_padding_makes_distillation_no_smaller(tmp_path):
     task = Task().bind(load.modalities([column(wav2vec2(tmp_path / "base"))]))
     student, teacher = torch.randn(2, 1, 6, len(task.reading.tokenizer), generator=torch.Generator().manual_seed(0))
