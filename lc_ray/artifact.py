@@ -99,6 +99,11 @@ class Artifact:
         return sha256(self.path / MANIFEST)[:16]
 
     @property
+    def names(self) -> list[str]:
+        """Its files, and none that lies beside them; the manifest last, as it is written."""
+        return [*sorted(self.manifest.files), MANIFEST]
+
+    @property
     def bytes(self) -> int:
         """Size on disk of what serving needs: the engine if there is one, else the weights."""
         engine = self.path / "engine"

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -163,8 +164,10 @@ def _near(folder: StoragePath, name: str) -> str:
     if not folder.remote:
         return f"{folder}/{name}"
     target = _copies(folder) / name
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    if (about := target.parent.lstat()).st_uid != os.getuid() or not stat.S_ISDIR(about.st_mode):  # anybody may have made it, with rows of theirs
+        raise DataError("the folder for copies of rows is somebody else's", str(target.parent), "remove it, or set TMPDIR to a folder of your own")
     if not target.exists():
-        target.parent.mkdir(mode=0o700, exist_ok=True)
         partial = target.with_name(f".{uuid.uuid4().hex}")
         (folder / name).get(partial)
         partial.rename(target)

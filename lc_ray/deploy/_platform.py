@@ -16,7 +16,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from lc_ray import family
-from lc_ray.artifact import MANIFEST, Artifact
+from lc_ray.artifact import Artifact
 from lc_ray.errors import DeployError
 from lc_ray.section import Section, problems
 from lc_ray.spec import digest
@@ -122,16 +122,11 @@ def version(artifact: Artifact, settings: Section) -> str:
     return digest(artifact.digest, settings)
 
 
-def files(artifact: Artifact) -> list[str]:
-    """An artifact's files, and none that lies beside them; the manifest last, as it is written."""
-    return [*sorted(artifact.manifest.files), MANIFEST]
-
-
 def tarball(artifact: Artifact, file: Path) -> None:
     """Write an artifact as a tar.gz, of the same bytes wherever and whenever it is written."""
     # Weights hardly get smaller, so the quickest compression is enough.
     with open(file, "wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
-        for name in files(artifact):
+        for name in artifact.names:
             with open(artifact.path / name, "rb") as content:
                 about = tarfile.TarInfo(name)
                 about.size, about.mode = (artifact.path / name).stat().st_size, 0o644

@@ -84,7 +84,7 @@ def calls(artifact: Artifact, settings: Settings) -> list[Call]:
     folder = {"bucket": settings.bucket, "name": f"{_PREFIX}/{version}"}
     return [
         _where(settings),
-        *(Call("storage.Blob.upload_from_filename", _file(folder, artifact, name)) for name in _platform.files(artifact)),
+        *(Call("storage.Blob.upload_from_filename", _file(folder, artifact, name)) for name in artifact.names),
         Call("aiplatform.Model.upload", model),
         Call("aiplatform.Endpoint.create", {"display_name": endpoint, "labels": labels}, "unless it exists"),
         Call("aiplatform.Endpoint.deploy", deployed, "the model that was uploaded; what was deployed before shares what traffic remains"),

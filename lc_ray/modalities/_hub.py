@@ -1,4 +1,7 @@
-"""Models of transformers, from a folder or by their hub id."""
+"""Models of transformers, from a folder or by their hub id.
+
+Code that comes with a model is never run. Unless it is told so, transformers asks whether it is to, and takes a row on standard input for the answer.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def tokenizer(source: str) -> Any:
         ModelError: there is none. Where a folder has no file of one, transformers may make one up that knows no word.
     """
     try:
-        found = AutoTokenizer.from_pretrained(source)
+        found = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, ImportError, AttributeError, TypeError) as error:
         raise ModelError(f"no tokenizer can be loaded: {first_line(error).rstrip(': ')}", source, _FILES) from None
     if len(found) < len(set(found.all_special_ids)) + 2:
@@ -66,5 +69,5 @@ def model(kind: Any, config: Any, source: str, weights: str | None, /, **options
         options: of `from_pretrained`.
     """
     if weights == "random":
-        return kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
-    return kind.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
+        return kind.from_config(config, trust_remote_code=False) if hasattr(kind, "from_config") else kind(config)
+    return kind.from_pretrained(source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **options)

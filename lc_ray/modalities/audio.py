@@ -56,7 +56,7 @@ class Modality:
     def __init__(self, spec: InputSpec, source: str | Path) -> None:
         self.spec = spec
         with _hub.loading("feature extractor", str(source)):
-            self.extractor = AutoFeatureExtractor.from_pretrained(str(source))
+            self.extractor = AutoFeatureExtractor.from_pretrained(str(source), trust_remote_code=False)
         self.rate = int(self.extractor.sampling_rate)
         self.whole = _is_ast(self.extractor) or "Whisper" in type(self.extractor).__name__
         self.mel = self.whole or self.extractor.model_input_names[0] != "input_values"
@@ -196,7 +196,7 @@ class Encoder(nn.Module):
             ModelError: no such model, or one of shorter clips.
         """
         with _hub.loading("speech model", source):
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             model = plain(_hub.model(AutoModel, config, source, spec.weights))
         if config.model_type == "whisper":
             model = shorter(model.encoder, spec.seconds, source)
@@ -209,7 +209,7 @@ class Encoder(nn.Module):
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
         """With weights yet to be loaded, from `config`."""
-        model = AutoModel.from_config(AutoConfig.for_model(**config["transformers"]))
+        model = AutoModel.from_config(AutoConfig.for_model(**config["transformers"]), trust_remote_code=False)
         return cls(plain(model.encoder if config["transformers"]["model_type"] == "whisper" else model), config)
 
     @property

@@ -157,11 +157,11 @@ class Encoder(nn.Module):
                 fill(whole, source, weights)
             return cls(_trunk(whole, source), {"torchvision": source, **_IMAGENET})._measured(spec.size, source)
         with _hub.loading("vision model", source):
-            found = _hub.model(AutoModel, AutoConfig.from_pretrained(source), source, weights)
+            found = _hub.model(AutoModel, AutoConfig.from_pretrained(source, trust_remote_code=False), source, weights)
             if hasattr(found, "vision_model"):  # of CLIP and others, which read texts beside
                 found = found.vision_model
                 with torch.device("meta"):
-                    AutoModel.from_config(found.config)  # as `rebuild` does; not every such part can stand alone
+                    AutoModel.from_config(found.config, trust_remote_code=False)  # as `rebuild` does; not every such part can stand alone
         if hasattr(found.config, "mask_ratio"):
             found.config.mask_ratio = 0.0  # a masked autoencoder would hide most of every image
         return cls(_hub.headless(found, *_HEADS), {"transformers": found.config.to_dict(), **statistics(Path(source))})._measured(spec.size, source)
@@ -171,7 +171,7 @@ class Encoder(nn.Module):
         """With weights yet to be loaded, from `config`."""
         if name := config.get("torchvision"):
             return cls(_trunk(torchvision.models.get_model(name, weights=None), name), config)
-        model = AutoModel.from_config(AutoConfig.for_model(**config["transformers"]))
+        model = AutoModel.from_config(AutoConfig.for_model(**config["transformers"]), trust_remote_code=False)
         return cls(_hub.headless(model, *_HEADS), config)
 
     def _measured(self, side: int, source: str) -> Self:

@@ -218,7 +218,7 @@ class Encoder(nn.Module):
             ModelError: the source has no such model, only weights in pickle, or fewer positions than a batch may have; or it is no text model.
         """
         with _hub.loading("model", source):
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             if getattr(config, "attention_type", None) == "block_sparse":
                 config.attention_type = "original_full"  # as BigBird would read all texts from the first short one on
             model = _hub.model(AutoModel, config, source, spec.weights, config=config)
@@ -237,7 +237,7 @@ class Encoder(nn.Module):
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
         """With weights yet to be loaded, from `config`."""
-        return cls(AutoModel.from_config(AutoConfig.for_model(**config)))
+        return cls(AutoModel.from_config(AutoConfig.for_model(**config), trust_remote_code=False))
 
     @property
     def config(self) -> dict[str, Any]:

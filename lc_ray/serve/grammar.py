@@ -5,9 +5,12 @@ llguidance computes that in Rust while tokens are drawn, in tens of microseconds
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
+from collections.abc import Iterable
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -25,6 +28,10 @@ _GUIDANCE: Any = {
     "key_separator": ": ",
     "coerce_one_of": True,  # `oneOf` of kinds that may be alike is taken as `anyOf`
 }
+_PATTERNS = 8  # of one text: whether any fits all is found out in a time that each more makes four times as long
+_LEVELS = 250  # of parts within each other: at some thousand the stack ends, and the process with it
+_BY_NAME = ("properties", "patternProperties", "dependentSchemas")  # keywords with schemas by names of the author's choice
+_NO_SCHEMAS = ("$defs", "definitions", "const", "enum", "default", "examples")  # those of definitions count where they are referred to
 
 
 class Grammars:
@@ -56,6 +63,7 @@ class Grammars:
                     self._tokens = from_tokenizer(self.tokenizer, eos_token=self.end or None)
                 except (ValueError, AttributeError, TypeError) as error:
                     raise DataError(f"answers of this model can't be constrained: {error}") from None
+        _Measured(schema).check()
         try:
             written = json.dumps({"x-guidance": _GUIDANCE | {"lenient": lenient}} | schema)
             made = LLMatcher(self._tokens, LLMatcher.grammar_from_json_schema(written), log_level=0)
@@ -110,3 +118,64 @@ class Matcher:
         if self._matcher.is_error():
             told = self._matcher.get_error().partition("\n<state>")[0]  # of the parser, which is long
             raise DataError(f"the schema can't be kept to: {told}")
+
+
+class _Measured:
+    """How much a schema asks of llguidance, which has no limits of its own on the time and the stack that these take.
+
+    Args:
+        schema: in which references are looked for.
+    """
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self.schema = schema
+        self._known: dict[str, tuple[int, int]] = {}  # by reference
+        text = json.dumps({keyword: value for keyword, value in schema.items() if keyword != "$id"})
+        self._parted = '"$id"' in text  # into parts in which references are looked for
+        self._whole = text.count('"pattern"') + text.count('"format"'), text.count("{")
+
+    def check(self) -> None:
+        """Raise DataError if it is too much."""
+        with contextlib.suppress(RecursionError):
+            patterns, levels = self.of(self.schema)
+            if patterns > _PATTERNS:
+                raise DataError(f"the schema can't be used: a text would have to fit more than {_PATTERNS} patterns at once")
+            if levels <= _LEVELS:
+                return
+        raise DataError(f"the schema can't be used: it is nested more than {_LEVELS} deep, through its references")
+
+    def of(self, part: Any) -> tuple[int, int]:
+        """The most patterns that one text within a part has to fit, and how deep it is nested.
+
+        What stands beside each other is for the same text, as is all of `allOf`.
+        """
+        if not isinstance(part, dict):
+            return 0, 0
+        found = [self._within(keyword, value) for keyword, value in part.items() if keyword not in _NO_SCHEMAS]
+        return sum(patterns for patterns, _ in found), 1 + max((levels for _, levels in found), default=0)
+
+    def _within(self, keyword: str, value: Any) -> tuple[int, int]:
+        if keyword in ("pattern", "format"):
+            return 1, 0
+        if keyword == "$ref":
+            return self._referred(str(value))
+        parts: Iterable[Any] = value if isinstance(value, list) else value.values() if keyword in _BY_NAME and isinstance(value, dict) else [value]
+        patterns, levels = zip((0, 0), *map(self.of, parts), strict=True)
+        return sum(patterns) if keyword == "allOf" else max(patterns), max(levels)
+
+    def _referred(self, reference: str) -> tuple[int, int]:
+        if self._parted or not f"{reference}/".startswith("#/"):
+            return self._whole  # any part may be meant, and all of them after each other
+        if reference not in self._known:
+            self._known[reference] = 0, 0  # within itself it is about another text
+            found: Any = self.schema
+            for name in reference.removeprefix("#").split("/")[1:]:
+                name = unquote(name).replace("~1", "/").replace("~0", "~")
+                found = found.get(name) if isinstance(found, dict) else _item(found, name)
+            self._known[reference] = self.of(found)
+        return self._known[reference]
+
+
+def _item(found: Any, name: str) -> Any:
+    """What a reference calls by its number in a list."""
+    return found[int(name)] if isinstance(found, list) and name.isdecimal() and len(name) < 9 and int(name) < len(found) else None

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from starlette.applications import Starlette
 
+from lc_ray.serve import auth
 from lc_ray.serve.protocols import _tensors
 from lc_ray.serve.protocols._messages import MESSAGES
 from lc_ray.serve.protocols.open_inference import LENGTH
@@ -36,6 +37,7 @@ _CONTENTS = {  # the field of a tensor's contents that has its values
     **{kind: f"{kind.lower()}_contents" for kind in ("BOOL", "INT64", "UINT64", "FP32", "FP64", "BYTES")},
 }
 _HEADERS = ("authorization", "traceparent", "x-request-id")  # that a call's metadata may have
+_MOST = 1000  # inputs, outputs or parameters of a call: an empty one has two bytes on the wire, and hundreds here
 _Ask = Callable[..., Awaitable[httpx.Response]]
 
 
@@ -57,9 +59,11 @@ class Operations:
 
     Attributes:
         protocols: the application that speaks those over HTTP.
+        keys: names of the API keys that it lets through, by their digests.
     """
 
     protocols: Starlette
+    keys: dict[str, str]
 
     async def ServerLive(self, request: bytes, grpc_context: Any) -> Any:
         """Whether the server runs. Needs no key."""
@@ -88,6 +92,8 @@ class Operations:
     async def _answer(self, name: str, request: bytes, context: Any, work: Callable[[Any, _Ask], Awaitable[dict[str, Any] | Any]]) -> Any:
         """The answer of an operation, which `work` gives as a message or its fields; an empty one beside the code of an error."""
         headers = {key: value for key, value in context.invocation_metadata() if key in _HEADERS}
+        if auth.match(headers.get("authorization"), self.keys) is None:
+            request = b""  # whatever it is, it is refused: reading a stranger's message could take gigabytes
 
         async def ask(method: str, path: str, content: bytes = b"", **more: str) -> httpx.Response:
             return await _asked(self.protocols, httpx.Request(method, f"http://grpc{path}", headers=headers | more, content=content))
@@ -154,6 +160,9 @@ async def _infer(asked: Any, ask: _Ask) -> Any:
 
 def _request(asked: Any) -> tuple[dict[str, Any], bytes]:
     """A request's JSON, and the bytes after it."""
+    for field in ("inputs", "outputs", "parameters"):
+        if len(getattr(asked, field)) > _MOST:
+            raise Refused(StatusCode.INVALID_ARGUMENT, f"{field}: a call may have {_MOST}")
     raw = asked.raw_input_contents
     if raw and (len(raw) != len(asked.inputs) or any(tensor.HasField("contents") for tensor in asked.inputs)):
         raise Refused(StatusCode.INVALID_ARGUMENT, "raw_input_contents: one is needed for each input, and then no input has contents")

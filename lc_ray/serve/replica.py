@@ -31,8 +31,8 @@ class Replica(Operations):
         ours.handlers, ours.propagate = serves.handlers, False  # what fails is in the replica's own log
         self._given = given
         self.models = Models([], given.spec, settings(os.environ), _everywhere)
-        self._keys = dict(given.keys)
-        self.protocols = asgi(self.models, self._keys, echoed=True)
+        self.keys = dict(given.keys)
+        self.protocols = asgi(self.models, self.keys, echoed=True)
         self._ready: dict[str, Endpoint] = {}  # by digest: what is served, and what is about to be
         self._served: Served = {}
         self._loading = asyncio.Lock()
@@ -80,9 +80,9 @@ class Replica(Operations):
     def _rekey(self, keys: Mapping[str, str]) -> None:
         """Take other keys, if there are any. The new ones come before the others go: where there is none, none is needed."""
         if keys:
-            self._keys.update(keys)
-            for gone in self._keys.keys() - keys.keys():
-                del self._keys[gone]
+            self.keys.update(keys)
+            for gone in self.keys.keys() - keys.keys():
+                del self.keys[gone]
 
     def __del__(self) -> None:
         if hasattr(self, "models"):

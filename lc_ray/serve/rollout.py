@@ -295,7 +295,9 @@ def keep(folder: str | Path, path: str | Path, weight: float = 1.0) -> tuple[str
     with _writing(folder):
         if not artifact.exists(place):
             with whole_folder(place) as partial:
-                shutil.copytree(found.path, partial, dirs_exist_ok=True)
+                for name in found.names:  # and nothing else that is there, such as a link to all of a disk
+                    (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(found.path / name, partial / name)
     return found.manifest.name, Version(path=str(place), digest=found.digest, weight=weight)
 
 

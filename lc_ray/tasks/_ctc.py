@@ -40,7 +40,7 @@ class Model(nn.Module):
     def pretrained(cls, spec: InputSpec, source: str, reading: Reading) -> Self:
         """See `speech_recognition.Model`. A base without a head, or with one of other letters, gets a new one."""
         with _hub.loading("CTC model", source):
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             config.vocab_size, config.pad_token_id = len(reading.tokenizer), reading.blank
             model = _hub.model(AutoModelForCTC, config, source, spec.weights, config=config, ignore_mismatched_sizes=True)
         found = cls(model, module_name(spec.column))
@@ -50,7 +50,7 @@ class Model(nn.Module):
     @classmethod
     def rebuild(cls, config: dict[str, Any]) -> Self:
         """With weights yet to be loaded, from `config`."""
-        return cls(AutoModelForCTC.from_config(AutoConfig.for_model(**config["model"])), config["column"])
+        return cls(AutoModelForCTC.from_config(AutoConfig.for_model(**config["model"]), trust_remote_code=False), config["column"])
 
     @property
     def config(self) -> dict[str, Any]:

@@ -51,14 +51,14 @@ class Model(nn.Module):
     def pretrained(cls, spec: InputSpec, source: str, task: Any) -> Self:
         """See `object_detection.Model`."""
         with _hub.loading("detector", source):
-            config = _configured(AutoConfig.from_pretrained(source), task)
+            config = _configured(AutoConfig.from_pretrained(source, trust_remote_code=False), task)
             net = _hub.model(AutoModelForObjectDetection, config, source, spec.weights, config=config, ignore_mismatched_sizes=True)
         return cls(net, {"column": spec.column, "transformers": config.to_dict(), **image.statistics(Path(source))})
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
         """With weights yet to be loaded, from `config`."""
-        return cls(AutoModelForObjectDetection.from_config(AutoConfig.for_model(**config["transformers"])), config)
+        return cls(AutoModelForObjectDetection.from_config(AutoConfig.for_model(**config["transformers"]), trust_remote_code=False), config)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Pixels (batch, 3, side, side) → logits of each query's label and its box's centre, width and height in [0, 1].

@@ -175,7 +175,7 @@ class Model(nn.Module):
         """
         source = sources[inputs[0].column]
         with _hub.loading("language model", source):
-            model = _hub.model(cls.AUTO, AutoConfig.from_pretrained(source), source, inputs[0].weights)
+            model = _hub.model(cls.AUTO, AutoConfig.from_pretrained(source, trust_remote_code=False), source, inputs[0].weights)
         text.need_positions(model, task.positions, source)
         text.know_tokens(model, source)
         return cls(model, module_name(inputs[0].column))
@@ -183,7 +183,7 @@ class Model(nn.Module):
     @classmethod
     def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
         """With weights yet to be loaded, from `config`."""
-        model = cls.AUTO.from_config(AutoConfig.for_model(**config["model"]))
+        model = cls.AUTO.from_config(AutoConfig.for_model(**config["model"]), trust_remote_code=False)
         return cls(model, config["column"])
 
     @property

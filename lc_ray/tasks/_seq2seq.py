@@ -44,7 +44,7 @@ class Model(nn.Module):
     def pretrained(cls, spec: InputSpec, source: str, reading: Reading) -> Self:
         """See `speech_recognition.Model`. The encoder's positions are cut to `spec.seconds`."""
         with _hub.loading("Whisper", source):
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             if config.model_type != "whisper":
                 raise ModelError(f"this model does not write transcripts: {config.model_type}", source, "use Whisper, or a wav2vec2 or HuBERT model")
             model = _hub.model(WhisperForConditionalGeneration, config, source, spec.weights)

@@ -174,7 +174,7 @@ class Model(nn.Module):
             ModelError: no SpeechT5, other spectrograms or steps than the task's, or fewer positions than the job may need.
         """
         with _hub.loading("SpeechT5", source):
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             if config.model_type != "speecht5":
                 raise ModelError(f"this model does not speak: {config.model_type}", source, "use microsoft/speecht5_tts, or facebook/mms-tts-eng")
             model = _hub.model(SpeechT5ForTextToSpeech, config, source, given.weights)

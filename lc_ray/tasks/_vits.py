@@ -48,7 +48,7 @@ def sound(source: str) -> dict[str, Any] | None:
         deviation an answer has.
     """
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError):
         return None
     if config.model_type != "vits":
@@ -220,7 +220,7 @@ class Model(nn.Module):
             ModelError: no VITS, or one of several voices.
         """
         with _hub.loading("VITS", source):
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             model = _hub.model(VitsModel, config, source, given.weights)
         if config.num_speakers > 1 or config.speaker_embedding_size:
             raise ModelError(f"this VITS has {config.num_speakers} voices", source, "use one of one voice, for example facebook/mms-tts-eng")

@@ -1,13 +1,16 @@
 """Cells that are found by their place."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from lc_ray import spec
+from lc_ray.data import cells
 from lc_ray.data.cells import gather, reading, settled, unread
+from lc_ray.errors import DataError
 from lc_ray.storage import StoragePath
 
 
@@ -25,6 +28,28 @@ def test_rows_of_many_files_come_in_the_order_asked_for(tmp_path, scheme, monkey
     assert found["name"].to_pylist() == ["3-0-4", "0-1-0", "0-0-2", "3-0-1", "0-1-0"]
     assert found["pixels"].to_pylist() == [bytes(row) for row in asked]
     assert gather(index, folder, ["pixels"]).column_names == ["pixels"]
+
+
+@pytest.mark.parametrize("kind", ["of another user", "a link"])
+def test_copies_that_another_user_may_have_put_there_are_not_read(tmp_path, monkeypatch, kind):
+    """Temporary folders are everybody's, and the name can be guessed."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = StoragePath(f"file://{tmp_path}/cells")
+    planted, theirs = cells._copies(folder), tmp_path / "theirs"
+    table = pa.table({"name": ["x"]})
+    theirs.mkdir()
+    with pa.OSFile(str(theirs / "00000-000000.arrow"), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+        writer.write_table(table)
+    if kind == "a link":
+        planted.symlink_to(theirs)
+    else:
+        theirs.rename(planted)
+        owner = os.getuid()
+        monkeypatch.setattr("os.getuid", lambda: owner + 1)
+        monkeypatch.setattr(cells, "_copies", lambda folder: planted)
+    index = pa.table({name: pa.array([0], pa.int32()) for name in ("_task", "_chunk", "_place")})
+    with pytest.raises(DataError, match="somebody else's"):
+        gather(index, folder)
 
 
 def test_equal_rows_are_told_by_their_source():

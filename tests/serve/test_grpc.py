@@ -34,7 +34,8 @@ def serve():
 
     async def start(models):
         operations, server = Operations(), grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-        operations.protocols = asgi(models, {auth.digest(KEY): ""})
+        operations.keys = {auth.digest(KEY): ""}
+        operations.protocols = asgi(models, operations.keys)
         register(operations, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -165,6 +166,25 @@ def test_no_key_no_answer(client):
             lambda headers=headers: client.is_model_ready("tiny", headers=headers),
         ):
             assert "a valid key is needed" in refused(call, "UNAUTHENTICATED")
+
+
+@pytest.mark.parametrize("field", ["inputs", "outputs", "parameters"])
+def test_messages_of_millions_of_empty_parts_take_no_room(place, monkeypatch, field):
+    read = []
+    monkeypatch.setitem(MESSAGES, "ModelInferRequest", type("Spy", (), {"FromString": staticmethod(spied(read, MESSAGES["ModelInferRequest"]))}))
+    number = service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name[field].number
+    message = bytes([number << 3 | 2, 0]) * 2**16
+    with grpc.insecure_channel(place) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        for metadata, code, told in (((), "UNAUTHENTICATED", "a valid key"), (HEADERS.items(), "INVALID_ARGUMENT", f"{field}: a call may have 1000")):
+            with pytest.raises(grpc.RpcError, match=told) as found:
+                call(message, metadata=metadata)
+            assert found.value.code().name == code
+    assert read == [b"", message]  # a stranger's is not even read
+
+
+def spied(read, message):
+    return lambda content: read.append(content) or message.FromString(content)
 
 
 def test_mistakes(client, place, models):

@@ -46,6 +46,24 @@ def test_rows_with_their_answers_but_no_pictures_and_nothing_redacted(fused, end
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_is_left_out_is_not_in_the_answer_that_repeats_it(tiny_language, endpoint, tmp_path, stream):
+    found = endpoint(tiny_language, log={"path": str(tmp_path), "redact": ["prompt"]})
+    models = Models([found], found.spec)
+    body = {"model": "talk", "prompt": "qQzZ", "max_tokens": 5, "seed": 1, "echo": True, "logprobs": 1, "stream": stream}
+    told = ask(asgi(models, {}), "POST", "/v1/completions", json=body)
+    models.observers.close()
+    (line,) = logged(tmp_path)
+    assert "prompt" not in line["row"]
+    (choice,) = line["answer"]["choices"]
+    assert (len(choice["logprobs"]["tokens"]), choice["logprobs"]["text_offset"][0]) == (5, 0)
+    if not stream:
+        (whole,) = told.json()["choices"]
+        assert whole["text"] == "qQzZ" + choice["text"]
+        assert whole["logprobs"]["tokens"][-5:] == choice["logprobs"]["tokens"]
+    assert "qQzZ" not in json.dumps(line)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_what_a_language_model_was_asked_and_said(tiny_language, endpoint, tmp_path, stream):
     found = endpoint(tiny_language, log={"path": str(tmp_path), "redact": ["user"]})
     models = Models([found], found.spec)

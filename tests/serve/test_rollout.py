@@ -36,6 +36,19 @@ def begun(*about):
     return folder
 
 
+def test_of_a_strangers_artifact_nothing_is_kept_but_what_its_manifest_lists(tiny_artifact, tmp_path):
+    given, secret = tmp_path / "given", tmp_path / "secret"
+    shutil.copytree(tiny_artifact, given)
+    secret.mkdir()
+    (secret / "key").write_text("x")
+    (given / "processor" / "more").symlink_to(secret)
+    (given / "up").symlink_to(given)
+    _, kept = rollout.keep(tmp_path / "state", given)
+    assert artifact.read(kept.path).digest == artifact.read(tiny_artifact).digest
+    there = {str(file.relative_to(kept.path)) for file in Path(kept.path).rglob("*") if not file.is_dir()}
+    assert there == {*artifact.read(tiny_artifact).manifest.files, "manifest.json"}
+
+
 def test_rollout_replaces_and_canaries_share():
     first = state(m=[("a", 1.0)])
     canary = rollout.rolled(first, "m", Version(path="/b", digest="b", weight=0.1))

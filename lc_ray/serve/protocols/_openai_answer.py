@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from typing import Any, ClassVar
 
@@ -89,6 +89,10 @@ class Answers:
         tokens = {"prompt_tokens": self.prompt_tokens, "completion_tokens": said, "total_tokens": self.prompt_tokens + said}
         return tokens | {"prompt_tokens_details": {"cached_tokens": cached}}
 
+    def logged(self, choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Of whole answers what logs have of them."""
+        return choices
+
     def told(self) -> list[_Choice]:
         """Those of the answers that are told."""
         return self.choices
@@ -142,6 +146,11 @@ class Completion(Answers):
             return self.choices
         prompts = [self.choices[first : first + self.drawn] for first in range(0, len(self.choices), self.drawn)]
         return [choice for drawn in prompts for choice in sorted(drawn, key=_likely, reverse=True)[: self.n]]
+
+    def logged(self, choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Without the prompts that answers begin with, of which a log may be to have nothing."""
+        bare = (replace(choice, text=choice.text[choice.answer :], answer=0, prompt=[]) for choice in self.told())
+        return [self.choice(number, choice) for number, choice in enumerate(bare)] if self.echo else choices
 
     def choice(self, number: int, choice: _Choice) -> dict[str, Any]:
         """See `Answers`."""

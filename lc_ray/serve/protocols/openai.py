@@ -190,7 +190,7 @@ async def _answer(request: Request, body: Body, endpoint: Endpoint, asks: list[A
     if not body.stream:
         whole = await _connected(request, _whole(pieces, answers))
         if endpoint.spec.log:
-            _log(body, whole["choices"])
+            _log(body, answers.logged(whole["choices"]))
         return await asyncio.to_thread(JSONResponse, whole)
     first = await _connected(request, anext(pieces))
     return _Stream(_events(first, pieces, answers, body, endpoint), media_type="text/event-stream", headers={"cache-control": "no-cache"})
@@ -232,7 +232,7 @@ async def _events(
             yield _event(error(problem.content))
             return
     if endpoint.spec.log:
-        _log(body, answers.whole()["choices"])
+        _log(body, answers.logged(answers.whole()["choices"]))
     if body.usage:
         yield _event(answers.usage_chunk())
     yield "data: [DONE]\n\n"
