@@ -273,7 +273,7 @@ class AcceptSpec(Section):
 class JobSpec(Section):
     """One job: data and a pretrained model in, a small and fast model out."""
 
-    name: str = Field("job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run and the model: letters, digits, '.', '_' and '-'")
+    name: str = Field("job", max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run and the model: letters, digits, . _ -")
     seed: int = Field(0, ge=0, lt=2**32)
     storage: str = Field("runs", description="folder that all nodes mount, or a bucket (s3://, gs://, hdfs://); the run is kept in storage/name")
     model: ModelSpec

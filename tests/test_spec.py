@@ -98,6 +98,7 @@ def test_sections_are_frozen():
         ({"evaluate.rows": "0 rows"}, r"evaluate\.rows: .*greater than or equal to 1"),
         ({"quantize": {"calibration": 0}}, r"quantize\.calibration: .*greater than or equal to 1"),
         ({"search": {"genes": {"train.learning_rate": {"uniform": [0, 1]}}, "objective": "log_loss"}}, "'log_loss' is better the smaller"),
+        ({"name": "x" * 101}, r"name: .*at most 100 characters"),
         ({"name": "../x"}, r"name: .*got '\.\./x'\): of the run and the model: letters, digits"),
     ],
 )

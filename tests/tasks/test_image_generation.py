@@ -77,7 +77,7 @@ def trained(tmp_path_factory):
     made, held_out = rows(256), rows(64)
     torch.manual_seed(0)
     model = load.pretrained(ModelSpec(base=str(base)), inputs, task)
-    train(model, task, made, columns, 260, 5e-3, size=24, drop=0.1)
+    train(model, task, made, columns, 400, 5e-3, size=24, drop=0.1)
     found = save(folder / "dense", model, task, inputs)
     return SimpleNamespace(
         **{"folder": folder, "base": base, "task": task, "inputs": inputs, "columns": columns, "model": model, "rows": made},
