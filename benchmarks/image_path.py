@@ -65,7 +65,7 @@ def write(folder: Path, numbers: range) -> int:
 def transforms(augment: bool) -> v2.Compose:
     """What the peer does with a decoded image."""
     resize = [v2.Resize((SIDE, SIDE), antialias=True)]
-    varied = [v2.RandomResizedCrop(SIDE, scale=(0.6, 1.0), antialias=True), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2)]
+    varied = [v2.RandomResizedCrop(SIDE, scale=(0.6, 1.0), antialias=True), v2.ColorJitter(0.2, 0.2, 0.2)]
     return v2.Compose([v2.PILToTensor(), *(varied if augment else resize), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
 
