@@ -232,7 +232,8 @@ def _told(address: str, where: str = "") -> Iterator[None]:
             while first.__context__:  # which says it in fewest words
                 first = first.__context__
             raise _unreached(first, at) from None
-        raise ClusterError(f"the cluster answered: {_first(error)}", at) from None
+        told = _first(error)
+        raise ClusterError(f"the cluster answered: {told}", at, "`lc-ray jobs list` has its jobs" if where and "code 404" in told else "") from None
 
 
 def _unreached(error: BaseException, where: str) -> ClusterError:

@@ -116,6 +116,17 @@ def test_a_job_that_is_stopped_has_ended_by_then():
     assert there.asked == 3, "it may be submitted again"
 
 
+def test_of_a_job_that_is_not_there_the_others_are_pointed_at():
+    class Client:
+        def stop_job(self, name):
+            raise RuntimeError(f"Request failed with status code 404: Job {name} does not exist.")
+
+    there = Silent()
+    there._client = Client()
+    with pytest.raises(ClusterError, match=r"tiny-2 does not exist\.\n  → `lc-ray jobs list`"):
+        there.stop("tiny-2")
+
+
 def test_of_a_job_that_was_killed_its_log_is_not_told_as_the_reason():
     why = "Job entrypoint command failed with exit code -9, last available logs (truncated to 20,000 chars):\n" + '{"event": "stage"}\n' * 900
     details = JobDetails(submission_id="tiny-1", type=JobType.SUBMISSION, entrypoint="python", status="FAILED", message=why)
