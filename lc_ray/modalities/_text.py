@@ -7,7 +7,7 @@ import codecs
 import datetime
 import json
 import re
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from decimal import Decimal
 from typing import Any
 
@@ -25,7 +25,7 @@ _COMMA = re.compile(r"[-+]?([0-9]{1,3}(\.[0-9]{3})+|[0-9]+),[0-9]+")  # where a 
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _HAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # and kana: written without blanks between words
 WORD = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+")
-_BETWEEN = re.compile(rf"(?<=[{_HAN}]) (?=[{_HAN}])")
+_APART, _BETWEEN = re.compile(r"\S+"), re.compile(rf"(?<=[{_HAN}]) +(?=[{_HAN}])")
 
 
 def _windows(error: UnicodeError) -> tuple[str, int]:
@@ -72,6 +72,11 @@ def unicode(value: str | bytes, errors: str = "strict") -> str:
     if not value.isascii() and _HALF.search(value):
         raise DataError("not valid Unicode: half of a surrogate pair")
     return value
+
+
+def words(text: str) -> Iterator[re.Match[str]]:
+    """A text's words: what blanks part; each character of Chinese and Japanese, unless blanks part their words too."""
+    return (_APART if _BETWEEN.search(text) else WORD).finditer(text)
 
 
 def joined(words: list[str]) -> str:

@@ -1,6 +1,6 @@
 """Words: a list of them, or a text that is split at spaces; encoded as text is, one position per word, that of its first token.
 
-Of a text, each character of Chinese and Japanese is a word: with none between blanks but whole sentences, these could have but one tag.
+Of a text without blanks between its words, as of Chinese and Japanese, each character is one: a whole sentence could have but one tag.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Modality(text.Modality):
         self._before = " " if bytewise else ""  # of each word, or such a tokenizer reads all of them as one
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
-        """A cell as a list of words. A text may be the JSON of one; else it is split, see `_text.WORD`.
+        """A cell as a list of words. A text may be the JSON of one; else it is split, see `_text.words`.
 
         Raises:
             DataError: neither a text nor a list of texts, or no word in it.
@@ -53,7 +53,7 @@ class Modality(text.Modality):
             found = _text.listed(value)
             value = found if isinstance(found, list) and (found is not value) and all(isinstance(word, str) for word in found) else value
         if not isinstance(value, list):
-            return _text.WORD.findall(super().decode(value, errors, folder))
+            return [word[0] for word in _text.words(super().decode(value, errors, folder))]
         if not value:
             raise DataError("no words")
         return [super(Modality, self).decode(word, errors, folder) for word in value]

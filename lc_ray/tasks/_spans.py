@@ -47,7 +47,7 @@ def tags(found: list[Span], text: str) -> list[str]:
     Raises:
         DataError: a span has no character of the text's words.
     """
-    words = [match.span() for match in _text.WORD.finditer(text)]
+    words = [match.span() for match in _text.words(text)]
     made = ["O"] * len(words)
     for start, end, label in sorted(found, key=lambda span: (span[0] - span[1], span)):
         inside = [place for place, (first, last) in enumerate(words) if first < end and start < last]

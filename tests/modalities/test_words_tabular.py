@@ -27,6 +27,7 @@ def test_words_come_as_list_or_text(column):
     assert column.decode("[1] good") == ["[1]", "good"]
     assert column.decode(["good", 7], folder=".") == ["good", "7"]
     assert column.decode("去北京 good") == ["去", "北", "京", "good"], "there are no blanks between words of Chinese"
+    assert column.decode("去 北京 good") == ["去", "北京", "good"], "here there are"
     for bad, reason in (([], "no words"), (None, "null"), (["good", None], "null"), (["good", ""], "empty"), (7, "not text")):
         with pytest.raises(DataError, match=reason):
             column.decode(bad)

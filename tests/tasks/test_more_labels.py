@@ -231,6 +231,15 @@ def test_spans_of_a_text_without_blanks_are_all_kept():
     assert [(e["type"], e["text"]) for e in answer["entities"]] == [("PER", "小明"), ("LOC", "东京タワー"), ("PER", "Ann")]
 
 
+def test_chinese_whose_words_blanks_part_has_a_tag_for_each():
+    text = "昨天 在 北京 with Ann"
+    words = [word[0] for word in _text.words(text)]
+    assert words == ["昨天", "在", "北京", "with", "Ann"]
+    token_classification.Task.check(["O", "O", "B-LOC", "O", "B-PER"], {"text": words})
+    task = token_classification.Task(["B-LOC", "B-PER", "O"])
+    assert task.placed([[5, 7, "LOC"]], [text]) == ["O", "O", "B-LOC", "O", "O"]
+
+
 def test_texts_without_spans_and_tags_without_a_text():
     task = token_classification.Task
     assert task.placed([], [TEXT]) == ["O"] * 4
