@@ -31,7 +31,7 @@ from lc_ray.errors import DataError, first_line
 
 _BLOCK = 2**24  # bytes
 _COPIES = 8  # files at a time
-_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}")  # a name until its file or folder is whole
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}")  # what `_partial` makes
 _RENAMES = ("local", "hdfs")  # file systems, by pyarrow's names, in which a file takes its name once it is whole
 # With S3. Its SDK would give up a request that is not answered within 3 s, and a busy store may take longer.
 _PATIENCE = {"connect_timeout": 10.0, "request_timeout": 60.0, "retry_strategy": pyarrow.fs.AwsStandardS3RetryStrategy(6)}
@@ -125,7 +125,7 @@ class StoragePath:
                 file.flush()
                 self._take(file.name)
             return
-        partial = self.parent / f".{self.name}.{uuid.uuid4().hex[:8]}"
+        partial = self.parent / _partial(self.name)
         try:
             with partial.create() as file:
                 yield file
@@ -284,6 +284,11 @@ def _to_disk(path: Path) -> None:
         os.close(place)
 
 
+def _partial(name: str) -> str:
+    """What a file or folder is called until it is whole."""
+    return f".{name}.{uuid.uuid4().hex[:8]}"
+
+
 def sweep(folder: Path) -> None:
     """Remove what is left of files and folders whose writers were killed, of a folder of this machine in which nobody writes now."""
     for left in [one for one in folder.rglob(".*") if _PARTIAL.fullmatch(one.name)]:
@@ -293,7 +298,7 @@ def sweep(folder: Path) -> None:
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder of this machine, to be filled, which takes its name and the place of one before once it is whole; else nothing of it is left."""
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    partial = folder.with_name(_partial(folder.name))
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -323,7 +328,7 @@ def cached(folder: StoragePath, kinds: Sequence[str] = ("*",)) -> Path:
     digest = hashlib.sha256(json.dumps([folder.path, sorted(files.items())]).encode()).hexdigest()[:16]
     target = Path(constants.HF_HUB_CACHE) / "lc_ray" / digest
     if not target.exists():
-        partial = target.with_name(f".{digest}.{uuid.uuid4().hex[:8]}")
+        partial = target.with_name(_partial(digest))
         try:
             folder.get_files(partial, files)
             with contextlib.suppress(OSError):  # another process was first
