@@ -26,7 +26,6 @@ from lc_ray import artifact, progress, results, runtime
 from lc_ray import spec as specs
 from lc_ray.artifact import Artifact, Feature
 from lc_ray.client import Client
-from lc_ray.data.batch import steps_per_epoch
 from lc_ray.data.cells import unread
 from lc_ray.data.prepare import Prepared, prepare, stamps
 from lc_ray.errors import AcceptError, ArtifactError, ClusterError, SpecError, first_line, unwrap
@@ -43,7 +42,7 @@ from lc_ray.serving import ReplicasSpec, ServeSpec
 from lc_ray.spec import JobSpec
 from lc_ray.storage import StoragePath, storage_path, sweep, whole_folder
 from lc_ray.train import plan
-from lc_ray.train.segment import SegmentResult
+from lc_ray.train.segment import SegmentResult, total_steps
 from lc_ray.tune import lineage, population, space
 
 RECORD = "record.json"
@@ -226,15 +225,14 @@ def _little(job: JobSpec, data: Prepared) -> list[str]:
     """What is to be known of little training, and of the rows that models are judged by, in sentences."""
     first, others = (data.held_out(job, comparing) for comparing in (True, False))
     compared, measured = (sum(rows for _, rows in half) for half in (first, others))
-    steps = round(job.train.epochs * steps_per_epoch(data.count("train"), job.train.batch_size))
-    told = []
+    told, total = [], total_steps(job.train, data.count("train"))
     if first != others:
         chosen = f"members are compared on {compared:,} of its rows, and models are measured on {measured:,} others, by which none was chosen"
         told.append(f"validation: {chosen}")
     if measured < _FEW_ROWS:
         told.append(f"validation: models are measured on {measured:,} row(s); figures of so few are luck in part: hold out more by data.validation")
-    if steps < _FEW_STEPS:
-        told.append(f"training: {steps:,} steps in all, in which little is learned: raise train.epochs, or lower train.batch_size")
+    if total < _FEW_STEPS:
+        told.append(f"training: {total:,} steps in all, in which little is learned: raise train.epochs, or lower train.batch_size")
     return told
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lc_ray.data.batch import steps_per_epoch
 from lc_ray.errors import SpecError
-from lc_ray.spec import JobSpec, digest, minimised, parse
+from lc_ray.spec import JobSpec, TrainSpec, digest, minimised, parse
 from lc_ray.storage import StoragePath
 
 Post = Callable[[dict[str, Any]], None]  # receives events of progress
@@ -77,8 +77,7 @@ class Segment:
     @property
     def total(self) -> int:
         """Steps of the whole training."""
-        train = self.spec.train
-        return max(train.segments, round(train.epochs * steps_per_epoch(self.rows, train.batch_size)))
+        return total_steps(self.spec.train, self.rows)
 
     def boundary(self, number: int) -> int:
         """Step at which segment `number` starts: none is without a step, wherever pruning starts."""
@@ -176,6 +175,11 @@ def removed_at(job: JobSpec, number: int) -> float:
     steps = max(1, sum(1 for start in job.starts()[dense:-1] if start <= end + 1e-9))
     done = min(1.0, (number - dense + 1) / steps)
     return prune.parameters * (1 - (1 - done) ** 3)
+
+
+def total_steps(train: TrainSpec, rows: int) -> int:
+    """Steps of a whole training on so many rows."""
+    return max(train.segments, round(train.epochs * steps_per_epoch(rows, train.batch_size)))
 
 
 def learning_rate(peak: float, step: int, phase: tuple[int, int], warmup: float) -> float:
