@@ -123,8 +123,7 @@ class Jobs:
         """
         name = f"lc_ray-{uuid.uuid4().hex[:12]}"
         self.submit(command, name, {}, {})
-        while (job := self.get(name)).active:
-            time.sleep(0.25)
+        job = self._over(name)
         said = self.said(name)
         with _told(self.address, name):
             self._client.delete_job(name)
@@ -150,9 +149,14 @@ class Jobs:
         """End a job, and wait until it has ended; whether it was active."""
         with _told(self.address, name):
             active = bool(self._client.stop_job(name))
-        while self.get(name).active:
-            time.sleep(0.25)
+        self._over(name)
         return active
+
+    def _over(self, name: str) -> Job:
+        """A job, once it has ended."""
+        while (job := self.get(name)).active:
+            time.sleep(0.25)
+        return job
 
     def follow(self, name: str, take: Callable[[str], None]) -> Job:
         """Give `take` each line that a job prints, from the first on, until it is over. A connection that breaks, or is silent, is made anew."""
