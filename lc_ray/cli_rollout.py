@@ -130,8 +130,7 @@ def _connected(port: int | None) -> Iterator[None]:
         return
     state = states.read(states.find(port))
     try:
-        with runtime.handlers():
-            ray.init(state.address, log_to_driver=False, logging_level=logging.ERROR)
+        runtime.attach(state.address)
     except ConnectionError:
         raise ServeError("it does not run any more", state.url, "start it again: lc-ray serve ARTIFACT") from None
     try:

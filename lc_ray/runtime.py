@@ -84,8 +84,7 @@ def _connect(cpus: int | None) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             _reach(address)
-            with handlers():
-                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            attach(address)
         except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:  # the third of a Ray of another version
             told = " ".join(str(error).split())
             fix = "set RAY_ADDRESS to the address of one, as HOST:6379, or unset it for a Ray of this command alone"
@@ -108,8 +107,7 @@ def start(cpus: int) -> None:
     """
     for last in (False, True):
         try:
-            with handlers():
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            attach("local", num_cpus=cpus, include_dashboard=False)
             return
         except Exception as error:  # Ray raises nothing narrower
             for left in servers():  # which Ray itself leaves there
@@ -177,8 +175,14 @@ def watched() -> Iterator[threading.Event]:
         signal.signal(_WAKES, before or signal.SIG_DFL)
 
 
+def attach(address: str, **options: Any) -> None:
+    """Connect to a Ray, quietly, or start one; signals end this program as they did. Takes `ray.init`'s options, and raises its errors."""
+    with _handlers():
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
 @contextmanager
-def handlers() -> Iterator[None]:
+def _handlers() -> Iterator[None]:
     """Keep this program's handler of SIGTERM, if it has one, while it connects to Ray, and those of the JVM that hdfs:// has started in this process,
     if it has.
 

@@ -122,7 +122,7 @@ def test_signals_of_a_jvm_stay_its_own_also_where_no_ray_is_found(monkeypatch):
     monkeypatch.setattr(runtime.storage, "jvm", lambda: True)
     known, before = signal.getsignal(signal.SIGBUS), handler()
     try:
-        with pytest.raises(ConnectionError), runtime.handlers():
+        with pytest.raises(ConnectionError), runtime._handlers():
             init()
         assert handler() == before
     finally:
@@ -139,7 +139,7 @@ def test_a_program_that_ends_well_by_sigterm_still_does(has_one):
 
     before = signal.signal(signal.SIGTERM, ours if has_one else signal.SIG_DFL)
     try:
-        with runtime.handlers():
+        with runtime._handlers():
             ray._private.utils.set_sigterm_handler(rays)
             assert signal.getsignal(signal.SIGTERM) == (ours if has_one else rays), "also while it connects"
             signal.signal(signal.SIGTERM, rays)  # as its C++ does, of which Python knows nothing
