@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Iterable
 from typing import Any, cast
 
 import ray
-import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from lc_ray.errors import LcRayError, SpecError, TrainError, unwrap
 from lc_ray.spec import WorkersSpec
 from lc_ray.storage import StoragePath
-from lc_ray.train import plan
 from lc_ray.train.segment import Post, Segment, SegmentResult, finished
 
 _FAILED = "failed.txt"
-_SMALLER = "raise train.accumulate, lower train.batch_size, or, with several workers, set train.zero.stage: 3 or train.zero.offload: cpu"
-_NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}  # of workers that have asked for none: Ray would let them see, and PyTorch and DeepSpeed use, others' GPUs
 
 
 class WorkerGroups:
@@ -29,7 +22,7 @@ class WorkerGroups:
     An actor. A member that asks again for what is being trained, since it was restarted, waits for the same.
 
     Args:
-        count: of groups; one starts when it is first needed.
+        count: of groups; one starts when it is first needed, or with `start`.
         workers: of each.
         folder: for what Ray Train keeps of a run while it lasts.
         post: receives progress events.
@@ -45,6 +38,11 @@ class WorkerGroups:
         self._training: dict[str, asyncio.Task[SegmentResult]] = {}
         self._done: dict[str, None] = {}
         self._wrong: SpecError | None = None
+
+    async def start(self) -> None:
+        """Start all groups' workers, which takes a while, before there is anything to train."""
+        for group in self._groups:
+            group.start()
 
     async def train(self, segment: Segment) -> SegmentResult:
         """Train a segment, or return it if it was trained before. One that was cut off goes on from its last checkpoint.
@@ -104,6 +102,12 @@ class _Group:
         self._number, self._segment, self._closed = 0, cast("Segment | None", None), False
         self._changed, self._ended, self._actors = asyncio.Condition(), asyncio.Event(), list[Any]()
 
+    def start(self) -> asyncio.Task[Exception | None]:
+        """The run whose workers take this group's segments: a new one if there is none, or it has ended."""
+        if self._run is None or self._run.done():
+            self._run = asyncio.create_task(asyncio.to_thread(self._fit))
+        return self._run
+
     async def train(self, segment: Segment) -> SegmentResult:
         self._ended.clear()
         async with self._changed:
@@ -113,16 +117,15 @@ class _Group:
         while True:
             if self._closed:
                 raise TrainError("the search has ended", f"segment {segment.key}")
-            if self._run is None or self._run.done():
-                self._run = asyncio.create_task(asyncio.to_thread(self._fit))
+            run = self.start()
             end = asyncio.create_task(self._ended.wait())
-            await asyncio.wait({end, self._run}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({end, run}, return_when=asyncio.FIRST_COMPLETED)
             end.cancel()
             if self._ended.is_set():
                 result = await asyncio.to_thread(finished, segment.folder)
                 assert result is not None, "rank 0 writes the record before it tells"
                 return result
-            error = self._run.result()
+            error = run.result()
             if self._closed or error is None:  # the latter where they ended after the segment before
                 continue
             if isinstance(ours := unwrap(error), LcRayError):
@@ -157,58 +160,15 @@ class _Group:
 
     def _fit(self) -> Exception | None:
         """Start the workers, and wait for their end. Failures are counted by segment, so Ray Train is not to restart them."""
-        workers, self._actors = self._workers, []
-        trainer = (_OwnTrainer if self._own else TorchTrainer)(
-            _work,
-            train_loop_config={"groups": self._all, "place": self._place, "post": self._post},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers.count,
-                use_gpu=workers.gpu > 0,
-                resources_per_worker=plan.reserved(workers),
-            ),
-            torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
-            run_config=ray.train.RunConfig(
-                name=uuid.uuid4().hex, **self._folder.of_ray, worker_runtime_env={} if workers.gpu else {"env_vars": _NO_GPUS}
-            ),
-        )
+        from lc_ray.train import worker  # imports torch, for which no member of a search is to wait
+
+        self._actors = []
+        config = {"groups": self._all, "place": self._place, "post": self._post}
         try:
-            trainer.fit()
+            worker.trainer(config, self._workers, self._folder, self._own).fit()
         except Exception as error:
             return error
         return None
-
-
-class _OwnTrainer(TorchTrainer):  # type: ignore[misc]
-    """Leaves out the actor that takes the workers of a controller that died: it asks the first dashboard of this machine whether the controller
-    lives. That of another Ray says no, and a Ray of our own, which has none, ends anyway.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [one for one in super()._create_default_callbacks() if not isinstance(one, PlacementGroupCleanerCallback)]
-
-
-def _work(config: dict[str, Any]) -> None:
-    """What each worker does. It imports torch and DeepSpeed there, not in the process that starts it.
-
-    Raises:
-        TrainError: its GPU's memory is too small, which another try would not change.
-    """
-    from torch import OutOfMemoryError
-
-    from lc_ray.train.loop import train_segment
-
-    groups, place, seen, me = config["groups"], config["place"], 0, ray.get_runtime_context().current_actor
-    while given := ray.get(groups.given.remote(place, seen, me)):
-        seen, segment = given
-        try:
-            train_segment(segment, config["post"])
-        except OutOfMemoryError as error:
-            told = ". ".join(str(error).split(". ")[:3])  # how much was wanted, and what there is; the rest is of PyTorch's allocator
-            raise TrainError(f"a GPU's memory is too small: {told}", f"segment {segment.key}", _SMALLER) from error
-        if ray.train.get_context().get_world_rank() == 0:
-            ray.get(groups.ended.remote(place, seen))
-        if segment.spec.train.zero.stage == 3:  # of which DeepSpeed lets go only with the process
-            return
 
 
 def _failed(error: Exception, segment: Segment) -> TrainError:

@@ -16,7 +16,7 @@ from test_segment import segment
 from lc_ray.errors import ModelError, SpecError, TrainError
 from lc_ray.spec import WorkersSpec
 from lc_ray.storage import storage_path
-from lc_ray.train import trainer
+from lc_ray.train import trainer, worker
 from lc_ray.train.segment import SegmentResult
 
 DIED = WorkerHealthCheckFailedError("a health check failed", RayActorError())
@@ -53,7 +53,7 @@ def groups(monkeypatch, tmp_path):
             made.environment = run_config.worker_runtime_env
             return SimpleNamespace(fit=lambda: fit(train_loop_config))
 
-        monkeypatch.setattr(trainer, "TorchTrainer", made_by)
+        monkeypatch.setattr(worker, "TorchTrainer", made_by)
         return made
 
     return groups
@@ -74,6 +74,19 @@ def test_workers_start_once_for_many_segments(groups, one):
         assert made.starts == [0], "the second group was never needed"
         assert await made.done() == keys
         assert [event["event"] for event in made.told] == ["segment", "segment", "segment", "reused"]
+
+    asyncio.run(run())
+
+
+def test_workers_may_start_before_there_is_anything_to_train(groups, one):
+    async def run():
+        made = groups(2, lambda segment: None)
+        await made.start()
+        while sorted(made.starts) != [0, 1]:
+            await asyncio.sleep(0.01)
+        await made.train(one())
+        await made.close()
+        assert sorted(made.starts) == [0, 1], "the segment was given to those that had started"
 
     asyncio.run(run())
 
@@ -240,10 +253,10 @@ def test_an_objective_that_the_task_does_not_measure_ends_the_search(groups, one
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("kind", [trainer.TorchTrainer, trainer._OwnTrainer])
+@pytest.mark.parametrize("kind", [worker.TorchTrainer, worker._OwnTrainer])
 def test_workers_of_an_own_ray_are_not_given_up_for_another_rays_word(kind):
     callbacks = kind(lambda: None)._create_default_callbacks()
-    assert (PlacementGroupCleanerCallback in map(type, callbacks)) == (kind is trainer.TorchTrainer)
+    assert (PlacementGroupCleanerCallback in map(type, callbacks)) == (kind is worker.TorchTrainer)
 
 
 @pytest.mark.parametrize(("gpu", "seen"), [(0, {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}), (1, {})])
@@ -272,6 +285,6 @@ def test_a_gpu_that_is_too_small_is_told_and_not_tried_again(one, monkeypatch):
     monkeypatch.setattr(trainer.ray, "get", lambda given: given)
     monkeypatch.setattr(trainer.ray, "get_runtime_context", lambda: SimpleNamespace(current_actor=None))
     with pytest.raises(TrainError) as found:
-        trainer._work({"groups": SimpleNamespace(given=SimpleNamespace(remote=lambda *_: (1, one()))), "place": 0, "post": print})
+        worker._work({"groups": SimpleNamespace(given=SimpleNamespace(remote=lambda *_: (1, one()))), "place": 0, "post": print})
     assert found.value.what.endswith("GPU 0 has a total capacity of 14.58 GiB of which 1.20 GiB is free")
     assert "train.accumulate" in found.value.fix
