@@ -148,7 +148,7 @@ class Deployment:
             return client.predict(rows)
 
     def delete(self) -> None:
-        """Delete the RayService and its Secret.
+        """Delete the RayService and its Secret, unless somebody else has made that.
 
         Raises:
             DeployError: with what Kubernetes said, or somebody else has made the RayService.
@@ -159,7 +159,8 @@ class Deployment:
             with _unless(404):
                 custom.delete_namespaced_custom_object(**_KIND, namespace=self._settings.namespace, name=self.name)
             with _unless(404):
-                core.delete_namespaced_secret(_secret(self.name), self._settings.namespace)
+                if _ours(core.read_namespaced_secret(_secret(self.name), self._settings.namespace).metadata.labels):
+                    core.delete_namespaced_secret(_secret(self.name), self._settings.namespace)
 
 
 def deploy(artifact: Artifact, settings: Settings) -> Deployment:
@@ -183,7 +184,7 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
 
 
 def delete(artifact: Artifact, settings: Settings) -> None:
-    """Delete the RayService and its Secret."""
+    """Delete the RayService and its Secret, as `Deployment.delete`."""
     _handle(_name(artifact, settings), "", settings).delete()
 
 
@@ -195,8 +196,12 @@ def _owned(custom: Any, name: str, settings: Settings) -> None:
     """Raise DeployError for a RayService that somebody else has made."""
     with _unless(404):
         about = custom.get_namespaced_custom_object(**_KIND, namespace=settings.namespace, name=name)
-        if not _MARK.items() <= about["metadata"].get("labels", {}).items():
+        if not _ours(about["metadata"].get("labels")):
             raise _platform.foreign(name, f"label '{next(iter(_MARK))}'", "--set name=ANOTHER_NAME")
+
+
+def _ours(labels: dict[str, str] | None) -> bool:
+    return _MARK.items() <= (labels or {}).items()
 
 
 def _wait(custom: Any, name: str, generation: int, settings: Settings) -> None:

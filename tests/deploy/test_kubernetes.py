@@ -117,6 +117,15 @@ def test_a_deployment_and_all_that_it_made_is_gone_again(api, tiny_artifact):
     assert api.objects == {}
 
 
+def test_a_secret_that_somebody_else_has_made_stays(api, tiny_artifact):
+    path = "/api/v1/namespaces/lc-ray/secrets/tiny-api-key"
+    api.objects[path] = {"metadata": {"name": "tiny-api-key"}, "data": {"api-key": base64.b64encode(b"theirs").decode()}}
+    deployment = DeployModel(tiny_artifact, "kubernetes", **SETTINGS).deploy()
+    assert deployment.key == "theirs"
+    deployment.delete()
+    assert list(api.objects) == [path]
+
+
 def test_pods_with_gpus(tiny_artifact):
     made = DeployModel(tiny_artifact, "kubernetes", **SETTINGS, gpu=2).plan()[1].arguments["body"]
     pod = made["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]
