@@ -19,7 +19,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout, templates, terminal
+from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout, cli_runs, templates, terminal
 from lc_ray.errors import AcceptError, LcRayError, SpecError, first_line, unwrap
 from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, ended, err, out, plain, print_run, read_job, short, values
 
@@ -251,6 +251,7 @@ def init(
 
 for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints, cli_cluster.submit, cli_deploy.deploy):
     app.command()(_command)
+app.add_typer(cli_runs.runs, name="runs")
 app.add_typer(cli_cluster.jobs, name="jobs")
 app.add_typer(cli_cluster.cluster, name="cluster")
 

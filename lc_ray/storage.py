@@ -295,6 +295,13 @@ def sweep(folder: Path) -> None:
         StoragePath(str(left)).remove()
 
 
+def discard(path: Path) -> None:
+    """Remove a file or folder of this machine, which is there whole or not at all; what is left where this is killed is for `sweep`."""
+    aside = path.with_name(_partial(path.name.lstrip(".")))
+    os.replace(path, aside)
+    StoragePath(str(aside)).remove()
+
+
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder of this machine, to be filled, which takes its name and the place of one before once it is whole; else nothing of it is left."""
