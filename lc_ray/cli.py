@@ -34,6 +34,7 @@ class _Explained(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
+            _require_home()
             return super().invoke(ctx)
         except KeyboardInterrupt:
             goes_on = "; give the same command again to go on where it was" if ctx.invoked_subcommand == "run" else ""
@@ -50,6 +51,14 @@ class _Explained(TyperGroup):
             err.print(f"[red]error[/] {type(ours).__name__}: ", end="")
             err.print(str(ours), markup=False)
             raise SystemExit(3 if isinstance(ours, AcceptError) else 1) from None
+
+
+def _require_home() -> None:
+    """Raise LcRayError where there is no home folder, as for a container's user without a name: keys and states are kept there, Ray's too."""
+    try:
+        Path.home()
+    except RuntimeError:
+        raise LcRayError("this user has no home folder", fix="set HOME to a folder that can be written") from None
 
 
 app = typer.Typer(
