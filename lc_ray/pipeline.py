@@ -95,6 +95,7 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
             stack.callback((display := Display(folder, mode)).close)
             with display.stage("start", "start: connect to Ray, or start a local one"):
                 stack.enter_context(runtime.session())
+                update.tidy()
             with _told_of_ray():
                 record = _run(job, folder, kept, name, display)
             if kept.remote:
@@ -304,15 +305,13 @@ def _ask(job: JobSpec, model: str | Path, data: Prepared) -> dict[str, Any]:
         # The job's `serve` is for another place and other requests: its address, limits and resources say nothing of where models are trained.
         cpu = min(job.serve.replicas.cpu, max((node.cpu for node in runtime.nodes()), default=0.0))
         spec = ServeSpec(port=0, replicas=ReplicasSpec(cpu=cpu), timeout=_ANSWERS, max_body=_LARGE, max_media=_LARGE)
-        url = app.start([model], spec, {"": key})
-        try:
+        with update.passing():
+            url = app.start([model], spec, {"": key})
             with Client(url, key, timeout=_ANSWERS) as client:
                 client.predict([question])
                 start = time.perf_counter()
                 answer = client.predict([question])[0]
                 milliseconds = 1000 * (time.perf_counter() - start)
-        finally:
-            app.stop()
     return asked | {"answer": answer, "milliseconds": milliseconds}
 
 
