@@ -145,6 +145,20 @@ def test_the_proxy_waits_as_long_as_requests_may_take(tiny_artifact):
         assert {"name": name, "value": environment(ServeSpec(timeout="2m"))[name]} in container["env"]
 
 
+def servers(service):
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    return group["template"]["spec"]
+
+
+def test_a_pod_that_goes_has_as_long_as_requests_may_take(tiny_artifact):
+    for timeout, sleep in (("30s", 30), ("2m", 120), ("1s", 15)):
+        pod = servers(DeployModel(tiny_artifact, "kubernetes", **SETTINGS, serve={"timeout": timeout}).plan()[1].arguments["body"])
+        assert pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1] == f"sleep {sleep}; ray stop"
+        assert pod["terminationGracePeriodSeconds"] == sleep + 30, "of which Ray needs the rest"
+    pod = servers(yaml.safe_load(Path("k8s/rayservice/rayservice.yaml").read_text("utf-8")))
+    assert pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1] == f"sleep {ServeSpec().timeout:.0f}; ray stop"
+
+
 def test_pods_have_the_settings_that_serve_has_elsewhere():
     made = yaml.safe_load(Path("k8s/rayservice/rayservice.yaml").read_text("utf-8"))["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
     (container,) = made["spec"]["containers"]
