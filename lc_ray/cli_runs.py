@@ -43,7 +43,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would be removed")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what finished runs need no more: checkpoints, models that lost, prepared rows. A changed job then trains anew.
+    """Remove what finished runs need no more: models that lost, what earlier forms of a job have left, prepared rows. A changed job then trains anew.
 
     Model, report, and the models that it compares are kept, and so are runs that are unfinished.
     """
