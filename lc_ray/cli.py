@@ -19,7 +19,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout, templates, terminal
+from lc_ray import __version__, cli_cluster, cli_deploy, cli_rollout, cli_runs, templates, terminal
 from lc_ray.errors import AcceptError, LcRayError, SpecError, first_line, unwrap
 from lc_ray.terminal import ArtifactPath, ArtifactPaths, AsJson, JobFile, Overrides, Quiet, ended, err, out, plain, print_run, read_job, short, values
 
@@ -34,6 +34,7 @@ class _Explained(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
+            _require_home()
             return super().invoke(ctx)
         except KeyboardInterrupt:
             goes_on = "; give the same command again to go on where it was" if ctx.invoked_subcommand == "run" else ""
@@ -50,6 +51,14 @@ class _Explained(TyperGroup):
             err.print(f"[red]error[/] {type(ours).__name__}: ", end="")
             err.print(str(ours), markup=False)
             raise SystemExit(3 if isinstance(ours, AcceptError) else 1) from None
+
+
+def _require_home() -> None:
+    """Raise LcRayError where there is no home folder, as for a container's user without a name: keys and states are kept there, Ray's too."""
+    try:
+        Path.home()
+    except RuntimeError:
+        raise LcRayError("this user has no home folder", fix="set HOME to a folder that can be written") from None
 
 
 app = typer.Typer(
@@ -251,6 +260,7 @@ def init(
 
 for _command in (cli_rollout.rollout, cli_rollout.rollback, cli_rollout.endpoints, cli_cluster.submit, cli_deploy.deploy):
     app.command()(_command)
+app.add_typer(cli_runs.runs, name="runs")
 app.add_typer(cli_cluster.jobs, name="jobs")
 app.add_typer(cli_cluster.cluster, name="cluster")
 

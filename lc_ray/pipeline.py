@@ -7,7 +7,6 @@ off goes on where it was, and a changed job repeats only what the change reaches
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -37,17 +36,16 @@ from lc_ray.models.load import modalities
 from lc_ray.predictor import Predictor, load
 from lc_ray.progress import Display, Mode
 from lc_ray.quantizer import quantize
+from lc_ray.runs import RECORD, alone
 from lc_ray.serve import app, update
 from lc_ray.serving import ReplicasSpec, ServeSpec
 from lc_ray.spec import JobSpec
-from lc_ray.storage import StoragePath, storage_path, sweep, whole_folder
+from lc_ray.storage import StoragePath, storage_path, whole_folder
 from lc_ray.train import plan
 from lc_ray.train.segment import SegmentResult, total_steps
 from lc_ray.tune import lineage, population, space
 
-RECORD = "record.json"
 _SEGMENTS = "segments"
-_WAIT = "wait until it has ended, or give another `name`; the lock of a machine that went down may last some minutes on a network's file system"
 _ANSWERS, _LARGE = 600.0, 2**30  # seconds that an answer may take; bytes, and pixels or samples, that a row may have
 _FEW_ROWS, _FEW_STEPS = 100, 20  # in which each is more than a point; in training
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST)
@@ -93,10 +91,11 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
         return done
     try:
         with ExitStack() as stack:
-            stack.enter_context(_alone(folder))
+            stack.enter_context(alone(folder))
             stack.callback((display := Display(folder, mode)).close)
             with display.stage("start", "start: connect to Ray, or start a local one"):
                 stack.enter_context(runtime.session())
+                update.tidy()
             with _told_of_ray():
                 record = _run(job, folder, kept, name, display)
             if kept.remote:
@@ -110,27 +109,6 @@ def run(job: JobSpec | dict[str, Any] | str | Path, mode: Mode = "quiet") -> Run
     if record["accept"] and not record["accept"]["passed"]:
         raise AcceptError("the model is not promoted: " + "; ".join(record["accept"]["reasons"]), str(folder / "report.html"))
     return _result(folder, kept, record)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other runs of this name on machines that share the folder away: they would train in each other's segments. Where there is none, what one
-    that was killed has left half-written goes.
-
-    Raises:
-        ClusterError: there is one.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClusterError("another run of this name is at work", str(folder), _WAIT) from None
-        except OSError:  # a file system without locks
-            pass
-        else:
-            sweep(folder)
-        yield
 
 
 @contextmanager
@@ -327,15 +305,13 @@ def _ask(job: JobSpec, model: str | Path, data: Prepared) -> dict[str, Any]:
         # The job's `serve` is for another place and other requests: its address, limits and resources say nothing of where models are trained.
         cpu = min(job.serve.replicas.cpu, max((node.cpu for node in runtime.nodes()), default=0.0))
         spec = ServeSpec(port=0, replicas=ReplicasSpec(cpu=cpu), timeout=_ANSWERS, max_body=_LARGE, max_media=_LARGE)
-        url = app.start([model], spec, {"": key})
-        try:
+        with update.passing():
+            url = app.start([model], spec, {"": key})
             with Client(url, key, timeout=_ANSWERS) as client:
                 client.predict([question])
                 start = time.perf_counter()
                 answer = client.predict([question])[0]
                 milliseconds = 1000 * (time.perf_counter() - start)
-        finally:
-            app.stop()
     return asked | {"answer": answer, "milliseconds": milliseconds}
 
 

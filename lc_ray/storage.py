@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from lc_ray.errors import DataError, first_line
+from lc_ray.scratch import folder_for_a_while
 
 _BLOCK = 2**24  # bytes
 _COPIES = 8  # files at a time
@@ -230,8 +231,8 @@ class StoragePath:
         if not self.remote:
             yield Path(self.path)
             return
-        with tempfile.TemporaryDirectory(prefix="lc_ray-") as scratch:
-            self.get(target := Path(scratch) / self.name)
+        with folder_for_a_while() as scratch:
+            self.get(target := scratch / self.name)
             yield target
 
     @contextlib.contextmanager
@@ -244,8 +245,8 @@ class StoragePath:
         if not self.remote:
             yield Path(self.path)
             return
-        with tempfile.TemporaryDirectory(prefix="lc_ray-") as scratch:
-            yield (folder := Path(scratch) / self.name)
+        with folder_for_a_while() as scratch:
+            yield (folder := scratch / self.name)
             self.put(folder, sorted(names_in(folder), key=lambda name: name == last))
 
 
@@ -293,6 +294,13 @@ def sweep(folder: Path) -> None:
     """Remove what is left of files and folders whose writers were killed, of a folder of this machine in which nobody writes now."""
     for left in [one for one in folder.rglob(".*") if _PARTIAL.fullmatch(one.name)]:
         StoragePath(str(left)).remove()
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder of this machine, which is there whole or not at all; what is left where this is killed is for `sweep`."""
+    aside = path.with_name(_partial(path.name.lstrip(".")))
+    os.replace(path, aside)
+    StoragePath(str(aside)).remove()
 
 
 @contextlib.contextmanager

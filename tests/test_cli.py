@@ -97,6 +97,13 @@ def test_what_nohup_keeps_running_is_not_ended(lc, job_file):
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_user_without_a_home_is_told_so(lc, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # of a container's user without a name
+    code, _, err = lc("endpoints")
+    assert (code, "no home folder" in err) == (1, True)
+
+
 def test_a_value_that_is_no_yaml(lc, job_file):
     code, _, err = lc("run", job_file(), "--set", "train.epochs=[")
     assert code == 1

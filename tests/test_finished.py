@@ -7,7 +7,7 @@ import time
 import pytest
 from ray.exceptions import ActorDiedError
 
-from lc_ray import artifact, pipeline, spec
+from lc_ray import artifact, pipeline, runs, spec
 from lc_ray.data.prepare import stamps
 from lc_ray.errors import ArtifactError, ClusterError
 from lc_ray.section import override
@@ -94,9 +94,9 @@ def test_files_that_were_changed_make_it_another_run(tiny_job, tiny_base, tiny_r
 
 def test_two_runs_of_one_name_do_not_meet(tiny_job, tmp_path):
     job = spec.parse({**tiny_job, "storage": str(tmp_path)})
-    with pipeline._alone(job.folder), pytest.raises(ClusterError, match="another run of this name"):
+    with runs.alone(job.folder), pytest.raises(ClusterError, match="another run of this name"):
         pipeline.run(job)
-    with pipeline._alone(job.folder):
+    with runs.alone(job.folder):
         pass  # once the first has ended
 
 
@@ -107,9 +107,9 @@ def test_what_a_killed_run_has_left_half_written_goes(tmp_path):
         (folder / "model.safetensors").write_bytes(b"...")
     (tmp_path / ".record.json.0123abcd").write_text("{", "utf-8")
     (tmp_path / ".mine").write_text("", "utf-8")
-    with pipeline._alone(tmp_path):
+    with runs.alone(tmp_path):
         half.mkdir()
-        with pytest.raises(ClusterError), pipeline._alone(tmp_path):
+        with pytest.raises(ClusterError), runs.alone(tmp_path):
             pass
     assert sorted(names_in(tmp_path)) == [".lock", ".mine", "segments/0123/model/model.safetensors"]
     assert half.exists(), "it is another's that is at work"

@@ -49,6 +49,15 @@ def test_a_ray_that_takes_too_long_to_start_is_tried_once_more(starts):
     assert second.poll() is None
 
 
+def test_logs_of_a_ray_of_our_own_have_little_room_unless_somebody_says_how_much(monkeypatch):
+    environment = {"RAY_ROTATION_BACKUP_COUNT": "3"}
+    monkeypatch.setattr(runtime.os, "environ", environment)
+    monkeypatch.setattr(runtime, "attach", MagicMock())
+    runtime.start(1)
+    assert int(environment["RAY_ROTATION_MAX_BYTES"]) <= 2**24
+    assert environment["RAY_ROTATION_BACKUP_COUNT"] == "3"
+
+
 @pytest.mark.parametrize(("errors", "tried"), [([Exception(SLOW)] * 2, 2), ([RuntimeError("no room\nfor it")], 1)])
 def test_a_ray_that_can_not_be_started_is_told_and_leaves_nothing(starts, errors, tried):
     servers = starts(*errors)

@@ -42,7 +42,7 @@ from lc_ray.storage import StoragePath, storage_path
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
 _RECORD = "data.json"
 _FORMAT = 10  # of what is kept, and how it is read
-_STALE = 86400  # seconds after which a try that was not finished is one that was killed
+_STALE = 86400  # seconds after which a try to which nobody has written is one that was killed
 _TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
 _FAIR = 1024  # rows that stand for all
 _TOLD = 0.01  # fraction of the rows: fewer texts that are cut matter to nobody
@@ -184,9 +184,7 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
     if (folder / _RECORD).exists():
         return open_prepared(folder), True
     try:
-        for name in {file.partition("/")[0] for file in folder.files()}:
-            if (begun := name.partition("-")[0]).isdigit() and int(begun) < time.time() - _STALE:
-                (folder / name).remove()
+        _sweep(folder)
         _try(job, folder, f"{time.time():.0f}-{uuid.uuid4().hex[:8]}")
     except OSError as error:
         fix = "free some space, or give a `storage` that can be written, then run again"
@@ -194,6 +192,17 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
         told = str(cause.strerror or cause).splitlines()[0]
         raise DataError(f"can't write the prepared data: {told}", str(folder), fix) from error
     return open_prepared(folder), False
+
+
+def _sweep(folder: StoragePath) -> None:
+    """Remove tries that were killed."""
+    written: dict[str, int] = {}
+    for file, (_, changed) in folder.files().items():
+        name = file.partition("/")[0]
+        written[name] = max(written.get(name, 0), changed)
+    for name, last in written.items():
+        if last < (time.time() - _STALE) * 1e9:
+            (folder / name).remove()
 
 
 def named(task: Any, job: JobSpec) -> Any:

@@ -33,6 +33,7 @@ _KIND = {"group": "ray.io", "version": "v1", "plural": "rayservices"}
 _MANAGER = "lc-ray"
 _POLL = 5.0  # seconds between two looks at a service, which takes minutes
 _ANSWERS = 60.0  # seconds in which the API server must answer a call
+_HEARD, _STOPS = 15, 30  # seconds in which a Service has heard that a pod goes, and in which Ray has stopped
 _VERSION = "lc-ray/version"
 _ELSEWHERE = ("host", "port", "grpc_port", "tls", "replicas")  # of a job's `serve`: what Kubernetes' Service, an Ingress and the pods are
 _MARK = {"app.kubernetes.io/managed-by": _MANAGER}
@@ -103,9 +104,12 @@ def manifest(artifact: Artifact, settings: Settings) -> dict[str, Any]:
     (group,) = cluster["workerGroupSpecs"]
     group |= {"replicas": pods, "minReplicas": pods, "maxReplicas": pods}
     size = {"cpu": str(settings.cpu), "memory": settings.memory} | ({"nvidia.com/gpu": str(settings.gpu)} if settings.gpu else {})
-    group["template"]["spec"]["containers"][0]["resources"] = {"requests": size, "limits": size}
+    pod, lasts = group["template"]["spec"], math.ceil(settings.serve.timeout)
+    pod["containers"][0]["resources"] = {"requests": size, "limits": size}
+    pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][2] = f"sleep {max(lasts, _HEARD)}; ray stop"
+    pod["terminationGracePeriodSeconds"] = max(lasts, _HEARD) + _STOPS
     if settings.gpu:
-        group["template"]["spec"]["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]  # as k8s/overlays/gpu
+        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]  # as k8s/overlays/gpu
     for template in (cluster["headGroupSpec"]["template"], group["template"]):
         # A change of the pods is what has KubeRay bring up a second cluster, which takes the place of the first once it answers.
         template["metadata"] = {"annotations": {_VERSION: artifact.digest}}
@@ -113,7 +117,7 @@ def manifest(artifact: Artifact, settings: Settings) -> dict[str, Any]:
         container["image"] = settings.image
         variables = {one["name"]: one for one in container["env"]}
         variables[auth.VARIABLE]["valueFrom"]["secretKeyRef"]["name"] = _secret(name)
-        variables["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]["value"] = str(math.ceil(settings.serve.timeout) + 1)  # as serve/app.py has it
+        variables["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]["value"] = str(lasts + 1)  # as serve/app.py has it
         template["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = settings.claim
     return found
 
@@ -148,7 +152,7 @@ class Deployment:
             return client.predict(rows)
 
     def delete(self) -> None:
-        """Delete the RayService and its Secret.
+        """Delete the RayService and its Secret, unless somebody else has made that.
 
         Raises:
             DeployError: with what Kubernetes said, or somebody else has made the RayService.
@@ -159,7 +163,8 @@ class Deployment:
             with _unless(404):
                 custom.delete_namespaced_custom_object(**_KIND, namespace=self._settings.namespace, name=self.name)
             with _unless(404):
-                core.delete_namespaced_secret(_secret(self.name), self._settings.namespace)
+                if _ours(core.read_namespaced_secret(_secret(self.name), self._settings.namespace).metadata.labels):
+                    core.delete_namespaced_secret(_secret(self.name), self._settings.namespace)
 
 
 def deploy(artifact: Artifact, settings: Settings) -> Deployment:
@@ -183,7 +188,7 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
 
 
 def delete(artifact: Artifact, settings: Settings) -> None:
-    """Delete the RayService and its Secret."""
+    """Delete the RayService and its Secret, as `Deployment.delete`."""
     _handle(_name(artifact, settings), "", settings).delete()
 
 
@@ -195,8 +200,12 @@ def _owned(custom: Any, name: str, settings: Settings) -> None:
     """Raise DeployError for a RayService that somebody else has made."""
     with _unless(404):
         about = custom.get_namespaced_custom_object(**_KIND, namespace=settings.namespace, name=name)
-        if not _MARK.items() <= about["metadata"].get("labels", {}).items():
+        if not _ours(about["metadata"].get("labels")):
             raise _platform.foreign(name, f"label '{next(iter(_MARK))}'", "--set name=ANOTHER_NAME")
+
+
+def _ours(labels: dict[str, str] | None) -> bool:
+    return _MARK.items() <= (labels or {}).items()
 
 
 def _wait(custom: Any, name: str, generation: int, settings: Settings) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.experimental import internal_kv
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
@@ -28,6 +29,7 @@ from lc_ray.serve.app import NAME, Given
 from lc_ray.serve.rollout import State, Version
 
 _is_alone: ContextVar[bool] = ContextVar("is_alone", default=False)
+_PASSING = b"lc_ray.passing"  # in Ray's own store, as long as a run asks its model
 _PATIENCE = 900.0  # seconds in which new replicas are up: nodes may have to be started for them
 
 
@@ -199,6 +201,28 @@ def _run(given: Given) -> None:
         time.sleep(0.2)
 
 
+@contextlib.contextmanager
+def passing() -> Iterator[None]:
+    """End what is served meanwhile, which is nobody else's. Ray keeps a note until then: where this is killed, who is alone next ends it."""
+    internal_kv._internal_kv_put(_PASSING, b"1")
+    try:
+        yield
+    finally:
+        _passed()
+
+
+def _passed() -> None:
+    app.stop()
+    internal_kv._internal_kv_del(_PASSING)
+
+
+def tidy() -> None:
+    """End what a run that was killed has served; its key is lost, and what it reserves would be so for ever."""
+    if internal_kv._internal_kv_exists(_PASSING):
+        with alone():
+            pass
+
+
 class _Turn:
     """An actor of a name that only one can have, and which is free again when its owner ends."""
 
@@ -217,6 +241,8 @@ def alone() -> Iterator[None]:
             time.sleep(0.5)
     token = _is_alone.set(True)
     try:
+        if internal_kv._internal_kv_exists(_PASSING):
+            _passed()
         yield
     finally:
         _is_alone.reset(token)

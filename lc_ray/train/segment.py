@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lc_ray.data.batch import steps_per_epoch
-from lc_ray.errors import SpecError
+from lc_ray.errors import SpecError, TrainError
 from lc_ray.spec import JobSpec, TrainSpec, digest, minimised, parse
 from lc_ray.storage import StoragePath
 
@@ -119,6 +119,23 @@ class Segment:
         """Whether a later segment can go on with its optimizer state: not after the last, nor when the next changes shapes."""
         last = self.number + 1 == self.spec.train.segments
         return not last and not replace(self, number=self.number + 1, removed=self.pruned).prunes
+
+    def lost(self) -> Segment | None:
+        """The segment that this one goes on from, if that has to be trained anew, as its optimizer's state went with the end of its search.
+
+        Raises:
+            TrainError: it is of other settings.
+        """
+        one = finished(self.store / self.parent) if self.parent and not self.prunes else None
+        if one is None or one.checkpoint is None or (self.store / one.key / CHECKPOINTS / one.checkpoint).files():
+            return None
+        before = finished(self.store / one.parent) if one.parent else None
+        dense, removed = (before.dense, before.pruned) if before else (None, 0.0)
+        job = self.spec.set(one.genes).model_dump(mode="json")
+        found = Segment(job, self.prepared, self.store, one.number, self.rows, one.parent, dense, one.member, removed)
+        if found.key != one.key:
+            raise TrainError("the state of its optimizer is gone", str(self.store / one.key), f"remove {self.store}: all is trained anew")
+        return found
 
     def require_objective(self, metrics: dict[str, float]) -> None:
         """Whether its metrics have the search's objective: which ones a task has shows when a segment has ended.

@@ -44,8 +44,8 @@ class WorkerGroups:
         for group in self._groups:
             group.start()
 
-    async def train(self, segment: Segment) -> SegmentResult:
-        """Train a segment, or return it if it was trained before. One that was cut off goes on from its last checkpoint.
+    async def train(self, segment: Segment, anew: bool = False) -> SegmentResult:
+        """Train a segment, or return it if it was trained before, unless it is to be `anew`. One that was cut off goes on from its last checkpoint.
 
         Raises:
             SpecError: the task does not measure the search's objective, as this segment or one before has shown.
@@ -53,16 +53,19 @@ class WorkerGroups:
         """
         task = self._training.get(segment.key)
         if task is None:
-            task = self._training[segment.key] = asyncio.create_task(self._train(segment))
+            task = self._training[segment.key] = asyncio.create_task(self._train(segment, anew))
             task.add_done_callback(lambda _: self._training.pop(segment.key))
         return await asyncio.shield(task)
 
-    async def _train(self, segment: Segment) -> SegmentResult:
+    async def _train(self, segment: Segment, anew: bool) -> SegmentResult:
+        trains = anew or await asyncio.to_thread(finished, segment.folder) is None
+        if trains and (lost := await asyncio.to_thread(segment.lost)):
+            await self.train(lost, anew=True)
         group = await self._free.get()
         try:
             if self._wrong:
                 raise self._wrong
-            result, event = await asyncio.to_thread(finished, segment.folder), "reused"
+            result, event = None if anew else await asyncio.to_thread(finished, segment.folder), "reused"
             if result is None:
                 result, event = await group.train(segment), "segment"
             self._post({"event": event, "segment": segment.key, "member": segment.member, "metrics": result.metrics})

@@ -25,7 +25,7 @@ from lc_ray import runtime
 from lc_ray.errors import LcRayError, TrainError, first_line, unwrap
 from lc_ray.spec import JobSpec
 from lc_ray.storage import StoragePath
-from lc_ray.train.segment import Post, Segment, SegmentResult, finished
+from lc_ray.train.segment import CHECKPOINTS, Post, Segment, SegmentResult, finished
 from lc_ray.train.trainer import WorkerGroups
 from lc_ray.tune.space import Genes, draw, express, perturb
 
@@ -118,7 +118,15 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
             ray.get(groups.close.remote(), timeout=_ENDS)
         ray.kill(groups)
     folder.remove()
+    forget(results, store)
     return results
+
+
+def forget(results: list[SegmentResult], store: StoragePath) -> None:
+    """Remove the optimizers' states of a search all of whose segments are trained: each is several times the size of a model."""
+    for one in results:
+        if one.checkpoint:
+            (store / one.key / CHECKPOINTS).remove()
 
 
 def _population(shared: Search, objective: str) -> list[SegmentResult]:

@@ -1,6 +1,7 @@
 """Following a job over a connection that says no more."""
 
 import asyncio
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -61,6 +62,25 @@ def test_a_cluster_that_answers_no_more_is_given_up(monkeypatch):
     monkeypatch.setattr(jobs, "_PATIENCE", 0.0)
     with pytest.raises(ClusterError, match=r"tiny-1: the cluster can't be reached: \[Errno 111\] Connection refused\n  → is it up"):
         there.follow("tiny-1", print)
+
+
+@pytest.mark.parametrize(("name", "others"), [("no_proxy", ""), ("NO_PROXY", "example.org"), ("no_proxy", "*")])
+def test_a_forwarded_port_is_asked_past_a_proxy(monkeypatch, name, others):
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"[]" if "jobs" in self.path else b'{"ray_version": "2.60.0"}')
+
+    for one in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(one, "")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv(name, others)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert jobs.Jobs(Cluster(address=f"http://127.0.0.1:{server.server_port}")).all() == []
+        server.shutdown()
+    assert others in os.environ["no_proxy"]
 
 
 def test_of_a_file_whose_download_breaks_off_nothing_is_left(tmp_path):

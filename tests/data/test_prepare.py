@@ -1,8 +1,10 @@
 """Ray Data's stage on small files: what is read, set aside, split and written."""
 
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from lc_ray.data.sides import Side
 from lc_ray.errors import DataError
 from lc_ray.section import override
 from lc_ray.spec import digest
+from lc_ray.storage import StoragePath
 from lc_ray.tasks import image_generation
 from lc_ray.tasks.classification import Task
 
@@ -367,3 +370,14 @@ def test_of_thousands_of_labels_none_is_compared_with_one_that_is_not_there(monk
 def test_recordings_and_pictures_that_are_targets_are_not_read_to_know_labels():
     side = Side(None, None, None)
     assert list(side.unseen(image_generation.Task())) == []
+
+
+def test_a_try_to_which_nobody_has_written_for_a_day_was_killed(tmp_path):
+    for name, age in (("1700000000-killed00", 90_000), ("1700000000-atwork00", 60)):  # both begun long ago
+        for file, since in (("cells/a.parquet", 1_000_000), ("train/part-0.parquet", age)):
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True)
+            path.write_text("rows", "utf-8")
+            os.utime(path, (time.time() - since,) * 2)
+    prepares._sweep(StoragePath(str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["1700000000-atwork00"]

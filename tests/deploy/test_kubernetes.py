@@ -117,6 +117,15 @@ def test_a_deployment_and_all_that_it_made_is_gone_again(api, tiny_artifact):
     assert api.objects == {}
 
 
+def test_a_secret_that_somebody_else_has_made_stays(api, tiny_artifact):
+    path = "/api/v1/namespaces/lc-ray/secrets/tiny-api-key"
+    api.objects[path] = {"metadata": {"name": "tiny-api-key"}, "data": {"api-key": base64.b64encode(b"theirs").decode()}}
+    deployment = DeployModel(tiny_artifact, "kubernetes", **SETTINGS).deploy()
+    assert deployment.key == "theirs"
+    deployment.delete()
+    assert list(api.objects) == [path]
+
+
 def test_pods_with_gpus(tiny_artifact):
     made = DeployModel(tiny_artifact, "kubernetes", **SETTINGS, gpu=2).plan()[1].arguments["body"]
     pod = made["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]
@@ -134,6 +143,20 @@ def test_the_proxy_waits_as_long_as_requests_may_take(tiny_artifact):
         (container,) = template["spec"]["containers"]
         name = "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"
         assert {"name": name, "value": environment(ServeSpec(timeout="2m"))[name]} in container["env"]
+
+
+def servers(service):
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    return group["template"]["spec"]
+
+
+def test_a_pod_that_goes_has_as_long_as_requests_may_take(tiny_artifact):
+    for timeout, sleep in (("30s", 30), ("2m", 120), ("1s", 15)):
+        pod = servers(DeployModel(tiny_artifact, "kubernetes", **SETTINGS, serve={"timeout": timeout}).plan()[1].arguments["body"])
+        assert pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1] == f"sleep {sleep}; ray stop"
+        assert pod["terminationGracePeriodSeconds"] == sleep + 30, "of which Ray needs the rest"
+    pod = servers(yaml.safe_load(Path("k8s/rayservice/rayservice.yaml").read_text("utf-8")))
+    assert pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1] == f"sleep {ServeSpec().timeout:.0f}; ray stop"
 
 
 def test_pods_have_the_settings_that_serve_has_elsewhere():

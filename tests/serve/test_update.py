@@ -233,6 +233,26 @@ def test_versions_and_models_come_and_go_beside_another_application(home, ray_lo
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize("begin", [update.tidy, lambda: None])
+def test_what_a_run_that_was_killed_has_served_ends_before_another_serves(ray_local, monkeypatch, begin):
+    told = []
+
+    def killed():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as as_before:
+        as_before.setattr(app, "stop", killed)
+        with pytest.raises(KeyboardInterrupt), update.passing():
+            told.append("served")
+    monkeypatch.setattr(app, "stop", lambda: told.append("ended"))
+    begin()
+    with update.alone(), update.passing():
+        told.append("another")
+    update.tidy()
+    assert told == ["served", "ended", "another", "ended"]
+
+
+@pytest.mark.cluster
 def test_where_several_machines_serve_too(home, ray_local, tiny_artifact, second_artifact, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
     other = copied(tiny_artifact, tmp_path / "other", name="other")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lc_ray import spec
+from lc_ray.errors import TrainError
 from lc_ray.section import override
 from lc_ray.storage import StoragePath
 from lc_ray.train.segment import RECORD, Segment, SegmentResult, finished, learning_rate, removed_at
@@ -139,3 +140,15 @@ def test_what_another_lc_ray_has_recorded_otherwise_is_trained_again(tmp_path, f
 def test_a_record_that_a_power_cut_has_left_empty_is_none(tmp_path):
     (tmp_path / RECORD).write_text("")
     assert finished(StoragePath(str(tmp_path))) is None
+
+
+def test_a_parent_that_was_of_other_settings_can_not_be_trained_anew(tmp_path):
+    store = StoragePath(str(tmp_path))
+    first, heir = (dataclasses.replace(segment(n, parent="0" if n else None), store=store) for n in (0, 1))
+    assert heir.lost() is None, "there is none"
+    SegmentResult("0", 0, 0, None, "0", 0.0, {}, [], {}, "step-100").write(store / "0")
+    with pytest.raises(TrainError, match=r"the state of its optimizer is gone(.|\n)*remove "):
+        heir.lost()
+    SegmentResult(first.key, 0, 0, None, first.key, 0.0, {}, [], {}, "step-100").write(first.folder)
+    assert dataclasses.replace(heir, parent=first.key, dense=first.key).lost() == first
+    assert first.lost() is None

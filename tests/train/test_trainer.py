@@ -19,6 +19,7 @@ from lc_ray.storage import storage_path
 from lc_ray.train import trainer, worker
 from lc_ray.train.segment import SegmentResult
 
+NONE = SimpleNamespace(genes={})  # searched
 DIED = WorkerHealthCheckFailedError("a health check failed", RayActorError())
 KILLED = WorkerHealthCheckFailedError("a health check failed", OutOfMemoryError("1 worker(s) were killed\nTo disable worker killing, set ..."))
 
@@ -44,7 +45,8 @@ def groups(monkeypatch, tmp_path):
             while given := asyncio.run_coroutine_threadsafe(made.given(place, seen, place), loop).result():
                 seen, one = given
                 work(one)
-                SegmentResult(one.key, one.number, one.member, one.parent, "", 0.0, {"accuracy": 0.5}, [], {}, None).write(one.folder)
+                kept, genes = ("step" if one.keeps_optimizer else None), {path: one.spec.get(path) for path in (one.spec.search or NONE).genes}
+                SegmentResult(one.key, one.number, one.member, one.parent, one.key, 0.0, {"accuracy": 0.5}, [], {}, kept, genes).write(one.folder)
                 asyncio.run_coroutine_threadsafe(made.ended(place, seen), loop).result()
                 if once:
                     return
@@ -154,6 +156,36 @@ def test_who_asks_again_waits_for_the_same(groups, one):
         first.cancel()
         assert (await made.train(one())).key == one().key
         assert len(trained) == 1
+        await made.close()
+
+    asyncio.run(run())
+
+
+def test_a_segment_whose_optimizer_is_gone_is_trained_anew_for_a_further_heir(groups, one):
+    genes = {"search": {"genes": {"train.learning_rate": {"uniform": [0.0, 1.0]}}}, "prune": None}
+    first = one(**genes, **{"train.learning_rate": 0.25})
+    second = dataclasses.replace(one(1, number=1, parent=first.key, **genes, **{"train.learning_rate": 0.5}), dense=first.key)
+    third, other = (
+        dataclasses.replace(one(m, number=2, parent=second.key, **genes, **{"train.learning_rate": 0.75}), dense=second.key) for m in (0, 1)
+    )
+    trained = []
+
+    def work(segment):
+        trained.append(segment.key)
+        with (segment.checkpoints / "step" / "shard").create() as file:
+            file.write(b"state")
+
+    async def run():
+        made = groups(1, work)
+        for each in (first, second, third):
+            await made.train(each)
+        assert trained == [first.key, second.key, third.key]
+        for each in (first, second):
+            each.checkpoints.remove()
+        await made.train(third)
+        assert len(trained) == 3, "it is finished, and asks for no state"
+        await made.train(other)
+        assert trained[3:] == [first.key, second.key, other.key]
         await made.close()
 
     asyncio.run(run())

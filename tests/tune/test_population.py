@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from lc_ray import spec
-from lc_ray.storage import StoragePath
-from lc_ray.train.segment import SegmentResult
+from lc_ray.storage import StoragePath, names_in
+from lc_ray.train.segment import CHECKPOINTS, SegmentResult
 from lc_ray.tune import population
 from lc_ray.tune.population import Pointer, Search, _InStep, _same
 
@@ -79,3 +79,16 @@ def test_all_workers_and_members_can_wait_for_one_another(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         population.search(job, StoragePath("/prepared/key"), 100, StoragePath("/store"), 125, "accuracy", lambda event: None)
     assert given["max_concurrency"] > 8 * 125 + 2
+
+
+def test_of_a_search_that_is_over_no_optimizers_state_stays(tmp_path):
+    store = StoragePath(str(tmp_path))
+    results = [SegmentResult(key, 0, 0, None, key, 0.0, {}, [], {}, kept) for key, kept in (("a", "step-4"), ("b", None))]
+    for one in results:
+        one.write(store / one.key)
+        with (store / one.key / "model" / "model.safetensors").create() as file:
+            file.write(b"weights")
+    with (store / "a" / CHECKPOINTS / "step-4" / "shard.pt").create() as file:
+        file.write(b"state")
+    population.forget(results, store)
+    assert names_in(tmp_path) == [f"{key}/{file}" for key in "ab" for file in ("model/model.safetensors", "segment.json")]
