@@ -152,7 +152,7 @@ class Task(_task.Task):
     def metrics(self, scores: list[Any], encoded: list[tuple[str, list[int]]]) -> dict[str, float]:
         """Word and character error rates over all rows, 1 - WER, and the mean loss in nats per token. Case and punctuation do not count.
 
-        Each character of Chinese and Japanese is a word, as there are no blanks between their words: a sentence would be right or wrong as a whole.
+        Each letter of Chinese, Japanese, Thai and others is a word, as these put no blanks between: a sentence would be right or wrong as a whole.
         What is heard in a recording in which nothing is said are words, and characters, too many.
         """
         references, heard = [reference for reference, _ in encoded], [_plain(self.reading.text(said)) for _, said in scores]

@@ -221,6 +221,7 @@ def test_a_wrong_character_of_a_text_without_blanks_is_one_wrong_word():
     assert found["wer"] == pytest.approx(1 / 7)
     assert found["cer"] == pytest.approx(jiwer.cer("今天天气真好 ok", "今天天气很好 ok"))
     assert task.mistake({"text": "今天天气很好"}, "今天天气真好") == pytest.approx(1 / 6)
+    assert task.mistake({"text": "สวัสดี"}, "สวัสดิ") == pytest.approx(1 / 4)
 
 
 def test_padding_makes_distillation_no_smaller(tmp_path):
