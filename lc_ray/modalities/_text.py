@@ -97,6 +97,11 @@ def bare(piece: str) -> str:
     return str(_BARE.sub("", piece))
 
 
+def dotted(lower: str) -> str:
+    """Small letters of a text, of which the Turkish İ's is an i as any other: Python's has a second dot, as a mark that no vocabulary knows."""
+    return lower.replace("i\u0307", "i")
+
+
 def enough(text: str, most: int, read: Callable[[str], Sized], last: bool = False) -> str:
     """Of a very long text a part that has more than twice as many tokens as are kept, any other one whole.
 

@@ -199,5 +199,5 @@ def _apart(plain: str) -> str:
 
 def _plain(text: str) -> str:
     """Text in which case and punctuation do not count. As Whisper's, but marks stay: in Hindi, Thai and others they are the vowels."""
-    plain = unicodedata.normalize("NFKC", _ASIDE.sub("", text.lower())).lower()
+    plain = _text.dotted(unicodedata.normalize("NFKC", _ASIDE.sub("", text.lower())).lower())
     return " ".join("".join(" " if unicodedata.category(c).startswith(("P", "S")) else c for c in plain).split())
