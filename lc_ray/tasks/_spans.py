@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from typing import Any
 
 from lc_ray.errors import DataError
@@ -72,7 +73,7 @@ def spread(tags: list[str], text: str) -> list[str]:
     made: list[str] = []
     words = [word.start() for word in _text.words(text)]
     for tag, (first, last) in zip(tags, places, strict=True):
-        made += _divided(tag, sum(first <= word < last for word in words))
+        made += _divided(tag, bisect_left(words, last) - bisect_left(words, first))
     return made
 
 
