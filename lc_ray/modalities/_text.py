@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sized
 from decimal import Decimal
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -86,9 +86,9 @@ def words(text: str) -> Iterator[regex.Match[str]]:
     return found
 
 
-def pieces(text: str) -> list[str]:
-    """A text's words, each with what is behind it up to the next, so that together they are the text."""
-    starts = [word.start() for word in words(text)]
+def pieces(text: str, most: int | None = None) -> list[str]:
+    """A text's words, each with what is behind it up to the next, so that together they are the text; the last of so many with all the rest."""
+    starts = [word.start() for word in islice(words(text), most)]
     return [text[start:end] for start, end in pairwise([0, *starts[1:], len(text)])] if starts else []
 
 

@@ -55,10 +55,16 @@ class Modality(text.Modality):
             words = [super(Modality, self).decode(word, errors, folder) for word in value]
             found = [f"{word} " for word in words[:-1]] + words[-1:]
         else:
-            found = _text.pieces(super().decode(value, errors, folder))
+            # Of a book that is asked about no more words are told apart than are kept; of one that is learned each has a tag.
+            found = _text.pieces(super().decode(value, errors, folder), None if folder is not None else self._most)
         if not found:
             raise DataError("no words")
         return found
+
+    @property
+    def _most(self) -> int:
+        """Words: those behind have no start, and to read a book's takes seconds."""
+        return _text.LONG * self.spec.max_length
 
     @staticmethod
     def listed(value: Any) -> Any:
@@ -73,8 +79,7 @@ class Modality(text.Modality):
 
         A word of which the tokenizer leaves nothing, such as a zero-width space, has that of the word before it.
         """
-        most = _text.LONG * self.spec.max_length  # words: those behind have no start, and to read a book's takes seconds
-        spaced = [self._spaced((value or [])[:most]) or [""] for value in values]
+        spaced = [self._spaced((value or [])[: self._most]) or [""] for value in values]
         coded = self.tokenizer(spaced, is_split_into_words=True, truncation=True, max_length=self.spec.max_length)
         starts: list[list[int]] = []
         for row in range(len(values)):

@@ -92,6 +92,11 @@ def test_of_a_book_no_more_is_read_than_is_kept(column, monkeypatch):
     reading.truncation_side = "right"
     assert {**column.prepare([["good", "day"] * 100_000]), "words": short["words"]} == short
     assert len(read[0]) < 1000
+    book = "good day, " * 10_000
+    asked, learned = column.decode(book), column.decode(book, folder=".")
+    assert len(asked) == 64 * 8
+    assert len(learned) == 30_000
+    assert "".join(asked) == "".join(learned) == book
 
 
 def test_words_that_the_tokenizer_drops_move_no_other(column):
