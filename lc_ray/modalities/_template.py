@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from jinja2 import TemplateError
@@ -56,12 +57,23 @@ def write(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, 
             system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else ""
             messages.insert(0, {"role": "system", "content": f"{system}\n\n{told}" if system else told})
     how = {"tools": tools or None, "tokenize": False, "add_generation_prompt": asked}
+    renamed = [_renamed(message) for message in messages]
     try:
         return str(tokenizer.apply_chat_template(messages, **how))
     except TemplateError:
-        if (other := [_renamed(message) for message in messages]) == messages:
-            raise
-        return str(tokenizer.apply_chat_template(other, **how))
+        for other in (renamed, _told_by_user(messages), _told_by_user(renamed)):
+            if other != messages:
+                with suppress(TemplateError):
+                    return str(tokenizer.apply_chat_template(other, **how))
+        raise
+
+
+def _told_by_user(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages of which the user's first begins with what the system says, for templates that know no system, as Gemma's."""
+    match messages:
+        case [{"role": "system", "content": str(told)}, {"role": "user", "content": str(said)} as user, *others]:
+            return [user | {"content": f"{told}\n\n{said}"}, *others]
+    return messages
 
 
 def _renamed(message: dict[str, Any]) -> dict[str, Any]:

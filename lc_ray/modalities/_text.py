@@ -9,9 +9,11 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sized
 from decimal import Decimal
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
+import regex
 
 from lc_ray.errors import DataError
 
@@ -24,8 +26,12 @@ GROUPED = re.compile(r"[-+]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")  # as tables wri
 _COMMA = re.compile(r"[-+]?([0-9]{1,3}(\.[0-9]{3})+|[0-9]+),[0-9]+")  # where a comma is what a point is elsewhere
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _HAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # and kana: written without blanks between words
-WORD = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+")
-_APART, _BETWEEN = re.compile(r"\S+"), re.compile(rf"(?<=[{_HAN}]) +(?=[{_HAN}])")
+_APART, _BETWEEN = regex.compile(r"\S+"), re.compile(rf"(?<=[{_HAN}]) +(?=[{_HAN}])")
+_ALONE = rf"{_HAN}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}\p{{Tibetan}}"  # likewise; a letter's marks are above, below or beside it
+_BLANK = r"\s\p{Cc}\u200b\ufeff"  # and what is seen as little
+_LETTER = rf"[[\w\p{{M}}\p{{Cf}}]--[{_ALONE}{_BLANK}]]"
+WORD = regex.compile(rf"(?V1)(?:\p{{L}}\.){{2,}}|[{_ALONE}]\p{{M}}*|{_LETTER}+(?:[-.,:&@+·\u05f3\u05f4]{_LETTER}+)*|(?![{_BLANK}])\X")
+_BARE = regex.compile(rf"(?V1)^[{_BLANK}]+|[{_BLANK}]+$")
 
 
 def _windows(error: UnicodeError) -> tuple[str, int]:
@@ -74,14 +80,26 @@ def unicode(value: str | bytes, errors: str = "strict") -> str:
     return value
 
 
-def words(text: str) -> Iterator[re.Match[str]]:
-    """A text's words: what blanks part; each character of Chinese and Japanese, unless blanks part their words too."""
-    return (_APART if _BETWEEN.search(text) else WORD).finditer(text)
+def words(text: str) -> Iterator[regex.Match[str]]:
+    """A text's words: what blanks and punctuation part; each letter of languages without blanks between words, unless they part words of Chinese."""
+    found: Iterator[regex.Match[str]] = (_APART if _BETWEEN.search(text) else WORD).finditer(text)
+    return found
 
 
-def joined(words: list[str]) -> str:
-    """Words as a text."""
-    return _BETWEEN.sub("", " ".join(words))
+def pieces(text: str, most: int | None = None) -> list[str]:
+    """A text's words, each with what is behind it up to the next, so that together they are the text; the last of so many with all the rest."""
+    starts = [word.start() for word in islice(words(text), most)]
+    return [text[start:end] for start, end in pairwise([0, *starts[1:], len(text)])] if starts else []
+
+
+def bare(piece: str) -> str:
+    """The word, or words, of a piece."""
+    return str(_BARE.sub("", piece))
+
+
+def dotted(lower: str) -> str:
+    """Small letters of a text, of which the Turkish İ's is an i as any other: Python's has a second dot, as a mark that no vocabulary knows."""
+    return lower.replace("i\u0307", "i")
 
 
 def enough(text: str, most: int, read: Callable[[str], Sized], last: bool = False) -> str:

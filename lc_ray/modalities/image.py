@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -29,6 +30,7 @@ from lc_ray.storage import storage_path
 _LEAST, _MOST = 2, 50_000_000  # pixels along a side, pixels in all
 # Pillow knows others, of which EPS is a program that it would run.
 _FORMATS = ("PNG", "JPEG", "JPEG2000", "AVIF", "GIF", "BMP", "WEBP", "TIFF", "ICO", "PPM", "TGA")
+_ICON, _IN_ICON = b"\0\0\1\0", re.compile(rb"\x89PNG\r\n\x1a\n....IHDR(....)(....)", re.DOTALL)
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _GREY = [0.299, 0.587, 0.114]  # luma of ITU-R BT.601
 _ACROSS = [[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]  # x → (1, 1, 1) × x
@@ -69,6 +71,8 @@ class Modality:
         drawn = _pixels.picture(value)
         data = b"" if drawn else _media.fetch(value, folder, self.spec.path)
         try:
+            if data.startswith(_ICON) and any(int.from_bytes(side[1]) * int.from_bytes(side[2]) > _MOST for side in _IN_ICON.finditer(data)):
+                raise DataError("image of more than 50 megapixels")  # which Pillow would decode before it tells of its size
             with warnings.catch_warnings(action="ignore"), drawn or Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 width, height = image.size
                 if min(width, height) < _LEAST or width * height > _MOST:
@@ -272,24 +276,29 @@ def _levels(image: Image.Image) -> Tensor:
 def _without_alpha(image: Image.Image) -> Image.Image:
     """RGB; what is transparent becomes white, and grey of more than 8 bits is scaled rather than clipped."""
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_grey(np.asarray(image, np.float64), image.mode)).convert("RGB")
+        return Image.fromarray(_grey(np.array(image, np.float32), image.mode)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layers = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
     return image.convert("RGB")
 
 
-def _grey(levels: NDArray[np.float64], mode: str) -> NDArray[np.uint8]:
+def _grey(levels: NDArray[np.float32], mode: str) -> NDArray[np.uint8]:
     """Levels of 16 bits by their own scale, so that pictures stay as dark as they are; of 32 by what they hold: fractions, 8 bits, or more.
+
+    Args:
+        levels: which are changed in their place, since a copy may take hundreds of MB.
+        mode: as Pillow calls it.
 
     Raises:
         DataError: some are not finite.
     """
-    if not np.isfinite(levels).all():
+    most = float(levels.max(initial=0.0))
+    if not np.isfinite([most, levels.min(initial=0.0)]).all():
         raise DataError("damaged image: levels that are not numbers")
-    most = levels.max(initial=0.0)
     white = 65535.0 if mode.startswith("I;16") else 1.0 if mode == "F" and most <= 1 else max(255.0, most)
-    return (levels.clip(0, white) / white * 255).round().astype(np.uint8)
+    levels *= 255 / white
+    return levels.clip(0, 255, out=levels).round(out=levels).astype(np.uint8)
 
 
 def _trunk(model: nn.Module, name: str) -> nn.Module:

@@ -1,6 +1,7 @@
-"""Words: a list of them, or a text that is split at spaces; encoded as text is, one position per word, that of its first token.
+"""Words: a list of them, or a text; encoded as text is, one position per word, that of its first token.
 
-Of a text without blanks between its words, as of Chinese and Japanese, each character is one: a whole sentence could have but one tag.
+A word of a text is what blanks or punctuation part. In Chinese, Japanese, Thai and others, which have no blanks between words, each letter is one: a
+sentence could have but one tag.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Modality(text.Modality):
 
     TYPE = pa.list_(pa.string())
     SCHEMA: ClassVar[dict[str, Any]] = {
-        "description": "words, or a text that is split at spaces, and into the characters of Chinese and Japanese",
+        "description": "a text, or its words",
         "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}],
     }
     example = "warm up"
@@ -44,27 +45,41 @@ class Modality(text.Modality):
         self._before = " " if bytewise else ""  # of each word, or such a tokenizer reads all of them as one
 
     def decode(self, value: Any, errors: str = "strict", folder: Path | str | None = None) -> Any:
-        """A cell as a list of words. A text may be the JSON of one; else it is split, see `_text.words`.
+        """A cell as words, each with what is behind it: together they are the text, see `_text.pieces`. A text may be the JSON of a list.
 
         Raises:
             DataError: neither a text nor a list of texts, or no word in it.
         """
+        value = self.listed(value)
+        if isinstance(value, list):
+            words = [super(Modality, self).decode(word, errors, folder) for word in value]
+            found = [f"{word} " for word in words[:-1]] + words[-1:]
+        else:
+            # Of a book that is asked about no more words are told apart than are kept; of one that is learned each has a tag.
+            found = _text.pieces(super().decode(value, errors, folder), None if folder is not None else self._most)
+        if not found:
+            raise DataError("no words")
+        return found
+
+    @property
+    def _most(self) -> int:
+        """Words: those behind have no start, and to read a book's takes seconds."""
+        return _text.LONG * self.spec.max_length
+
+    @staticmethod
+    def listed(value: Any) -> Any:
+        """A cell that is a list of words, or its JSON, as one; else as it is."""
         with contextlib.suppress(DataError):  # a text may well begin with a bracket
             found = _text.listed(value)
-            value = found if isinstance(found, list) and (found is not value) and all(isinstance(word, str) for word in found) else value
-        if not isinstance(value, list):
-            return [word[0] for word in _text.words(super().decode(value, errors, folder))]
-        if not value:
-            raise DataError("no words")
-        return [super(Modality, self).decode(word, errors, folder) for word in value]
+            return found if isinstance(found, list) and all(isinstance(word, str) for word in found) else value
+        return value
 
     def prepare(self, values: list[Any]) -> dict[str, list[Any]]:
         """The words, their token ids, and where in them each word starts; words past `max_length` tokens have no start.
 
         A word of which the tokenizer leaves nothing, such as a zero-width space, has that of the word before it.
         """
-        most = _text.LONG * self.spec.max_length  # words: those behind have no start, and to read a book's takes seconds
-        spaced = [[self._before + self.near(word) for word in (value or [])[:most]] or [""] for value in values]
+        spaced = [self._spaced((value or [])[: self._most]) or [""] for value in values]
         coded = self.tokenizer(spaced, is_split_into_words=True, truncation=True, max_length=self.spec.max_length)
         starts: list[list[int]] = []
         for row in range(len(values)):
@@ -77,9 +92,14 @@ class Modality(text.Modality):
                 starts[-1].append(first.get(word, starts[-1][-1] if word else 0))
         return {"words": values, "input_ids": list(coded["input_ids"]), "starts": starts}
 
+    def _spaced(self, pieces: list[str]) -> list[str]:
+        """Words as the tokenizer is to read them: a bytewise one with the blanks that are between them."""
+        blanks = (not before or before[-1].isspace() for before in ["", *pieces])
+        return [self._before * blank + self.near(_text.bare(piece)) for piece, blank in zip(pieces, blanks, strict=False)]
+
     def show(self, parts: dict[str, Any]) -> Any:
-        """The words."""
-        return parts["words"]
+        """The text."""
+        return None if parts["words"] is None else "".join(parts["words"])
 
     def collate(self, columns: dict[str, list[Any]]) -> dict[str, Tensor]:
         """As for text, and `starts` (batch, most words), -1 where a row has no such word."""

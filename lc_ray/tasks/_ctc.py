@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCTC
 
 from lc_ray.errors import ModelError
-from lc_ray.modalities import _clips, _hub, audio
+from lc_ray.modalities import _clips, _hub, _text, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._language import IGNORED
 from lc_ray.tasks._task import Batch, Run, named
@@ -95,8 +95,13 @@ class Reading:
         self._known = {*letters, *(token for token in self.tokenizer.get_vocab() if len(token) == 1)}
 
     def spoken(self, text: str) -> str:
-        """A transcript in the vocabulary's case, without punctuation that it lacks; an apostrophe that is printed as a quote is one."""
-        cased = self._case(text if _QUOTE in self._known else text.replace(_QUOTE, "'"))
+        """A transcript in the vocabulary's case, without punctuation that it lacks; an apostrophe that is printed as a quote is one.
+
+        Of letters and their marks, which files have together or, as a Mac writes them, apart, that form of which the vocabulary has more.
+        """
+        cased = _text.dotted(self._case(text if _QUOTE in self._known else text.replace(_QUOTE, "'")))
+        forms = (cased, *(unicodedata.normalize(form, cased) for form in ("NFC", "NFD")))
+        cased = min(forms, key=lambda form: sum(c not in self._known for c in form))
         said = "".join(c for c in cased if c in self._known or not unicodedata.category(c).startswith(("P", "S")))
         return " ".join(said.split())  # a dash that stood alone leaves one space, not two
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from typing import Any
 
 from lc_ray.errors import DataError
@@ -10,6 +12,7 @@ from lc_ray.modalities import _text
 Span = tuple[int, int, str]  # first character, the one after its last, type
 _STARTS, _ENDS = ("start", "start_offset", "start_char", "begin"), ("end", "end_offset", "end_char", "stop")
 _LABELS = ("label", "labels", "entity_group", "entity", "type", "tag")
+_APART = re.compile(r"\S+")
 
 
 def spans(value: Any) -> list[Span] | None:
@@ -47,7 +50,7 @@ def tags(found: list[Span], text: str) -> list[str]:
     Raises:
         DataError: a span has no character of the text's words.
     """
-    words = [match.span() for match in _text.words(text)]
+    words = [word.span() for word in _text.words(text)]
     made = ["O"] * len(words)
     for start, end, label in sorted(found, key=lambda span: (span[0] - span[1], span)):
         inside = [place for place, (first, last) in enumerate(words) if first < end and start < last]
@@ -57,3 +60,27 @@ def tags(found: list[Span], text: str) -> list[str]:
             for place in inside:
                 made[place] = f"{'B' if place == inside[0] else 'I'}-{label}"
     return made
+
+
+def spread(tags: list[str], text: str) -> list[str]:
+    """Tags of what blanks part in a text, for each word of it, as `words` splits it; as they are where they are not as many.
+
+    An entity goes on in a word's further parts, and ends with the last of them.
+    """
+    places = [part.span() for part in _APART.finditer(text)]
+    if len(places) != len(tags):
+        return tags
+    made: list[str] = []
+    words = [word.start() for word in _text.words(text)]
+    for tag, (first, last) in zip(tags, places, strict=True):
+        made += _divided(tag, bisect_left(words, last) - bisect_left(words, first))
+    return made
+
+
+def _divided(tag: str, parts: int) -> list[str]:
+    prefix, dash, name = tag.partition("-")
+    if parts < 2 or not dash or prefix not in ("B", "I", "E", "L", "S", "U"):
+        return [tag] * parts
+    end = {"S": "E", "U": "L"}.get(prefix, prefix if prefix in "EL" else "I")
+    begin = "B" if prefix in "BSU" else "I"
+    return [f"{begin}-{name}", *[f"I-{name}"] * (parts - 2), f"{end}-{name}"]

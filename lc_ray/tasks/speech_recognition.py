@@ -152,7 +152,7 @@ class Task(_task.Task):
     def metrics(self, scores: list[Any], encoded: list[tuple[str, list[int]]]) -> dict[str, float]:
         """Word and character error rates over all rows, 1 - WER, and the mean loss in nats per token. Case and punctuation do not count.
 
-        Each character of Chinese and Japanese is a word, as there are no blanks between their words: a sentence would be right or wrong as a whole.
+        Each letter of Chinese, Japanese, Thai and others is a word, as these put no blanks between: a sentence would be right or wrong as a whole.
         What is heard in a recording in which nothing is said are words, and characters, too many.
         """
         references, heard = [reference for reference, _ in encoded], [_plain(self.reading.text(said)) for _, said in scores]
@@ -199,5 +199,5 @@ def _apart(plain: str) -> str:
 
 def _plain(text: str) -> str:
     """Text in which case and punctuation do not count. As Whisper's, but marks stay: in Hindi, Thai and others they are the vowels."""
-    plain = unicodedata.normalize("NFKC", _ASIDE.sub("", text.lower())).lower()
+    plain = _text.dotted(unicodedata.normalize("NFKC", _ASIDE.sub("", text.lower())).lower())
     return " ".join("".join(" " if unicodedata.category(c).startswith(("P", "S")) else c for c in plain).split())

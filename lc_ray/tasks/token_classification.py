@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
+from itertools import accumulate
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lc_ray.errors import DataError, SpecError
-from lc_ray.modalities import _text
+from lc_ray.modalities import _text, words
 from lc_ray.tasks import _labels, _spans, _task, classification
 from lc_ray.tasks._task import Batch, Run
 
@@ -56,17 +58,23 @@ class Task(_labels.Task):
 
     @staticmethod
     def placed(value: Any, others: list[Any]) -> Any:
-        """Spans of a text's characters as a tag for each of its words; an empty list has none.
+        """Spans of a text's characters, or tags of what blanks part in it, as a tag for each of its words; an empty list of spans has none.
 
         Raises:
             DataError: a span is outside of the text, or there is none.
         """
-        value = _text.listed(value, ("[", "{"))
+        value, text = _text.listed(value, ("[", "{")), words.Modality.listed(others[0])
         found = [] if value in ([], {"entities": []}) else _spans.spans(value)
-        text = _text.unicode(others[0], "replace") if isinstance(others[0], bytes) else others[0]
+        text = _text.unicode(text, "replace") if isinstance(text, bytes) else text
         if found and not isinstance(text, str):
             raise DataError("spans of characters for a list of words; give the text")
-        return value if found is None or not isinstance(text, str) else _spans.tags(found, text)
+        if not isinstance(text, str):
+            return value
+        if found is not None:
+            return _spans.tags(found, text)
+        with suppress(DataError):  # of which `clean` tells
+            return _spans.spread(Task.clean(value), text)
+        return value
 
     @staticmethod
     def check(target: list[str], values: dict[str, Any]) -> None:
@@ -166,30 +174,35 @@ class Task(_labels.Task):
         return tags + [OUTSIDE] * (words - len(tags))
 
     def decode(self, output: NDArray[np.float32], parts: dict[str, Any]) -> dict[str, Any]:
-        """Logits (words, tags) → the entities (type, text, first word and the one after its last, score), and each word's tag."""
+        """Logits (words, tags) → the entities: type, text, its first character and the one after its last, and score; and each word with its tag."""
         (column,) = parts.values()
-        words = column["words"] or []
-        tags = self._tags(output, len(words))
+        pieces = column["words"] or []
+        tags = self._tags(output, len(pieces))
         probability = torch.from_numpy(np.asarray(output)).double().softmax(-1).amax(-1).numpy()
-        found = [
-            {"type": kind, "text": _text.joined(words[start:end]), "start": start, "end": end, "score": float(probability[start:end].mean())}
-            for kind, start, end in entities(tags)
-        ]
-        return {"entities": found, "tags": tags}
+        places, found = list(accumulate(map(len, pieces), initial=0)), []
+        for kind, first, last in entities(tags):
+            whole = "".join(pieces[first:last])
+            text = _text.bare(whole)
+            start = places[first] + whole.index(text)
+            score = float(probability[first:last].mean())
+            found.append({"type": kind, "text": text, "start": start, "end": start + len(text), "score": score})
+        return {"entities": found, "words": [_text.bare(piece) for piece in pieces], "tags": tags}
 
     def schema(self) -> dict[str, Any]:
         """See `_task.Task`."""
-        word = {"type": "integer", "minimum": 0}
-        entity = _task.fields(type=_task.TEXT, text=_task.TEXT, start=word, end=word, score=_task.PROBABILITY)
-        return _task.fields(entities={"type": "array", "items": entity}, tags={"type": "array", "items": _task.TEXT})
+        told = "character (Unicode code point) of the text, or of the list's words with a blank between them"
+        start, end = ({"type": "integer", "minimum": 0, "description": f"{which} {told}"} for which in ("first", "behind the last"))
+        entity = _task.fields(type=_task.TEXT, text=_task.TEXT, start=start, end=end, score=_task.PROBABILITY)
+        texts = {"type": "array", "items": _task.TEXT}
+        return _task.fields(entities={"type": "array", "items": entity}, words=texts, tags=texts)
 
     def mistake(self, answer: dict[str, Any], target: list[str]) -> float | None:
         """Mean score of the entities that are wrong; 0 if some are only missing."""
-        truth = set(entities(target))
-        wrong = [e["score"] for e in answer["entities"] if (e["type"], e["start"], e["end"]) not in truth]
+        truth, found = set(entities(target)), entities(answer["tags"])
+        wrong = [told["score"] for told, entity in zip(answer["entities"], found, strict=True) if entity not in truth]
         if wrong:
             return float(np.mean(wrong))
-        return None if len(answer["entities"]) == len(truth) else 0.0
+        return None if len(found) == len(truth) else 0.0
 
 
 def _read(inputs: Batch) -> Tensor:

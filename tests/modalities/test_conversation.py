@@ -128,6 +128,16 @@ def test_a_template_that_has_no_place_for_tools_is_refused(make, template, messa
     assert read(make(template), [ASKED, SAYS])[1] == ["Sunny.<end>"]
 
 
+def test_where_a_template_knows_no_system_the_user_says_it(make):
+    """Gemma's and the first of Mistral's raise."""
+    text, learned = read(make(ALTERNATE), [{"role": "system", "content": "Be brief."}, ASKED, SAYS])
+    assert text == "<user>Be brief.\n\nRome?<end><assistant>Sunny.<end>"
+    assert learned == ["Sunny.<end>"]
+    text, _ = read(make(ALTERNATE), {**TALK, "messages": [ASKED, SAYS]})
+    assert text.startswith("<user>You may call functions.")
+    assert text.endswith("\n\nRome?<end><assistant>Sunny.<end>")
+
+
 def test_a_system_alone_may_be_refused(make):
     with pytest.raises(DataError, match="refuses the conversation: roles must alternate"):
         make(ALTERNATE).decode([{"role": "system", "content": "Be brief."}])

@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import tracemalloc
 import unicodedata
 import zlib
 from types import SimpleNamespace
@@ -58,6 +59,16 @@ def test_a_colour_survives_every_format(mode, form):
     assert np.abs(pixels(picture(mode, form=form)).astype(int) - [200, 30, 60]).max() < 12
 
 
+def test_deep_grey_takes_no_more_memory_than_its_levels():
+    file = io.BytesIO()
+    Image.new("I;16", (1000, 1000), 500).save(file, "PNG")
+    IMAGE.decode(file.getvalue())
+    tracemalloc.start()
+    IMAGE.decode(file.getvalue())
+    assert tracemalloc.get_traced_memory()[1] < 12 * 1_000_000  # bytes; of each pixel 2 as it is read, 4 as it is scaled, and what Pillow makes of it
+    tracemalloc.stop()
+
+
 def test_transparent_is_white_and_deep_grey_is_scaled():
     file = io.BytesIO()
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(file, "PNG")
@@ -97,6 +108,10 @@ def claimed(width, height):
     return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
 
 
+def icon(png):
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, len(png), 22) + png
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -105,6 +120,7 @@ def claimed(width, height):
         (picture(size=(1, 1)), "image of 1 × 1 pixels"),
         (claimed(10_000, 10_000), "more than 50 megapixels"),
         (claimed(100_000, 100_000), "more than 50 megapixels"),
+        (icon(claimed(8_000, 8_000)), "more than 50 megapixels"),
         (b"\x00\x01hello", r"not an image of a known format$"),
         (b"<!DOCTYPE html>\n<p>404", "known format: it is HTML or XML"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50), "known format: it is HEIC; save it as JPEG"),

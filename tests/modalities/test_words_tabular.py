@@ -11,7 +11,7 @@ from tokens import byte_tokenizer
 from transformers import GPT2Tokenizer, RobertaTokenizer, Wav2Vec2CTCTokenizer
 
 from lc_ray.errors import DataError, ModelError
-from lc_ray.modalities import tabular, words
+from lc_ray.modalities import _text, tabular, words
 from lc_ray.modalities._text import listed
 from lc_ray.spec import InputSpec
 
@@ -21,16 +21,41 @@ def column(tiny_base):
     return words.Modality(InputSpec(column="words", modality="words", max_length=8), tiny_base)
 
 
+def bare(pieces):
+    return [_text.bare(piece) for piece in pieces]
+
+
 def test_words_come_as_list_or_text(column):
-    assert column.decode(["good", "day"]) == column.decode("good  day") == column.decode(b"good day") == ["good", "day"]
-    assert column.decode(b'["good", "a day"]') == column.decode("['good', 'a day']") == ["good", "a day"]
-    assert column.decode("[1] good") == ["[1]", "good"]
-    assert column.decode(["good", 7], folder=".") == ["good", "7"]
-    assert column.decode("去北京 good") == ["去", "北", "京", "good"], "there are no blanks between words of Chinese"
-    assert column.decode("去 北京 good") == ["去", "北京", "good"], "here there are"
-    for bad, reason in (([], "no words"), (None, "null"), (["good", None], "null"), (["good", ""], "empty"), (7, "not text")):
+    assert column.decode(["good", "day"]) == column.decode(b"good day") == ["good ", "day"]
+    assert column.decode(b'["good", "a day"]') == column.decode("['good', 'a day']") == ["good ", "a day"]
+    assert bare(column.decode("[1] good")) == ["[", "1", "]", "good"]
+    assert bare(column.decode(["good", 7], folder=".")) == ["good", "7"]
+    for bad, reason in (([], "no words"), (None, "null"), (["good", None], "null"), (["good", ""], "empty"), (7, "not text"), ("\x00", "no words")):
         with pytest.raises(DataError, match=reason):
             column.decode(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("  She is in  Rome/Oslo (Ann's) \n", "She is in Rome / Oslo ( Ann ' s )"),
+        ("U.S. Jean-Luc 10,000.5 3% ann@x.org", "U.S. Jean-Luc 10,000.5 3 % ann@x.org"),
+        ("去北京 good", "去 北 京 good"),  # there are no blanks between words of Chinese
+        ("去 北京 good", "去 北京 good"),  # here there are
+        ("ที่กรุง", "ที่ ก รุ ง"),  # nor of Thai
+        ("နေပြည်တော်", "နေ ပြ ည် တော်"),
+        ("दिल्ली में।", "दिल्ली में ।"),  # marks are parts of letters, as in what is decomposed
+        ("Ha\u0300 No\u0323\u0302i, 서울", "Ha\u0300 No\u0323\u0302i , 서울"),
+        ("القاهرة، مصر", "القاهرة ، مصر"),
+        ("می\u200cخواهم", "می\u200cخواهم"),  # what joins or parts letters parts no words
+        ("at\u200bhome", "at home"),
+        ("Rome👨‍👩‍👧!", "Rome 👨‍👩‍👧 !"),
+    ],
+)
+def test_what_a_word_is(column, text, found):
+    pieces = column.decode(text)
+    assert bare(pieces) == found.split(" ")
+    assert "".join(pieces) == text == column.show({"words": pieces})
 
 
 def test_a_tokenizer_that_knows_no_words_of_tokens_is_refused(tmp_path):
@@ -67,6 +92,11 @@ def test_of_a_book_no_more_is_read_than_is_kept(column, monkeypatch):
     reading.truncation_side = "right"
     assert {**column.prepare([["good", "day"] * 100_000]), "words": short["words"]} == short
     assert len(read[0]) < 1000
+    book = "good day, " * 10_000
+    asked, learned = column.decode(book), column.decode(book, folder=".")
+    assert len(asked) == 64 * 8
+    assert len(learned) == 30_000
+    assert "".join(asked) == "".join(learned) == book
 
 
 def test_words_that_the_tokenizer_drops_move_no_other(column):
@@ -86,12 +116,14 @@ def test_words_of_a_bytewise_tokenizer_are_read_as_in_a_text(tmp_path):
         column = words.Modality(InputSpec(column="words", modality="words", max_length=16), tmp_path / name)
         column.save(tmp_path / f"{name} again")
         for modality in (column, words.Modality(column.spec, tmp_path / f"{name} again")):
-            parts = modality.prepare([["ab", "b", "ca"], None])
+            parts = modality.prepare([["ab ", "b ", "ca"], None])
             assert modality.tokenizer.decode(parts["input_ids"][0], skip_special_tokens=True) == " ab b ca"
             text = modality.tokenizer(" ab b ca")["input_ids"]
             assert parts["input_ids"][0] == text
             assert [modality.tokenizer.convert_ids_to_tokens(text[p])[0] for p in parts["starts"][0]] == ["Ġ"] * 3
-            assert parts["words"] == [["ab", "b", "ca"], None]
+            assert parts["words"] == [["ab ", "b ", "ca"], None]
+            close = modality.prepare([modality.decode("ab (b)")])["input_ids"][0]
+            assert modality.tokenizer.decode(close, skip_special_tokens=True) == " ab (b)", "no blank where the text has none"
 
 
 def test_cells_are_numbers_or_categories():

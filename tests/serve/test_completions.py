@@ -6,6 +6,8 @@ import time
 import openai
 import pytest
 import torch
+from openai.types import completion_create_params as completion
+from openai.types.chat import completion_create_params as chat
 from talking import coded
 from tokenizers import Tokenizer, decoders
 from tokenizers import models as kinds
@@ -16,6 +18,7 @@ from lc_ray.serve import record
 from lc_ray.serve.generation import Ask, Piece
 from lc_ray.serve.own import OwnGenerator
 from lc_ray.serve.protocols._openai_answer import Completion
+from lc_ray.serve.protocols._openai_body import ChatBody, CompletionBody
 from lc_ray.serving import ServeSpec
 from lc_ray.tasks._decoder import PART, Whole
 from lc_ray.tasks._sampling import Sampling, Token
@@ -197,3 +200,10 @@ def test_mistakes_of_completions(client, options, param, message):
     with pytest.raises(openai.BadRequestError, match=message) as found:
         complete(client, **{"prompt": "Hello"} | options)
     assert found.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("options", "body", "others"), [(chat, ChatBody, {"web_search_options", "audio", "moderation"}), (completion, CompletionBody, set())]
+)
+def test_all_options_of_openais_client_are_known_but_those_whose_effect_would_be_missed(options, body, others):
+    assert options.CompletionCreateParamsBase.__annotations__.keys() - body.model_fields.keys() <= others

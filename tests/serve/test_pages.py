@@ -214,6 +214,19 @@ def test_an_answer_that_breaks_off_is_told_and_the_next_can_be_asked_for(opened,
 
 
 @browser_only
+@pytest.mark.parametrize(("text", "shown"), [("👍 Ann  in Rome.", "👍 Annper in Romeloc."), ('["👍", "Ann", "in", "Rome."]', "Annper Romeloc")])
+def test_entities_are_marked_in_the_text(opened, text, shown):
+    page = opened()
+    choose(page, "tiny")
+    found = [{"type": kind, "text": said, "start": at, "end": at + len(said)} for kind, said, at in (("per", "Ann", 2), ("loc", "Rome", 10))]
+    answer = {"predictions": [{"entities": found, "words": ["👍", "Ann", "in", "Rome", "."], "tags": list("OOOOO")}], "model": "tiny", "version": "1"}
+    page.route("**/v1/models/tiny:predict", lambda route: route.fulfill(json=answer))
+    page.get_by_label("text", exact=True).fill(text)
+    page.get_by_role("button", name="Ask").click()
+    assert page.locator(".words").inner_text() == shown
+
+
+@browser_only
 def test_the_reference_shows_every_operation(opened, url):
     page = opened("/docs")
     page.get_by_role("heading", name="Reference").wait_for()

@@ -53,7 +53,8 @@ def test_rows_in_any_type_are_the_same(text, predictor, body, kind):
 def test_a_body_is_the_one_instance(text, fusion, predictor, fused, png, wav):
     same(invoke(text, "so late, é".encode(), "text/plain"), predictor.predict(["so late, é"]))
     same(invoke(text, "so late, é".encode("iso-8859-1"), "text/plain; charset=ISO-8859-1"), predictor.predict(["so late, é"]))
-    same(invoke(fusion, png, "image/png"), fused.predict([{"photo": png}]))
+    for kind in ("image/png", "application/x-image"):
+        same(invoke(fusion, png, kind), fused.predict([{"photo": png}]))
     same(invoke(fusion, wav, "audio/wav"), fused.predict([{"sound": wav}]))
     same(invoke(fusion, b"price,text\n3.5,good day\n", "text/csv"), fused.predict([{"price": 3.5, "text": "good day"}]))
     coded = base64.b64encode(png).decode()

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import gzip
 import json
 import zlib
@@ -11,6 +12,7 @@ import pytest
 
 from lc_ray.serve import auth
 from lc_ray.serve.endpoint import Endpoint, Models, asgi
+from lc_ray.serve.http import loads
 from lc_ray.serving import ServeSpec
 
 PREDICT = "/v1/models/tiny:predict"
@@ -220,3 +222,17 @@ def test_failure_inside_shows_nothing(call):
 
     found = error(call("POST", PREDICT, during=breaks, json={"instances": ["x"]}), 500)
     assert "NoneType" not in json.dumps(found)
+
+
+def test_no_cycles_are_looked_for_while_json_is_read():
+    """In millions of empty lists that takes several times as long as to read them, and all other requests wait."""
+    passes = []
+    gc.callbacks.append(lambda phase, about: passes.append(phase))
+    try:
+        assert len(loads("[" + "[]," * 100_000 + "[]]")) == 100_001
+        with pytest.raises(ValueError, match="nested"):
+            loads("[" * 100_000)
+    finally:
+        gc.callbacks.pop()
+    assert passes == []
+    assert gc.isenabled()

@@ -144,18 +144,21 @@ def test_words_that_were_cut_off_count_as_little_beside_a_row_of_which_more_are_
     assert task.loss(wrong, targets).item() == pytest.approx(0, abs=1e-6)
     answers = task.answer(lambda batch: wrong.numpy(), inputs)
     assert [len(answer) for answer in answers] == [1, 3, 1]
-    assert task.decode(answers[0], {"words": {"words": ["Ann", "Lee", "Bonn"]}})["tags"] == ["B-per", "O", "O"]
+    assert task.decode(answers[0], {"words": {"words": ["Ann ", "Lee ", "Bonn"]}})["tags"] == ["B-per", "O", "O"]
 
 
-def test_entities_are_decoded_with_their_words():
+def test_entities_are_decoded_with_where_they_are_in_the_text():
     task = token_classification.Task(TAGS)
-    parts = {"words": {"words": ["Ann", "Lee", "in", "Bonn"]}}
-    answer = task.decode(np.eye(5)[[1, 3, 4, 0]] * 9, parts)
-    assert [(e["type"], e["text"], e["start"], e["end"]) for e in answer["entities"]] == [("per", "Ann Lee", 0, 2), ("loc", "Bonn", 3, 4)]
-    assert answer["tags"] == ["B-per", "I-per", "O", "B-loc"]
+    text = "\n👨‍👩‍👧 Ann  Lee\nin 'Bonn'\u200b"
+    pieces = _text.pieces(text)
+    answer = task.decode(np.eye(5)[[4, 1, 3, 4, 4, 0, 4]] * 9, {"words": {"words": pieces}})
+    assert [(e["type"], e["text"]) for e in answer["entities"]] == [("per", "Ann  Lee"), ("loc", "Bonn")]
+    assert [text[e["start"] : e["end"]] for e in answer["entities"]] == ["Ann  Lee", "Bonn"]
+    assert answer["words"] == ["👨‍👩‍👧", "Ann", "Lee", "in", "'", "Bonn", "'"]
+    assert answer["tags"] == ["O", "B-per", "I-per", "O", "O", "B-loc", "O"]
     assert task.mistake(answer, answer["tags"]) is None
-    assert task.mistake(answer, ["O", "O", "O", "B-loc"]) > 0.9
-    assert task.mistake(answer, ["B-per", "I-per", "B-loc", "B-loc"]) is not None
+    assert task.mistake(answer, ["O", "O", "O", "O", "O", "B-loc", "O"]) > 0.9
+    assert task.mistake(answer, ["O", "B-per", "I-per", "B-loc", "O", "B-loc", "O"]) is not None
 
 
 def test_tags_come_in_several_forms_and_inner_ones_are_known():
@@ -196,7 +199,7 @@ def test_an_unknown_option_of_a_task_is_an_error():
         fit(multilabel, [["a"]], class_weights="some")
 
 
-TEXT, TAGGED = "Ann Lee saw  Rome.", ["B-PER", "I-PER", "O", "B-LOC"]
+TEXT, TAGGED = "Ann Lee saw  Rome.", ["B-PER", "I-PER", "O", "B-LOC", "O"]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +227,7 @@ def test_spans_of_a_text_without_blanks_are_all_kept():
     task = token_classification.Task(["B-LOC", "B-PER", "I-LOC", "I-PER", "O"])
     text = "小明今天去东京タワー, with Ann"
     tags = task.clean(task.placed([[0, 2, "PER"], [5, 10, "LOC"], [17, 20, "PER"]], [text]))
-    words = _text.WORD.findall(text)
+    words = _text.pieces(text)
     assert " ".join(tags) == "B-PER I-PER O O O B-LOC I-LOC I-LOC I-LOC I-LOC O O B-PER"
     task.check(tags, {"text": words})
     answer = task.decode(np.eye(5)[task.encode(tags)] * 9, {"text": {"words": words}})
@@ -240,9 +243,27 @@ def test_chinese_whose_words_blanks_part_has_a_tag_for_each():
     assert task.placed([[5, 7, "LOC"]], [text]) == ["O", "O", "B-LOC", "O", "O"]
 
 
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ("B-a O I-b", "B-a I-a I-a O I-b I-b"),
+        ("S-a O E-b", "B-a I-a E-a O I-b E-b"),
+        ("U-a O L-b", "B-a I-a L-a O I-b L-b"),
+        ("NOUN O X", "NOUN NOUN NOUN O X X"),
+        ("O O O O", "O O O O"),  # not as many as what blanks part, and refused
+    ],
+)
+def test_tags_of_what_blanks_part_are_those_of_all_its_words(tags, found):
+    task = token_classification.Task
+    assert task.placed(tags, ["Rome/Oslo or Bonn."]) == task.placed(tags.split(), [b"Rome/Oslo or Bonn."]) == found.split()
+    before, after = ([kind for kind, *_ in token_classification.entities(of.split())] for of in (tags, found))
+    assert before == after
+    assert task.placed(tags.split(), ['["Rome/Oslo", "or", "Bonn."]']) == tags.split(), "of words that are given each is one"
+
+
 def test_texts_without_spans_and_tags_without_a_text():
     task = token_classification.Task
-    assert task.placed([], [TEXT]) == ["O"] * 4
+    assert task.placed([], [TEXT]) == ["O"] * 5
     assert task.placed(["O"], [["Ann"]]) == ["O"]
     for cell in ([], None):
         with pytest.raises(DataError, match="tags missing"):

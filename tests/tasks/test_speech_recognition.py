@@ -221,6 +221,7 @@ def test_a_wrong_character_of_a_text_without_blanks_is_one_wrong_word():
     assert found["wer"] == pytest.approx(1 / 7)
     assert found["cer"] == pytest.approx(jiwer.cer("今天天气真好 ok", "今天天气很好 ok"))
     assert task.mistake({"text": "今天天气很好"}, "今天天气真好") == pytest.approx(1 / 6)
+    assert task.mistake({"text": "สวัสดี"}, "สวัสดิ") == pytest.approx(1 / 4)
 
 
 def test_padding_makes_distillation_no_smaller(tmp_path):
@@ -248,6 +249,7 @@ def test_case_and_punctuation_do_not_count(text):
 
 def test_vowels_that_are_marks_count():
     assert _plain("नमस्ते, दुनिया!") == "नमस्ते दुनिया"
+    assert _plain("\u0130stanbul") == "istanbul"
 
 
 def test_letters_that_a_vocabulary_lacks_are_errors(tmp_path):
@@ -277,6 +279,14 @@ def test_letters_of_a_ctc_vocabulary(tmp_path):
     assert reading.spoken("d\u2019a") == "DA"
     reading._known.add("'")
     assert reading.spoken("d\u2019a") == "D'A"
+    reading._case = str.lower
+    for together, apart in (("\u1ec7", "e\u0323\u0302"), ("\ud55c", "\u1112\u1161\u11ab")):
+        for form in (together, apart):
+            reading._known = {*form}
+            assert reading.spoken(apart) == reading.spoken(together) == form
+    reading._known = {"\u0958"}
+    assert reading.spoken("\u0958") == "\u0958", "which Unicode never puts together"
+    assert reading.spoken("\u0130I") == "ii", "which Python makes three of"
     assert reading.text([5, 5, 4, 6]) == "AA B"
     outputs = torch.zeros(1, 7, 9)
     for frame, token in enumerate([5, 5, 0, 5, 6, 6, 0]):

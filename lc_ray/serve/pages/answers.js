@@ -15,8 +15,8 @@ function one(name, value, schema, given, answer) {
   if (name === "labels") return [el("p", { className: "gist" }, value.join(", ") || "none")];
   if (name === "text") return [el("p", { className: "said" }, value || "(nothing)")];
   if (name === "objects") return boxes(value, given);
-  if (name === "entities") return words(value, answer.tags ?? [], given);
-  if (name === "tags" && answer.entities) return [];
+  if (name === "entities") return words(value, given);
+  if (["words", "tags"].includes(name) && answer.entities) return [];
   if (name === "masks") return value.map((mask) => bars(mask.candidates.map(({ token, probability }) => [token, probability])));
   if (typeof value === "number") return [el("p", { className: "gist" }, value.toLocaleString("en", { maximumSignificantDigits: 6 }))];
   if (typeof value === "string") return [el("p", { className: "gist" }, value)];
@@ -61,20 +61,22 @@ function boxes(objects, given) {
   return [el("div", { className: "boxed" }, image, drawing), ...shown];
 }
 
-/** A text with its entities marked, or the entities alone where its words are not those that were tagged. */
-function words(entities, tags, given) {
-  const text = Object.values(given).find((value) => typeof value === "string") ?? "";
-  const known = text.trim().split(/\s+/);
+/** A text with its entities marked, or the entities alone where it is not the one that was tagged. */
+function words(entities, given) {
+  const text = [...(Object.values(given).find((value) => typeof value === "string") ?? "")]; // characters, of which some are two of JavaScript's
+  const part = (start, end) => text.slice(start, end).join("");
   const kinds = [...new Set(entities.map(({ type }) => type))];
   const mark = ({ type, text: said }) => el("span", { className: `word c${kinds.indexOf(type) % 8}` }, said, el("small", {}, type));
-  if (known.length !== tags.length) return [el("p", { className: "words" }, entities.flatMap((entity) => [mark(entity), " "]))];
+  if (!entities.every(({ start, end, text: said }) => part(start, end) === said)) {
+    return [el("p", { className: "words" }, entities.flatMap((entity) => [mark(entity), " "]))];
+  }
   const parts = [];
   let at = 0;
   for (const entity of entities) {
-    parts.push(`${known.slice(at, entity.start).join(" ")} `, mark(entity), " ");
+    parts.push(part(at, entity.start), mark(entity));
     at = entity.end;
   }
-  return [el("p", { className: "words" }, parts, known.slice(at).join(" "))];
+  return [el("p", { className: "words" }, parts, part(at))];
 }
 
 /** An answer as JSON, in which pictures and sounds are cut short. */

@@ -201,6 +201,7 @@ class ChatBody(Body):
     verbosity: str | None = None
     prompt_cache_retention: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     safety_identifier: str | None = None
 
 

@@ -1,7 +1,8 @@
 """What SageMaker asks of a container.
 
     GET  /ping           200, without a key
-    POST /invocations    application/json as the native protocol has it, application/jsonlines, a form, text/csv, text/plain, image/* or audio/*
+    POST /invocations    application/json as the native protocol has it, application/jsonlines, a form, text/csv, text/plain, image/* (or
+                         application/x-image) or audio/*
                          → {"predictions": [...], "model": NAME, "version": DIGEST}, or a prediction on each line as application/jsonlines
 
 JSON lines, as batch transform sends them, have an instance each; they are answered so, as is all else where `Accept` asks for it. A body may have
@@ -26,6 +27,7 @@ PUBLIC = ("/ping",)
 _TARGET = "X-Amzn-SageMaker-Target-Model"
 _LARGEST = 6 * 2**20
 _LINES = "application/jsonlines"
+_PICTURE = "application/x-image"  # of any format, as SageMaker's own algorithms and its examples have it
 _ANY = ("*/*", "application/*")
 _TEXTS = ("text", "words", "chat")  # modalities of which a text is a value
 csv.field_size_limit(2**31 - 1)  # the body has a limit
@@ -101,7 +103,7 @@ async def _asked(request: Request, endpoint: Endpoint, most: int) -> tuple[Any, 
     if kind == "text/csv":
         return _rows(body, list(endpoint.predictor.columns)), None
     alone = _alone(endpoint)
-    column = alone.get(kind if kind in alone else f"{kind.partition('/')[0]}/*")
+    column = alone.get(kind if kind in alone else "image/*" if kind == _PICTURE else f"{kind.partition('/')[0]}/*")
     if column is None:
         taken = ", ".join([JSON, _LINES, FORM, "text/csv", *alone])
         raise HttpError(415, "unsupported_type", f"'{endpoint.name}' does not take {kind} but {taken}", "content-type")
