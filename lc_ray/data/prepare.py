@@ -41,7 +41,7 @@ from lc_ray.storage import StoragePath, storage_path
 
 _LEAST_PARTS, _ROWS_PER_PART, _BYTES_PER_PART, _ROWS_PER_GROUP = 16, 2048, 2**26, 512
 _RECORD = "data.json"
-_FORMAT = 10  # of what is kept, and how it is read
+_FORMAT = 11  # of what is kept, and how it is read
 _STALE = 86400  # seconds after which a try to which nobody has written is one that was killed
 _TASKS = 256  # that write parts, if their rows are small: each opens all files of cells
 _FAIR = 1024  # rows that stand for all
