@@ -37,5 +37,9 @@ def test_what_starts_and_changes_endpoints_leaves_the_engines_to_their_replicas(
     assert run(code) == ""
 
 
+def test_members_of_a_search_leave_torch_to_their_workers():
+    assert run("import sys, lc_ray.tune.population; print('torch' in sys.modules)") == "False"
+
+
 def test_a_replica_of_an_int8_model_leaves_transformers_models_alone():
     assert run("import sys, lc_ray.serve.replica, lc_ray.quantize.int8; print('transformers.modeling_utils' in sys.modules)") == "False"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import ray
@@ -22,7 +23,7 @@ class WorkerGroups:
     An actor. A member that asks again for what is being trained, since it was restarted, waits for the same.
 
     Args:
-        count: of groups; one starts when it is first needed, or with `start`.
+        count: of groups; one starts when it is first needed.
         workers: of each.
         folder: for what Ray Train keeps of a run while it lasts.
         post: receives progress events.
@@ -30,19 +31,17 @@ class WorkerGroups:
     """
 
     def __init__(self, count: int, workers: WorkersSpec, folder: StoragePath, post: Post, own: bool) -> None:
+        from lc_ray.train.worker import trainer  # torch, which takes seconds and which members of a search, who import this file, do without
+
         self._post = post
-        self._groups = [_Group(place, workers, folder, post, own) for place in range(count)]
+        made = functools.partial(trainer, workers=workers, folder=folder, own=own)
+        self._groups = [_Group(place, made, workers.max_failures, post) for place in range(count)]
         self._free: asyncio.LifoQueue[_Group] = asyncio.LifoQueue()  # the last one that was used is the one whose workers have started
         for group in reversed(self._groups):
             self._free.put_nowait(group)
         self._training: dict[str, asyncio.Task[SegmentResult]] = {}
         self._done: dict[str, None] = {}
         self._wrong: SpecError | None = None
-
-    async def start(self) -> None:
-        """Start all groups' workers, which takes a while, before there is anything to train."""
-        for group in self._groups:
-            group.start()
 
     async def train(self, segment: Segment, anew: bool = False) -> SegmentResult:
         """Train a segment, or return it if it was trained before, unless it is to be `anew`. One that was cut off goes on from its last checkpoint.
@@ -98,37 +97,32 @@ class WorkerGroups:
 class _Group:
     """A Ray Train run, and the segment that its workers are at."""
 
-    def __init__(self, place: int, workers: WorkersSpec, folder: StoragePath, post: Post, own: bool) -> None:
-        self._place, self._workers, self._folder, self._post, self._own = place, workers, folder, post, own
+    def __init__(self, place: int, trainer: Callable[[dict[str, Any]], Any], failures: int, post: Post) -> None:
+        self._place, self._trainer, self._failures, self._post = place, trainer, failures, post
         self._all = ray.get_runtime_context().current_actor
         self._run: asyncio.Task[Exception | None] | None = None
         self._number, self._segment, self._closed = 0, cast("Segment | None", None), False
         self._changed, self._ended, self._actors = asyncio.Condition(), asyncio.Event(), list[Any]()
-
-    def start(self) -> asyncio.Task[Exception | None]:
-        """The run whose workers take this group's segments: a new one if there is none, or it has ended."""
-        if self._run is None or self._run.done():
-            self._run = asyncio.create_task(asyncio.to_thread(self._fit))
-        return self._run
 
     async def train(self, segment: Segment) -> SegmentResult:
         self._ended.clear()
         async with self._changed:
             self._number, self._segment = self._number + 1, segment
             self._changed.notify_all()
-        left = self._workers.max_failures
+        left = self._failures
         while True:
             if self._closed:
                 raise TrainError("the search has ended", f"segment {segment.key}")
-            run = self.start()
+            if self._run is None or self._run.done():
+                self._run = asyncio.create_task(asyncio.to_thread(self._fit))
             end = asyncio.create_task(self._ended.wait())
-            await asyncio.wait({end, run}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({end, self._run}, return_when=asyncio.FIRST_COMPLETED)
             end.cancel()
             if self._ended.is_set():
                 result = await asyncio.to_thread(finished, segment.folder)
                 assert result is not None, "rank 0 writes the record before it tells"
                 return result
-            error = run.result()
+            error = self._run.result()
             if self._closed or error is None:  # the latter where they ended after the segment before
                 continue
             if isinstance(ours := unwrap(error), LcRayError):
@@ -163,12 +157,10 @@ class _Group:
 
     def _fit(self) -> Exception | None:
         """Start the workers, and wait for their end. Failures are counted by segment, so Ray Train is not to restart them."""
-        from lc_ray.train import worker  # imports torch, for which no member of a search is to wait
-
         self._actors = []
         config = {"groups": self._all, "place": self._place, "post": self._post}
         try:
-            worker.trainer(config, self._workers, self._folder, self._own).fit()
+            self._trainer(config).fit()
         except Exception as error:
             return error
         return None

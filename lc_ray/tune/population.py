@@ -144,8 +144,6 @@ def _population(shared: Search, objective: str) -> list[SegmentResult]:
         log_config=False,
         seed=job.seed,
     )
-    if not store.exists():  # else of what was cut off nothing may be left to train
-        shared.groups.start.remote()  # while Tune starts the members
     folder = store.parent / "tune"
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_member, shared=shared, objective=objective), {_HEAD: 0.001}),

@@ -80,19 +80,6 @@ def test_workers_start_once_for_many_segments(groups, one):
     asyncio.run(run())
 
 
-def test_workers_may_start_before_there_is_anything_to_train(groups, one):
-    async def run():
-        made = groups(2, lambda segment: None)
-        await made.start()
-        while sorted(made.starts) != [0, 1]:
-            await asyncio.sleep(0.01)
-        await made.train(one())
-        await made.close()
-        assert sorted(made.starts) == [0, 1], "the segment was given to those that had started"
-
-    asyncio.run(run())
-
-
 def test_workers_that_have_ended_are_started_again(groups, one):
     async def run():
         made = groups(1, lambda segment: None, once=True)
