@@ -11,6 +11,7 @@ import base64
 import functools
 import io
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
@@ -113,9 +114,12 @@ class Task(_task.Task):
         return torch.from_numpy(np.stack(encoded)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def teach(self, inputs: _task.Batch, targets: Tensor, random: torch.Generator, training: bool) -> tuple[_task.Batch, Tensor]:
-        """Pictures with noise of a level drawn for each, and what the model is to tell of them."""
-        timestep = torch.randint(self.options_given.timesteps, (len(targets),), generator=random)
-        noise = torch.randn(targets.shape, generator=random)
+        """Pictures with noise of a level drawn for each, the same whenever a picture is evaluated, and what the model is to tell of them."""
+        randoms = [random] * len(targets)
+        if not training:
+            randoms = [torch.Generator().manual_seed(zlib.crc32(picture.numpy().tobytes())) for picture in targets]
+        timestep = torch.cat([torch.randint(self.options_given.timesteps, (1,), generator=each) for each in randoms])
+        noise = torch.stack([torch.randn(targets.shape[1:], generator=each) for each in randoms])
         noisy = self._noise.add_noise(targets, noise, timestep)
         match self.options_given.prediction:
             case "epsilon":

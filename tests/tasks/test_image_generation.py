@@ -200,6 +200,23 @@ def test_noise_is_that_of_diffusers():
     assert torch.equal(batch["noisy"], again["noisy"])
 
 
+def test_evaluation_draws_the_same_for_a_picture_in_any_batch_and_another_for_others():
+    task, random = Task(size=SIZE).bind({}), np.random.default_rng(0)
+    pictures = task.collate(list(random.integers(0, 256, (64, SIZE, SIZE, 3), np.uint8)))
+
+    def drawn(rows, training=False):
+        return task.teach({}, pictures[rows], torch.Generator().manual_seed(0), training)
+
+    batch, noise = drawn(slice(64))
+    for rows in (slice(5, 6), slice(32, 64)):
+        part, wanted = drawn(rows)
+        assert torch.equal(part["timestep"], batch["timestep"][rows])
+        assert torch.equal(part["noisy"], batch["noisy"][rows])
+        assert torch.equal(wanted, noise[rows])
+        assert not torch.equal(drawn(rows, training=True)[1], wanted)
+    assert len(set(batch["timestep"].tolist())) > 50, "of 1000"
+
+
 def test_frechet_distance():
     random = np.random.default_rng(0)
     one, other = random.normal(size=(4000, 3)), random.normal(size=(4000, 3)) * [1, 2, 1] + [3, 0, 0]
