@@ -17,7 +17,7 @@ from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._language import IGNORED
 from lc_ray.tasks._task import Batch, Run, named
 
-_QUOTE = "\u2019"
+_QUOTE, _JOINING = "\u2019", "-\u2010\u2011\u2013\u2014/"
 _SURE = 1e4  # logit of the blank in frames of padding
 
 
@@ -95,15 +95,14 @@ class Reading:
         self._known = {*letters, *(token for token in self.tokenizer.get_vocab() if len(token) == 1)}
 
     def spoken(self, text: str) -> str:
-        """A transcript in the vocabulary's case, without punctuation that it lacks; an apostrophe that is printed as a quote is one.
-
-        Of letters and their marks, which files have together or, as a Mac writes them, apart, that form of which the vocabulary has more.
+        """A transcript in the vocabulary's case, without punctuation that it lacks; an apostrophe that is printed as a quote is one, and words that a
+        dash or slash joins are two. Letters with marks are one character or several, as the vocabulary has them.
         """
         cased = _text.dotted(self._case(text if _QUOTE in self._known else text.replace(_QUOTE, "'")))
-        forms = (cased, *(unicodedata.normalize(form, cased) for form in ("NFC", "NFD")))
+        forms = (cased, unicodedata.normalize("NFC", cased), unicodedata.normalize("NFD", cased))
         cased = min(forms, key=lambda form: sum(c not in self._known for c in form))
-        said = "".join(c for c in cased if c in self._known or not unicodedata.category(c).startswith(("P", "S")))
-        return " ".join(said.split())  # a dash that stood alone leaves one space, not two
+        said = (c if c in self._known or not unicodedata.category(c).startswith(("P", "S")) else " " * (c in _JOINING) for c in cased)
+        return " ".join("".join(said).split())  # a dash that stood alone leaves one space, not two
 
     def encode(self, text: str) -> list[int]:
         """Token ids of what is spoken."""

@@ -11,6 +11,7 @@ import base64
 import functools
 import io
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
@@ -24,7 +25,6 @@ from diffusers.models.resnet import ResnetBlock2D
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
-from scipy.linalg import sqrtm  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError, ModelError, SpecError, first_line
@@ -113,9 +113,12 @@ class Task(_task.Task):
         return torch.from_numpy(np.stack(encoded)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def teach(self, inputs: _task.Batch, targets: Tensor, random: torch.Generator, training: bool) -> tuple[_task.Batch, Tensor]:
-        """Pictures with noise of a level drawn for each, and what the model is to tell of them."""
-        timestep = torch.randint(self.options_given.timesteps, (len(targets),), generator=random)
-        noise = torch.randn(targets.shape, generator=random)
+        """Pictures with noise of a level drawn for each, the same whenever a picture is evaluated, and what the model is to tell of them."""
+        randoms = [random] * len(targets)
+        if not training:
+            randoms = [torch.Generator().manual_seed(zlib.crc32(picture.numpy().tobytes())) for picture in targets]
+        timestep = torch.cat([torch.randint(self.options_given.timesteps, (1,), generator=each) for each in randoms])
+        noise = torch.stack([torch.randn(targets.shape[1:], generator=each) for each in randoms])
         noisy = self._noise.add_noise(targets, noise, timestep)
         match self.options_given.prediction:
             case "epsilon":
@@ -212,9 +215,12 @@ def _features(name: str, size: int, pictures: NDArray[np.uint8]) -> NDArray[np.f
 
 def frechet_distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     """Fréchet distance between normal distributions fitted to features (rows, width) (Heusel et al. 2017, arXiv:1706.08500)."""
-    means, covariances = [x.mean(0) for x in (one, other)], [np.cov(x, rowvar=False) for x in (one, other)]
-    product = np.real(sqrtm(covariances[0] @ covariances[1]))
-    return max(0.0, float(((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * np.trace(product)))
+    means, centred = [x.mean(0) for x in (one, other)], [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (one, other)]
+    # The root of the covariances' product has the sum of these singular values as its trace. Itself it takes minutes where features are wide, and is
+    # wrong where rows are few.
+    first, second = (torch.linalg.qr(torch.from_numpy(x), mode="r").R for x in centred)
+    shared = float(torch.linalg.matrix_norm(first @ second.T, "nuc"))
+    return max(0.0, float(((means[0] - means[1]) ** 2).sum() + sum((x**2).sum() for x in centred) - 2 * shared))
 
 
 class Model(nn.Module):

@@ -5,6 +5,7 @@ Which of the two it is shows in the base model's name: torchvision's models have
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from typing import Any, ClassVar, Self, cast
@@ -41,7 +42,7 @@ class Task(_labels.Task):
         keys: what rows have in place of the names, if something else.
     """
 
-    TYPE = pa.list_(pa.struct({"label": pa.string(), "box": pa.list_(pa.float64())}))
+    TYPE = pa.list_(pa.struct({"label": pa.string(), "box": pa.list_(pa.float64()), "crowd": pa.bool_()}))
     objective = "map"
     COLUMNS: ClassVar[dict[str, str]] = {"image": "picture"}
 
@@ -61,7 +62,7 @@ class Task(_labels.Task):
         "category" may stand for "label".
 
         Numbers are pixels of the picture as it is shown, upright. A picture without objects has an empty list. Boxes that COCO marks as crowds
-        (`iscrowd`), which hold many objects, are left out, as DETR's and torchvision's own training does.
+        (`iscrowd`), which hold many objects, are not learned, as in DETR's and torchvision's own training; they are kept, as `crowd`, for metrics.
 
         Raises:
             DataError: missing, something else, inside out, or more than 1000 boxes.
@@ -75,7 +76,12 @@ class Task(_labels.Task):
             raise DataError(f"not a list of boxes but {type(value).__name__}")
         if len(value) > _MOST:
             raise DataError(f"more than {_MOST} boxes")
-        return [_clean(item) for item in value if not (isinstance(item, dict) and item.get("iscrowd") in (1, "1"))]
+        found: list[dict[str, Any]] = []
+        for item in value:
+            crowd = isinstance(item, dict) and item.get("iscrowd") in (1, "1")
+            with contextlib.suppress(*([DataError] if crowd else [])):  # nothing is learned of it
+                found.append(_clean(item) | ({"crowd": True} if crowd else {}))
+        return found
 
     @staticmethod
     def check(target: list[dict[str, Any]], values: dict[str, Any]) -> None:
@@ -90,7 +96,7 @@ class Task(_labels.Task):
                 pass
             case _:
                 raise SpecError("data.inputs: object detection takes one column, of modality `picture`", "task 'object_detection'")
-        for item in target:
+        for item in _objects(target):
             left, top, right, bottom = item["box"]
             across, down = item.get("picture_size", (width, height))
             stored = bool(rest.get("lying"))
@@ -111,7 +117,7 @@ class Task(_labels.Task):
             DataError: no row has a box, or all boxes are fractions of their pictures, as YOLO has them.
         """
         labels, farthest = set[str](), 0.0
-        for item in (item for target in targets for item in target):
+        for item in (item for target in targets for item in _objects(target)):
             labels.add(item["label"])
             farthest = max(farthest, *item["box"])
         if not labels:
@@ -137,16 +143,19 @@ class Task(_labels.Task):
         return self
 
     def encode(self, target: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:
-        """`labels` (boxes,), and `boxes` (boxes, 4), corners in pixels.
+        """`labels` (boxes,), `boxes` (boxes, 4), corners in pixels, and `iscrowd` (boxes,), 1 or 0.
 
         Raises:
             DataError: a label never seen in training.
         """
-        labels = np.array([self.index(item["label"]) for item in target], np.int64)
-        return {"labels": labels, "boxes": np.array([item["box"] for item in target], np.float32).reshape(-1, 4)}
+        known = [item for item in target if not item.get("crowd") or item["label"] in self._index]
+        labels = np.array([self.index(item["label"]) for item in known], np.int64)
+        crowds = np.array([bool(item.get("crowd")) for item in known], np.int64)
+        return {"labels": labels, "boxes": np.array([item["box"] for item in known], np.float32).reshape(-1, 4), "iscrowd": crowds}
 
     def collate(self, encoded: list[dict[str, NDArray[Any]]]) -> dict[str, Tensor]:
-        """`labels` (batch, most boxes), -1 where there is none, and `boxes` (batch, most boxes, 4)."""
+        """`labels` (batch, most boxes), -1 where there is none, and `boxes` (batch, most boxes, 4), without those of crowds."""
+        encoded = [{name: row[name][row["iscrowd"] == 0] for name in ("labels", "boxes")} for row in encoded]
         most = max(len(row["labels"]) for row in encoded)
         labels = np.full((len(encoded), most), _detr.PADDING)
         boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(encoded), most, 1))
@@ -185,7 +194,10 @@ class Task(_labels.Task):
         return [row | {"size": size} for row, size in zip(self._find(run, inputs), targets["size"].cpu().numpy(), strict=True)]
 
     def metrics(self, scores: list[Any], encoded: list[Any]) -> dict[str, float]:
-        """COCO's mean average precision (`map`: over IoU from 0.5 to 0.95), at IoU 0.5 and 0.75, and mean average recall of 100 boxes."""
+        """COCO's mean average precision (`map`: over IoU from 0.5 to 0.95), at IoU 0.5 and 0.75, and mean average recall of 100 boxes.
+
+        What is found in a crowd of its label counts neither as right nor as wrong.
+        """
         # COCO's own thresholds: torchmetrics' are in fp32, and few boxes have recalls that are beside them. Every worker has all rows already.
         cuts = {"iou_thresholds": np.linspace(0.5, 0.95, 10).tolist(), "rec_thresholds": np.linspace(0, 1, 101).tolist()}
         measure = MeanAveragePrecision(backend="pycocotools", sync_on_compute=False, **cuts)
@@ -214,12 +226,16 @@ class Task(_labels.Task):
 
     def mistake(self, answer: dict[str, Any], target: list[dict[str, Any]]) -> float | None:
         """The best score of an object that is not there with an IoU of at least 0.5; 0 if some are only missing."""
-        left = list(target)
+        left, crowds = _objects(target), [item for item in target if item.get("crowd") and item["label"] in self._index]
         for found in answer["objects"]:
-            near = [_iou(found["box"], item["box"]) if self.shown(item["label"]) == found["label"] else 0.0 for item in left]
-            if not near or max(near) < 0.5:
+            near, inside = (
+                [of(found["box"], item["box"]) if self.shown(item["label"]) == found["label"] else 0.0 for item in items]
+                for of, items in ((_iou, left), (_inside, crowds))
+            )
+            if max(near, default=0) >= 0.5:
+                left.pop(int(np.argmax(near)))
+            elif max(inside, default=0) < 0.5:
                 return float(found["score"])
-            left.pop(int(np.argmax(near)))
         return 0.0 if left else None
 
 
@@ -278,5 +294,16 @@ def _split(inputs: _task.Batch) -> tuple[_task.Batch, Tensor]:
     return {k: v for k, v in inputs.items() if k != name}, inputs[name]
 
 
+def _objects(target: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that are no crowds."""
+    return [item for item in target if not item.get("crowd")]
+
+
 def _iou(one: list[float], other: list[float]) -> float:
     return float(box_iou(torch.tensor([one]), torch.tensor([other])))
+
+
+def _inside(one: list[float], other: list[float]) -> float:
+    """How much of a box is in another."""
+    across, down = (max(0.0, min(one[end], other[end]) - max(one[end - 2], other[end - 2])) for end in (2, 3))
+    return across * down / ((one[2] - one[0]) * (one[3] - one[1]))

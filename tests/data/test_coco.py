@@ -30,10 +30,12 @@ def test_pictures_are_rows_with_their_boxes(tmp_path, first, indent):
     reader.require(["file_name", "annotations"])
     rows = [row for chunk in reader.rows(["file_name", "annotations"]) for row in chunk]
     assert [row["file_name"] for row in rows] == ["a.jpg", "b.jpg"]
-    assert [Task.clean(row["annotations"]) for row in rows] == [
-        [{"label": "bottle", "box": [1, 2, 11, 22], "picture_size": [64, 48]}, {"label": "can", "box": [5, 5, 7, 7], "picture_size": [64, 48]}],
-        [],
-    ]
+    size = {"picture_size": [64, 48]}
+    bottle, crowd, can = (
+        {"label": label, "box": box, **size, **more}
+        for label, box, more in (("bottle", [1, 2, 11, 22], {}), ("can", [0, 0, 64, 48], {"crowd": True}), ("can", [5, 5, 7, 7], {}))
+    )
+    assert [Task.clean(row["annotations"]) for row in rows] == [[bottle, crowd, can], []]
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
@@ -53,7 +55,7 @@ def test_a_category_is_missing(tmp_path):
 
 def test_what_is_annotated_of_other_pictures_is_left_out(tmp_path):
     rest = SHELVES["annotations"] + [{"id": 4, "image_id": 99, "category_id": 2, "bbox": [1, 2, 3, 4]}]
-    for images, expected in ((SHELVES["images"][:1], [2]), (SHELVES["images"], [2, 0])):
+    for images, expected in ((SHELVES["images"][:1], [3]), (SHELVES["images"], [3, 0])):
         (tmp_path / "a.json").write_text(json.dumps(SHELVES | {"images": images, "annotations": rest}), "utf-8")
         (file,) = files(str(tmp_path))
         rows = [row for chunk in read.Reader(file).rows(["annotations"]) for row in chunk]

@@ -11,6 +11,7 @@ from artifacts import save
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from learning import measured, recovered, train
 from PIL import Image, ImageDraw
+from torchmetrics.image.fid import _compute_fid
 
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.models import load
@@ -200,11 +201,36 @@ def test_noise_is_that_of_diffusers():
     assert torch.equal(batch["noisy"], again["noisy"])
 
 
+def test_evaluation_draws_the_same_for_a_picture_in_any_batch_and_another_for_others():
+    task, random = Task(size=SIZE).bind({}), np.random.default_rng(0)
+    pictures = task.collate(list(random.integers(0, 256, (64, SIZE, SIZE, 3), np.uint8)))
+
+    def drawn(rows, training=False):
+        return task.teach({}, pictures[rows], torch.Generator().manual_seed(0), training)
+
+    batch, noise = drawn(slice(64))
+    for rows in (slice(5, 6), slice(32, 64)):
+        part, wanted = drawn(rows)
+        assert torch.equal(part["timestep"], batch["timestep"][rows])
+        assert torch.equal(part["noisy"], batch["noisy"][rows])
+        assert torch.equal(wanted, noise[rows])
+        assert not torch.equal(drawn(rows, training=True)[1], wanted)
+    assert len(set(batch["timestep"].tolist())) > 50, "of 1000"
+
+
 def test_frechet_distance():
     random = np.random.default_rng(0)
     one, other = random.normal(size=(4000, 3)), random.normal(size=(4000, 3)) * [1, 2, 1] + [3, 0, 0]
     assert frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(one, other) == pytest.approx(9 + (2 - 1) ** 2, rel=0.1)  # of independent normals: means apart, deviations apart
+
+
+@pytest.mark.parametrize(("rows", "width"), [(2, 16), (40, 8), (20, 64)])
+def test_frechet_distance_is_that_of_torchmetrics(rows, width):
+    random = np.random.default_rng(rows)
+    one, other = random.normal(size=(rows, width)).clip(0), random.normal(0.3, 1.2, (rows, width)).clip(0)
+    statistics = [x for side in (one, other) for x in (torch.tensor(side).mean(0), torch.tensor(side).T.cov())]
+    assert frechet_distance(one, other) == pytest.approx(_compute_fid(*statistics).item(), rel=1e-4)
 
 
 def test_distance_on_request(trained, tmp_path):

@@ -276,6 +276,24 @@ def test_average_precision_by_hand():
     assert TASK.metrics([nothing, nothing], [TASK.encode([]), TASK.encode([])])["map"] == 0
 
 
+def test_what_is_found_in_a_crowd_is_neither_right_nor_wrong():
+    """As COCO's own evaluation has it, and nothing of a crowd is learned."""
+    boxes, scores = [[10, 10, 30, 30], [50, 10, 70, 30], [55, 50, 65, 60]], [0.5, 0.9, 0.8]
+    cell = {"bbox": [[10, 10, 20, 20], [40, 0, 60, 100], [0, 0, 9, 9]], "category": ["circle", "circle", "other"], "iscrowd": [False, True, "1"]}
+    target = pa.array([Task.clean(cell)], Task.TYPE).to_pylist()[0]
+    Task.check(target, {"image": {"pixels": b"", "width": 80, "height": 80, "lying": False}})
+    assert Task.fit([target], SimpleNamespace(threshold=0.5), {}).labels == ["circle"]
+    assert TASK.collate([TASK.encode(target)])["labels"].tolist() == [[0]]
+    found = {"boxes": np.float32(boxes) / 100, "scores": np.float32(scores), "labels": np.zeros(3, int), "size": np.array([100, 100])}
+    order = np.argsort(-found["scores"])
+    found |= {name: found[name][order] for name in ("boxes", "scores", "labels")}
+    assert TASK.metrics([found], [TASK.encode(target)])["map"] == pytest.approx(1)
+    assert TASK.metrics([found], [TASK.encode(target[:1])])["map"] == pytest.approx(1 / 3)
+    objects = [{"label": "circle", "score": score, "box": box} for box, score in zip(boxes, scores, strict=True)]
+    assert TASK.mistake({"objects": objects}, target) is None
+    assert TASK.mistake({"objects": objects}, target[:1]) == 0.9
+
+
 def test_mistakes():
     target = [{"label": "circle", "box": [0, 0, 50, 50]}]
     right = {"label": "circle", "score": 0.9, "box": [0, 0, 50, 40]}
@@ -322,15 +340,14 @@ BOX = {"label": "a", "box": [1, 2, 3, 4]}
         {"bboxes": ["[1, 2, 2, 2]"], "label": ["a"]},
         json.dumps({"bbox": [[1, 2, 2, 2]], "category": ["a"]}).encode(),
         str({"bbox": [[1, 2, 2, 2]], "category": ["a"]}),
-        [BOX | {"iscrowd": 0}, {"label": "crowd", "box": [0, 0, 9, 9], "iscrowd": 1}],
-        {"bbox": [[1, 2, 2, 2], [0, 0, 9, 0]], "category": ["a", "a"], "iscrowd": [False, True]},
+        [BOX | {"iscrowd": 0}, {"label": "a", "box": [0, 0, 9, 0], "iscrowd": 1}],
         {"bbox": np.array([[1, 2, 2, 2]]), "category": np.array(["a"])},
     ],
 )
 def test_cells_as_boxes(value):
     clean = Task.clean(value)
     assert clean == [{"label": "a", "box": [1, 2, 3, 4]}]
-    assert pa.array([clean, []], Task.TYPE).to_pylist() == [clean, []]
+    assert pa.array([clean, []], Task.TYPE).to_pylist() == [[clean[0] | {"crowd": None}], []]
 
 
 def test_a_picture_without_objects_is_legal():
