@@ -181,7 +181,10 @@ def deploy(artifact: Artifact, settings: Settings) -> Deployment:
         _owned(custom, name, settings)
         with _unless(409):
             core.create_namespaced_secret(**secret.arguments | {"body": secret.arguments["body"] | {"data": {"api-key": _coded(auth.ensure())}}})
-        key = base64.b64decode(core.read_namespaced_secret(_secret(name), settings.namespace).data["api-key"]).decode()
+        found = (core.read_namespaced_secret(_secret(name), settings.namespace).data or {}).get("api-key")
+        if found is None:
+            raise DeployError("a Secret that is there has no `api-key`, which the pods read", _secret(name), "add it, or remove the Secret")
+        key = base64.b64decode(found).decode()
         applied = custom.patch_namespaced_custom_object(**service.arguments, _content_type="application/apply-patch+yaml")
         _wait(custom, name, applied["metadata"]["generation"], settings)
     return _handle(name, key, settings)

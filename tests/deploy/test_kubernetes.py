@@ -124,6 +124,9 @@ def test_a_secret_that_somebody_else_has_made_stays(api, tiny_artifact):
     assert deployment.key == "theirs"
     deployment.delete()
     assert list(api.objects) == [path]
+    del api.objects[path]["data"]
+    with pytest.raises(DeployError, match="has no `api-key`"):
+        DeployModel(tiny_artifact, "kubernetes", **SETTINGS).deploy()
 
 
 def test_pods_with_gpus(tiny_artifact):

@@ -312,6 +312,7 @@ def test_fields_that_are_null_or_change_nothing(client):
         ({"messages": [{"role": "user", "content": "x" * 700}]}, "messages", "reads 640 tokens"),
         ({"max_tokens": 640}, "messages", "640 tokens were asked for"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
+        ({"top_logprobs": 2}, "top_logprobs", "logprobs: true"),
         ({"n": 5}, "n", "4 answers"),
         ({"stop": ["x"] * 17}, "stop", "at most 16"),
         ({"stop": ["x" * 257]}, "stop.0", "at most 256"),
