@@ -92,6 +92,11 @@ def pieces(text: str, most: int | None = None) -> list[str]:
     return [text[start:end] for start, end in pairwise([0, *starts[1:], len(text)])] if starts else []
 
 
+def joined(words: list[str]) -> list[str]:
+    """Words of a list as pieces of a text: each with the blank that is behind it, of which Chinese and Japanese have none."""
+    return [f"{word}{'' if _BETWEEN.search(f'{word[-1:]} {after[:1]}') else ' '}" for word, after in pairwise(words)] + words[-1:]
+
+
 def bare(piece: str) -> str:
     """The word, or words, of a piece."""
     return str(_BARE.sub("", piece))

@@ -52,8 +52,7 @@ class Modality(text.Modality):
         """
         value = self.listed(value)
         if isinstance(value, list):
-            words = [super(Modality, self).decode(word, errors, folder) for word in value]
-            found = [f"{word} " for word in words[:-1]] + words[-1:]
+            found = _text.joined([super(Modality, self).decode(word, errors, folder) for word in value])
         else:
             # Of a book that is asked about no more words are told apart than are kept; of one that is learned each has a tag.
             found = _text.pieces(super().decode(value, errors, folder), None if folder is not None else self._most)

@@ -190,7 +190,7 @@ class Task(_labels.Task):
 
     def schema(self) -> dict[str, Any]:
         """See `_task.Task`."""
-        told = "character (Unicode code point) of the text, or of the list's words with a blank between them"
+        told = "character (Unicode code point) of the text, or of the list's words with blanks between them, but none within Chinese or Japanese"
         start, end = ({"type": "integer", "minimum": 0, "description": f"{which} {told}"} for which in ("first", "behind the last"))
         entity = _task.fields(type=_task.TEXT, text=_task.TEXT, start=start, end=end, score=_task.PROBABILITY)
         texts = {"type": "array", "items": _task.TEXT}

@@ -28,6 +28,7 @@ def bare(pieces):
 def test_words_come_as_list_or_text(column):
     assert column.decode(["good", "day"]) == column.decode(b"good day") == ["good ", "day"]
     assert column.decode(b'["good", "a day"]') == column.decode("['good', 'a day']") == ["good ", "a day"]
+    assert column.decode(["去", "北京", "good"]) == ["去", "北京 ", "good"], "Chinese has no blanks"
     assert bare(column.decode("[1] good")) == ["[", "1", "]", "good"]
     assert bare(column.decode(["good", 7], folder=".")) == ["good", "7"]
     for bad, reason in (([], "no words"), (None, "null"), (["good", None], "null"), (["good", ""], "empty"), (7, "not text"), ("\x00", "no words")):
