@@ -213,13 +213,14 @@ def report(
 ) -> None:
     """Print a run's table again and rewrite its report.html."""
     from lc_ray.evaluate.report import print_table, write_html
+    from lc_ray.runs import RECORD
     from lc_ray.storage import storage_path
 
     folder = storage_path(run_folder)
     try:
-        record = json.loads((folder / "record.json").read_text())
+        record = json.loads((folder / RECORD).read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of a run that was cut off as it wrote it
-        raise SpecError("no finished run here: it has no record.json", run_folder, "give the folder storage/name of a run") from None
+        raise SpecError(f"no finished run here: it has no {RECORD}", run_folder, "give the folder storage/name of a run") from None
     if as_json:
         print(json.dumps(record))
     else:

@@ -36,7 +36,7 @@ from lc_ray.models.load import modalities
 from lc_ray.predictor import Predictor, load
 from lc_ray.progress import Display, Mode
 from lc_ray.quantizer import quantize
-from lc_ray.runs import RECORD, alone
+from lc_ray.runs import QUANTIZED, RECORD, SEGMENTS, alone
 from lc_ray.serve import app, update
 from lc_ray.serving import ReplicasSpec, ServeSpec
 from lc_ray.spec import JobSpec
@@ -45,7 +45,6 @@ from lc_ray.train import plan
 from lc_ray.train.segment import SegmentResult, total_steps
 from lc_ray.tune import lineage, population, space
 
-_SEGMENTS = "segments"
 _ANSWERS, _LARGE = 600.0, 2**30  # seconds that an answer may take; bytes, and pixels or samples, that a row may have
 _FEW_ROWS, _FEW_STEPS = 100, 20  # in which each is more than a point; in training
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST)
@@ -148,7 +147,7 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
 
     if job.quantize is not None:
         with display.stage("quantize", f"quantize: {job.quantize.kind}") as stage:
-            target = folder / "quantized" / specs.digest(list(models.values())[-1].digest, job.quantize)
+            target = folder / QUANTIZED / specs.digest(list(models.values())[-1].digest, job.quantize)
             stage["reused"] = artifact.exists(target)
             models["quantized"] = _quantized(job, data, list(models.values())[-1], target)
 
@@ -196,7 +195,7 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
 def _search(job: JobSpec, data: Prepared, kept: StoragePath, slots: int, display: Display) -> list[SegmentResult]:
     events = progress.board()
     with display.following(events):
-        return population.search(job, data.path, data.count("train"), kept / _SEGMENTS, slots, _objective(job, data), progress.Post(events))
+        return population.search(job, data.path, data.count("train"), kept / SEGMENTS, slots, _objective(job, data), progress.Post(events))
 
 
 def _little(job: JobSpec, data: Prepared) -> list[str]:
@@ -227,7 +226,7 @@ def _searching(job: JobSpec) -> str:
 def _models(kept: StoragePath, folder: Path, winner: SegmentResult) -> dict[str, Artifact]:
     """The winner's unpruned ancestor, and the winner if it is pruned, on this machine."""
     keys = {"dense": winner.dense} | ({"pruned": winner.key} if winner.pruned else {})
-    return {name: _trained(kept / _SEGMENTS / key, folder / _SEGMENTS / key / "model") for name, key in keys.items()}
+    return {name: _trained(kept / SEGMENTS / key, folder / SEGMENTS / key / "model") for name, key in keys.items()}
 
 
 def _trained(segment: StoragePath, here: Path) -> Artifact:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from lc_ray import runtime
+from lc_ray import runs, runtime
 
 _METRICS = 3  # of a segment, shown on one line
 _EVERY = 60.0  # seconds between two lines of a member's steps where there are no bars, as in a log file
@@ -66,7 +66,7 @@ class Display:
     def __init__(self, folder: Path | None, mode: Mode) -> None:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-        self._log = open(folder / "events.jsonl", "a", encoding="utf-8") if folder else None  # noqa: SIM115
+        self._log = open(folder / runs.EVENTS, "a", encoding="utf-8") if folder else None  # noqa: SIM115
         self.mode, self.stages = mode, list[dict[str, Any]]()
         self.console = Console(stderr=mode == "json", quiet=mode != "bars", highlight=False, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())

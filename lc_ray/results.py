@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lc_ray import artifact
 from lc_ray.errors import ArtifactError, ClusterError, first_line
+from lc_ray.runs import EVENTS, RECORD
 from lc_ray.storage import StoragePath, names_in, whole_folder
 
-_KEPT = ("events.jsonl", "report.html", "record.json")
+_KEPT = (EVENTS, "report.html", RECORD)
 _MODEL = "model"
 Download = Callable[[str, Path], None]  # name in the run's folder, file to write
 

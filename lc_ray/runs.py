@@ -16,6 +16,7 @@ from lc_ray.errors import ClusterError, SpecError
 from lc_ray.storage import discard, storage_path, sweep
 
 EVENTS, RECORD = "events.jsonl", "record.json"
+SEGMENTS, QUANTIZED, TUNE, TRAIN = "segments", "quantized", "tune", "train"  # folders of a run; the last two while it searches
 ACCEPTED, REFUSED, UNFINISHED = "accepted", "refused", "unfinished"
 PREPARED = "prepared"  # folder of the rows of all runs
 _KEY = re.compile(r"\.?[0-9a-f]{16}(\.[0-9a-f]{8})?")  # names in it, also of what was to be removed: a run may be called so, too
@@ -42,13 +43,13 @@ class Run:
         models that it compares.
         """
         compared = [str(one["artifact"]) for one in self.record.get("models", ())]
-        found = [self.folder / "tune", self.folder / "train"]
-        for one in (self.folder / "segments").glob("*"):
-            whole = any(path.endswith(f"/segments/{one.name}/model") for path in compared)
+        found = [self.folder / TUNE, self.folder / TRAIN]
+        for one in (self.folder / SEGMENTS).glob("*"):
+            whole = any(path.endswith(f"/{SEGMENTS}/{one.name}/model") for path in compared)
             # Without its record, which goes first, it is not finished.
             found += sorted((part for part in one.iterdir() if part.name != "model"), key=Path.is_dir) if whole else [one]
-        for one in (self.folder / "quantized").glob("*"):
-            found += [] if any(path.endswith(f"/quantized/{one.name}") for path in compared) else [one]
+        for one in (self.folder / QUANTIZED).glob("*"):
+            found += [] if any(path.endswith(f"/{QUANTIZED}/{one.name}") for path in compared) else [one]
         return [path for path in found if path.exists()]
 
 

@@ -7,7 +7,7 @@ import lc_ray
 
 ROOT = Path(lc_ray.__file__).parent
 ORDER = [  # of the design, lowest first
-    *("errors", "units", "memory", "scratch", "storage", "section", "serving", "spec", "artifact", "results", "runs"),
+    *("errors", "units", "memory", "scratch", "storage", "section", "serving", "spec", "artifact", "runs", "results"),
     *("family", "templates", "modalities", "tasks", "models", "data"),
     *("prune", "quantize", "quantizer", "predictor", "evaluate", "train", "runtime", "progress", "tune", "serve", "client", "pipeline"),
     *("deploy", "api", "preflight", "cluster", "terminal", "cli_cluster", "cli_deploy", "cli_rollout", "cli_runs", "cli", "__main__"),

@@ -18,6 +18,7 @@ from lc_ray.cluster.package import Package, pack
 from lc_ray.errors import AcceptError, ClusterError, LcRayError
 from lc_ray.progress import Display, Mode
 from lc_ray.results import fetch, published
+from lc_ray.runs import RECORD
 from lc_ray.spec import JobSpec
 from lc_ray.storage import storage_path
 
@@ -153,7 +154,7 @@ def bring(jobs: Jobs, job: Job, folder: Path, accepted: bool = True) -> dict[str
         raise ClusterError("a later job of that name has written over its folder", job.id, f"fetch that one, {last.id}, or submit this one again")
     download = published(storage_path(job.results) / job.name) if job.results else functools.partial(jobs.download, job)
     fetch(download, folder, accepted)
-    return dict(json.loads((folder / "record.json").read_text("utf-8")))
+    return dict(json.loads((folder / RECORD).read_text("utf-8")))
 
 
 def run(spec: JobSpec, jobs: Jobs, mode: Mode, wait: bool = True) -> tuple[Job, dict[str, Any] | None]:

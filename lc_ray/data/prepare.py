@@ -36,6 +36,7 @@ from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities._conversation import SAID
 from lc_ray.models import batches
 from lc_ray.models.load import find
+from lc_ray.runs import PREPARED
 from lc_ray.spec import InputSpec, JobSpec, digest, module_name
 from lc_ray.storage import StoragePath, storage_path
 
@@ -180,7 +181,7 @@ def prepare(job: JobSpec) -> tuple[Prepared, bool]:
     Raises:
         DataError: a file or column is missing, nothing is left, too many rows are rejected, or validation has a label that training lacks.
     """
-    folder = storage_path(job.storage) / "prepared" / key(job)
+    folder = storage_path(job.storage) / PREPARED / key(job)
     if (folder / _RECORD).exists():
         return open_prepared(folder), True
     try:

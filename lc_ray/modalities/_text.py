@@ -26,7 +26,7 @@ GROUPED = re.compile(r"[-+]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")  # as tables wri
 _COMMA = re.compile(r"[-+]?([0-9]{1,3}(\.[0-9]{3})+|[0-9]+),[0-9]+")  # where a comma is what a point is elsewhere
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _HAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # and kana: written without blanks between words
-_APART, _BETWEEN = regex.compile(r"\S+"), re.compile(rf"(?<=[{_HAN}]) +(?=[{_HAN}])")
+APART, _BETWEEN = regex.compile(r"\S+"), re.compile(rf"(?<=[{_HAN}]) +(?=[{_HAN}])")
 _ALONE = rf"{_HAN}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}\p{{Tibetan}}"  # likewise; a letter's marks are above, below or beside it
 _BLANK = r"\s\p{Cc}\u200b\ufeff"  # and what is seen as little
 _LETTER = rf"[[\w\p{{M}}\p{{Cf}}]--[{_ALONE}{_BLANK}]]"
@@ -82,7 +82,7 @@ def unicode(value: str | bytes, errors: str = "strict") -> str:
 
 def words(text: str) -> Iterator[regex.Match[str]]:
     """A text's words: what blanks and punctuation part; each letter of languages without blanks between words, unless they part words of Chinese."""
-    found: Iterator[regex.Match[str]] = (_APART if _BETWEEN.search(text) else WORD).finditer(text)
+    found: Iterator[regex.Match[str]] = (APART if _BETWEEN.search(text) else WORD).finditer(text)
     return found
 
 

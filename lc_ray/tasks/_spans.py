@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from typing import Any
 
@@ -12,7 +11,6 @@ from lc_ray.modalities import _text
 Span = tuple[int, int, str]  # first character, the one after its last, type
 _STARTS, _ENDS = ("start", "start_offset", "start_char", "begin"), ("end", "end_offset", "end_char", "stop")
 _LABELS = ("label", "labels", "entity_group", "entity", "type", "tag")
-_APART = re.compile(r"\S+")
 
 
 def spans(value: Any) -> list[Span] | None:
@@ -67,7 +65,7 @@ def spread(tags: list[str], text: str) -> list[str]:
 
     An entity goes on in a word's further parts, and ends with the last of them.
     """
-    places = [part.span() for part in _APART.finditer(text)]
+    places = [part.span() for part in _text.APART.finditer(text)]
     if len(places) != len(tags):
         return tags
     made: list[str] = []

@@ -57,16 +57,15 @@ class WorkerGroups:
         return await asyncio.shield(task)
 
     async def _train(self, segment: Segment, anew: bool) -> SegmentResult:
-        trains = anew or await asyncio.to_thread(finished, segment.folder) is None
-        if trains and (lost := await asyncio.to_thread(segment.lost)):
+        result = None if anew else await asyncio.to_thread(finished, segment.folder)
+        if result is None and (lost := await asyncio.to_thread(segment.lost)):
             await self.train(lost, anew=True)
         group = await self._free.get()
         try:
             if self._wrong:
                 raise self._wrong
-            result, event = None if anew else await asyncio.to_thread(finished, segment.folder), "reused"
-            if result is None:
-                result, event = await group.train(segment), "segment"
+            event = "segment" if result is None else "reused"
+            result = result or await group.train(segment)
             self._post({"event": event, "segment": segment.key, "member": segment.member, "metrics": result.metrics})
             segment.require_objective(result.metrics)
             self._done[segment.key] = None

@@ -23,6 +23,7 @@ from ray.tune.schedulers import PopulationBasedTraining
 
 from lc_ray import runtime
 from lc_ray.errors import LcRayError, TrainError, first_line, unwrap
+from lc_ray.runs import TRAIN, TUNE
 from lc_ray.spec import JobSpec
 from lc_ray.storage import StoragePath
 from lc_ray.train.segment import CHECKPOINTS, Post, Segment, SegmentResult, finished
@@ -104,7 +105,7 @@ def search(job: JobSpec, prepared: StoragePath, rows: int, store: StoragePath, s
         SpecError: the objective is none of the task's metrics.
         TrainError: every member failed; the first one's reason.
     """
-    folder = store.parent / "train"
+    folder = store.parent / TRAIN
     waiting = job.members + slots * job.train.workers.count
     options = runtime.beside() | {"max_concurrency": waiting + _OTHERS}  # each waits in a call; of Ray's own 1,000, no other may come
     groups = ray.remote(**options)(WorkerGroups).remote(slots, job.train.workers, folder, post, runtime.own())
@@ -144,7 +145,7 @@ def _population(shared: Search, objective: str) -> list[SegmentResult]:
         log_config=False,
         seed=job.seed,
     )
-    folder = store.parent / "tune"
+    folder = store.parent / TUNE
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_member, shared=shared, objective=objective), {_HEAD: 0.001}),
         param_space={"member": tune.grid_search(list(range(search.population)))},

@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import httpx
 import openai
 import pytest
 import torch
@@ -207,3 +208,12 @@ def test_mistakes_of_completions(client, options, param, message):
 )
 def test_all_options_of_openais_client_are_known_but_those_whose_effect_would_be_missed(options, body, others):
     assert options.CompletionCreateParamsBase.__annotations__.keys() - body.model_fields.keys() <= others
+
+
+def test_of_a_million_mistakes_one_is_told(url):
+    body = {"model": "talk", "prompt": [{}] * 1_000_000}
+    start = time.monotonic()
+    response = httpx.post(f"{url}/v1/completions", json=body, headers={"authorization": "Bearer secret"}, timeout=30)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith("prompt")
+    assert time.monotonic() - start < 10
