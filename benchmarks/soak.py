@@ -30,7 +30,8 @@ from lc_ray.errors import ServeError
 from lc_ray.serve import app, rollout, update
 from lc_ray.serving import ReplicasSpec, ServeSpec
 
-TEXTS = [" ".join(["the flight was late and nobody told us why", "thanks for the great service"][i % 2 :] * (1 + i % 5)) for i in range(64)]
+WORDS = "the flight was late and nobody told us why but thanks for the great service".split()
+TEXTS = [" ".join(WORDS[(i + j) % len(WORDS)] for j in range(3 + i)) for i in range(64)]  # of many lengths, each of which has its own kernels
 BAD: list[tuple[Any, int]] = [
     ({"instances": [""]}, 400),
     ({"instances": [7]}, 400),

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 import torch
+import torch.nn.functional as F
 import torchaudio.functional
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import _clips, _hub, _media
+from lc_ray.modalities._padding import padded
 from lc_ray.spec import InputSpec
 
 _LONGEST = 3600  # seconds; a longer file is a mistake rather than a clip
@@ -126,8 +128,10 @@ class Modality:
             clips = [_waveform(row or silence) for row in columns["samples"]]
             if self.extractor.do_normalize:
                 clips = [_normal(clip) for clip in clips]
-        padded = pad_sequence([torch.from_numpy(clip) for clip in clips], batch_first=True)
-        return {"input_features" if self.mel else "input_values": padded, "lengths": torch.tensor([len(c) for c in clips])}
+        lengths, frame = [len(clip) for clip in clips], 1 if self.mel else self.rate // 50
+        more = padded(-(-max(lengths) // frame)) * frame - max(lengths)
+        batch = F.pad(pad_sequence([torch.from_numpy(clip) for clip in clips], batch_first=True), (*[0, 0] * self.mel, 0, more))
+        return {"input_features" if self.mel else "input_values": batch, "lengths": torch.tensor(lengths)}
 
     @functools.cached_property
     def _bins(self) -> int:

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import _hub, _text
+from lc_ray.modalities._padding import padded
 from lc_ray.spec import InputSpec
 
 _NEAR = 1e-3  # of the standard deviation of hidden states
@@ -173,11 +174,6 @@ def _few(texts: list[str]) -> Iterator[list[int]]:
     """Numbers of texts that are tokenised together: where each of their tokens is takes a hundred times its size."""
     ends = np.cumsum([len(text) for text in texts]) // _TOGETHER
     return (np.flatnonzero(ends == end).tolist() for end in np.unique(ends))
-
-
-def padded(tokens: int) -> int:
-    """How many a batch has whose longest sequence has so many."""
-    return -(-tokens // 8) * 8
 
 
 def need_positions(model: Any, tokens: int, source: str) -> None:

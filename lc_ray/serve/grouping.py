@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from lc_ray.modalities.text import padded
+from lc_ray.modalities._padding import padded
 
 _USUAL = 64.0  # tokens: what was measured of int8 MiniLM on 2 cores
 _TRUST = 5.0  # batches that it takes to doubt it

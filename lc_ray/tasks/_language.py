@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities import _hub, _text, text
+from lc_ray.modalities._padding import padded
 from lc_ray.spec import InputSpec, ModelSpec, module_name
 from lc_ray.tasks import _task
 from lc_ray.tasks._task import Batch, Run
@@ -53,7 +54,7 @@ class Task(_task.Task):
     @property
     def positions(self) -> int:
         """The longest sequence that the model is ever given, in tokens."""
-        return text.padded(self.max_length)
+        return padded(self.max_length)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of outputs (rows, asked, vocabulary) against targets (rows, asked)."""

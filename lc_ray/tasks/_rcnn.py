@@ -24,6 +24,7 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from lc_ray.errors import ModelError
 from lc_ray.modalities import image
+from lc_ray.modalities._padding import padded
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._fixed_norm import fix
 from lc_ray.tasks._task import Batch, Run, named
@@ -104,9 +105,9 @@ class Model(nn.Module):
         """Pixels → pictures, the pyramid's maps of them, and for each map what its anchors show: scores, and how boxes differ from them."""
         scaled = (pixels.float() / 255 - cast(Tensor, self.mean)) / cast(Tensor, self.std)
         side = int(pixels.shape[-1])
-        padded = F.pad(scaled, (0, -side % _DIVISOR, 0, -side % _DIVISOR))
-        maps = list(self.net.backbone(padded).values())
-        return ImageList(padded, [(side, side)] * len(padded)), maps, self.net.rpn.head(maps)
+        whole = F.pad(scaled, (0, -side % _DIVISOR, 0, -side % _DIVISOR))
+        maps = list(self.net.backbone(whole).values())
+        return ImageList(whole, [(side, side)] * len(whole)), maps, self.net.rpn.head(maps)
 
     def _judge(self, crops: Tensor) -> Tensor:
         """Crops (regions, width, height, height) → scores of the labels, and boxes: (regions, 5 × labels)."""
@@ -191,8 +192,7 @@ class Finding:
         side = self.side + -self.side % _DIVISOR
         images = ImageList(torch.empty(len(maps[0]), 3, side, side, device="meta"), [(self.side, self.side)] * len(maps[0]))
         regions = propose(self.net, images, maps, found)
-        padded = _padded(regions, images)
-        judged = torch.from_numpy(run({f"{self.column}.{_CROPS}": crop(self.net, images, maps, padded)}))
+        judged = torch.from_numpy(run({f"{self.column}.{_CROPS}": crop(self.net, images, maps, _padded(regions, images))}))
         real = torch.cat([row[: len(boxes)] for row, boxes in zip(judged, regions, strict=True)])
         scores, shifts = real[:, : self.labels + 1], real[:, self.labels + 1 :]
         parts = self.net.roi_heads.postprocess_detections(scores, shifts, regions, images.image_sizes)
@@ -235,7 +235,7 @@ def crop(net: FasterRCNN, images: ImageList, maps: list[Tensor], regions: Tensor
 def _padded(regions: list[Tensor], images: ImageList) -> Tensor:
     """(batch, most regions, 4): the picture, where there is none."""
     whole = torch.tensor([[0.0, 0.0, *images.image_sizes[0]]], device=regions[0].device)
-    most = max(1, *map(len, regions))
+    most = padded(max(1, *map(len, regions)))
     return pad_sequence([torch.cat([boxes, whole.expand(most - len(boxes), 4)]) for boxes in regions], batch_first=True)
 
 

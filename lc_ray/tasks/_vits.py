@@ -27,6 +27,7 @@ from transformers.utils import is_phonemizer_available, is_uroman_available
 
 from lc_ray.errors import ModelError
 from lc_ray.modalities import _hub, audio
+from lc_ray.modalities._padding import padded
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._alignment import durations, likelihood, spread
 from lc_ray.tasks._durations import surprise
@@ -96,7 +97,7 @@ class Saying:
         samples = torch.zeros(len(encoded), int(frames.max()) * self.hop)
         for row, known in zip(samples, encoded, strict=True):
             row[: len(known)] = torch.from_numpy(known / np.float32(32767))
-        return {"samples": samples, "real": _until(frames)}
+        return {"samples": samples, "real": _until(frames, int(frames.max()))}
 
     def teach(self, inputs: Batch, targets: dict[str, Tensor], random: torch.Generator, training: bool) -> tuple[Batch, dict[str, Tensor]]:
         """The recording's spectrum; while training, what the posterior draws, and a slice to be decoded."""
@@ -162,13 +163,14 @@ class Saying:
             yield one.T[known], other.T[known]
 
     def _said(self, run: Run, inputs: Batch) -> tuple[NDArray[np.float32], Tensor]:
-        """Samples (batch, samples of the longest row), and each row's frames."""
+        """Samples (batch, samples of the longest row and some more), and each row's frames."""
         said = torch.from_numpy(run(self._text(inputs)))
         counts = said[..., -1].ceil().clamp(max=self.most)
         counts[:, 0].clamp_(min=1)
         counts = counts.cumsum(1).clamp(max=self.most).diff(dim=1, prepend=torch.zeros(len(counts), 1))
         frames = counts.sum(1).long()
-        return run(self._named({_LATENTS: _latent(said, counts, int(frames.max()), self.noise), _REAL: _until(frames)})), frames
+        most = padded(int(frames.max()))
+        return run(self._named({_LATENTS: _latent(said, counts, most, self.noise), _REAL: _until(frames, most)})), frames
 
     def _text(self, inputs: Batch) -> Batch:
         return {name: inputs[name] for name in self._named(dict.fromkeys(_TEXT))}
@@ -357,9 +359,9 @@ def _latent(said: Tensor, counts: Tensor, frames: int, noise: float) -> Tensor:
     return spread(mean, counts, frames) + noise * drawn * spread(log.exp(), counts, frames)
 
 
-def _until(frames: Tensor) -> Tensor:
-    """1 for each of a row's frames, else 0: (batch,) → (batch, frames)."""
-    return (torch.arange(int(frames.max())) < frames[:, None]).float()
+def _until(frames: Tensor, most: int) -> Tensor:
+    """1 for each of a row's frames, else 0: (batch,) → (batch, most)."""
+    return (torch.arange(most) < frames[:, None]).float()
 
 
 def _precise(like: Tensor) -> torch.autocast:

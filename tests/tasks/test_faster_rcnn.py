@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from lc_ray.errors import ModelError
 from lc_ray.models import load
-from lc_ray.models.batches import feed
+from lc_ray.models.batches import collate, feed
 from lc_ray.models.shapes import difference
 from lc_ray.predictor import Predictor
 from lc_ray.prune.structured import Pruner
@@ -112,6 +112,19 @@ def test_int8_finds_nearly_the_same(trained):
     assert abs(dense["map"] - int8["map"]) < 0.05
     whole, odd = (trained.int8.outputs(trained.held_out, size) for size in (32, 5))  # any number of pictures at a time
     assert np.stack(whole) == pytest.approx(np.stack(odd), abs=1e-3)
+
+
+def test_regions_of_about_the_same_number_make_one_shape(trained):
+    """An engine prepares itself for each shape that is new to it."""
+    regions = []
+
+    def run(inputs):
+        regions.extend(crops.shape[1] for name, crops in inputs.items() if name == "image.crops")
+        return trained.dense.engine(inputs)
+
+    for i in range(4):
+        trained.task.answer(run, collate({k: v[i : i + 1] for k, v in trained.held_out.items()}, trained.columns))
+    assert [number % 8 for number in regions] == [0] * 4
 
 
 def test_an_artifact_answers_as_torchvision_does(trained):

@@ -15,7 +15,7 @@ from transformers import VitsConfig, VitsModel, VitsTokenizer
 
 from lc_ray.errors import DataError, ModelError
 from lc_ray.models import load
-from lc_ray.models.batches import TARGET, feed
+from lc_ray.models.batches import TARGET, collate, feed
 from lc_ray.predictor import Predictor
 from lc_ray.quantizer import quantize
 from lc_ray.spec import ModelSpec, QuantizeSpec
@@ -109,6 +109,19 @@ def test_answers_do_not_depend_on_the_batch(trained):
         one, other = samples_of(a)[0], samples_of(b)[0]
         assert len(one) == len(other)
         assert np.abs(one - other).max() < 1e-3
+
+
+def test_latents_of_about_the_same_length_have_one_shape(trained):
+    """An engine prepares itself for each shape that is new to it."""
+    frames = []
+
+    def run(inputs):
+        frames.extend(known.shape[1] for name, known in inputs.items() if name == "text.latents")
+        return trained.dense.engine(inputs)
+
+    for i in range(8):
+        trained.task.answer(run, collate({k: v[i : i + 1] for k, v in trained.held_out.items()}, trained.columns))
+    assert [number % 8 for number in frames] == [0] * 8
 
 
 def test_what_is_behind_a_row_does_not_reach_back(stochastic):
