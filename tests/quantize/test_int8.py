@@ -254,6 +254,19 @@ def test_ranges_are_not_those_of_padding_that_sees_nothing_in_its_window(tmp_pat
     assert difference(answers, reference) < 0.15
 
 
+def test_windows_are_filled_up_for_any_length(tmp_path, rows):
+    """By Longformer itself, as if all texts were as long as the first."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 30_522}
+    AutoModel.from_config(AutoConfig.for_model("longformer", **shape, attention_window=32)).save_pretrained(tmp_path)
+    models.modalities(INPUTS)["text"].save(tmp_path)
+    encoder = Encoder.pretrained(INPUTS[0], str(tmp_path))
+    dense = write(tmp_path / "dense", FusionModel({"text": encoder}, FusionSpec(), TASK, 0.1))
+    small = Predictor(quantize(dense, QuantizeSpec(calibration=16), rows, tmp_path / "int8", "int8"), 2)
+    answers, reference = (np.stack(p.outputs(rows, 4)) for p in (small, Predictor(dense, 2)))
+    assert difference(answers, reference) < 0.15
+
+
 def test_a_model_that_can_not_be_converted(tmp_path, rows):
     class Odd(torch.nn.Module):
         def forward(self, batch):
