@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, GPT2Confi
 from lc_ray import artifact
 from lc_ray.artifact import Manifest
 from lc_ray.errors import ModelError
+from lc_ray.modalities import image
 from lc_ray.modalities.text import Encoder
 from lc_ray.models import load as models
 from lc_ray.models import shapes
@@ -277,6 +278,16 @@ def test_a_model_that_can_not_be_converted(tmp_path, rows):
         int8.build(Odd().eval(), [batch], tmp_path / "engine")
     assert "\n" not in raised.value.what
     assert logging.getLogger().level == logging.WARNING
+
+
+def test_a_model_that_is_converted_and_can_not_be_run(tmp_path):
+    """MobileViTV2's patches, which OpenVINO 2026.4 fails to compile behind int8."""
+    known = AutoConfig.for_model("mobilevitv2", image_size=64, width_multiplier=0.25).to_dict()
+    encoder = image.Encoder.rebuild({"transformers": known, "width": 128, "mean": [0.5] * 3, "std": [0.5] * 3})
+    model = FusionModel({"photo": encoder}, FusionSpec(), TASK, 0.1).eval()
+    batch = {"photo.pixels": torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)}
+    with pytest.raises(ModelError, match=r"can't be made int8: .*\n.*leave out `quantize`"):
+        int8.build(model, [batch], tmp_path / "engine")
 
 
 def test_no_calibration_rows_is_an_error(tmp_path):
