@@ -1,4 +1,4 @@
-"""Pictures that are given as numbers: by rows, or, of a grey square, one level after the other, as tables of Kaggle have them."""
+"""Pictures that are no files: PIL's, and those given as numbers, by rows or, of a grey square, one level after the other, as Kaggle's."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ _START = 200  # characters
 
 
 def picture(value: Any) -> Image.Image | None:
-    """The picture that a cell of numbers is; None where it has something else.
+    """The picture that a cell of numbers is, or a copy of PIL's; None where it has something else.
 
     Colours come last, or first as PyTorch has them. Levels are whole numbers up to 255, or fractions of 1.
 
     Args:
-        value: a list, an array, or a text with blanks or commas between numbers.
+        value: a list, an array, a text with blanks or commas between numbers, or PIL's.
 
     Raises:
-        DataError: these are no picture's.
+        DataError: these are no picture's, or PIL's file is damaged.
     """
+    if isinstance(value, Image.Image):
+        try:
+            return value.copy()
+        except (OSError, SyntaxError, ValueError) as error:  # its file is read only now
+            raise DataError(f"damaged image: {error}") from None
     if isinstance(value, bytes | str) and _is_written(value):
         value = _text.listed(value)
         value = value.replace(",", " ").split() if isinstance(value, str) else value

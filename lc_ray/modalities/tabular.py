@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,7 @@ class Modality:
         """
         if isinstance(value, str | bytes):
             value = _text.unicode(value, errors)
+        value = value.item() if isinstance(value, np.generic) else value  # of NumPy's numbers, float64 alone is one of Python's
         if _text.absent(value):
             raise DataError("null")
         if not isinstance(value, str | int | float | bool | Decimal | datetime.date):

@@ -223,7 +223,8 @@ class Encoder(nn.Module):
         need_positions(model, padded(spec.max_length), source)
         know_tokens(model, source)
         encoder = cls(model).eval()
-        if not encoder._ignores_padding(spec.max_length):
+        # Longformer fills each batch up to whole windows by its length, which int8 would keep from the first one.
+        if hasattr(encoder.model.config, "attention_window") or not encoder._ignores_padding(spec.max_length):
             cast(Any, encoder.model.config).padded_to = padded(spec.max_length)
             if not encoder._ignores_padding(spec.max_length):
                 fix = "set data.inputs.max_length to the length that it was made for, or use another model"

@@ -291,6 +291,8 @@ def _layer(group: Any, names: dict[nn.Module, str]) -> Layer | None:
         along = [(module.weight, columns)] if inputs else [(module.weight, 1 - columns if module.weight.dim() > 1 else 0), (module.bias, 0)]
         if any(max(indices) >= tensor.shape[dim] for tensor, dim in along if tensor is not None):
             return None
+        if not inputs and isinstance(module, tuple(_ROOTS)) and getattr(module, "groups", 1) == 1 and len(indices) < along[0][0].shape[along[0][1]]:
+            return None  # the other half are gates of GLU, which DepGraph takes for one that keeps their number
         parts += [(tensor, dim, list(piece)) for tensor, dim in along if tensor is not None for piece in pieces]
         owner = _owner(names[module], names)
         if not inputs and (width := _head_width(owner, channels)):

@@ -92,10 +92,12 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
                     ignored_scope=nncf.IgnoredScope(patterns=[*left, *([_ATTENTION] if _past(calibration[0]) else [])], validate=False),
                     advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)),
                 )
+                _look_up(quantized)
+                # What was made has not been run yet: calibration runs what it is made of.
+                _CORE.compile_model(quantized, "CPU")({name: array[:_TRACED] for name, array in calibration[0].items()})
         except (RuntimeError, ValueError, OpConversionFailure) as error:  # NNCF raises ValueErrors of shapes that it does not know
             told = (str(error).strip() or type(error).__name__).splitlines()[-1].removeprefix("-- ")
             raise ModelError(f"this model can't be made int8: {told}", fix="leave out `quantize`") from error
-        _look_up(quantized)
         openvino.save_model(quantized, folder / _FILE.format(number), compress_to_fp16=False)
     return {
         "scheme": "post-training, static",

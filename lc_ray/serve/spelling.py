@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 PART = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for a part of a character
 _CONTEXT = 8  # tokens of a prompt that say how the next is written
+_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}  # as bytewise vocabularies spell them
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # as SentencePiece's do
+
+
+def coded(tokenizer: Any, token: int, text: str) -> list[int] | None:
+    """The bytes of a token that is written as `text`; None of a part of a character where the vocabulary does not tell."""
+    if PART not in text:
+        return list(text.encode())
+    name = str(tokenizer.convert_ids_to_tokens(token))
+    if one := _BYTE.fullmatch(name):
+        return [int(one[1], 16)]
+    found = [_BYTES[letter] for letter in name if letter in _BYTES]
+    return found if len(found) == len(name) else None
 
 
 class Spelling:

@@ -207,6 +207,23 @@ def test_pictures_as_numbers(tmp_path):
             IMAGE.decode(cell)
 
 
+def test_a_picture_of_pil_is_what_its_file_is():
+    """As datasets of Hugging Face decode them; turned, deep, with transparent parts, or cut off."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = np.linspace(0, 65535, 600).reshape(20, 30).astype(np.uint16)
+    for drawn in (Image.fromarray(grey), Image.new("RGBA", (30, 20), (9, 99, 199, 50)), Image.new("P", (30, 20), 7)):
+        file = io.BytesIO()
+        drawn.save(file, "PNG", exif=exif)
+        opened = Image.open(file)
+        assert IMAGE.measured(opened, None) == IMAGE.measured(file.getvalue(), None)
+        assert IMAGE.measured(opened, None) == IMAGE.measured(opened, None), "and it is still open"
+    noise = np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file := io.BytesIO(), "PNG")
+    with pytest.raises(DataError, match="damaged image"):
+        IMAGE.decode(Image.open(io.BytesIO(file.getvalue()[:9000])))
+
+
 def test_a_shown_picture_decodes_to_itself():
     random = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8).tobytes()
     assert IMAGE.decode(IMAGE.show({"pixels": random})) == random

@@ -4,6 +4,7 @@ import json
 from datetime import date, datetime
 from decimal import Decimal
 
+import numpy as np
 import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
@@ -130,7 +131,8 @@ def test_words_of_a_bytewise_tokenizer_are_read_as_in_a_text(tmp_path):
 def test_cells_are_numbers_or_categories():
     cell = tabular.Modality(InputSpec(column="age", modality="tabular"), "")
     assert [cell.decode(v) for v in (3, 2.5, "7", b" red ", True, b"true", Decimal("1.50"))] == ["3", "2.5", "7", "red", "True", "True", "1.50"]
-    bad_cells = [(None, "null"), ("  ", "null"), (float("inf"), "not a finite"), ([1], "neither a number nor a text"), (b"\xff", "UTF-8")]
+    assert [cell.decode(v) for v in (np.int64(3), np.float32(2.5), np.bool_(True), np.str_("red"))] == ["3", "2.5", "True", "red"]
+    bad_cells = [(None, "null"), ("  ", "null"), (np.float32("nan"), "null"), (float("inf"), "not a finite"), ([1], "neither a number nor"), (b"\xff", "UTF-8")]
     for bad, reason in [*bad_cells, ("\ud83d", "Unicode"), (b"NaN", "null"), (b"1,234.5", "without"), ("-12,345,678", "without")]:
         with pytest.raises(DataError, match=reason):
             cell.decode(bad)

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, GPT2Confi
 from lc_ray import artifact
 from lc_ray.artifact import Manifest
 from lc_ray.errors import ModelError
+from lc_ray.modalities import image
 from lc_ray.modalities.text import Encoder
 from lc_ray.models import load as models
 from lc_ray.models import shapes
@@ -254,6 +255,19 @@ def test_ranges_are_not_those_of_padding_that_sees_nothing_in_its_window(tmp_pat
     assert difference(answers, reference) < 0.15
 
 
+def test_windows_are_filled_up_for_any_length(tmp_path, rows):
+    """By Longformer itself, as if all texts were as long as the first."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 30_522}
+    AutoModel.from_config(AutoConfig.for_model("longformer", **shape, attention_window=32)).save_pretrained(tmp_path)
+    models.modalities(INPUTS)["text"].save(tmp_path)
+    encoder = Encoder.pretrained(INPUTS[0], str(tmp_path))
+    dense = write(tmp_path / "dense", FusionModel({"text": encoder}, FusionSpec(), TASK, 0.1))
+    small = Predictor(quantize(dense, QuantizeSpec(calibration=16), rows, tmp_path / "int8", "int8"), 2)
+    answers, reference = (np.stack(p.outputs(rows, 4)) for p in (small, Predictor(dense, 2)))
+    assert difference(answers, reference) < 0.15
+
+
 def test_a_model_that_can_not_be_converted(tmp_path, rows):
     class Odd(torch.nn.Module):
         def forward(self, batch):
@@ -264,6 +278,16 @@ def test_a_model_that_can_not_be_converted(tmp_path, rows):
         int8.build(Odd().eval(), [batch], tmp_path / "engine")
     assert "\n" not in raised.value.what
     assert logging.getLogger().level == logging.WARNING
+
+
+def test_a_model_that_is_converted_and_can_not_be_run(tmp_path):
+    """MobileViTV2's patches, which OpenVINO 2026.4 fails to compile behind int8."""
+    known = AutoConfig.for_model("mobilevitv2", image_size=64, width_multiplier=0.25).to_dict()
+    encoder = image.Encoder.rebuild({"transformers": known, "width": 128, "mean": [0.5] * 3, "std": [0.5] * 3})
+    model = FusionModel({"photo": encoder}, FusionSpec(), TASK, 0.1).eval()
+    batch = {"photo.pixels": torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8)}
+    with pytest.raises(ModelError, match=r"can't be made int8: .*\n.*leave out `quantize`"):
+        int8.build(model, [batch], tmp_path / "engine")
 
 
 def test_no_calibration_rows_is_an_error(tmp_path):

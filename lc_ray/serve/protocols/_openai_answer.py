@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from lc_ray.serve import record
 from lc_ray.serve.generation import Ask, Piece
 from lc_ray.serve.protocols import _openai_tools as tools
-from lc_ray.serve.spelling import PART
+from lc_ray.serve.spelling import PART, coded
 from lc_ray.tasks._sampling import Token
 
 
@@ -273,4 +273,4 @@ class Chat(Answers):
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.written(token)
-        return {"token": text, "logprob": logprob, "bytes": None if PART in text else list(text.encode())}
+        return {"token": text, "logprob": logprob, "bytes": coded(self.tokenizer, token, text)}
