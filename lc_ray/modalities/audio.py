@@ -28,6 +28,7 @@ from lc_ray.errors import DataError, ModelError
 from lc_ray.modalities import _clips, _hub, _media
 from lc_ray.spec import InputSpec
 
+FULL_SCALE = 32768  # of 16-bit samples, 1 as a fraction: as files are read
 _LONGEST = 3600  # seconds; a longer file is a mistake rather than a clip
 _RATES = (1_000, 384_000)  # Hz
 _STEPS = 640  # most that rates are resampled by, as from 11,025 to 16,000 Hz: filters of odd rates' own ratios would take gigabytes
@@ -86,7 +87,7 @@ class Modality:
         if not self.CUT and len(samples) > self.longest + _TOLERANCE * self.rate:
             raise DataError(f"longer than {self.spec.seconds:g} s")
         samples = np.pad(samples, (0, max(0, round(_SHORTEST * self.rate) - len(samples))))[: self.longest]
-        return (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
+        return pcm(samples)
 
     def prepare(self, values: list[bytes | None]) -> dict[str, list[Any]]:
         """The samples; for models of log-mel features these too, as float16."""
@@ -288,6 +289,11 @@ def _resampled(samples: NDArray[np.float32], given: int, rate: int) -> NDArray[n
     return samples
 
 
+def pcm(samples: NDArray[np.float32]) -> bytes:
+    """Samples as 16-bit numbers; those of a 16-bit file are as they are there."""
+    return (samples * FULL_SCALE).round().clip(-FULL_SCALE, FULL_SCALE - 1).astype("<i2").tobytes()
+
+
 def wav(samples: bytes, rate: int) -> str:
     """16-bit samples as a data URI of WAV."""
     file = io.BytesIO()
@@ -350,7 +356,7 @@ def _is_ast(extractor: Any) -> bool:
 
 
 def _waveform(samples: bytes) -> NDArray[np.float32]:
-    return cast("NDArray[np.float32]", np.frombuffer(samples, "<i2").astype(np.float32) / 32767)
+    return cast("NDArray[np.float32]", np.frombuffer(samples, "<i2").astype(np.float32) / FULL_SCALE)
 
 
 def _normal(samples: NDArray[np.float32]) -> NDArray[np.float32]:
