@@ -104,7 +104,10 @@ class Modality:
         if self.whole:
             samples = np.pad(samples, (0, self.longest - len(samples)))
         made = self.extractor(samples, sampling_rate=self.rate, padding="longest", truncation=False, return_tensors="np")
-        return np.asarray(made["input_features"][0])
+        features = np.asarray(made["input_features"][0])
+        if self.whole or "attention_mask" not in made:
+            return features
+        return features[np.asarray(made["attention_mask"][0]) > 0]  # without a frame that is filled up, as wav2vec2-BERT's pairs may be
 
     def sizes(self, columns: dict[str, list[Any]]) -> list[int]:
         """Frames of 20 ms; all the same for features that are padded."""

@@ -267,6 +267,14 @@ def test_a_clip_is_heard_as_transformers_hears_it(speech, kind):
     torch.testing.assert_close(found[0, : len(expected)], expected, rtol=1e-3, atol=near)
 
 
+def test_a_frame_that_is_filled_up_is_not_heard(speech):
+    audio = modality(speech, "frames")
+    odd = audio.decode(tone(seconds=0.205))  # 19 frames, which are joined by twos
+    given = audio.extractor(np.frombuffer(odd, "<i2").astype(np.float32) / 32768, sampling_rate=RATE, return_tensors="pt")
+    assert given["attention_mask"].tolist() == [[1] * 9 + [0]]
+    assert audio.collate(audio.prepare([odd]))["lengths"].tolist() == [9]
+
+
 def test_positions_stay_where_they_were(speech):
     whole, cut = (Encoder.pretrained(modality(speech, "ast", seconds).spec, speech["ast"]).model for seconds in (10.24, 2.0))
     sound = modality(speech, "ast", 10.24)
