@@ -30,6 +30,7 @@ from lc_ray.modalities import _clips, _hub, _media
 from lc_ray.modalities._padding import padded
 from lc_ray.spec import InputSpec
 
+FULL_SCALE = 32768  # of 16-bit samples, 1 as a fraction: as files are read
 _LONGEST = 3600  # seconds; a longer file is a mistake rather than a clip
 _RATES = (1_000, 384_000)  # Hz
 _STEPS = 640  # most that rates are resampled by, as from 11,025 to 16,000 Hz: filters of odd rates' own ratios would take gigabytes
@@ -88,7 +89,7 @@ class Modality:
         if not self.CUT and len(samples) > self.longest + _TOLERANCE * self.rate:
             raise DataError(f"longer than {self.spec.seconds:g} s")
         samples = np.pad(samples, (0, max(0, round(_SHORTEST * self.rate) - len(samples))))[: self.longest]
-        return (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
+        return pcm(samples)
 
     def prepare(self, values: list[bytes | None]) -> dict[str, list[Any]]:
         """The samples; for models of log-mel features these too, as float16."""
@@ -105,7 +106,10 @@ class Modality:
         if self.whole:
             samples = np.pad(samples, (0, self.longest - len(samples)))
         made = self.extractor(samples, sampling_rate=self.rate, padding="longest", truncation=False, return_tensors="np")
-        return np.asarray(made["input_features"][0])
+        features = np.asarray(made["input_features"][0])
+        if self.whole or "attention_mask" not in made:
+            return features
+        return features[np.asarray(made["attention_mask"][0]) > 0]  # without a frame that is filled up, as wav2vec2-BERT's pairs may be
 
     def sizes(self, columns: dict[str, list[Any]]) -> list[int]:
         """Frames of 20 ms; all the same for features that are padded."""
@@ -292,6 +296,11 @@ def _resampled(samples: NDArray[np.float32], given: int, rate: int) -> NDArray[n
     return samples
 
 
+def pcm(samples: NDArray[np.float32]) -> bytes:
+    """Samples as 16-bit numbers; those of a 16-bit file are as they are there."""
+    return (samples * FULL_SCALE).round().clip(-FULL_SCALE, FULL_SCALE - 1).astype("<i2").tobytes()
+
+
 def wav(samples: bytes, rate: int) -> str:
     """16-bit samples as a data URI of WAV."""
     file = io.BytesIO()
@@ -354,7 +363,7 @@ def _is_ast(extractor: Any) -> bool:
 
 
 def _waveform(samples: bytes) -> NDArray[np.float32]:
-    return cast("NDArray[np.float32]", np.frombuffer(samples, "<i2").astype(np.float32) / 32767)
+    return cast("NDArray[np.float32]", np.frombuffer(samples, "<i2").astype(np.float32) / FULL_SCALE)
 
 
 def _normal(samples: NDArray[np.float32]) -> NDArray[np.float32]:

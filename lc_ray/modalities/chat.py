@@ -132,8 +132,19 @@ class Modality(text.Modality):
         coded = self.tokenizer([self.near(piece) for piece, _ in pieces], add_special_tokens=False)["input_ids"]
         if pieces and learned[-1] and pieces[-1][1] == SAID and not {*coded[-1]} & {*self.end}:  # the template ends turns with no token
             coded[-1] += self.end[:1]
-        mask = [kind for ids, (_, kind) in zip(coded, pieces, strict=True) for _ in ids]
+        mask = [mark for ids, (_, kind) in zip(coded, pieces, strict=True) for mark in self._marked(ids, kind)]
         return [token for ids in coded for token in ids], mask
+
+    def _marked(self, ids: list[int], kind: int) -> list[int]:
+        """The mask of a piece. What follows the tokens that end a turn, such as a line break, is the template's: no answer has it."""
+        said = len(ids)
+        if kind == SAID and not {*self.end}.isdisjoint(ids):
+            said = max(place for place, token in enumerate(ids, 1) if token in self.end or token in self._special)
+        return [kind] * said + [KNOWN] * (len(ids) - said)
+
+    @functools.cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(token for token, known in self.tokenizer.added_tokens_decoder.items() if known.special)
 
     def _turn(self, whole: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> tuple[int, int]:
         """Where in the whole conversation what the last of these messages says begins and ends; nowhere if the template shortens it there.

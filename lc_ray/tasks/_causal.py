@@ -10,14 +10,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lc_ray.errors import ModelError
+from lc_ray.modalities import _hub
 from lc_ray.spec import InputSpec, ModelSpec
 from lc_ray.tasks import _language, _task
 from lc_ray.tasks._past import Past, begun, beside
 from lc_ray.tasks._task import Batch
 
+_CAUSAL = "use one of the GPT, Llama, Qwen or Gemma families"
 _NEAR = 0.01  # of the standard deviation of logits
 _ODD = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)  # what models raise that do not take what they are given
 _FIRST, _SECOND, _PADDING = torch.tensor([[2, 3, 4, 5]]), torch.tensor([[6, 7]]), torch.tensor([[0]])  # texts
@@ -45,9 +47,15 @@ class Model(_language.Model):
         """See `_language.Model`; an `Alone`, where texts can't be read beside each other.
 
         Raises:
-            ModelError: what it says depends on later tokens or padding, or the task packs texts that would see each other.
+            ModelError: it has an encoder, which would be left out; what it says depends on later tokens or padding, or the task packs texts that
+                would see each other.
         """
-        found, source = super().pretrained(spec, inputs, sources, task).eval(), sources[inputs[0].column]
+        source = sources[inputs[0].column]
+        with _hub.loading("language model", source):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if config.is_encoder_decoder:
+            raise ModelError(f"this model reads with an encoder, and is no causal language model: {config.model_type}", source, _CAUSAL)
+        found = super().pretrained(spec, inputs, sources, task).eval()
         config = cast(Any, found.model).config
         # GPT-Neo counts its window by itself, wrongly of sequences of several lengths.
         short = "local" in getattr(config, "attention_layers", []) and config.window_size < task.positions
@@ -55,7 +63,7 @@ class Model(_language.Model):
             return found.train()
         alone = Alone(found.model, found.column).eval()
         if not alone._pads():
-            raise ModelError("what this model says depends on later tokens, or padding", source, "use one of the GPT, Llama, Qwen or Gemma families")
+            raise ModelError("what this model says depends on later tokens, or padding", source, _CAUSAL)
         if task.packing:
             raise ModelError("texts of this model would see each other in one sequence", source, "set task.packing to false")
         _log.warning("%s: nothing of this model can be kept between tokens, so for each token of an answer all before it is read again", source)

@@ -84,7 +84,7 @@ class Saying:
 
     def kept(self, samples: NDArray[np.float32]) -> bytes:
         """Samples as 16-bit numbers."""
-        return (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
+        return audio.pcm(samples)
 
     def encode(self, target: bytes) -> NDArray[np.int16]:
         """(samples,) of whole frames."""
@@ -96,7 +96,7 @@ class Saying:
         frames = torch.tensor([len(samples) // self.hop for samples in encoded])
         samples = torch.zeros(len(encoded), int(frames.max()) * self.hop)
         for row, known in zip(samples, encoded, strict=True):
-            row[: len(known)] = torch.from_numpy(known / np.float32(32767))
+            row[: len(known)] = torch.from_numpy(known / np.float32(audio.FULL_SCALE))
         return {"samples": samples, "real": _until(frames, int(frames.max()))}
 
     def teach(self, inputs: Batch, targets: dict[str, Tensor], random: torch.Generator, training: bool) -> tuple[Batch, dict[str, Tensor]]:

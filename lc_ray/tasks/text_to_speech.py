@@ -151,7 +151,7 @@ class Task(_task.Task):
         """What was said as a data URI of WAV."""
         samples = self.saying.samples(np.asarray(output))
         loud = max(1.0, float(np.abs(samples).max(initial=0)))
-        return {"audio": audio.wav((samples / loud * 32767).round().astype("<i2").tobytes(), self.saying.rate)}
+        return {"audio": audio.wav(audio.pcm(samples / loud), self.saying.rate)}
 
     def schema(self) -> dict[str, Any]:
         """See `_task.Task`."""

@@ -102,6 +102,14 @@ def test_a_tone_keeps_its_pitch_and_length(speech, options):
     assert np.abs(np.frombuffer(found, "<i2")).max() / 32767 == pytest.approx(0.5, abs=0.03)
 
 
+def test_samples_of_16_bits_are_as_they_were(speech):
+    levels, file = np.arange(-32768, 32768, dtype="<i2"), io.BytesIO()
+    soundfile.write(file, levels, RATE, format="WAV")
+    audio = modality(speech, "raw", 5.0)
+    assert audio.decode(file.getvalue()) == levels.tobytes()
+    assert audio.decode(audio.show({"samples": levels.tobytes()})) == levels.tobytes()
+
+
 def test_an_mp3_that_does_not_count_its_frames(speech):
     whole = tone(form="MP3", rate=44_100, seconds=0.6)
     plain = whole[whole.index(whole[:2], 4) :]  # without the first frame, which says how many there are
@@ -263,13 +271,21 @@ def test_a_clip_is_heard_as_transformers_hears_it(speech, kind):
     audio = modality(speech, kind)
     encoder = Encoder.pretrained(audio.spec, speech[kind]).eval()
     clips = [audio.decode(tone(300, 0.2)), audio.decode(tone(900, 0.9))]
-    given = audio.extractor(np.frombuffer(clips[0], "<i2").astype(np.float32) / 32767, sampling_rate=RATE, return_tensors="pt")
+    given = audio.extractor(np.frombuffer(clips[0], "<i2").astype(np.float32) / 32768, sampling_rate=RATE, return_tensors="pt")
     with torch.no_grad():
         expected = AutoModel.from_pretrained(speech[kind]).eval()(**given).last_hidden_state[0]
         found, mask = encoder(**audio.collate(audio.prepare(clips)))
     assert int(mask[0].sum()) == len(expected)
     near = 1e-2 if kind == "frames" else 1e-3  # features are kept in float16
     torch.testing.assert_close(found[0, : len(expected)], expected, rtol=1e-3, atol=near)
+
+
+def test_a_frame_that_is_filled_up_is_not_heard(speech):
+    audio = modality(speech, "frames")
+    odd = audio.decode(tone(seconds=0.205))  # 19 frames, which are joined by twos
+    given = audio.extractor(np.frombuffer(odd, "<i2").astype(np.float32) / 32768, sampling_rate=RATE, return_tensors="pt")
+    assert given["attention_mask"].tolist() == [[1] * 9 + [0]]
+    assert audio.collate(audio.prepare([odd]))["lengths"].tolist() == [9]
 
 
 def test_positions_stay_where_they_were(speech):

@@ -100,6 +100,15 @@ def test_what_the_assistant_says_is_marked(chat):
     assert said(chat, parts, 2) == "ok [SEP] best day ever [SEP]"
 
 
+def test_what_follows_the_end_of_a_turn_is_not_said(chat, base):
+    """As a line break that ChatML has there: who generates stops before it."""
+    following = Modality(InputSpec(column="talk", modality="chat", base=str(base), max_length=64), base)
+    following.tokenizer.chat_template = TEMPLATE.replace("[SEP] {%", "[SEP] and {%")
+    parts = following.prepare([[*TALK, *TALK]])
+    assert following.tokenizer.decode(parts["input_ids"][0]).count("[SEP] and") == 4
+    assert said(following, parts) == "best day ever [SEP]" * 2
+
+
 def test_long_conversations_lose_their_beginning(chat):
     parts = chat.prepare([[{"role": "user", "content": "good " * 30}, TALK[1]]])
     assert len(parts["input_ids"][0]) == len(parts["mask"][0]) == 16

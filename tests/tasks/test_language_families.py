@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from tokens import byte_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BartConfig, BartForConditionalGeneration
 
 import lc_ray
 from lc_ray.artifact import Manifest
@@ -139,3 +139,12 @@ def test_a_model_that_sees_later_tokens_is_refused(tmp_path):
     inputs, _, task = setting(folder(tmp_path, "xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}))
     with pytest.raises(ModelError, match="depends on later tokens"):
         load.pretrained(ModelSpec(), inputs, task)
+
+
+def test_a_model_whose_encoder_would_be_left_out_is_refused(tmp_path):
+    sizes = dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 32) | dict.fromkeys(("encoder_layers", "decoder_layers"), 1)
+    heads = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+    BartForConditionalGeneration(BartConfig(**IDS | sizes | heads, max_position_embeddings=64)).save_pretrained(tmp_path)
+    byte_tokenizer("").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="reads with an encoder, and is no causal language model: bart"):
+        load.pretrained(ModelSpec(base=str(tmp_path)), *setting(tmp_path)[::2])

@@ -300,7 +300,7 @@ def test_a_slice_is_of_its_recording(trained):
     batch, targets = feed({k: v[:8] for k, v in trained.rows.items()}, trained.columns, trained.task, training=True)
     recordings = [trained.task.encode(t) for t in trained.rows[TARGET][:8]]
     for start, part, recording in zip(batch["text.start"].tolist(), targets["slice"], recordings, strict=True):
-        known = recording[start * HOP :][: len(part)] / 32767
+        known = recording[start * HOP :][: len(part)] / 32768
         assert part[: len(known)].numpy() == pytest.approx(known, abs=1e-6)
         assert start == 0 or len(known) == len(part)
 
