@@ -15,7 +15,7 @@ from lc_ray.errors import ModelError
 from lc_ray.modalities import _clips, _hub, _text, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._language import IGNORED
-from lc_ray.tasks._task import Batch, Run, named
+from lc_ray.tasks._task import Batch, Run, divergence, named
 
 _QUOTE, _JOINING = "\u2019", "-\u2010\u2011\u2013\u2014/"
 _SURE = 1e4  # logit of the blank in frames of padding
@@ -133,8 +133,7 @@ class Reading:
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Mean over frames."""
         real = self._real(teacher)
-        student, parent = (F.log_softmax(x[real].float() / temperature, dim=-1) for x in (outputs, teacher))
-        return F.kl_div(student, parent, log_target=True, reduction="batchmean") * temperature**2
+        return divergence(outputs[real], teacher[real], temperature)
 
     def _real(self, outputs: Tensor) -> Tensor:
         """Which frames are not of padding: (batch, frames)."""

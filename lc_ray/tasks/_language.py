@@ -65,7 +65,8 @@ class Task(_task.Task):
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Kullback-Leibler divergence from the teacher's softened tokens, mean over the positions asked."""
-        return divergence(outputs, teacher, targets, temperature)
+        real = targets != IGNORED
+        return _task.divergence(outputs[real], teacher[real], temperature)
 
     def score(self, run: Run, inputs: Batch, targets: Tensor) -> list[tuple[float, int, int]]:
         """Of each row: the sum of its tokens' cross-entropy, how many are predicted right, and how many there are.
@@ -99,13 +100,6 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats of outputs (rows, asked, vocabulary) against targets (rows, asked)."""
     real = targets != IGNORED
     return F.cross_entropy(outputs[real].float(), targets[real], reduction="sum") / real.sum().clamp(min=1)
-
-
-def divergence(outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's softened tokens, mean over the positions asked."""
-    real = targets != IGNORED
-    student, parent = (F.log_softmax(x[real].float() / temperature, dim=-1) for x in (outputs, teacher))
-    return F.kl_div(student, parent, log_target=True, reduction="sum") / real.sum().clamp(min=1) * temperature**2
 
 
 def written(value: Any, what: str) -> str:

@@ -18,7 +18,7 @@ from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks import _language
 from lc_ray.tasks._language import IGNORED
 from lc_ray.tasks._past import Heard, Kept, Past, attended, begun, beside, keeps, whole
-from lc_ray.tasks._task import Batch, Run, named
+from lc_ray.tasks._task import Batch, Run, divergence, named
 
 _PREFIX = ("<|startoftranscript|>", "<|notimestamps|>")
 _FEATURES, _STATES, _TOKENS, _ASKED = "input_features", "states", "tokens", "asked"
@@ -181,7 +181,8 @@ class Reading:
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Mean over tokens."""
-        return _language.divergence(outputs, teacher, targets, temperature)
+        real = targets != IGNORED
+        return divergence(outputs[real], teacher[real], temperature)
 
     def outputs(self, run: Run, inputs: Batch) -> NDArray[np.float32]:
         """One pass, stage by stage."""

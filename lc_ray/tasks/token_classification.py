@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -143,8 +142,7 @@ class Task(_labels.Task):
         """Kullback-Leibler divergence from the teacher's softened tags, mean over the words."""
         words = min(outputs.shape[1], targets.shape[1])
         real = targets[:, :words] != _IGNORED
-        student, parent = (F.log_softmax(x[:, :words][real].float() / temperature, dim=-1) for x in (outputs, teacher))
-        return F.kl_div(student, parent, log_target=True, reduction="batchmean") * temperature**2
+        return _task.divergence(outputs[:, :words][real], teacher[:, :words][real], temperature)
 
     def answer(self, run: Run, inputs: Batch) -> list[NDArray[np.float32]]:
         """Logits of each row's own words: (words, tags). Behind them the model says something of a batch's longer rows alone."""
