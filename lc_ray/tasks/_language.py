@@ -19,7 +19,7 @@ from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities import _hub, _text, text
 from lc_ray.spec import InputSpec, ModelSpec, module_name
 from lc_ray.tasks import _task
-from lc_ray.tasks._task import Batch, Run
+from lc_ray.tasks._task import Batch, ColumnModel, Run
 
 IGNORED = -100  # targets of padding, as PyTorch's cross-entropy has it
 _PIECES = 8
@@ -138,7 +138,7 @@ def ask(asked: Iterable[Tensor], wanted: Iterable[Tensor]) -> tuple[Tensor, Tens
     return places, pad_sequence([*wanted, more], batch_first=True, padding_value=IGNORED)[:-1]
 
 
-class Model(nn.Module):
+class Model(ColumnModel):
     """A Hugging Face model with the head it was pretrained with, which is applied only where the batch asks.
 
     Attributes:
@@ -151,14 +151,12 @@ class Model(nn.Module):
 
     AUTO: ClassVar[Any]
 
-    def __init__(self, model: nn.Module, column: str) -> None:
-        super().__init__()
-        self.model, self.column = model, column
-        known = cast(Any, model)
-        head = known.get_output_embeddings()
+    def __init__(self, model: Any, column: str) -> None:
+        super().__init__(model, column)
+        head = model.get_output_embeddings()
         if _only_asked not in head._forward_pre_hooks.values():
             head.register_forward_pre_hook(_only_asked)
-        self.keep = [known.get_input_embeddings(), *(part for part in model.children() if part is not known.base_model)]
+        self.keep = [model.get_input_embeddings(), *(part for part in model.children() if part is not model.base_model)]
 
     @classmethod
     def pretrained(cls, spec: ModelSpec, inputs: list[InputSpec], sources: dict[str, str], task: Any) -> Self:
@@ -179,11 +177,6 @@ class Model(nn.Module):
         """With weights yet to be loaded, from `config`."""
         model = cls.AUTO.from_config(AutoConfig.for_model(**config["model"]), trust_remote_code=False)
         return cls(model, config["column"])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What `rebuild` needs, as JSON."""
-        return {"column": self.column, "model": cast(Any, self.model).config.to_dict()}
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the tokens at the positions asked, (rows, asked, vocabulary).

@@ -192,3 +192,21 @@ class Task:
     def mistake(self, answer: dict[str, Any], target: Any) -> float | None:
         """None if a clean target is met, else how sure of its error the answer is, in [0, 1]."""
         return None
+
+
+class ColumnModel(nn.Module):
+    """A model of transformers that takes the tensors of one column.
+
+    Args:
+        model: of transformers.
+        column: name of its tensors.
+    """
+
+    def __init__(self, model: Any, column: str) -> None:
+        super().__init__()
+        self.model, self.column = model, column
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `rebuild` needs, as JSON."""
+        return {"column": self.column, "model": self.model.config.to_dict()}

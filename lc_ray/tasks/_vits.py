@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 import torchaudio.functional
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, VitsModel
 from transformers.utils import is_phonemizer_available, is_uroman_available
 
@@ -31,7 +31,7 @@ from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._alignment import durations, likelihood, spread
 from lc_ray.tasks._durations import surprise
 from lc_ray.tasks._speecht5 import bias
-from lc_ray.tasks._task import Batch, Run, named
+from lc_ray.tasks._task import Batch, ColumnModel, Run, named
 
 _MEL = 45.0  # weight of the spectrogram's distance, as in the paper
 _BINS = 80  # of a mel spectrogram
@@ -192,7 +192,7 @@ class Saying:
         return (torch.view_as_real(found).square().sum(-1) + 1e-6).sqrt()
 
 
-class Model(nn.Module):
+class Model(ColumnModel):
     """VITS of one voice. Its stages are run one by one when it answers: a text is read, and what was made of it is decoded.
 
     Attention, the flow, the posterior and a stochastic predictor of durations are never pruned: the first shares its positions among its heads, and
@@ -204,8 +204,7 @@ class Model(nn.Module):
     """
 
     def __init__(self, model: Any, column: str) -> None:
-        super().__init__()
-        self.model, self.column = audio.plain(model), column
+        super().__init__(audio.plain(model), column)
         self.hop, self.reach = math.prod(model.config.upsample_rates), _reach(model.config)
         self.stochastic = bool(model.config.use_stochastic_duration_prediction)
         text, decoder, predictor = model.text_encoder, model.decoder, model.duration_predictor
@@ -230,11 +229,6 @@ class Model(nn.Module):
     def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
         """With weights yet to be loaded, from `config`."""
         return cls(VitsModel(AutoConfig.for_model(**config["model"])), config["column"])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What `rebuild` needs, as JSON."""
-        return {"column": self.column, "model": self.model.config.to_dict()}
 
     def stages(self, batch: Batch) -> list[Batch]:
         """A taught batch as each of the stages takes it."""
