@@ -29,9 +29,9 @@ import ray.data
 
 from lc_ray import family, memory
 from lc_ray.data import blobs, cells, classes, sides
-from lc_ray.data.batch import joined
 from lc_ray.data.files import files
 from lc_ray.data.sides import Side
+from lc_ray.data.stored import joined
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities._conversation import SAID
 from lc_ray.models import batches
