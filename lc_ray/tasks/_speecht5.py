@@ -80,7 +80,7 @@ class Saying:
         return targets["real"].sum()
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """L1 distance from the teacher's spectrograms, and how much more its end surprises the student than itself."""
+        """L1 distance from the teacher's spectrograms, and Kullback-Leibler divergence of where they end."""
         real = targets["real"]
         (before, after, end), (soft_before, soft_after, soft) = (_parted(x.float()[real]) for x in (outputs, teacher))
         student, own = (F.binary_cross_entropy_with_logits(x, soft.sigmoid()) for x in (end, soft))

@@ -29,7 +29,7 @@ from lc_ray.errors import ModelError
 from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._alignment import durations, likelihood, spread
-from lc_ray.tasks._durations import surprise
+from lc_ray.tasks._durations import negative_log_likelihood
 from lc_ray.tasks._speecht5 import bias
 from lc_ray.tasks._task import Batch, ColumnModel, Run, named
 
@@ -112,7 +112,7 @@ class Saying:
         return inputs | self._named(own), targets
 
     def loss(self, outputs: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """L1 distance of log-mel spectrograms of a slice, Kullback-Leibler divergence of the posterior from the prior, and surprise at durations.
+        """L1 distance of log-mel spectrograms of a slice, Kullback-Leibler divergence of the posterior from the prior, and the loss of durations.
 
         Args:
             outputs: (batch, 2 + samples of a slice + tokens × 2 × width): see `Model.forward`.
@@ -255,7 +255,7 @@ class Model(ColumnModel):
             (batch, tokens, 2 × width + 1): means, logarithms of deviations, and frames of each token;
             (batch, frames, width): the posterior's mean, moved by the flow to the text's side;
             (batch, samples);
-            or (batch, 2 + samples of a slice + tokens × 2 × width): divergence per frame, surprise at durations per token, the slice that begins at
+            or (batch, 2 + samples of a slice + tokens × 2 × width): divergence per frame, loss of durations per token, the slice that begins at
             `start`, and means and logarithms of deviations of each token.
         """
         own = named(batch, self.column)
@@ -306,17 +306,16 @@ class Model(ColumnModel):
             with torch.no_grad():
                 counts = _aligned(torch.cat([mean, log], 2), moved, tokens, real[:, 0])
             apart = divergence(moved, spread_of, *(spread(x, counts, real.shape[2]) for x in (mean, log)))
-            parts = torch.stack([(apart * real[:, 0]).sum(1) / frames, self._surprise(hidden, counts, own)], 1)
+            parts = torch.stack([(apart * real[:, 0]).sum(1) / frames, self._duration_loss(hidden, counts, own)], 1)
         return torch.cat([parts, sliced.float(), torch.cat([mean, log], 2).flatten(1)], 1)
 
-    def _surprise(self, hidden: Tensor, counts: Tensor, own: Batch) -> Tensor:
-        """At the frames of each row's tokens, a mean over those that have any (batch,).
-
-        That of a stochastic predictor, see `_durations`, or else the squared error of their logarithms.
+    def _duration_loss(self, hidden: Tensor, counts: Tensor, own: Batch) -> Tensor:
+        """(batch,), a mean over the tokens that have frames: their negative log-likelihood where the predictor is stochastic, see `_durations`, or
+        else the squared error of their logarithms.
         """
         known = own[_TEXT[1]] * (counts > 0)
         if self.stochastic:
-            found = surprise(self.model.duration_predictor, hidden.transpose(1, 2).float(), known[:, None].float(), counts[:, None])
+            found = negative_log_likelihood(self.model.duration_predictor, hidden.transpose(1, 2).float(), known[:, None].float(), counts[:, None])
         else:
             found = ((self._durations(hidden, own) - counts.clamp(min=1).log()).square() * known).sum(1)
         return found / known.sum(1).clamp(min=1)
