@@ -161,7 +161,7 @@ def _data(job: JobSpec, source: Path) -> Iterator[tuple[str, Path]]:
     for file in files(str(source)):
         path = Path(file.path)
         every = _inside(job, file) if file.kind == "folder" else [path, *_named(job, file)]
-        every += [name for place in classes.told([file], job.data.target) if (name := Path(place)).is_relative_to(source.parent)]
+        every += [name for place in classes.candidates([file], job.data.target) if (name := Path(place)).is_relative_to(source.parent)]
         yield from ((str(one.relative_to(source.parent)), one) for one in every)
 
 

@@ -49,7 +49,7 @@ _PLACE = ("_order", "_source", "_task", "_chunk", "_place", "_row")  # columns o
 _WRONG = ("_column", "_reason", "_value")  # and of its rejected rows
 
 
-def check(job: JobSpec, source: str, folder: StoragePath, blob: tuple[StoragePath, str], limit: int | None = None) -> tuple[pa.Table, pa.Table]:
+def write(job: JobSpec, source: str, folder: StoragePath, blob: tuple[StoragePath, str], limit: int | None = None) -> tuple[pa.Table, pa.Table]:
     """Write the cells of a source's rows into a folder.
 
     Args:
