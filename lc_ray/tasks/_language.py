@@ -133,9 +133,12 @@ def single(columns: dict[str, Any]) -> Any:
 
 def ask(asked: Iterable[Tensor], wanted: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Positions and target tokens of each row, padded to (rows, asked); at least one position is asked."""
-    more = torch.zeros(1, dtype=torch.int64)
-    places = pad_sequence([*asked, more], batch_first=True)[:-1]
-    return places, pad_sequence([*wanted, more], batch_first=True, padding_value=IGNORED)[:-1]
+    return padded(asked, 0), padded(wanted)
+
+
+def padded(rows: Iterable[Tensor], value: int = IGNORED) -> Tensor:
+    """Whole numbers of each row, padded to (rows, longest), at least one."""
+    return pad_sequence([*rows, torch.zeros(1, dtype=torch.int64)], batch_first=True, padding_value=value)[:-1]
 
 
 class Model(ColumnModel):
