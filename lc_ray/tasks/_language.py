@@ -133,10 +133,10 @@ def single(columns: dict[str, Any]) -> Any:
 
 def ask(asked: Iterable[Tensor], wanted: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Positions and target tokens of each row, padded to (rows, asked); at least one position is asked."""
-    return padded(asked, 0), padded(wanted)
+    return pad(asked, 0), pad(wanted)
 
 
-def padded(rows: Iterable[Tensor], value: int = IGNORED) -> Tensor:
+def pad(rows: Iterable[Tensor], value: int = IGNORED) -> Tensor:
     """Whole numbers of each row, padded to (rows, longest), at least one."""
     return pad_sequence([*rows, torch.zeros(1, dtype=torch.int64)], batch_first=True, padding_value=value)[:-1]
 

@@ -114,7 +114,7 @@ class Task(_language.Task):
 
     def collate(self, encoded: list[list[int]]) -> Tensor:
         """Token ids (batch, longest), padded."""
-        return _language.padded(torch.tensor(ids, dtype=torch.int64) for ids in encoded)
+        return _language.pad(torch.tensor(ids, dtype=torch.int64) for ids in encoded)
 
     def teach(self, inputs: Batch, targets: Tensor, random: torch.Generator, training: bool) -> tuple[Batch, Tensor]:
         """Whole sequences, packed if asked for, and the tokens that follow the positions asked.

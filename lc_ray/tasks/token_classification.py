@@ -17,7 +17,7 @@ from torch import Tensor
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities import _text, words
 from lc_ray.tasks import _labels, _spans, _task, classification
-from lc_ray.tasks._language import IGNORED, padded
+from lc_ray.tasks._language import IGNORED, pad
 from lc_ray.tasks._task import Batch, Run
 
 OUTSIDE = "O"
@@ -118,7 +118,7 @@ class Task(_labels.Task):
 
     def collate(self, encoded: list[list[int]]) -> Tensor:
         """Tag indices (batch, words), padded."""
-        return padded(map(torch.tensor, encoded))
+        return pad(map(torch.tensor, encoded))
 
     def teach(self, inputs: Batch, targets: Tensor, random: torch.Generator, training: bool) -> tuple[Batch, Tensor]:
         """Words that were cut off with the text's end do not count, however long the batch's others are."""
