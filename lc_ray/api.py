@@ -122,23 +122,9 @@ class LangChain(Model):
     def __init__(
         self, model: Any, tokenizer: Any = None, text: str = "text", max_length: int | None = None, chat: bool = False, **options: Any
     ) -> None:
-        self.storage = os.fspath(options.get("storage", "runs"))
         modality = "chat" if chat else _modality("text", options)
-        column = {"column": text, "modality": modality, "base": self._base(model, tokenizer)}
+        column = {"column": text, "modality": modality, "base": _saved(model, tokenizer, options.get("storage", "runs"))}
         super().__init__([column | ({} if max_length is None else {"max_length": max_length})], **options)
-
-    def _base(self, model: Any, tokenizer: Any) -> str:
-        if not hasattr(model, "save_pretrained"):
-            return _named(model)
-        if tokenizer is None:
-            raise ModelError("a loaded model needs its tokenizer", fix="LangChain(model, tokenizer)")
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            content = {name: sha256(Path(folder, name)) for name in names_in(Path(folder))}
-            kept = storage_path(self.storage) / "bases" / digest(content)
-            kept.complete(Path(folder))
-        return str(kept)
 
 
 class ImageModel(Model):
@@ -218,6 +204,21 @@ def _modality(usual: str, options: dict[str, Any]) -> str:
     task = options.get("task")
     kind = task.get("kind") if isinstance(task, dict) else task
     return str(family.load("tasks", kind).Task.COLUMNS.get(usual, usual)) if isinstance(kind, str) else usual
+
+
+def _saved(model: Any, tokenizer: Any, storage: str | Path) -> str:
+    """A base model's name; of one that is loaded, the folder that it is saved to."""
+    if not hasattr(model, "save_pretrained"):
+        return _named(model)
+    if tokenizer is None:
+        raise ModelError("a loaded model needs its tokenizer", fix="LangChain(model, tokenizer)")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        content = {name: sha256(Path(folder, name)) for name in names_in(Path(folder))}
+        kept = storage_path(storage) / "bases" / digest(content)
+        kept.complete(Path(folder))
+    return str(kept)
 
 
 def _named(model: Any) -> str:

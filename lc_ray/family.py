@@ -5,12 +5,12 @@ Adding a kind is adding a file. There is no registry, which a decorator would fi
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from types import ModuleType
 
 from lc_ray.errors import SpecError
+from lc_ray.section import meant
 
 
 def kinds(family: str) -> list[str]:
@@ -27,7 +27,5 @@ def load(family: str, kind: str) -> ModuleType:
     """
     known = kinds(family)
     if kind not in known:
-        near = difflib.get_close_matches(kind, known, 1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise SpecError(f"no kind '{kind}' in {family}", fix=f"{hint}known kinds: {', '.join(known)}")
+        raise SpecError(f"no kind '{kind}' in {family}", fix=f"{meant(kind, known)}known kinds: {', '.join(known)}")
     return importlib.import_module(f"lc_ray.{family}.{kind}")

@@ -133,7 +133,7 @@ def _run(job: JobSpec, folder: Path, kept: StoragePath, name: str, display: Disp
     start = time.time()
     job = runtime.settled(job)
     nodes = runtime.grown(job.train.workers, job.members)
-    slots = plan.require(plan.placement(job.train.workers, nodes), job.train.workers, nodes)
+    slots = plan.slots(job.train.workers, nodes)
 
     with display.stage("prepare", "prepare: read, check, split and tokenise the rows") as stage:
         data, stage["reused"] = prepare(job)

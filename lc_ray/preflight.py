@@ -147,10 +147,9 @@ def _fed(clean: dict[str, Any], columns: dict[str, Any], task: Any, target: str 
 
 def _cut(rows: list[dict[str, Any]], inputs: list[InputSpec]) -> list[str]:
     """How many of the first rows fill an input's `max_length`, in sentences."""
-    full = {i.column: sum(len(row["fed"].get(f"{module_name(i.column)}.input_ids", ())) >= i.max_length for row in rows) for i in inputs}
-    lengths = {i.column: i.max_length for i in inputs}
+    full = [(i, sum(len(row["fed"].get(f"{module_name(i.column)}.input_ids", ())) >= i.max_length for row in rows)) for i in inputs]
     what = "tokens of its max_length, beyond which texts are cut"
-    return [f"{column}: {number} of the first {len(rows)} rows fill the {lengths[column]} {what}" for column, number in full.items() if number]
+    return [f"{i.column}: {number} of the first {len(rows)} rows fill the {i.max_length} {what}" for i, number in full if number]
 
 
 def _rows(job: JobSpec, names: list[str], size: int = read.CHUNK) -> Iterator[tuple[File, dict[str, Any]]]:

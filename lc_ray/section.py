@@ -126,8 +126,14 @@ def _expected(error: Any, section: type[BaseModel], path: list[str]) -> str:
 
 def nearest(name: str, known: list[str]) -> str:
     """Which known name a wrong one may be meant for, or all of them."""
+    near = meant(name, known).rstrip()
+    return f" ({near})" if near else f" (known: {', '.join(known)})" if known else ""
+
+
+def meant(name: str, known: list[str]) -> str:
+    """The known name that is most like a wrong one, as a question before other advice; nothing if none is like it."""
     near = difflib.get_close_matches(name, known, 1)
-    return f" (did you mean '{near[0]}'?)" if near else f" (known: {', '.join(known)})" if known else ""
+    return f"did you mean '{near[0]}'? " if near else ""
 
 
 def _at(section: Any, path: list[str]) -> Any:

@@ -89,8 +89,8 @@ def tiny_job(tiny_base: Path, tiny_rows: Path) -> dict[str, Any]:
 def tiny_artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained artifact of `tiny_base` with one text column, "text", and `LABELS`."""
     import torch
+    from artifacts import save
 
-    from lc_ray.artifact import Manifest
     from lc_ray.models import load
     from lc_ray.spec import InputSpec, ModelSpec
     from lc_ray.tasks.classification import Task
@@ -98,13 +98,7 @@ def tiny_artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     torch.manual_seed(0)
     inputs, task = [InputSpec(column="text", base=str(tiny_base), max_length=32)], Task(LABELS)
     model = load.pretrained(ModelSpec(base=str(tiny_base)), inputs, task)
-    manifest = Manifest(
-        name="tiny",
-        task={"kind": "classification", **task.config},
-        inputs=[i.model_dump() for i in inputs],
-        architecture=load.describe(model, {}, {}),
-    )
-    return load.save(tmp_path_factory.mktemp("artifacts") / "tiny", manifest, model.state_dict(), load.modalities(inputs)).path
+    return save(tmp_path_factory.mktemp("artifacts") / "tiny", model, task, inputs).path
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Imports point one way."""
 
 import ast
+import re
 from pathlib import Path
 
 import lc_ray
@@ -41,3 +42,11 @@ def test_every_part_has_its_place():
 def test_imports_point_one_way():
     place = {part: i for i, part in enumerate(ORDER)} | {"__version__": -1}
     assert [f"{file}: {inside} imports {imported}" for file, inside, imported in arrows() if place[imported] > place[inside]] == []
+
+
+def test_a_package_says_what_its_files_are_for():
+    families = {"modalities", "tasks", "prune", "quantize", "deploy", "templates", "protocols"}  # in which each file is one kind
+    for file in (file for file in ROOT.rglob("__init__.py") if file.parent != ROOT and file.parent.name not in families):
+        told = ast.get_docstring(ast.parse(file.read_text("utf-8")))
+        named = {module.stem for module in file.parent.glob("*.py")} - {"__init__"}
+        assert {name for name in named if not re.search(rf"\b{name}\b", told)} == set(), file

@@ -19,6 +19,7 @@ from lc_ray.data.given import media_of
 from lc_ray.data.read import Reader
 from lc_ray.errors import ClusterError, DataError, ModelError
 from lc_ray.modalities import _media
+from lc_ray.models.load import FILES
 from lc_ray.spec import JobSpec, digest
 from lc_ray.storage import joined
 from lc_ray.units import size_text
@@ -26,7 +27,6 @@ from lc_ray.units import size_text
 JOB, FOLDER = "job.json", "files"  # in the package
 LARGEST = 100 * 2**20  # bytes: what Ray's dashboard takes at most
 _LONGEST = 1024  # characters of a cell that may be a path
-_MODEL = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")  # what loading reads; never a pickle
 _YEAR_ZERO = (1980, 1, 1, 0, 0, 0)  # of all members, so that equal content is an equal archive
 
 
@@ -152,7 +152,7 @@ def _model(source: Path) -> Iterator[tuple[str, Path]]:
     elif not source.is_dir():
         raise ModelError("no such file or folder", str(source), "give the path from the folder you run in, or an absolute one")
     for file in sorted(source.rglob("*")):
-        if file.is_file() and any(file.match(kind) for kind in _MODEL):
+        if file.is_file() and any(file.match(kind) for kind in FILES):
             yield f"{source.name}/{file.relative_to(source)}", file
 
 
@@ -161,7 +161,7 @@ def _data(job: JobSpec, source: Path) -> Iterator[tuple[str, Path]]:
     for file in files(str(source)):
         path = Path(file.path)
         every = _inside(job, file) if file.kind == "folder" else [path, *_named(job, file)]
-        every += [name for place in classes.told([file], job.data.target) if (name := Path(place)).is_relative_to(source.parent)]
+        every += [name for place in classes.candidates([file], job.data.target) if (name := Path(place)).is_relative_to(source.parent)]
         yield from ((str(one.relative_to(source.parent)), one) for one in every)
 
 

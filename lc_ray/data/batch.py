@@ -9,7 +9,7 @@ so a run that resumes goes on with the very batch it would have had.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lc_ray.data.stored import joined, recut
 from lc_ray.errors import DataError
 from lc_ray.storage import StoragePath
 
@@ -99,16 +100,11 @@ def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
             yield item
 
 
-def joined(tables: Iterable[pa.Table]) -> pa.Table:
-    """Rows of several parts. One whose rows all lack a value does not know its type."""
-    return pa.concat_tables(tables, promote_options="permissive")
-
-
 def _endless(paths: list[StoragePath], rows: int, seed: list[int]) -> Iterator[pa.Table]:
     """Batches of `rows` rows. A worker whose parts end before the epoch does starts over with its first."""
     rest, window = None, 0
     while True:
-        for table in _windows(paths, rows * _WINDOW):
+        for table in recut(_batches(paths, rows * _WINDOW), rows * _WINDOW):
             table = (table if rest is None else joined([rest, table])).combine_chunks()  # once, not for each batch
             *whole, extra = arrange(table["_size"].to_numpy(), rows, [*seed, window])
             for chosen in whole:
@@ -116,16 +112,8 @@ def _endless(paths: list[StoragePath], rows: int, seed: list[int]) -> Iterator[p
             rest, window = table.take(extra), window + 1
 
 
-def _windows(paths: list[StoragePath], rows: int) -> Iterator[pa.Table]:
-    """Tables of `rows` rows, cut across the parts' borders; the last may be shorter."""
-    waiting: list[pa.Table] = []
+def _batches(paths: list[StoragePath], rows: int) -> Iterator[pa.RecordBatch]:
+    """Up to `rows` rows at a time, each batch of one part."""
     for path in paths:
         with path.open() as file, pq.ParquetFile(file, pre_buffer=path.remote) as part:
-            for batch in part.iter_batches(batch_size=rows):
-                waiting.append(pa.Table.from_batches([batch]))
-                if sum(t.num_rows for t in waiting) >= rows:
-                    whole = joined(waiting)
-                    yield whole.slice(0, rows)
-                    waiting = [whole.slice(rows)]
-    if sum(t.num_rows for t in waiting):
-        yield joined(waiting)
+            yield from part.iter_batches(batch_size=rows)

@@ -28,8 +28,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lc_ray import family, memory
 from lc_ray.data import blobs, read
-from lc_ray.data.batch import joined
 from lc_ray.data.files import File, files
+from lc_ray.data.stored import joined
 from lc_ray.errors import DataError
 from lc_ray.modalities import _conversation, _text
 from lc_ray.models import batches
@@ -38,7 +38,7 @@ from lc_ray.models.load import modalities
 from lc_ray.spec import UNREAD, InputSpec, JobSpec, TaskSpec, digest
 from lc_ray.storage import StoragePath
 
-_ORDERS = 2**63
+ORDERS = 2**63  # places in the shuffled order
 _SPARE = 16  # rows
 GROUP = 32  # bits of an order that are left to rows of the same group
 _READERS = 8  # tasks, at most, that share a file of small cells: of CSV and some other kinds each reads all of it
@@ -49,7 +49,7 @@ _PLACE = ("_order", "_source", "_task", "_chunk", "_place", "_row")  # columns o
 _WRONG = ("_column", "_reason", "_value")  # and of its rejected rows
 
 
-def check(job: JobSpec, source: str, folder: StoragePath, blob: tuple[StoragePath, str], limit: int | None = None) -> tuple[pa.Table, pa.Table]:
+def write(job: JobSpec, source: str, folder: StoragePath, blob: tuple[StoragePath, str], limit: int | None = None) -> tuple[pa.Table, pa.Table]:
     """Write the cells of a source's rows into a folder.
 
     Args:
@@ -73,7 +73,7 @@ def check(job: JobSpec, source: str, folder: StoragePath, blob: tuple[StoragePat
     whole = sum(sizes.values()) / (most if media else min(most, _READERS))  # of a task; no smaller file is read to know how often it can be shared
     shares = {f: read.Reader(f, job.data.columns).shards(wanted(job), math.ceil(sizes[f] / whole), size) for f in found}
     work = dealt({str(f): (count, sizes[f] / count) for f, count in shares.items()}, whole / _SOME)
-    last = _last(_shared(functools.partial(_places, job=job, size=size), work), job, limit) if limit else _ORDERS
+    last = _last(_shared(functools.partial(_places, job=job, size=size), work), job, limit) if limit else ORDERS
     tables = _shared(functools.partial(_write, job=job, folder=folder, blob=blob, size=size, last=last), work)
     index = pa.concat_tables([_schema(_PLACE, _WRONG).empty_table(), *tables])
     usable = pc.equal(index["_reason"], "")
@@ -127,7 +127,7 @@ def _last(tables: Iterator[pa.Table], job: JobSpec, limit: int) -> int:
     places = np.concatenate([np.zeros(0, np.int64), *(table["place"].to_numpy() for table in tables)])
     places = np.unique(places) if job.data.duplicates == "drop" else np.sort(places)
     wanted = round(limit * (1 + 2 * job.data.reject.limit)) + _SPARE
-    return int(places[wanted]) if wanted < len(places) else _ORDERS
+    return int(places[wanted]) if wanted < len(places) else ORDERS
 
 
 def gather(index: pa.Table, folder: StoragePath, names: list[str] | None = None) -> pa.Table:
@@ -229,7 +229,7 @@ def _write(batch: dict[str, Any], job: JobSpec, folder: StoragePath, blob: tuple
     memory.keep_freed()
     kind, inputs, reader = reading(job)
     task = int(batch["task"][0])
-    used = (one for one in _read(batch, job, size) if last == _ORDERS or _raw_order(one[-1], job) <= last)
+    used = (one for one in _read(batch, job, size) if last == ORDERS or _raw_order(one[-1], job) <= last)
     rows = ({"_file": str(file), "_source": source} | cleaned(row, file, inputs, kind, reader, job) for file, source, row in used)
     with blobs.Writer(blob[0], f"{blob[1]}/{task:05d}") as writer:
         for number, chunk in enumerate(read.batched(rows, size)):

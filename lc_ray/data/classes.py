@@ -21,7 +21,7 @@ _CODE = re.compile(r"\d+|n\d{8}")  # a number, or WordNet's
 _CODED = re.compile(rf"({_CODE.pattern})(?:\s*[:,=]\s*|\s+)(.*\S.*)")
 
 
-def told(found: Sequence[File], target: str | None) -> dict[str, list[Any]]:
+def candidates(found: Sequence[File], target: str | None) -> dict[str, list[Any]]:
     """Lists of names, and names by number or code, that files beside the data, or in the folder above, have of the target's classes; by file.
 
     Args:
@@ -40,7 +40,7 @@ def names(candidates: dict[str, list[Any]], labels: Sequence[str]) -> dict[str, 
     A list whose names have no numbers counts from 0 if there is a label 0, or from 1 if there is one that is as high as it is long.
 
     Args:
-        candidates: what `told` gave.
+        candidates: what the function above gave.
         labels: those of the training rows.
     """
     found: list[dict[str, str]] = []

@@ -29,9 +29,9 @@ import ray.data
 
 from lc_ray import family, memory
 from lc_ray.data import blobs, cells, classes, sides
-from lc_ray.data.batch import joined
 from lc_ray.data.files import files
 from lc_ray.data.sides import Side
+from lc_ray.data.stored import joined
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities._conversation import SAID
 from lc_ray.models import batches
@@ -159,7 +159,7 @@ def stamps(job: JobSpec) -> list[Any]:
     """
     listed = {name: files(source) for name, source in job.data.sources.items()}
     found = [[str(file), file.stamp()] for some in listed.values() for file in some]
-    found += [[place, known] for place, known in classes.told(listed["train"], job.data.target).items()]
+    found += [[place, known] for place, known in classes.candidates(listed["train"], job.data.target).items()]
     named = [Path(name) for i in job.inputs() for name in (i.base, i.weights) if name]
     bases = [file for path in dict.fromkeys(named) for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
     return found + [[str(file), [file.stat().st_size, file.stat().st_mtime_ns]] for file in bases]
@@ -208,7 +208,7 @@ def _sweep(folder: StoragePath) -> None:
 
 def named(task: Any, job: JobSpec) -> Any:
     """A fitted task with the names of its classes, where they lie beside the training data; a task without classes does not look for them."""
-    return task.named(lambda labels: classes.names(classes.told(files(job.data.train), job.data.target), labels))
+    return task.named(lambda labels: classes.names(classes.candidates(files(job.data.train), job.data.target), labels))
 
 
 def task_kind(job: JobSpec) -> Any:
@@ -245,7 +245,7 @@ def _try(job: JobSpec, folder: StoragePath, name: str) -> None:
 def _prepare(job: JobSpec, folder: StoragePath) -> dict[str, Any]:
     kind = task_kind(job)  # what is wrong with it is found before any work is done
     options, columns = kind.options(job.task), cells.columns(job)
-    train, validation, reasons = sides.of(job, folder)
+    train, validation, reasons = sides.read(job, folder)
     held_out = job.data.sources.get("validation", job.data.train)
     for name, side, source in (("training", train, job.data.train), ("validation", validation, held_out)):
         if not side.index.num_rows:

@@ -60,13 +60,13 @@ class Side:
                 yield place, DataError(error.what, where, error.fix)
 
 
-def of(job: JobSpec, folder: StoragePath) -> tuple[Side, Side, Counter[str]]:
+def read(job: JobSpec, folder: StoragePath) -> tuple[Side, Side, Counter[str]]:
     """Training rows, validation rows, and how many rows were rejected by reason. The rejected ones are kept in `rejects`."""
     data, found, rejects = job.data, dict[str, Side](), dict[str, pa.Table]()
     seen, reasons = 0, Counter[str]()
     for name, source in data.sources.items():
         place, limit = cells_of(folder, name), data.rows if name == "train" else None
-        index, rejects[name] = cells.check(job, source, place, (folder / BLOBS, name), limit)
+        index, rejects[name] = cells.write(job, source, place, (folder / BLOBS, name), limit)
         found[name] = Side(index, place, blobs.Reader(folder / BLOBS))
         seen += index.num_rows + rejects[name].num_rows
         reasons.update(f"{c}: {r}" if c else r for c, r in zip(*(rejects[name][c].to_pylist() for c in ("column", "reason")), strict=True))

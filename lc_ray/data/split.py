@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lc_ray.data.cells import GROUP
+from lc_ray.data.cells import GROUP, ORDERS
 from lc_ray.spec import DataSpec
-
-_ORDERS = 2**63
 
 
 def cut(order: NDArray[np.int64], data: DataSpec, limited: bool) -> int:
@@ -29,7 +27,7 @@ def cut(order: NDArray[np.int64], data: DataSpec, limited: bool) -> int:
     if isinstance(held_out, int):
         found = min(held_out, total)
     else:
-        found = round(held_out * total) if limited else int(np.searchsorted(order, int(held_out * _ORDERS)))
+        found = round(held_out * total) if limited else int(np.searchsorted(order, int(held_out * ORDERS)))
     between = np.flatnonzero(np.diff(order >> GROUP if data.split else order)) + 1
     if not len(between) or (found == total and isinstance(held_out, int)):
         return found and total

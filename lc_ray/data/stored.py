@@ -95,22 +95,28 @@ class _Part:
     def chunk(self, number: int) -> pa.Table:
         """Rows `number * size` to `(number + 1) * size`."""
         if not 0 < self._next <= number:
-            self._rest, self._next = _cut(self._batches(), self._size), 0
+            self._rest, self._next = recut(self._batches(), self._size), 0
         found = next(itertools.islice(self._rest, number - self._next, None))
         self._next = number + 1
         return found
 
 
-def _cut(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """Tables of `size` rows: batches of very large cells are smaller than they were asked to be."""
+def recut(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """Tables of `size` rows, the last maybe of fewer, of batches of up to as many: those of very large cells are smaller than was asked for."""
     waiting: list[pa.Table] = []
     for batch in batches:
         waiting.append(pa.Table.from_batches([batch]))
         if sum(table.num_rows for table in waiting) >= size:
-            whole = pa.concat_tables(waiting)
+            whole = joined(waiting)
             yield whole.slice(0, size)
             waiting = [whole.slice(size)]
-    yield pa.concat_tables(waiting)
+    if any(table.num_rows for table in waiting):
+        yield joined(waiting)
+
+
+def joined(tables: Iterable[pa.Table]) -> pa.Table:
+    """Rows of several tables. One whose rows all lack a value does not know its type."""
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _classes(schema: pa.Schema) -> dict[str, Any]:

@@ -24,7 +24,7 @@ BAR = "|"  # between the names of columns that are one
 LONG = 64  # characters, or words, per token, from which on a text is not read whole: it hardly ever has so few tokens
 GROUPED = re.compile(r"[-+]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")  # as tables write thousands
 _COMMA = re.compile(r"[-+]?([0-9]{1,3}(\.[0-9]{3})+|[0-9]+),[0-9]+")  # where a comma is what a point is elsewhere
-_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _HAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # and kana: written without blanks between words
 APART, _BETWEEN = regex.compile(r"\S+"), re.compile(rf"(?<=[{_HAN}]) +(?=[{_HAN}])")
 _ALONE = rf"{_HAN}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}\p{{Tibetan}}"  # likewise; a letter's marks are above, below or beside it
@@ -75,7 +75,7 @@ def unicode(value: str | bytes, errors: str = "strict") -> str:
             return value.decode("utf-8", errors)
         except UnicodeDecodeError:
             raise DataError("not valid UTF-8") from None
-    if not value.isascii() and _HALF.search(value):
+    if not value.isascii() and HALF.search(value):
         raise DataError("not valid Unicode: half of a surrogate pair")
     return value
 

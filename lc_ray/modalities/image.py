@@ -116,9 +116,7 @@ class Modality:
         """The resized image as a data URI."""
         if parts["pixels"] is None:
             return None
-        file = io.BytesIO()
-        Image.frombytes("RGB", (self.spec.size, self.spec.size), parts["pixels"]).save(file, "PNG")
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        return png(Image.frombytes("RGB", (self.spec.size, self.spec.size), parts["pixels"]))
 
     def measure(self, parts: dict[str, Any]) -> dict[str, float | str]:
         """How bright it is, from 0 to 255, and how much that varies; by every 61st byte, which has all colours."""
@@ -208,6 +206,13 @@ class Encoder(nn.Module):
         if hidden.dim() == 4:
             hidden = hidden.flatten(2).transpose(1, 2)  # (batch, height × width, width)
         return hidden, torch.ones(hidden.shape[:2], dtype=hidden.dtype, device=hidden.device)
+
+
+def png(picture: Image.Image) -> str:
+    """A picture as a data URI of PNG."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _told(data: bytes) -> str:

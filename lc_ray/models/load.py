@@ -26,7 +26,7 @@ from lc_ray.storage import cached, storage_path
 
 # Open models that stand in for closed or unwieldy names of the article; the choice is always logged.
 ALIASES = {"gpt3": "openai-community/gpt2", "gpt-3": "openai-community/gpt2"}
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]  # never a pickle
+FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]  # of a model, that loading reads: never a pickle
 _HUB_ANSWERS = 5.0  # seconds
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def _in_torchvision(name: str) -> bool:
 def _copied(name: str) -> str:
     """The copy of a bucket's folder."""
     try:
-        return str(cached(storage_path(name), _HUB_FILES))
+        return str(cached(storage_path(name), FILES))
     except FileNotFoundError:
         raise ModelError("no model there", name, "give a folder with config.json and model.safetensors") from None
     except OSError as error:
@@ -83,7 +83,7 @@ def _download(name: str) -> str:
     except httpx.TransportError:
         offline = True
     try:
-        return str(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=offline))
+        return str(huggingface_hub.snapshot_download(name, allow_patterns=FILES, local_files_only=offline))
     except (OSError, ValueError, httpx.HTTPError) as error:
         known = "it is not on this machine, and the hub can't be reached" if offline else first_line(error)
         raise ModelError(f"no such model: {known}", name, "check the name and the network, or give a folder or package:NAME/path") from None

@@ -1,7 +1,8 @@
 """An artifact behind an endpoint. A request's way, and what lies beside it:
 
     run, container, build    who starts an endpoint: `lc-ray serve`, a platform's image, Serve's own tools
-    app                      replicas on Ray Serve, and the gRPC operations of grpc
+    app, front               the application on Ray Serve, and HAProxy in front of it
+    replica                  what each of its processes holds: the models, and the gRPC operations of grpc
     rollout, update          which versions are served, and how others take their place while requests go on
 
     observe                  gives each request a record, for access, predictions, metrics and tracing, which write in the background

@@ -31,16 +31,16 @@ class Model(_language.Model):
 
     AUTO = AutoModelForCausalLM
 
-    def __init__(self, model: nn.Module, column: str) -> None:
+    def __init__(self, model: Any, column: str) -> None:
         super().__init__(model, column)
-        config = cast(Any, model).config
+        config = model.config
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
         self.windows = {kind: window if kind == "sliding_attention" else None for kind in kinds}
         self.adds = config._attn_implementation != "sdpa"  # its mask to the scores, or takes what is seen as it is
         # Whether attention is its own, and takes keys and values as one tensor each: so does that which keeps them compressed (DeepSeek).
         self.joins = self.adds or not getattr(model, "_supports_attention_backend", False) or hasattr(config, "kv_lora_rank")
-        _count_in_masks(sys.modules[type(cast(Any, model).base_model).__module__])
+        _count_in_masks(sys.modules[type(model.base_model).__module__])
 
     @classmethod
     def pretrained(cls, spec: ModelSpec, inputs: list[InputSpec], sources: dict[str, str], task: Any) -> Any:
@@ -56,7 +56,7 @@ class Model(_language.Model):
         if config.is_encoder_decoder:
             raise ModelError(f"this model reads with an encoder, and is no causal language model: {config.model_type}", source, _CAUSAL)
         found = super().pretrained(spec, inputs, sources, task).eval()
-        config = cast(Any, found.model).config
+        config = found.model.config
         # GPT-Neo counts its window by itself, wrongly of sequences of several lengths.
         short = "local" in getattr(config, "attention_layers", []) and config.window_size < task.positions
         if not short and found._separates():
@@ -119,7 +119,7 @@ class Model(_language.Model):
         masks = {}
         for kind, window in self.windows.items():
             near = seen if window is None else seen & (queries[:, None, :, None] - keys[:, None, None] < window)
-            dtype = cast(Any, self.model).dtype
+            dtype = self.model.dtype
             masks[kind] = torch.zeros((), dtype=dtype, device=near.device).masked_fill(~near, torch.finfo(dtype).min) if self.adds else near
         return masks if len(masks) > 1 else next(iter(masks.values()))
 

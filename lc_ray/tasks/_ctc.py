@@ -15,13 +15,13 @@ from lc_ray.errors import ModelError
 from lc_ray.modalities import _clips, _hub, _text, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._language import IGNORED
-from lc_ray.tasks._task import Batch, Run, named
+from lc_ray.tasks._task import Batch, ColumnModel, Run, divergence, named
 
 _QUOTE, _JOINING = "\u2019", "-\u2010\u2011\u2013\u2014/"
 _SURE = 1e4  # logit of the blank in frames of padding
 
 
-class Model(nn.Module):
+class Model(ColumnModel):
     """A Hugging Face model with its CTC head.
 
     Args:
@@ -30,10 +30,9 @@ class Model(nn.Module):
     """
 
     def __init__(self, model: Any, column: str) -> None:
-        super().__init__()
+        super().__init__(model, column)
         audio.plain(model.base_model)
         model.config.apply_spec_augment = False
-        self.model, self.column = model, column
         self.keep = [model.lm_head, *(m for m in model.modules() if isinstance(m, nn.Conv1d))]
 
     @classmethod
@@ -51,11 +50,6 @@ class Model(nn.Module):
     def rebuild(cls, config: dict[str, Any]) -> Self:
         """With weights yet to be loaded, from `config`."""
         return cls(AutoModelForCTC.from_config(AutoConfig.for_model(**config["model"]), trust_remote_code=False), config["column"])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What `rebuild` needs, as JSON."""
-        return {"column": self.column, "model": self.model.config.to_dict()}
 
     def forward(self, batch: Batch) -> Tensor:
         """Clips (batch, steps, ...) and `lengths` (batch,) → logits (batch, frames, vocabulary); frames of padding are blank."""
@@ -133,8 +127,7 @@ class Reading:
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Mean over frames."""
         real = self._real(teacher)
-        student, parent = (F.log_softmax(x[real].float() / temperature, dim=-1) for x in (outputs, teacher))
-        return F.kl_div(student, parent, log_target=True, reduction="batchmean") * temperature**2
+        return divergence(outputs[real], teacher[real], temperature)
 
     def _real(self, outputs: Tensor) -> Tensor:
         """Which frames are not of padding: (batch, frames)."""

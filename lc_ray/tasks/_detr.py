@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForObjectDetection
 from lc_ray.modalities import _hub, image
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._fixed_norm import thaw
-from lc_ray.tasks._task import Batch, Run
+from lc_ray.tasks._task import Batch, Run, divergence
 
 PADDING = -1  # label of no box
 _FOUND = 100  # of a picture, as COCO's metrics have it
@@ -165,13 +165,12 @@ class Finding:
         sure = probability[1].amax(-1)[row, item]
         total = sure.sum().clamp(min=1)
         if self._exclusive(logits):
-            student, parent = (F.log_softmax(x / temperature, -1) for x in (logits, soft))
-            labels = F.kl_div(student, parent, log_target=True, reduction="batchmean")
+            labels = divergence(logits, soft, temperature)
         else:
             wanted = torch.sigmoid(soft / temperature)
             both = [F.binary_cross_entropy_with_logits(x / temperature, wanted, reduction="sum") for x in (logits, soft)]
-            labels = (both[0] - both[1]) / total
-        return labels * temperature**2 + (sure * _apart(guess, truth)).sum() / total
+            labels = (both[0] - both[1]) / total * temperature**2
+        return labels + (sure * _apart(guess, truth)).sum() / total
 
     def _probability(self, logits: Tensor) -> Tensor:
         """(..., labels), without that of "no object"."""

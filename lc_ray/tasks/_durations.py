@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def surprise(predictor: Any, hidden: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
+def negative_log_likelihood(predictor: Any, hidden: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
     """A variational bound of the negative log-likelihood of durations, by one draw.
 
     A whole number less a part of one, and one number beside it, both drawn given the durations, are what the flows move to a normal distribution.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any, Literal, Self
 
@@ -12,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lc_ray.errors import DataError
-from lc_ray.section import Section
+from lc_ray.section import Section, meant
 from lc_ray.tasks import _task
 
 _COMPARED = 1000  # labels: more take long, and many rows may have labels that are not there
@@ -54,8 +53,7 @@ class Task(_task.Task):
             DataError: a label never seen in training.
         """
         if label not in self._index:
-            near = difflib.get_close_matches(label, self.labels, 1) if len(self.labels) <= _COMPARED else []
-            hint = f"did you mean '{near[0]}'? " if near else ""
+            hint = meant(label, self.labels) if len(self.labels) <= _COMPARED else ""
             raise DataError(
                 f"label '{label}' was never seen in training (labels: {', '.join(self.labels[:20])})",
                 fix=f"{hint}correct the row, or add training rows with that label",

@@ -20,7 +20,7 @@ from lc_ray.modalities import _hub, _text, text
 from lc_ray.modalities._padding import padded
 from lc_ray.spec import InputSpec, ModelSpec, module_name
 from lc_ray.tasks import _task
-from lc_ray.tasks._task import Batch, Run
+from lc_ray.tasks._task import Batch, ColumnModel, Run
 
 IGNORED = -100  # targets of padding, as PyTorch's cross-entropy has it
 _PIECES = 8
@@ -66,7 +66,8 @@ class Task(_task.Task):
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Kullback-Leibler divergence from the teacher's softened tokens, mean over the positions asked."""
-        return divergence(outputs, teacher, targets, temperature)
+        real = targets != IGNORED
+        return _task.divergence(outputs[real], teacher[real], temperature)
 
     def score(self, run: Run, inputs: Batch, targets: Tensor) -> list[tuple[float, int, int]]:
         """Of each row: the sum of its tokens' cross-entropy, how many are predicted right, and how many there are.
@@ -102,13 +103,6 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs[real].float(), targets[real], reduction="sum") / real.sum().clamp(min=1)
 
 
-def divergence(outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's softened tokens, mean over the positions asked."""
-    real = targets != IGNORED
-    student, parent = (F.log_softmax(x[real].float() / temperature, dim=-1) for x in (outputs, teacher))
-    return F.kl_div(student, parent, log_target=True, reduction="sum") / real.sum().clamp(min=1) * temperature**2
-
-
 def written(value: Any, what: str) -> str:
     """A target cell as text, numbers as they are written.
 
@@ -140,12 +134,15 @@ def single(columns: dict[str, Any]) -> Any:
 
 def ask(asked: Iterable[Tensor], wanted: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Positions and target tokens of each row, padded to (rows, asked); at least one position is asked."""
-    more = torch.zeros(1, dtype=torch.int64)
-    places = pad_sequence([*asked, more], batch_first=True)[:-1]
-    return places, pad_sequence([*wanted, more], batch_first=True, padding_value=IGNORED)[:-1]
+    return pad(asked, 0), pad(wanted)
 
 
-class Model(nn.Module):
+def pad(rows: Iterable[Tensor], value: int = IGNORED) -> Tensor:
+    """Whole numbers of each row, padded to (rows, longest), at least one."""
+    return pad_sequence([*rows, torch.zeros(1, dtype=torch.int64)], batch_first=True, padding_value=value)[:-1]
+
+
+class Model(ColumnModel):
     """A Hugging Face model with the head it was pretrained with, which is applied only where the batch asks.
 
     Attributes:
@@ -158,14 +155,12 @@ class Model(nn.Module):
 
     AUTO: ClassVar[Any]
 
-    def __init__(self, model: nn.Module, column: str) -> None:
-        super().__init__()
-        self.model, self.column = model, column
-        known = cast(Any, model)
-        head = known.get_output_embeddings()
+    def __init__(self, model: Any, column: str) -> None:
+        super().__init__(model, column)
+        head = model.get_output_embeddings()
         if _only_asked not in head._forward_pre_hooks.values():
             head.register_forward_pre_hook(_only_asked)
-        self.keep = [known.get_input_embeddings(), *(part for part in model.children() if part is not known.base_model)]
+        self.keep = [model.get_input_embeddings(), *(part for part in model.children() if part is not model.base_model)]
 
     @classmethod
     def pretrained(cls, spec: ModelSpec, inputs: list[InputSpec], sources: dict[str, str], task: Any) -> Self:
@@ -186,11 +181,6 @@ class Model(nn.Module):
         """With weights yet to be loaded, from `config`."""
         model = cls.AUTO.from_config(AutoConfig.for_model(**config["model"]), trust_remote_code=False)
         return cls(model, config["column"])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What `rebuild` needs, as JSON."""
-        return {"column": self.column, "model": cast(Any, self.model).config.to_dict()}
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of the tokens at the positions asked, (rows, asked, vocabulary).

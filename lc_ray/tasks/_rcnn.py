@@ -27,7 +27,7 @@ from lc_ray.modalities import image
 from lc_ray.modalities._padding import padded
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._fixed_norm import fix
-from lc_ray.tasks._task import Batch, Run, named
+from lc_ray.tasks._task import Batch, Run, divergence, named
 
 _PROPOSALS = 300  # of a picture when the model answers, as in the paper
 _CALIBRATED = 16  # of a picture, for the ranges of int8: those that are most likely something
@@ -175,8 +175,7 @@ class Finding:
         parts = [size, self.labels + 1, 4 * (self.labels + 1)]
         student, parent = (torch.split(x[:, 1:].float().reshape(-1, sum(parts)), parts, -1) for x in (outputs, teacher))
         features: Tensor = (student[0] - parent[0]).square().mean() / parent[0].square().mean().clamp(min=1e-12)
-        soft, wanted = (F.log_softmax(side[1] / temperature, -1) for side in (student, parent))
-        labels = F.kl_div(soft, wanted, log_target=True, reduction="batchmean") * temperature**2
+        labels = divergence(student[1], parent[1], temperature)
         apart = (student[2] - parent[2]).abs().view(-1, self.labels + 1, 4).sum(-1)
         boxes: Tensor = (parent[1].softmax(-1) * apart)[:, 1:].sum(-1).mean()
         return features + labels + boxes

@@ -18,7 +18,7 @@ from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks import _language
 from lc_ray.tasks._language import IGNORED
 from lc_ray.tasks._past import Heard, Kept, Past, attended, begun, beside, keeps, whole
-from lc_ray.tasks._task import Batch, Run, named
+from lc_ray.tasks._task import Batch, ColumnModel, Run, divergence, named
 
 _PREFIX = ("<|startoftranscript|>", "<|notimestamps|>")
 _FEATURES, _STATES, _TOKENS, _ASKED = "input_features", "states", "tokens", "asked"
@@ -26,7 +26,7 @@ _TARGETS = "targets"
 _ROWS = 4  # that an engine decodes together: each has keys and values of all of its recording, as large as a good part of the weights
 
 
-class Model(nn.Module):
+class Model(ColumnModel):
     """Whisper. Its stages are run one by one when it answers: a recording is encoded once, and decoded token by token.
 
     Args:
@@ -35,9 +35,7 @@ class Model(nn.Module):
     """
 
     def __init__(self, model: Any, column: str) -> None:
-        super().__init__()
-        audio.plain(model)
-        self.model, self.column = model, column
+        super().__init__(audio.plain(model), column)
         self.keep = [model.proj_out, *(m for m in model.modules() if isinstance(m, nn.Conv1d | nn.Embedding))]
 
     @classmethod
@@ -57,11 +55,6 @@ class Model(nn.Module):
     def rebuild(cls, config: dict[str, Any]) -> Self:
         """With weights yet to be loaded, from `config`."""
         return cls(WhisperForConditionalGeneration(AutoConfig.for_model(**config["model"])), config["column"])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What `rebuild` needs, as JSON."""
-        return {"column": self.column, "model": self.model.config.to_dict()}
 
     def stages(self, batch: Batch) -> Iterator[Batch]:
         """A taught batch as each of the stages takes it."""
@@ -181,7 +174,8 @@ class Reading:
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Mean over tokens."""
-        return _language.divergence(outputs, teacher, targets, temperature)
+        real = targets != IGNORED
+        return divergence(outputs[real], teacher[real], temperature)
 
     def outputs(self, run: Run, inputs: Batch) -> NDArray[np.float32]:
         """One pass, stage by stage."""

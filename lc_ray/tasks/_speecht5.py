@@ -17,7 +17,7 @@ from lc_ray.modalities import _hub, audio
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks import _mel
 from lc_ray.tasks._past import Heard, Kept, Past, attended, begun, keeps, whole
-from lc_ray.tasks._task import Batch, Run, named
+from lc_ray.tasks._task import Batch, ColumnModel, Run, named
 
 _STOP = 5.0  # weight of the frame with which a recording ends, as SpeechT5 has it
 _MASK, _FRAMES, _STATES, _SPECTROGRAM = "attention_mask", "frames", "states", "spectrogram"
@@ -80,7 +80,7 @@ class Saying:
         return targets["real"].sum()
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """L1 distance from the teacher's spectrograms, and how much more its end surprises the student than itself."""
+        """L1 distance from the teacher's spectrograms, and Kullback-Leibler divergence of where they end."""
         real = targets["real"]
         (before, after, end), (soft_before, soft_after, soft) = (_parted(x.float()[real]) for x in (outputs, teacher))
         student, own = (F.binary_cross_entropy_with_logits(x, soft.sigmoid()) for x in (end, soft))
@@ -148,7 +148,7 @@ def _weight(like: Tensor) -> Tensor:
     return torch.tensor(_STOP, device=like.device)
 
 
-class Model(nn.Module):
+class Model(ColumnModel):
     """SpeechT5. Its stages are run one by one when it answers: a text is encoded once, spoken step by step, and smoothed once.
 
     Args:
@@ -157,9 +157,7 @@ class Model(nn.Module):
     """
 
     def __init__(self, model: Any, column: str) -> None:
-        super().__init__()
-        self.model, self.column = model, column
-        audio.plain(model)
+        super().__init__(audio.plain(model), column)
         size = model.config.speaker_embedding_dim
         self.voice = nn.Parameter(torch.full((1, 1, size), size**-0.5))
         decoder = model.speecht5.decoder.prenet
@@ -192,11 +190,6 @@ class Model(nn.Module):
     def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
         """With weights yet to be loaded, from `config`."""
         return cls(SpeechT5ForTextToSpeech(AutoConfig.for_model(**config["model"])), config["column"])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What `rebuild` needs, as JSON."""
-        return {"column": self.column, "model": self.model.config.to_dict()}
 
     def stages(self, batch: Batch) -> list[Batch]:
         """A taught batch as each of the stages takes it."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -33,6 +34,12 @@ def named(batch: Batch, column: str) -> Batch:
 def fields(**schemas: dict[str, Any]) -> dict[str, Any]:
     """JSON Schema of an object that has all of these."""
     return {"type": "object", "properties": schemas, "required": list(schemas)}
+
+
+def divergence(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of logits (rows, classes) from a teacher's, softened alike, a mean (Hinton et al. 2015, arXiv:1503.02531)."""
+    student, parent = (F.log_softmax(x.float() / temperature, dim=-1) for x in (outputs, teacher))
+    return F.kl_div(student, parent, log_target=True, reduction="sum") / max(1, len(outputs)) * temperature**2
 
 
 class Task:
@@ -185,3 +192,21 @@ class Task:
     def mistake(self, answer: dict[str, Any], target: Any) -> float | None:
         """None if a clean target is met, else how sure of its error the answer is, in [0, 1]."""
         return None
+
+
+class ColumnModel(nn.Module):
+    """A model of transformers that takes the tensors of one column.
+
+    Args:
+        model: of transformers.
+        column: name of its tensors.
+    """
+
+    def __init__(self, model: Any, column: str) -> None:
+        super().__init__()
+        self.model, self.column = model, column
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `rebuild` needs, as JSON."""
+        return {"column": self.column, "model": self.model.config.to_dict()}

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 import torchaudio.functional
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, VitsModel
 from transformers.utils import is_phonemizer_available, is_uroman_available
 
@@ -30,9 +30,9 @@ from lc_ray.modalities import _hub, audio
 from lc_ray.modalities._padding import padded
 from lc_ray.spec import InputSpec, module_name
 from lc_ray.tasks._alignment import durations, likelihood, spread
-from lc_ray.tasks._durations import surprise
+from lc_ray.tasks._durations import negative_log_likelihood
 from lc_ray.tasks._speecht5 import bias
-from lc_ray.tasks._task import Batch, Run, named
+from lc_ray.tasks._task import Batch, ColumnModel, Run, named
 
 _MEL = 45.0  # weight of the spectrogram's distance, as in the paper
 _BINS = 80  # of a mel spectrogram
@@ -113,7 +113,7 @@ class Saying:
         return inputs | self._named(own), targets
 
     def loss(self, outputs: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """L1 distance of log-mel spectrograms of a slice, Kullback-Leibler divergence of the posterior from the prior, and surprise at durations.
+        """L1 distance of log-mel spectrograms of a slice, Kullback-Leibler divergence of the posterior from the prior, and the loss of durations.
 
         Args:
             outputs: (batch, 2 + samples of a slice + tokens × 2 × width): see `Model.forward`.
@@ -194,7 +194,7 @@ class Saying:
         return (torch.view_as_real(found).square().sum(-1) + 1e-6).sqrt()
 
 
-class Model(nn.Module):
+class Model(ColumnModel):
     """VITS of one voice. Its stages are run one by one when it answers: a text is read, and what was made of it is decoded.
 
     Attention, the flow, the posterior and a stochastic predictor of durations are never pruned: the first shares its positions among its heads, and
@@ -206,8 +206,7 @@ class Model(nn.Module):
     """
 
     def __init__(self, model: Any, column: str) -> None:
-        super().__init__()
-        self.model, self.column = audio.plain(model), column
+        super().__init__(audio.plain(model), column)
         self.hop, self.reach = math.prod(model.config.upsample_rates), _reach(model.config)
         self.stochastic = bool(model.config.use_stochastic_duration_prediction)
         text, decoder, predictor = model.text_encoder, model.decoder, model.duration_predictor
@@ -232,11 +231,6 @@ class Model(nn.Module):
     def rebuild(cls, config: dict[str, Any], task: Any) -> Self:
         """With weights yet to be loaded, from `config`."""
         return cls(VitsModel(AutoConfig.for_model(**config["model"])), config["column"])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What `rebuild` needs, as JSON."""
-        return {"column": self.column, "model": self.model.config.to_dict()}
 
     def stages(self, batch: Batch) -> list[Batch]:
         """A taught batch as each of the stages takes it."""
@@ -263,7 +257,7 @@ class Model(nn.Module):
             (batch, tokens, 2 × width + 1): means, logarithms of deviations, and frames of each token;
             (batch, frames, width): the posterior's mean, moved by the flow to the text's side;
             (batch, samples);
-            or (batch, 2 + samples of a slice + tokens × 2 × width): divergence per frame, surprise at durations per token, the slice that begins at
+            or (batch, 2 + samples of a slice + tokens × 2 × width): divergence per frame, loss of durations per token, the slice that begins at
             `start`, and means and logarithms of deviations of each token.
         """
         own = named(batch, self.column)
@@ -314,17 +308,16 @@ class Model(nn.Module):
             with torch.no_grad():
                 counts = _aligned(torch.cat([mean, log], 2), moved, tokens, real[:, 0])
             apart = divergence(moved, spread_of, *(spread(x, counts, real.shape[2]) for x in (mean, log)))
-            parts = torch.stack([(apart * real[:, 0]).sum(1) / frames, self._surprise(hidden, counts, own)], 1)
+            parts = torch.stack([(apart * real[:, 0]).sum(1) / frames, self._duration_loss(hidden, counts, own)], 1)
         return torch.cat([parts, sliced.float(), torch.cat([mean, log], 2).flatten(1)], 1)
 
-    def _surprise(self, hidden: Tensor, counts: Tensor, own: Batch) -> Tensor:
-        """At the frames of each row's tokens, a mean over those that have any (batch,).
-
-        That of a stochastic predictor, see `_durations`, or else the squared error of their logarithms.
+    def _duration_loss(self, hidden: Tensor, counts: Tensor, own: Batch) -> Tensor:
+        """(batch,), a mean over the tokens that have frames: their negative log-likelihood where the predictor is stochastic, see `_durations`, or
+        else the squared error of their logarithms.
         """
         known = own[_TEXT[1]] * (counts > 0)
         if self.stochastic:
-            found = surprise(self.model.duration_predictor, hidden.transpose(1, 2).float(), known[:, None].float(), counts[:, None])
+            found = negative_log_likelihood(self.model.duration_predictor, hidden.transpose(1, 2).float(), known[:, None].float(), counts[:, None])
         else:
             found = ((self._durations(hidden, own) - counts.clamp(min=1).log()).square() * known).sum(1)
         return found / known.sum(1).clamp(min=1)

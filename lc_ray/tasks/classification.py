@@ -11,7 +11,6 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -79,9 +78,8 @@ class Task(_labels.Task):
         return self.cross_entropy(outputs, targets)
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        """Kullback-Leibler divergence from the teacher's softened labels (Hinton et al. 2015, arXiv:1503.02531)."""
-        student, parent = (F.log_softmax(x.float() / temperature, dim=-1) for x in (outputs, teacher))
-        return F.kl_div(student, parent, log_target=True, reduction="batchmean") * temperature**2
+        """See `_task.divergence`."""
+        return _task.divergence(outputs, teacher, temperature)
 
     def metrics(self, scores: list[NDArray[np.float32]], encoded: list[int]) -> dict[str, float]:
         """Accuracy, macro F1, log loss in nats, and expected calibration error in 15 bins (Guo et al. 2017); top-5 accuracy above 5 labels.

@@ -7,9 +7,7 @@ arXiv:2207.12598).
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 import json
 import zlib
 from collections.abc import Iterable
@@ -187,9 +185,7 @@ class Task(_task.Task):
 
     def decode(self, output: NDArray[np.uint8], parts: _task.Parts) -> dict[str, Any]:
         """The picture as a data URI of PNG."""
-        file = io.BytesIO()
-        Image.fromarray(np.asarray(output)).save(file, "PNG")
-        return {"image": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()}
+        return {"image": image.png(Image.fromarray(np.asarray(output)))}
 
     def schema(self) -> dict[str, Any]:
         """See `_task.Task`."""

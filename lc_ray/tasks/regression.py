@@ -43,7 +43,7 @@ class Task(_task.Task):
         """
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if _text.absent(value):
             raise DataError("target missing")
         try:
             number = _text.number(value) if isinstance(value, str) else float(value)

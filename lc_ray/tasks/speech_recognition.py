@@ -115,10 +115,7 @@ class Task(_task.Task):
 
     def collate(self, encoded: list[tuple[str, list[int]]]) -> Tensor:
         """Token ids (batch, longest), padded."""
-        padded = torch.full((len(encoded), max(1, *(len(ids) for _, ids in encoded))), _language.IGNORED)
-        for row, (_, ids) in zip(padded, encoded, strict=True):
-            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        return padded
+        return _language.pad(torch.tensor(ids, dtype=torch.int64) for _, ids in encoded)
 
     def teach(self, inputs: _task.Batch, targets: Tensor, random: torch.Generator, training: bool) -> tuple[_task.Batch, Tensor]:
         """What the decoder has heard itself say so far, if there is one, and what it is to say next."""

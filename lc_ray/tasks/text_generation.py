@@ -10,7 +10,6 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lc_ray.errors import DataError
 from lc_ray.modalities import _conversation, chat
@@ -115,7 +114,7 @@ class Task(_language.Task):
 
     def collate(self, encoded: list[list[int]]) -> Tensor:
         """Token ids (batch, longest), padded."""
-        return pad_sequence([torch.tensor(ids, dtype=torch.int64) for ids in encoded], batch_first=True, padding_value=IGNORED)
+        return _language.pad(torch.tensor(ids, dtype=torch.int64) for ids in encoded)
 
     def teach(self, inputs: Batch, targets: Tensor, random: torch.Generator, training: bool) -> tuple[Batch, Tensor]:
         """Whole sequences, packed if asked for, and the tokens that follow the positions asked.

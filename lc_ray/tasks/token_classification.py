@@ -11,16 +11,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lc_ray.errors import DataError, SpecError
 from lc_ray.modalities import _text, words
 from lc_ray.tasks import _labels, _spans, _task, classification
+from lc_ray.tasks._language import IGNORED, pad
 from lc_ray.tasks._task import Batch, Run
 
-_IGNORED = -100  # targets of padding, as PyTorch's cross-entropy has it
 OUTSIDE = "O"
 _PREFIXES, _BEGINS, _ENDS = set("BIESLU"), set("BSU"), set("ESLU")
 
@@ -119,32 +118,28 @@ class Task(_labels.Task):
 
     def collate(self, encoded: list[list[int]]) -> Tensor:
         """Tag indices (batch, words), padded."""
-        padded = np.full((len(encoded), max(len(row) for row in encoded)), _IGNORED)
-        for i, row in enumerate(encoded):
-            padded[i, : len(row)] = row
-        return torch.from_numpy(padded)
+        return pad(map(torch.tensor, encoded))
 
     def teach(self, inputs: Batch, targets: Tensor, random: torch.Generator, training: bool) -> tuple[Batch, Tensor]:
         """Words that were cut off with the text's end do not count, however long the batch's others are."""
         behind = torch.arange(targets.shape[1]) >= _read(inputs)[:, None]
-        return inputs, targets.masked_fill(behind, _IGNORED)
+        return inputs, targets.masked_fill(behind, IGNORED)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy over the words that `teach` left."""
         words = min(outputs.shape[1], targets.shape[1])
-        real = targets[:, :words] != _IGNORED
+        real = targets[:, :words] != IGNORED
         return self.cross_entropy(outputs[:, :words][real], targets[:, :words][real])
 
     def items(self, targets: Tensor) -> Tensor:
         """Words."""
-        return (targets != _IGNORED).sum()
+        return (targets != IGNORED).sum()
 
     def distill(self, outputs: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """Kullback-Leibler divergence from the teacher's softened tags, mean over the words."""
         words = min(outputs.shape[1], targets.shape[1])
-        real = targets[:, :words] != _IGNORED
-        student, parent = (F.log_softmax(x[:, :words][real].float() / temperature, dim=-1) for x in (outputs, teacher))
-        return F.kl_div(student, parent, log_target=True, reduction="batchmean") * temperature**2
+        real = targets[:, :words] != IGNORED
+        return _task.divergence(outputs[:, :words][real], teacher[:, :words][real], temperature)
 
     def answer(self, run: Run, inputs: Batch) -> list[NDArray[np.float32]]:
         """Logits of each row's own words: (words, tags). Behind them the model says something of a batch's longer rows alone."""

@@ -163,12 +163,13 @@ def shortage(by_stage: dict[int, int], stage: int, workers: WorkersSpec, nodes: 
     return f"a worker needs about {size_text(by_stage[stage])}; the largest node has {size_text(largest)}, all have {size_text(total)}{enough}"
 
 
-def require(found: Placement, workers: WorkersSpec, nodes: list[Resources]) -> int:
-    """Slots of a placement.
+def slots(workers: WorkersSpec, nodes: list[Resources]) -> int:
+    """How many members can train at the same time, at least one.
 
     Raises:
         PlacementError: what is missing, and what would fit.
     """
+    found = placement(workers, nodes)
     if not found.missing:
         return found.slots
     room = sum(_room(workers, node) for node in nodes)

@@ -28,7 +28,7 @@ from lc_ray.spec import JobSpec
 from lc_ray.storage import StoragePath
 from lc_ray.train.segment import CHECKPOINTS, Post, Segment, SegmentResult, finished
 from lc_ray.train.trainer import WorkerGroups
-from lc_ray.tune.space import Genes, draw, express, perturb
+from lc_ray.tune.space import Genes, draw, perturb
 
 _POINTER = "pointer.json"
 _ENDS = 10.0  # seconds that workers may take to end
@@ -68,7 +68,7 @@ class Search:
 
     def segment(self, pointer: Pointer | None, member: int, genes: Genes) -> Segment:
         """The segment that a member trains after a pointer's."""
-        job = express(self.job, genes).model_dump(mode="json")
+        job = self.job.set(genes).model_dump(mode="json")
         if pointer is None:
             return Segment(job, self.prepared, self.store, 0, self.rows, member=member)
         number, parent = len(pointer.results), pointer.results[-1]

@@ -46,7 +46,7 @@ def require(job: JobSpec) -> None:
 def _problem(job: JobSpec, genes: Genes) -> str:
     """Why a job can't have these genes; nothing if it can."""
     try:
-        express(job, genes)
+        job.set(genes)
     except SpecError as error:
         return error.what
     return ""
@@ -82,11 +82,6 @@ def perturb(search: SearchSpec, genes: Genes, member: int, segment: int, seed: i
             low, high = (fraction(v) for v in next(iter(how.values())))
             changed[path] = max(low, min(high, genes[path] * (_FACTOR if up else 1 / _FACTOR)))
     return changed
-
-
-def express(job: JobSpec, genes: Genes) -> JobSpec:
-    """The job with a member's genes in place. Raises SpecError if they contradict it."""
-    return job.set(genes)
 
 
 def _at(how: dict[str, tuple[Any, ...]], quantile: float) -> Any:

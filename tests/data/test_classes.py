@@ -67,7 +67,7 @@ def test_names_are_found_where_it_is_clear_whose_they_are(name, content, labels,
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.csv").write_text("text,label\na,0\n")
     (tmp_path / ("." if above else "data") / name).write_text(content)
-    known = classes.names(classes.told(files(str(tmp_path / "data" / "train.csv")), "label"), labels)
+    known = classes.names(classes.candidates(files(str(tmp_path / "data" / "train.csv")), "label"), labels)
     assert list(known.values()) == found
     assert list(known) == (labels if found else [])
 
@@ -76,9 +76,9 @@ def test_two_lists_that_differ_name_none(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\na,0\n")
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     (tmp_path / "labels.txt").write_text("0 cat\n1 dog\n")
-    assert classes.names(classes.told(files(str(tmp_path / "a.csv")), "label"), ["0", "1"]) == {"0": "cat", "1": "dog"}
+    assert classes.names(classes.candidates(files(str(tmp_path / "a.csv")), "label"), ["0", "1"]) == {"0": "cat", "1": "dog"}
     (tmp_path / "labels.txt").write_text("dog\ncat\n")
-    assert classes.names(classes.told(files(str(tmp_path / "a.csv")), "label"), ["0", "1"]) == {}
+    assert classes.names(classes.candidates(files(str(tmp_path / "a.csv")), "label"), ["0", "1"]) == {}
 
 
 def test_a_model_answers_with_names_and_rows_may_have_either(tmp_path):

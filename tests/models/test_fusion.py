@@ -4,9 +4,9 @@ import random
 
 import pytest
 import torch
+from artifacts import save
 from pretend import on_a_gpu
 
-from lc_ray.artifact import Manifest
 from lc_ray.errors import DataError, ModelError
 from lc_ray.evaluate import quality
 from lc_ray.models import batches, load
@@ -56,13 +56,7 @@ def fitted(inputs, kind, drop=0.0, steps=200):
 @pytest.mark.parametrize("kind", ["concat", "gated", "attention"])
 def test_what_two_columns_say_together_is_learned(inputs, kind, tmp_path):
     model, columns, task = fitted(inputs, kind, drop=0.1)
-    manifest = Manifest(
-        name="fused",
-        task={"kind": "classification", **task.config},
-        inputs=[i.model_dump() for i in inputs],
-        architecture=load.describe(model, {}, {}),
-    )
-    predictor = Predictor(load.save(tmp_path / "model", manifest, model.state_dict(), columns), 1)
+    predictor = Predictor(save(tmp_path / "model", model, task, inputs), 1)
     values, labels = rows(300, 1)
     held_out = batches.prepare(values, columns) | {TARGET: labels}
     both, _ = quality.measure(predictor, held_out)

@@ -2,12 +2,12 @@ import copy
 
 import pytest
 import torch
+from artifacts import save
 from torch import nn
 from torchvision.models import SwinTransformer
 from transformers import AutoConfig, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from lc_ray import artifact, family
-from lc_ray.artifact import Manifest
+from lc_ray import family
 from lc_ray.errors import ModelError
 from lc_ray.models import load
 from lc_ray.models.batches import collate, prepare
@@ -260,15 +260,7 @@ def test_the_head_is_never_touched(model, batch):
 def test_a_pruned_artifact_answers_alike(model, batch, tiny_base, tmp_path):
     original = copy.deepcopy(model)
     observed(model, batch).remove(0.5)
-    shapes, attributes = difference(model, original)
-    manifest = Manifest(
-        name="p",
-        task={"kind": "classification", **TASK.config},
-        inputs=[i.model_dump() for i in inputs(tiny_base)],
-        architecture=load.describe(model, shapes, attributes),
-    )
-    load.save(tmp_path / "p", manifest, model.state_dict(), load.modalities(inputs(tiny_base)))
-    again = load.open_model(artifact.read(tmp_path / "p"))
+    again = load.open_model(save(tmp_path / "p", model, TASK, inputs(tiny_base), difference(model, original)))
     with torch.no_grad():
         torch.testing.assert_close(again(batch), model(batch), rtol=0, atol=0)
 

@@ -33,10 +33,10 @@ def predictor(tiny_artifact: Path) -> Any:
 def fused(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An untrained model of a text, a photo, a sound and a price, of which a row may lack any."""
     import torch
+    from artifacts import save
     from transformers import ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
     import lc_ray
-    from lc_ray.artifact import Manifest
     from lc_ray.models import load
     from lc_ray.spec import InputSpec, ModelSpec
     from lc_ray.tasks.classification import Task
@@ -57,10 +57,7 @@ def fused(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     ]
     task = Task(LABELS)
     model = load.pretrained(ModelSpec(), inputs, task)
-    about = {"task": {"kind": "classification", **task.config}, "inputs": [i.model_dump() for i in inputs]}
-    manifest = Manifest(name="fused", **about, architecture=load.describe(model, {}, {}))
-    made = load.save(tmp_path_factory.mktemp("artifacts") / "fused", manifest, model.state_dict(), load.modalities(inputs))
-    return lc_ray.load(made.path, threads=1)
+    return lc_ray.load(save(tmp_path_factory.mktemp("artifacts") / "fused", model, task, inputs).path, threads=1)
 
 
 @pytest.fixture(scope="session")
@@ -120,9 +117,9 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
     def make(**shape: Any) -> Any:
         import torch
+        from artifacts import save
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        from lc_ray.artifact import Manifest
         from lc_ray.models import load
         from lc_ray.predictor import Predictor
         from lc_ray.spec import InputSpec, ModelSpec
@@ -134,15 +131,8 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         LlamaForCausalLM(LlamaConfig(**shape, bos_token_id=1, eos_token_id=1, pad_token_id=0)).save_pretrained(base)
         byte_tokenizer(TEMPLATE).save_pretrained(base)
         inputs = [InputSpec(column="chat", modality="chat", base=str(base), max_length=600)]
-        columns, task = load.modalities(inputs), Task(labelled=False, max_new_tokens=16)
-        model = load.pretrained(ModelSpec(), inputs, task.bind(columns))
-        manifest = Manifest(
-            name="talk",
-            task={"kind": "text_generation", **task.config},
-            inputs=[i.model_dump() for i in inputs],
-            architecture=load.describe(model, {}, {}),
-        )
-        return Predictor(load.save(tmp_path_factory.mktemp("language") / "talk", manifest, model.state_dict(), columns), 1)
+        task = Task(labelled=False, max_new_tokens=16).bind(load.modalities(inputs))
+        return Predictor(save(tmp_path_factory.mktemp("language") / "talk", load.pretrained(ModelSpec(), inputs, task), task, inputs), 1)
 
     return make
 

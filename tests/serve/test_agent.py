@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from artifacts import save
 from langchain.agents import create_agent
 from langchain.messages import ToolMessage
 from langchain.tools import tool
@@ -13,7 +14,6 @@ from serving import KEY, served
 from tokens import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lc_ray.artifact import Manifest
 from lc_ray.models import load
 from lc_ray.models.batches import TARGET, decode, prepare
 from lc_ray.predictor import Predictor
@@ -50,9 +50,7 @@ def learned(tmp_path_factory):
     clean = [decode(talk(asked, sky), columns)[column] for asked in PLACES for sky in SKIES]
     model = load.pretrained(ModelSpec(), inputs, task)
     train(model, task, prepare({column: clean}, columns) | {TARGET: [None] * len(clean)}, columns, 80, 1e-2, size=4)
-    about = {"task": {"kind": "text_generation", **task.config}, "inputs": [i.model_dump() for i in inputs]}
-    manifest = Manifest(name="agent", **about, architecture=load.describe(model, {}, {}))
-    return Predictor(load.save(tmp_path_factory.mktemp("language") / "agent", manifest, model.state_dict(), columns), 1)
+    return Predictor(save(tmp_path_factory.mktemp("language") / "agent", model, task, inputs), 1)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import soundfile
+from artifacts import save
 from jsonschema import Draft202012Validator
 from PIL import Image
 from serving import KEY, LABELS, ask
@@ -123,16 +124,13 @@ def test_what_is_too_large_is_not_decoded(fused, endpoint, monkeypatch):
 def seeing(fused, tmp_path_factory):
     """A model of a photo alone."""
     import lc_ray
-    from lc_ray.artifact import Manifest
     from lc_ray.models import load
     from lc_ray.spec import ModelSpec
     from lc_ray.tasks.classification import Task
 
     inputs, task = [fused.columns["photo"].spec.model_copy(update={"optional": False})], Task(LABELS)
     model = load.pretrained(ModelSpec(), inputs, task)
-    about = {"task": {"kind": "classification", **task.config}, "inputs": [i.model_dump() for i in inputs]}
-    manifest = Manifest(name="seeing", **about, architecture=load.describe(model, {}, {}))
-    return lc_ray.load(load.save(tmp_path_factory.mktemp("seeing") / "model", manifest, model.state_dict(), load.modalities(inputs)).path, threads=1)
+    return lc_ray.load(save(tmp_path_factory.mktemp("artifacts") / "seeing", model, task, inputs).path, threads=1)
 
 
 def test_the_one_file_of_an_instance(seeing, endpoint, png):

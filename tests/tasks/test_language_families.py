@@ -4,11 +4,11 @@ import functools
 
 import pytest
 import torch
+from artifacts import save
 from tokens import byte_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, BartConfig, BartForConditionalGeneration
 
 import lc_ray
-from lc_ray.artifact import Manifest
 from lc_ray.errors import ModelError
 from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed, prepare
@@ -70,11 +70,6 @@ def answers(base, columns):
     return found
 
 
-def save(path, model, inputs, columns, task):
-    about = {"task": {"kind": "text_generation", **task.config}, "inputs": [i.model_dump() for i in inputs]}
-    return load.save(path, Manifest(name="small", architecture=load.describe(model, {}, {}), **about), model.state_dict(), columns)
-
-
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_text_has_one_answer_in_any_company(kind, tmp_path):
     base = folder(tmp_path, kind.partition(",")[0], FAMILIES[kind])
@@ -96,7 +91,7 @@ def test_a_text_has_one_answer_in_any_company(kind, tmp_path):
 def test_an_engine_goes_on_with_what_it_kept(kind, tmp_path):
     inputs, columns, task = setting(folder(tmp_path / "base", kind, FAMILIES[kind]))
     model = load.pretrained(ModelSpec(), inputs, task).eval()
-    dense = save(tmp_path / "dense", model, inputs, columns, task)
+    dense = save(tmp_path / "dense", model, task, inputs)
     rows = prepare({"prompt": PROMPTS}, columns) | {TARGET: ["a", "bcd", "ef", "g"]}
     engine = Run(quantize(dense, QuantizeSpec(), rows, tmp_path / "int8", "int8").path / "engine", 1, exact=True)
     batch, _ = feed(rows, columns, task)
@@ -128,7 +123,7 @@ def test_what_can_not_be_kept_is_read_again(kind, sizes, tmp_path, caplog):
     prompts, _ = feed(rows, columns, task)
     expected = answers(base, columns)
     assert task.answer(none.Run(model, 1), prompts) == expected
-    found = save(tmp_path / "dense", model, inputs, columns, task)
+    found = save(tmp_path / "dense", model, task, inputs)
     assert [task.decode(ids, {}) for ids in expected] == lc_ray.load(found.path).answers(rows)
     _, _, packed = setting(base, packing=True)
     with pytest.raises(ModelError, match=r"would see each other.*\n.*task.packing"):

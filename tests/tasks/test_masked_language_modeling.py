@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from artifacts import save
 from transformers import (
     AutoModel,
     BertConfig,
@@ -16,7 +17,6 @@ from transformers import (
     MobileBertForMaskedLM,
 )
 
-from lc_ray.artifact import Manifest
 from lc_ray.errors import ModelError, SpecError
 from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed, prepare
@@ -54,12 +54,6 @@ def measured(run, task, columns, texts):
     return task.metrics(task.score(run, *feed(prepared(columns, texts), columns, task)), [None] * len(texts))
 
 
-def artifact(folder, model, inputs, columns, changed=({}, {})):
-    architecture = load.describe(model, *changed)
-    manifest = Manifest(name="m", task={"kind": "masked_language_modeling"}, inputs=[i.model_dump() for i in inputs], architecture=architecture)
-    return load.save(folder, manifest, model.state_dict(), columns)
-
-
 @pytest.fixture(scope="module")
 def trained(tiny_base):
     torch.manual_seed(0)
@@ -90,8 +84,8 @@ def test_it_learns_which_words_stand_where(trained):
 
 
 def test_masks_are_filled(trained, tmp_path):
-    model, inputs, columns, _, _ = trained
-    found = artifact(tmp_path / "m", model, inputs, columns)
+    model, inputs, _, task, _ = trained
+    found = save(tmp_path / "m", model, task, inputs)
     one, two, none = Predictor(found, 1).predict(["we love [MASK] day", "[MASK] hate the [MASK]", "i love the day"])
     assert {c["token"] for c in one["masks"][0]["candidates"][:3]} == set(PARTS[2])
     assert one["text"] == f"we love {one['masks'][0]['candidates'][0]['token']} day"
@@ -155,9 +149,9 @@ def test_pruned_and_int8_still_fill(trained, tmp_path):
     task.loss(small(batch), targets).backward()
     pruner.observe()
     assert any(k["after"] < k["before"] for k in pruner.remove(0.2).values())
-    pruned = artifact(tmp_path / "pruned", small, inputs, columns, difference(small, model))
+    pruned = save(tmp_path / "pruned", small, task, inputs, difference(small, model))
     np.testing.assert_allclose(Predictor(pruned, 1).engine(batch), forward(small)(batch), atol=1e-5)
-    dense = artifact(tmp_path / "dense", model, inputs, columns)
+    dense = save(tmp_path / "dense", model, task, inputs)
     int8 = Predictor(quantize(dense, QuantizeSpec(), prepared(columns, SEEN), tmp_path / "int8", "int8"), 1)
     losses = [task.metrics(p.scores(prepared(columns, UNSEEN)), [])["loss"] for p in (Predictor(dense, 1), int8)]
     assert losses[1] == pytest.approx(losses[0], abs=0.1)
@@ -165,8 +159,8 @@ def test_pruned_and_int8_still_fill(trained, tmp_path):
 
 
 def test_the_tuned_encoder_is_a_base_for_other_tasks(trained, tmp_path):
-    model, inputs, columns, _, _ = trained
-    folder = load.export(artifact(tmp_path / "m", model, inputs, columns), tmp_path / "hf")
+    model, inputs, columns, task, _ = trained
+    folder = load.export(save(tmp_path / "m", model, task, inputs), tmp_path / "hf")
     encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False).eval()
     ids = columns["text"].collate(columns["text"].prepare(UNSEEN[:4]))
     with torch.no_grad():
@@ -184,11 +178,11 @@ def test_the_tuned_encoder_is_a_base_for_other_tasks(trained, tmp_path):
 
 
 def test_what_is_pruned_has_no_hugging_face_format(trained, tmp_path):
-    model, inputs, columns, _, _ = trained
+    model, inputs, _, task, _ = trained
     small = copy.deepcopy(model)
     small.model.bert.encoder.layer[0].intermediate.dense = torch.nn.Linear(32, 16)
     small.model.bert.encoder.layer[0].output.dense = torch.nn.Linear(16, 32)
-    found = artifact(tmp_path / "m", small, inputs, columns, difference(small, model))
+    found = save(tmp_path / "m", small, task, inputs, difference(small, model))
     with pytest.raises(ModelError, match="pruned"):
         load.export(found, tmp_path / "hf")
 
@@ -213,7 +207,7 @@ def test_encoders_of_any_attention_learn(tiny_base, tmp_path):
     inputs, columns, task = setting(tmp_path / "base")
     model = load.pretrained(ModelSpec(), inputs, task).eval()
     expected = measured(forward(model), task, columns, UNSEEN)
-    found = Predictor(artifact(tmp_path / "model", model, inputs, columns), 1)
+    found = Predictor(save(tmp_path / "model", model, task, inputs), 1)
     assert measured(found.engine, found.task, found.columns, UNSEEN) == pytest.approx(expected, rel=1e-4)
 
 

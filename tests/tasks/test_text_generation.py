@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from artifacts import save
 from pretend import on_a_gpu
 from safetensors import safe_open
 from tokens import byte_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lc_ray.artifact import Manifest
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.evaluate.labelled import evaluate
 from lc_ray.models import load
@@ -98,14 +98,6 @@ def generated(model, prompt):
     return coder.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def artifact(folder, model, inputs, columns, task, changed=({}, {})):
-    architecture = load.describe(model, *changed)
-    manifest = Manifest(
-        name=folder.name, task={"kind": "text_generation", **task.config}, inputs=[i.model_dump() for i in inputs], architecture=architecture
-    )
-    return load.save(folder, manifest, model.state_dict(), columns)
-
-
 @pytest.fixture(scope="session", params=["llama", "gpt2"])
 def trained(request, bases):
     torch.manual_seed(0)
@@ -128,7 +120,7 @@ def test_it_learns_to_complete(trained):
 
 def test_the_artifact_completes_in_text(trained, tmp_path):
     model, inputs, columns, task, _ = trained
-    found = artifact(tmp_path / "model", model, inputs, columns, task)
+    found = save(tmp_path / "model", model, task, inputs)
     with safe_open(found.path / "model.safetensors", "pt") as file:
         names = set(file.keys())
     assert sum("lm_head" in n or "embed_tokens" in n or "wte" in n for n in names) == 1, "tied weights are written once"
@@ -224,8 +216,8 @@ def test_all_of_an_unlabelled_text_is_learned(bases):
 
 
 def test_all_of_long_texts_is_measured(bases, tmp_path):
-    inputs, columns, task = setting(bases["gpt2"], labelled=False, max_length=8)
-    model = Predictor(artifact(tmp_path / "long", load.pretrained(ModelSpec(), inputs, task), inputs, columns, task), 1)
+    inputs, _, task = setting(bases["gpt2"], labelled=False, max_length=8)
+    model = Predictor(save(tmp_path / "long", load.pretrained(ModelSpec(), inputs, task), task, inputs), 1)
     (tmp_path / "long.jsonl").write_text('{"prompt": "abcdefghijk"}\n')
     (tmp_path / "short.jsonl").write_text('{"prompt": "abcdefgh"}\n{"prompt": "ijk"}\n')
     (long, short) = (evaluate(model, str(tmp_path / name), None) for name in ("long.jsonl", "short.jsonl"))
@@ -251,7 +243,7 @@ def test_conversations_teach_what_the_assistant_says(bases, tmp_path):
     assert tokenizer().decode(targets[0]) == "Hello<end>\nwoof<end>\n"
     model = train(load.pretrained(ModelSpec(), inputs, task), task, columns, rows, 100)
     assert measured(forward(model), task, columns, rows)["token_accuracy"] > 0.95
-    predictor = Predictor(artifact(tmp_path / "chat", model, inputs, columns, task), 1)
+    predictor = Predictor(save(tmp_path / "chat", model, task, inputs), 1)
     asked = [{"prompt": messages[:-1]} for messages, _ in rows]
     assert [a["text"] for a in predictor.predict(asked)] == list(SOUNDS.values())
     assert predictor.predict([{"prompt": messages} for messages, _ in rows]) == predictor.predict(asked), "the answer that is there is not read"
@@ -273,7 +265,7 @@ def test_an_answer_ends_with_its_turn(bases, tmp_path):
     assert task.tokenizer.decode(task.encode("woof")) == "woof<turn>", "of a conversation and its completion, too"
     rows = [([{"role": "user", "content": pet}, {"role": "assistant", "content": sound}], None) for pet, sound in SOUNDS.items()]
     model = train(load.pretrained(ModelSpec(), inputs, task), task, columns, rows, 100)
-    predictor = Predictor(artifact(tmp_path / "chat", model, inputs, columns, task), 1)
+    predictor = Predictor(save(tmp_path / "chat", model, task, inputs), 1)
     assert [a["text"] for a in predictor.predict(list(SOUNDS))] == list(SOUNDS.values())
 
 
@@ -317,7 +309,7 @@ def test_pruned_and_int8_still_complete(trained, tmp_path):
     assert all(k["after"] == k["before"] * 3 // 4 for k in kept.values()), kept
     assert len(kept) == 2
     np.testing.assert_allclose(forward(small)(batch), reference, atol=1e-4)
-    pruned = artifact(tmp_path / "pruned", small, inputs, columns, task, difference(small, original))
+    pruned = save(tmp_path / "pruned", small, task, inputs, difference(small, original))
     np.testing.assert_allclose(Predictor(pruned, 1).engine(batch), reference, atol=1e-4)
     rows = prepared(columns, SEEN)
     int8 = Predictor(quantize(pruned, QuantizeSpec(), rows, tmp_path / "int8", "int8"), 1)

@@ -21,7 +21,7 @@ from lc_ray.quantizer import quantize
 from lc_ray.spec import ModelSpec, QuantizeSpec
 from lc_ray.tasks import _vits
 from lc_ray.tasks._alignment import durations, likelihood, spread
-from lc_ray.tasks._durations import surprise, through
+from lc_ray.tasks._durations import negative_log_likelihood, through
 from lc_ray.tasks.text_to_speech import Task
 
 RATE, HOP = 4000, 64
@@ -269,7 +269,7 @@ def test_a_stochastic_predictor_learns_durations(tmp_path):
     optimizer = torch.optim.AdamW(model.model.duration_predictor.parameters(), 5e-3)
     for _ in range(200):
         optimizer.zero_grad()
-        surprise(model.model.duration_predictor, *many).mean().backward()
+        negative_log_likelihood(model.model.duration_predictor, *many).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     with torch.no_grad():
@@ -277,7 +277,7 @@ def test_a_stochastic_predictor_learns_durations(tmp_path):
 
 
 def test_loss_of_a_perfect_answer(trained):
-    """Nothing of the spectrogram is left; divergence and surprise are what the model gave."""
+    """Nothing of the spectrogram is left; divergence and loss of durations are what the model gave."""
     _, targets = feed({k: v[:4] for k, v in trained.rows.items()}, trained.columns, trained.task, training=True)
     said = torch.randn(4, 2 * 16 * 16)
     outputs = torch.cat([torch.tensor([[1.0, 2.0]]).expand(4, 2), targets["slice"], said], 1)

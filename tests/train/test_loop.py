@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
+from artifacts import save
 from safetensors.torch import load_file
 from torch import nn
 
 from lc_ray import spec
-from lc_ray.artifact import Manifest
 from lc_ray.errors import TrainError
 from lc_ray.models import load
 from lc_ray.models.batches import TARGET, feed, prepare
@@ -177,13 +177,7 @@ def test_an_heir_has_its_own_decay_and_clipping(alone, tmp_path):
 
 def test_an_heir_has_its_own_dropout(tmp_path):
     donor = worker(tmp_path, **{"model.dropout": 0.5})
-    manifest = Manifest(
-        name="donor",
-        task={"kind": "classification", **donor.task.config},
-        inputs=[i.model_dump(mode="json") for i in donor.inputs],
-        architecture=load.describe(donor.model, {}, {}),
-    )
-    load.save(tmp_path / "donor" / "model", manifest, donor.model.state_dict(), {})
+    save(tmp_path / "donor" / "model", donor.model, donor.task, donor.inputs)
     heir = worker(tmp_path, 1, "donor", **{"model.dropout": 0.2})
     model = heir._starting_model()
     assert model.dropout.p == model.config["dropout"] == 0.2

@@ -56,9 +56,7 @@ def test_what_segments_take_on_disk(fields, size):
     ],
 )
 def test_slots(workers, nodes, slots):
-    found = plan.placement(workers, nodes)
-    assert found.slots == slots
-    assert plan.require(found, workers, nodes) == slots
+    assert plan.placement(workers, nodes).slots == plan.slots(workers, nodes) == slots
 
 
 @pytest.mark.parametrize(
@@ -95,13 +93,13 @@ def test_gpus_that_are_left_alone_are_told():
 )
 def test_what_is_missing_is_said_exactly(workers, nodes, message):
     with pytest.raises(PlacementError, match=message):
-        plan.require(plan.placement(workers, nodes), workers, nodes)
+        plan.slots(workers, nodes)
 
 
 def test_the_fix_names_what_would_fit():
     workers, nodes = WorkersSpec(count=8, cpu=1), [Resources(3)]
     with pytest.raises(PlacementError, match=r"set train\.workers\.count: 3"):
-        plan.require(plan.placement(workers, nodes), workers, nodes)
+        plan.slots(workers, nodes)
 
 
 GIB = 2**30

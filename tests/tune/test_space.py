@@ -5,7 +5,7 @@ import pytest
 from lc_ray import spec
 from lc_ray.errors import SpecError
 from lc_ray.spec import SearchSpec
-from lc_ray.tune.space import draw, express, perturb, require
+from lc_ray.tune.space import draw, perturb, require
 
 SEARCH = SearchSpec(
     population=4,
@@ -51,10 +51,10 @@ def test_most_steps_are_by_a_factor():
 def test_genes_become_a_job():
     data = {"train": "t", "inputs": [{"column": "x"}], "target": "y"}
     job = spec.parse({"model": {"base": "b"}, "data": data, "train": {"segments": 2}, "prune": {}})
-    changed = express(job, {"train.learning_rate": 3e-4, "prune.parameters": 0.4})
+    changed = job.set({"train.learning_rate": 3e-4, "prune.parameters": 0.4})
     assert (changed.train.learning_rate, changed.prune.parameters) == (3e-4, 0.4)
     with pytest.raises(SpecError, match="do not divide"):
-        express(job.set({"train.workers.count": 2}), {"train.batch_size": 15})
+        job.set({"train.workers.count": 2}).set({"train.batch_size": 15})
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lc_ray.modalities import _text
 from lc_ray.serve.http import HttpError
 
 _TYPES = {
@@ -42,7 +43,7 @@ def malformed(message: str, where: str = "inputs") -> HttpError:
 
 def is_text(value: Any) -> bool:
     """Whether a value of a request's JSON is a text that an answer may repeat: JSON can write half of a surrogate pair, UTF-8 can't."""
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and not _text.HALF.search(value)
 
 
 def option(content: dict[str, Any], name: str) -> Any:

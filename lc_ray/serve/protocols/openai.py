@@ -137,7 +137,7 @@ def _tokens(text: str, generator: Generator, where: str) -> list[int]:
     Raises:
         HttpError: 400, it is no Unicode, or so long that reading its tokens would take longer than a request may.
     """
-    if any("\ud800" <= c <= "\udfff" for c in text):
+    if _text.HALF.search(text):
         raise HttpError(400, "invalid_value", "not valid Unicode: half of a surrogate pair", where)
 
     def read(part: str) -> list[int]:
