@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from PIL import Image, ImageOps
 
 from lc_ray import family
 from lc_ray.errors import DataError, first_line
-from lc_ray.modalities import _pixels
+from lc_ray.modalities import _pixels, _text
+from lc_ray.spec import UNREAD
 from lc_ray.storage import storage_path
 
 _PNG, _DEEP = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"), ("I", "F")  # modes of PIL
@@ -32,15 +34,27 @@ def media_of(modalities: dict[str, str], task: str, target: str | None) -> set[s
     return found | ({target} if target and pa.binary() == family.load("tasks", task).Task.TYPE else set())
 
 
-def source_of(data: Any, storage: str, media: set[str]) -> str:
+def order_of(modalities: dict[str, str], target: str | None) -> list[str]:
+    """The columns of a row that is a tuple: those of the inputs as they are in the job, and the target."""
+    named = [column for column, kind in modalities.items() if kind not in UNREAD] + ([target] if target else [])
+    return [part for name in named for part in name.split(_text.BAR)]
+
+
+def source_of(data: Any, storage: str, media: set[str], order: Sequence[str] = ()) -> str:
     """Any accepted form of data as a file that a job can name. In-memory rows are kept under a name made of their content.
 
-    Relative paths in `media` columns are meant from where the program runs.
+    Args:
+        data: what a user has.
+        storage: folder in which it is kept.
+        media: columns whose values are files; relative paths among these are meant from where the program runs.
+        order: columns of rows that are tuples, as most datasets of PyTorch have them; where it is one, a row may be its value.
     """
     if isinstance(data, str | Path):
         return str(data)
     if isinstance(data, list):
-        return _rows(data, storage, media)
+        return _rows(data, storage, media, order)
+    if isinstance(data, pa.RecordBatch):
+        data = pa.Table.from_batches([data])
     if hasattr(data, "to_arrow_refs"):
         import ray
 
@@ -75,12 +89,14 @@ def source_of(data: Any, storage: str, media: set[str]) -> str:
         if media & set(table.column_names):
             return _rows(table.to_pylist(), storage, media)
     else:
-        return _rows(_listed(data), storage, media)
+        return _rows(_named(_listed(data), data), storage, media, order)
     return _kept(_parquet(table.replace_schema_metadata(None)), ".parquet", storage)
 
 
 def _listed(data: Any) -> list[Any]:
-    """Rows of columns in a dict, of a PyTorch dataset, or of another sequence. A stream may be endless."""
+    """Rows of columns in a dict, of a PyTorch dataset or DataLoader, or of another sequence. A stream may be endless."""
+    if getattr(data, "batch_sampler", None) is not None:  # a DataLoader, whose batches are columns
+        return [row for batch in data for row in (_listed(batch) if isinstance(batch, dict) else zip(*batch, strict=True))]
     columns = list(data.values()) if isinstance(data, dict) else []
     if columns and all(hasattr(column, "__len__") and not isinstance(column, str) and len(column) == len(columns[0]) for column in columns):
         return [dict(zip(data, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -92,17 +108,31 @@ def _listed(data: Any) -> list[Any]:
     return list(data) if hasattr(data, "__iter__") else [data[number] for number in range(len(data))]
 
 
+def _named(rows: list[Any], data: Any) -> list[Any]:
+    """Rows of a dataset of torchvision, or a part of one, with the names of classes in place of their numbers."""
+    while not (classes := getattr(data, "classes", None)) and hasattr(data, "dataset"):  # of Subset and DataLoader
+        data = data.dataset
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        return rows
+    last: list[Any] = [row[-1] if isinstance(row, tuple) and row else None for row in rows]
+    numbers = [label.tolist() if hasattr(label, "tolist") else label for label in last]  # of tensors
+    is_numbered = all(isinstance(number, int) and 0 <= number < len(classes) for number in numbers)
+    return [(*row[:-1], classes[number]) for row, number in zip(rows, numbers, strict=True)] if is_numbered else rows
+
+
 def _is_named(dtype: Any) -> bool:
     """Whether a pandas column has intervals or periods, or categories of them, whose names Arrow would lose."""
     return str(getattr(getattr(dtype, "categories", dtype), "dtype", dtype)).startswith(("interval", "period"))
 
 
-def _rows(data: list[Any], storage: str, media: set[str]) -> str:
-    """As `source_of`, for rows as dicts: JSON, or a table where there are bytes."""
+def _rows(data: list[Any], storage: str, media: set[str], order: Sequence[str] = ()) -> str:
+    """As `source_of`, for rows as dicts or tuples: JSON, or a table where there are bytes."""
     rows = []
-    for number, row in enumerate(data):
+    for number, given in enumerate(data):
+        row = _by_column(given, order)
         if not isinstance(row, dict):
-            raise DataError(f"not a dict but {type(row).__name__}", f"row {number}", "give a list of dicts by column")
+            several = f", or of tuples ({', '.join(order)})" if len(order) > 1 else ""
+            raise DataError(f"not a dict but {type(row).__name__}", f"row {number}", f"give a list of dicts by column{several}")
         try:
             rows.append({name: _cell(value, name in media) for name, value in row.items()})
         except DataError as error:
@@ -111,6 +141,15 @@ def _rows(data: list[Any], storage: str, media: set[str]) -> str:
         return _kept("".join(json.dumps(row, default=_plain) + "\n" for row in rows).encode(), ".jsonl", storage)
     except _Binary:
         return _kept(_parquet(_table(rows)), ".parquet", storage)
+
+
+def _by_column(row: Any, order: Sequence[str]) -> Any:
+    """A row as a dict, if it is known of what."""
+    if hasattr(row, "_asdict"):  # a named tuple, as pandas' itertuples gives
+        return row._asdict()
+    if len(order) == 1 and not isinstance(row, dict):
+        return {order[0]: row}
+    return dict(zip(order, row, strict=True)) if isinstance(row, list | tuple) and len(row) == len(order) else row
 
 
 def _cell(value: Any, media: bool) -> Any:
