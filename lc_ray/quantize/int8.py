@@ -90,7 +90,9 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
                     model_type=nncf.ModelType.TRANSFORMER,
                     subset_size=len(calibration),
                     ignored_scope=nncf.IgnoredScope(patterns=[*left, *([_ATTENTION] if _past(calibration[0]) else [])], validate=False),
-                    advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)),
+                    advanced_parameters=nncf.AdvancedQuantizationParameters(
+                        overflow_fix=nncf.OverflowFix.ENABLE, smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)
+                    ),
                 )
                 _look_up(quantized)
                 # What was made has not been run yet: calibration runs what it is made of.
