@@ -30,7 +30,7 @@ from lc_ray.errors import ServeError
 from lc_ray.serve import app, rollout, update
 from lc_ray.serving import ReplicasSpec, ServeSpec
 
-WORDS = "the flight was late and nobody told us why but thanks for the great service".split()
+WORDS = ["the", "flight", "was", "late", "and", "nobody", "told", "us", "why", "but", "thanks", "for", "the", "great", "service"]
 TEXTS = [" ".join(WORDS[(i + j) % len(WORDS)] for j in range(3 + i)) for i in range(64)]  # of many lengths, each of which has its own kernels
 BAD: list[tuple[Any, int]] = [
     ({"instances": [""]}, 400),

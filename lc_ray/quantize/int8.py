@@ -48,7 +48,7 @@ _FILE = "model_{}.xml"  # by stage
 _HELD = 2 << 30  # bytes: all that a Whisper hears in a recording is far larger than the recording
 _TRACED = 2  # rows: one alone could be taken for a fixed size
 _ATTENTION = ".*/aten::(matmul|bmm)/.*"  # products with keys and values that are kept: to make those int8 for each token takes longer than it saves
-_KERNELS = 2000  # that are kept, of all shapes: of its own 5000 OpenVINO has 2.2 GB for an int8 MiniLM that has seen 500 shapes of batches, of these 0.9
+_KERNELS = 2000  # that are kept, of all shapes: an int8 MiniLM that has seen 500 of them has 2.2 GB of OpenVINO's own 5000, and 0.9 GB of these
 _HIDDEN = np.float32(-1e9)  # what is added to the scores of what is not seen
 _REDUCTIONS = {"ReduceSum": opset13.reduce_sum, "ReduceMean": opset13.reduce_mean, "ReduceMax": opset13.reduce_max, "ReduceMin": opset13.reduce_min}
 _PAST = "past."  # inputs, by number: keys and values (rows, heads, tokens, width) that are kept from one token to the next
@@ -90,7 +90,9 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
                     model_type=nncf.ModelType.TRANSFORMER,
                     subset_size=len(calibration),
                     ignored_scope=nncf.IgnoredScope(patterns=[*left, *([_ATTENTION] if _past(calibration[0]) else [])], validate=False),
-                    advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)),
+                    advanced_parameters=nncf.AdvancedQuantizationParameters(
+                        overflow_fix=nncf.OverflowFix.ENABLE, smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)
+                    ),
                 )
                 _look_up(quantized)
                 # What was made has not been run yet: calibration runs what it is made of.

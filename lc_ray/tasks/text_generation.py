@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lc_ray.errors import DataError
 from lc_ray.modalities import _conversation, chat
+from lc_ray.modalities._padding import padded
 from lc_ray.section import Section
 from lc_ray.tasks import _language, _task
 from lc_ray.tasks._causal import Model as Model
@@ -149,12 +150,12 @@ class Task(_language.Task):
         return ids, torch.ones(len(ids), dtype=torch.bool)
 
     def _batch(self, tokens: list[Tensor], masks: list[Tensor]) -> Batch:
-        """Sequences padded to a multiple of 8."""
-        padded = torch.full((len(tokens), -(-max(map(len, tokens)) // 8) * 8), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(padded)
+        """Sequences of one length."""
+        rows = torch.full((len(tokens), padded(max(map(len, tokens)))), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(rows)
         for row, (ids, numbers) in enumerate(zip(tokens, masks, strict=True)):
-            padded[row, : len(ids)], mask[row, : len(ids)] = ids, numbers
-        return {f"{self.column}.input_ids": padded, f"{self.column}.attention_mask": mask}
+            rows[row, : len(ids)], mask[row, : len(ids)] = ids, numbers
+        return {f"{self.column}.input_ids": rows, f"{self.column}.attention_mask": mask}
 
     def answer(self, run: Run, inputs: Batch) -> list[list[int]]:
         """Tokens that follow each row's prompt. What is drawn depends on the row alone, so it has the same answer in any batch."""
