@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 from PIL import Image, ImageOps
 
 from lc_ray import family
@@ -71,7 +72,9 @@ def source_of(data: Any, storage: str, media: set[str], order: Sequence[str] = (
         for place, name in enumerate(table.column_names):
             if name in media:
                 values = [_cell(value, True) for value in table[name].to_pylist()]
-                table = table.set_column(place, table.field(place), pa.array(values, table.field(place).type))
+                is_made = any(isinstance(value, bytes) for value in values)
+                field = pa.field(name, pa.binary()) if is_made else table.field(place)
+                table = table.set_column(place, field, pa.array(values, field.type))
         return _kept(_parquet(table), ".parquet", storage)
     elif hasattr(data, "iterrows"):
         if len(twice := data.columns[data.columns.duplicated()]):
@@ -138,7 +141,7 @@ def _rows(data: list[Any], storage: str, media: set[str], order: Sequence[str] =
         except DataError as error:
             raise DataError(error.what, f"row {number}", error.fix) from None
     try:
-        return _kept("".join(json.dumps(row, default=_plain) + "\n" for row in rows).encode(), ".jsonl", storage)
+        return _kept("".join(json.dumps(row, default=_written) + "\n" for row in rows).encode(), ".jsonl", storage)
     except _Binary:
         return _kept(_parquet(_table(rows)), ".parquet", storage)
 
@@ -153,22 +156,49 @@ def _by_column(row: Any, order: Sequence[str]) -> Any:
 
 
 def _cell(value: Any, media: bool) -> Any:
-    """A cell as a file can hold it: a picture as an image's bytes, a relative path as an absolute one, an array as a list."""
-    if media and isinstance(value, np.ndarray) and value.dtype == np.uint8:
-        value = _pixels.picture(value)
-    if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
-        return _encoded(value)
+    """A cell as a file can hold it, a relative path as an absolute one."""
     if media and isinstance(value, str | Path) and "://" not in str(value) and not str(value).startswith("data:"):
         return os.path.realpath(os.path.expanduser(value))
+    if media and isinstance(value, dict) and value.get("array") is None:
+        return {name: _cell(each, name == "path") for name, each in value.items()}
+    return plain(value, media)
+
+
+def plain(value: Any, media: bool) -> Any:
+    """A value of Python's libraries as a file can hold it: a picture or a sound as a file's bytes, an array as a list, what is missing as None.
+
+    Raises:
+        DataError: it is no picture's or sound's, or damaged.
+    """
+    if media and isinstance(value, dict) and value.get("array") is not None:
+        return _recorded(value)
+    if media and str(getattr(value, "dtype", "")).endswith("uint8"):
+        value = _pixels.picture(np.asarray(value))
+    if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
+        return _encoded(value)
     if isinstance(value, dict):
-        return {name: _cell(each, media and name == "path") for name, each in value.items()}
+        return {name: plain(each, False) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_cell(each, False) for each in value]
-    if isinstance(value, bytearray | memoryview):
-        return bytes(value)
+        return [plain(each, False) for each in value]
+    if isinstance(value, bytearray | memoryview | io.BytesIO):
+        return value.getvalue() if isinstance(value, io.BytesIO) else bytes(value)
     if hasattr(value, "tolist"):  # of NumPy, PyTorch and pandas
         return value.tolist()
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
     return str(value) if isinstance(value, Path) else value
+
+
+def _recorded(sound: dict[str, Any]) -> bytes:
+    """WAV, without loss: as lists samples would take thirty times their memory."""
+    try:
+        samples, file = np.asarray(sound["array"], np.float32), io.BytesIO()
+        if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:  # channels first
+            samples = samples.T
+        soundfile.write(file, samples, int(sound["sampling_rate"]), "FLOAT", format="WAV")
+    except (KeyError, TypeError, ValueError, soundfile.SoundFileError):
+        raise DataError("not an array of samples with its sampling_rate") from None
+    return file.getvalue()
 
 
 def _encoded(picture: Image.Image) -> bytes:
@@ -181,16 +211,14 @@ def _encoded(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _plain(value: Any) -> Any:
-    """A cell that JSON has no form for: what is missing as null, a set as a list; else its text.
+def _written(value: Any) -> Any:
+    """A cell that JSON has no form for: a set as a list; else its text.
 
     Raises:
         _Binary: it is bytes.
     """
     if isinstance(value, bytes):
         raise _Binary
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return None
     return sorted(value, key=str) if isinstance(value, set | frozenset) else str(value)
 
 

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.data
+import soundfile
 import torch
 from PIL import Image
 
 from lc_ray.data.files import File
-from lc_ray.data.given import media_of, order_of, source_of
+from lc_ray.data.given import media_of, order_of, plain, source_of
 from lc_ray.data.read import Reader
 from lc_ray.errors import DataError
 from lc_ray.modalities import image
@@ -213,3 +214,27 @@ def test_columns_of_a_row_that_is_a_tuple(tmp_path):
     assert cells(["a", "b"], "text", tmp_path, order=order_of({"text": "text"}, None)) == ["a", "b"]
     with pytest.raises(DataError, match=r"row 1: not a dict but tuple\n.*tuples \(text, label\)"):
         cells([*PAIRS[:1], ("a", 1, 2)], "text", tmp_path, order=["text", "label"])
+
+
+def test_decoded_sounds_are_kept_as_files(tmp_path):
+    wave = (np.sin(np.arange(4000) / 9) * 0.7).astype(np.float32)
+    sound = {"array": wave, "sampling_rate": 8000}
+    features = datasets.Features({"clip": {"array": datasets.List(datasets.Value("float32")), "sampling_rate": datasets.Value("int32")}})
+    listed = datasets.Dataset.from_list([{"clip": sound | {"array": wave.tolist()}}], features=features)
+    channels = [sound | {"array": array} for array in (wave[None], torch.from_numpy(np.stack([wave, wave], 1)), wave.astype(np.float64).tolist())]
+    for data in (listed, [{"clip": sound}], *([{"clip": one}] for one in channels)):
+        (found,) = cells(data, "clip", tmp_path, ["clip"])
+        samples, rate = soundfile.read(io.BytesIO(found), dtype="float32", always_2d=True)
+        assert rate == 8000
+        assert np.array_equal(samples.mean(1), wave)
+    with pytest.raises(DataError, match="row 0: not an array of samples"):
+        cells([{"clip": {"array": ["a"], "sampling_rate": 8000}}], "clip", tmp_path, ["clip"])
+
+
+def test_values_that_programs_have(tmp_path):
+    assert plain({"array": np.arange(3)}, False) == {"array": [0, 1, 2]}
+    assert [plain(value, False) for value in (pd.NA, pd.NaT, np.float32(2.5), Path("a"), (bytearray(b"x"),))] == [None, None, 2.5, "a", [b"x"]]
+    shades = torch.from_numpy(SHADES)
+    assert plain(torch.stack([shades] * 3), True) == plain(np.stack([SHADES] * 3, 2), True)
+    assert plain("a.png", True) == "a.png"
+    assert plain(io.BytesIO(b"x"), True) == b"x"
