@@ -103,7 +103,7 @@ class Model:
         return self.result.artifact
 
     def predict(self, rows: Any) -> list[dict[str, Any]]:
-        """Answers for a list or DataFrame of values or rows, from the trained model. Pictures and sounds are bytes or base64, no files' names."""
+        """Answers for a list or DataFrame of values or rows, from the trained model. Pictures and sounds are decoded, bytes or base64, no names."""
         return self.predictor.predict(rows)
 
 
