@@ -32,7 +32,7 @@ from lc_ray.spec import ModelSpec, module_name
 from lc_ray.storage import StoragePath
 from lc_ray.train import checkpoint, plan
 from lc_ray.train.clock import Clock
-from lc_ray.train.deepspeed import build
+from lc_ray.train.deepspeed import build, emulates_bf16
 from lc_ray.train.deepspeed import config as deepspeed_config
 from lc_ray.train.segment import CHECKPOINTS, Post, Segment, SegmentResult, finished, learning_rate
 
@@ -48,7 +48,7 @@ def train_segment(segment: Segment, post: Post) -> None:
     clock, model = worker.clock, worker.model
     worker.tell(post, "worker")
     if not segment.number and worker.model_spec is not worker.spec.model:
-        worker.tell(post, "note", text=f"member {segment.member} trains in fp32: {torch.cuda.get_device_name(worker.device)} has no bf16")
+        worker.tell(post, "note", text=f"member {segment.member} trains in fp32: {emulates_bf16(worker.device)} has no bf16")
     with clock("start"):
         teacher = worker.teacher()
         if segment.prunes:
@@ -158,9 +158,9 @@ class Worker:
 
     @functools.cached_property
     def model_spec(self) -> ModelSpec:
-        """The job's, in fp32 where a GPU has no bf16 and would but emulate it."""
-        able = self.device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-        return self.spec.model if able else self.spec.model.model_copy(update={"dtype": "fp32"})
+        """The job's, in fp32 where the device has no bf16."""
+        slow = self.spec.model.dtype == "bf16" and emulates_bf16(self.device)
+        return self.spec.model.model_copy(update={"dtype": "fp32"}) if slow else self.spec.model
 
     def prune(self, post: Post) -> None:
         """Remove units by an importance that is summed over the workers."""

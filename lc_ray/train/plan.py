@@ -9,6 +9,7 @@ from typing import Self
 
 from lc_ray.errors import PlacementError
 from lc_ray.spec import JobSpec, WorkersSpec
+from lc_ray.train.deepspeed import emulates_bf16
 from lc_ray.train.segment import removed_at
 from lc_ray.units import size_text
 
@@ -74,9 +75,12 @@ def estimate(job: JobSpec, parameters: int, trained: int, width: int = 0, layers
         width: of the widest encoder's hidden vectors.
         layers: of that encoder.
     """
+    import torch  # which the plan alone does not need
+
     workers = job.train.workers.count
     positions = sum(i.max_length for i in job.data.inputs)
-    activations = job.train.micro_batch // workers * positions * width * layers * _ACTIVATIONS * (2 if job.model.dtype == "bf16" else _FLOAT)
+    half = job.model.dtype == "bf16" and (job.train.workers.gpu or not emulates_bf16(torch.device("cpu")))
+    activations = job.train.micro_batch // workers * positions * width * layers * _ACTIVATIONS * (2 if half else _FLOAT)
     teacher = parameters * _FLOAT if job.prune is not None and job.prune.recover.distill else 0
     shared = activations + teacher
     return {s: shared + sum(memory(parameters, trained, workers, s, job.train.zero.offload).values()) for s in (0, 1, 2, 3)}

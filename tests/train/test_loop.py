@@ -85,9 +85,10 @@ def test_one_worker_has_all_weights(alone, tmp_path, monkeypatch, stage):
     assert checkpoint.whole_weights(engine) == {}
 
 
-def test_gradients_are_computed_in_bf16_and_reduced_in_fp32(alone, tmp_path):
+def test_gradients_are_computed_in_bf16_and_reduced_in_fp32(alone, tmp_path, monkeypatch):
     from deepspeed.utils import safe_get_full_grad
 
+    monkeypatch.setattr(loop, "emulates_bf16", lambda device: "")
     self = worker(tmp_path, **{"train.zero.stage": 1, "train.accumulate": 2, "train.batch_size": 8})
     engine = self.initialize()
     assert step(self, engine).dtype == torch.bfloat16
@@ -316,6 +317,7 @@ def on_a_gpu(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop.deepspeed, "initialize", initialize)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "V100")
     return self, given
 
 
@@ -338,6 +340,12 @@ def test_a_gpu_without_bf16_computes_in_fp32(on_a_gpu, monkeypatch):
     with pytest.raises(Started):
         self.initialize()
     assert given["config"]["torch_autocast"]["enabled"]
+
+
+@pytest.mark.parametrize(("has", "dtype"), [("avx2", "fp32"), ("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("bf16", "bf16")])
+def test_a_cpu_without_bf16_computes_in_fp32(tmp_path, monkeypatch, has, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True, "cpu_name": "EPYC"})
+    assert worker(tmp_path).model_spec.dtype == dtype
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
