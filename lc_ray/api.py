@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from lc_ray import family, pipeline
 from lc_ray.artifact import Artifact, read, sha256
-from lc_ray.data.given import media_of, source_of
+from lc_ray.data.given import media_of, order_of, source_of
 from lc_ray.deploy import _platform as platforms
 from lc_ray.errors import DataError, ModelError, SpecError
 from lc_ray.evaluate import labelled
@@ -42,7 +42,7 @@ class Model:
     Args:
         inputs: sections of the job's `data.inputs`.
         dataset: labelled rows: a path, a table of pandas, Polars or Arrow, a dataset of Hugging Face, Ray or PyTorch, a list of dicts, or a dict of
-            columns.
+            columns. Rows may also be tuples of the inputs, in their order, and the target.
         validation: held-out rows likewise, or a fraction or number of rows of the dataset; a tenth if not given.
         target: column with the label; None for a task that needs none.
         task: a file in lc_ray/tasks, or the job's task section.
@@ -103,7 +103,7 @@ class Model:
         return self.result.artifact
 
     def predict(self, rows: Any) -> list[dict[str, Any]]:
-        """Answers for a list or DataFrame of values or rows, from the trained model. Pictures and sounds are bytes or base64, no files' names."""
+        """Answers for a list or DataFrame of values or rows, from the trained model. Pictures and sounds are decoded, bytes or base64, no names."""
         return self.predictor.predict(rows)
 
 
@@ -310,10 +310,11 @@ class AutoHyperparameterOptimizer:
         known = parse({**job, "data": {**data, "train": ""}})  # what is wrong is told before data is kept
         if known.search:
             job["search"] |= {"genes": _around(known.train.learning_rate * (1 if "learning_rate" in self.train_fields else _MIDDLE))}
-        media = media_of({i.column: i.modality for i in known.data.inputs}, known.task.kind, known.data.target)
-        data["train"] = source_of(self.dataset, self.model.storage, media)
+        modalities = {i.column: i.modality for i in known.data.inputs}
+        media, order = media_of(modalities, known.task.kind, known.data.target), order_of(modalities, known.data.target)
+        data["train"] = source_of(self.dataset, self.model.storage, media, order)
         if self.validation is not None and not said:
-            data["validation"] = source_of(self.validation, self.model.storage, media)
+            data["validation"] = source_of(self.validation, self.model.storage, media, order)
         job["data"] = data
         name = parse({**job, "name": "plan"})
         return name.model_copy(update={"name": f"model-{hashlib.sha256(name.model_dump_json().encode()).hexdigest()[:10]}"})
@@ -343,10 +344,11 @@ def evaluate_model(model: Model | Predictor | str | Path, dataset: Any, target: 
         target = target or model.job["data"]["target"]
         model = model.predictor
     predictor = model if isinstance(model, Predictor) else load(model)
-    target = target or "label"
-    media = media_of({i.column: i.modality for i in predictor.inputs}, predictor.artifact.manifest.task["kind"], target)
+    target, modalities = target or "label", {i.column: i.modality for i in predictor.inputs}
+    media = media_of(modalities, predictor.artifact.manifest.task["kind"], target)
+    order = order_of(modalities, target if predictor.task.LABELLED else None)
     with tempfile.TemporaryDirectory() as folder:
-        return labelled.evaluate(predictor, source_of(dataset, folder, media), target, how)
+        return labelled.evaluate(predictor, source_of(dataset, folder, media, order), target, how)
 
 
 class DeployModel:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from lc_ray import artifact, family
 from lc_ray.artifact import Artifact
+from lc_ray.data.given import plain
 from lc_ray.errors import DataError
-from lc_ray.modalities import _text
+from lc_ray.modalities import _media, _text
 from lc_ray.models.batches import collate, decode, feed, parts_of, prepare
 from lc_ray.models.load import inputs_of, modalities, task_of
 from lc_ray.spec import UNREAD
@@ -84,11 +85,7 @@ class Predictor:
             DataError: a column is missing, or its value can't be used; or one that a row may lack is missing beside a key that is no column,
                 which may be its name misspelt. Beside all columns, other keys are left alone.
         """
-        names = [i.column for i in self.inputs]
-        if not isinstance(row, dict):
-            if len(names) != 1:
-                raise DataError(f"expected an object with the columns {', '.join(names)}")
-            row = {names[0]: row}
+        names, row = [i.column for i in self.inputs], self._by_column(row)
         for name in names:  # that stands for several
             if name not in row and len(parts := name.split(_text.BAR)) > 1 and row.keys() & {*parts}:
                 row = row | {name: _text.together({part: row.get(part) for part in parts})}
@@ -98,6 +95,20 @@ class Predictor:
         if unknown and any(i.column not in row and i.modality not in UNREAD for i in self.inputs):
             raise DataError(f"unknown column {', '.join(unknown)}; expected {', '.join(names)}")
         return decode(row, self.columns, errors, folder)
+
+    def _by_column(self, row: Any) -> dict[str, Any]:
+        """An instance of one column may be its value, and that of a file an object, too.
+
+        Raises:
+            DataError: it is a value, and there are several columns.
+        """
+        first, *others = self.columns
+        if isinstance(row, dict):
+            is_file = row and not others and first not in row and hasattr(self.columns[first], "MEDIA") and row.keys() <= _media.CELL
+            return {first: row} if is_file else row
+        if others:
+            raise DataError(f"expected an object with the columns {', '.join(self.columns)}")
+        return {first: row}
 
     def outputs(self, prepared: Rows, batch_size: int = 32) -> list[NDArray[np.float32]]:
         """Raw outputs of each prepared row in one forward pass, in the order given."""
@@ -130,12 +141,14 @@ class Predictor:
         """Answers for instances, for example `[{"label": "positive", "probabilities": {...}}]`.
 
         Args:
-            rows: a list or another iterable; an array or table of NumPy, pandas or Arrow.
+            rows: a list or another iterable; an array or table of NumPy, pandas, Polars or Arrow. Values may be those of these libraries, too.
             batch_size: rows that run together.
 
         Raises:
             DataError: one instance instead of several, or one that can't be used; names which.
         """
+        if hasattr(rows, "to_arrow"):  # Polars
+            rows = rows.to_arrow()
         if hasattr(rows, "to_pylist"):
             rows = rows.to_pylist()
         elif hasattr(rows, "iterrows"):
@@ -157,7 +170,8 @@ class Predictor:
 
     def _numbered(self, number: int, row: Any) -> dict[str, Any]:
         try:
-            return self.decode(row)
+            by_column = self._by_column(row).items()
+            return self.decode({name: plain(value, hasattr(self.columns.get(name), "MEDIA")) for name, value in by_column})
         except DataError as error:
             raise DataError(error.what, f"instance {number}" + (f", {error.where}" if error.where else "")) from None
 

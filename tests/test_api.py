@@ -29,6 +29,7 @@ from lc_ray import (
 )
 from lc_ray.data import read
 from lc_ray.data.files import files
+from lc_ray.deploy import _platform
 from lc_ray.deploy.ray import Deployment
 from lc_ray.errors import DataError, DeployError, ModelError, SpecError
 from lc_ray.models import load
@@ -248,6 +249,19 @@ def test_a_trained_model_is_loaded_once_and_anew_when_trained_again(tiny_base, t
 def test_platforms_that_are_not_known(tiny_base):
     with pytest.raises(DeployError, match=r"'Moon' is not known here\n.*known platforms: .*ray"):
         DeployModel(LangChain(str(tiny_base)), platform="Moon")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (("Amazon SageMaker", "SageMaker", "AWS SageMaker", "amazon-sagemaker", " AWS "), "sagemaker"),
+        (("Google Cloud", "Vertex AI", "vertex-ai", "Google Cloud Vertex AI", "GCP", "google_cloud"), "vertex"),
+        (("Kubernetes", "k8s"), "kubernetes"),
+        (("Ray", "Ray Serve", "local"), "ray"),
+    ],
+)
+def test_platforms_by_the_names_that_people_give_them(names, kind):
+    assert {_platform.find(name).__name__ for name in names} == {f"lc_ray.deploy.{kind}"}
 
 
 def test_an_untrained_model_says_what_to_do(tiny_base):

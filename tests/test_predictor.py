@@ -1,13 +1,18 @@
 """Rows as users give them to a model of several columns."""
 
+import base64
+import io
 import itertools
 import pickle
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
 from artifacts import save
+from PIL import Image
 from pretend import CUDA, Pretended
 
 from lc_ray import artifact
@@ -52,12 +57,35 @@ def test_rows_come_as_programs_have_them(model):
     rows = [{"text": "good", "cell": "3"}, {"text": "bad", "cell": "4"}]
     frame = pd.DataFrame(rows)
     answers = model.predict(rows)
-    for given in (frame, tuple(rows), frame.apply(dict, axis=1), iter(rows), pa.Table.from_pylist(rows)):
+    table = pa.Table.from_pylist(rows)
+    for given in (frame, tuple(rows), frame.apply(dict, axis=1), iter(rows), table, SimpleNamespace(to_arrow=lambda: table)):
         assert model.predict(given) == answers
     assert model.predict(frame[:0]) == []
     for alone in ("good", b"good", rows[0], None):
         with pytest.raises(DataError, match=r"expected a list of instances, got .*\n.*predict\(\[...\]\)"):
             model.predict(alone)
+
+
+@pytest.mark.parametrize("nothing", [pd.NA, pd.NaT, float("nan"), np.float32("nan")])
+def test_what_is_missing_is_so_to_every_library(model, nothing):
+    assert model.predict([{"text": "good", "cell": nothing}]) == model.predict([{"text": "good"}])
+
+
+def test_a_picture_or_a_sound_is_given_as_training_takes_it(tmp_path):
+    torch.manual_seed(0)
+    inputs, task = [InputSpec(column="photo", modality="image", base="resnet18", weights="random", size=16)], Task(["no", "yes"])
+    model = Predictor(save(tmp_path / "model", load.pretrained(ModelSpec(), inputs, task), task, inputs), 1)
+    levels = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    expected = model.predict([file.getvalue()] * 8)
+    tensor = torch.from_numpy(levels).permute(2, 0, 1)
+    alone = [{"b64": base64.b64encode(file.getvalue()).decode()}, {"bytes": file.getvalue(), "path": None}]
+    assert model.predict([levels, tensor, tensor / 255, {"photo": tensor}, *alone, *({"photo": one} for one in alone)]) == expected
+    with pytest.raises(DataError, match="instance 0: missing column photo"):
+        model.predict([{"picture": levels}])
+    with pytest.raises(DataError, match="instance 1: 2 × 2 × 2 × 2 numbers"):
+        model.predict([levels, np.zeros((2, 2, 2, 2), np.uint8)])
 
 
 def test_it_is_sent_to_other_processes(model):

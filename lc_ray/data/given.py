@@ -6,17 +6,20 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 from PIL import Image, ImageOps
 
 from lc_ray import family
 from lc_ray.errors import DataError, first_line
-from lc_ray.modalities import _pixels
+from lc_ray.modalities import _pixels, _text
+from lc_ray.spec import UNREAD
 from lc_ray.storage import storage_path
 
 _PNG, _DEEP = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B"), ("I", "F")  # modes of PIL
@@ -32,15 +35,27 @@ def media_of(modalities: dict[str, str], task: str, target: str | None) -> set[s
     return found | ({target} if target and pa.binary() == family.load("tasks", task).Task.TYPE else set())
 
 
-def source_of(data: Any, storage: str, media: set[str]) -> str:
+def order_of(modalities: dict[str, str], target: str | None) -> list[str]:
+    """The columns of a row that is a tuple: those of the inputs as they are in the job, and the target."""
+    named = [column for column, kind in modalities.items() if kind not in UNREAD] + ([target] if target else [])
+    return [part for name in named for part in name.split(_text.BAR)]
+
+
+def source_of(data: Any, storage: str, media: set[str], order: Sequence[str] = ()) -> str:
     """Any accepted form of data as a file that a job can name. In-memory rows are kept under a name made of their content.
 
-    Relative paths in `media` columns are meant from where the program runs.
+    Args:
+        data: what a user has.
+        storage: folder in which it is kept.
+        media: columns whose values are files; relative paths among these are meant from where the program runs.
+        order: columns of rows that are tuples, as most datasets of PyTorch have them; where it is one, a row may be its value.
     """
     if isinstance(data, str | Path):
         return str(data)
     if isinstance(data, list):
-        return _rows(data, storage, media)
+        return _rows(data, storage, media, order)
+    if isinstance(data, pa.RecordBatch):
+        data = pa.Table.from_batches([data])
     if hasattr(data, "to_arrow_refs"):
         import ray
 
@@ -57,7 +72,9 @@ def source_of(data: Any, storage: str, media: set[str]) -> str:
         for place, name in enumerate(table.column_names):
             if name in media:
                 values = [_cell(value, True) for value in table[name].to_pylist()]
-                table = table.set_column(place, table.field(place), pa.array(values, table.field(place).type))
+                is_made = any(isinstance(value, bytes) for value in values)
+                field = pa.field(name, pa.binary()) if is_made else table.field(place)
+                table = table.set_column(place, field, pa.array(values, field.type))
         return _kept(_parquet(table), ".parquet", storage)
     elif hasattr(data, "iterrows"):
         if len(twice := data.columns[data.columns.duplicated()]):
@@ -75,12 +92,14 @@ def source_of(data: Any, storage: str, media: set[str]) -> str:
         if media & set(table.column_names):
             return _rows(table.to_pylist(), storage, media)
     else:
-        return _rows(_listed(data), storage, media)
+        return _rows(_named(_listed(data), data), storage, media, order)
     return _kept(_parquet(table.replace_schema_metadata(None)), ".parquet", storage)
 
 
 def _listed(data: Any) -> list[Any]:
-    """Rows of columns in a dict, of a PyTorch dataset, or of another sequence. A stream may be endless."""
+    """Rows of columns in a dict, of a PyTorch dataset or DataLoader, or of another sequence. A stream may be endless."""
+    if getattr(data, "batch_sampler", None) is not None:  # a DataLoader, whose batches are columns
+        return [row for batch in data for row in (_listed(batch) if isinstance(batch, dict) else zip(*batch, strict=True))]
     columns = list(data.values()) if isinstance(data, dict) else []
     if columns and all(hasattr(column, "__len__") and not isinstance(column, str) and len(column) == len(columns[0]) for column in columns):
         return [dict(zip(data, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -92,44 +111,94 @@ def _listed(data: Any) -> list[Any]:
     return list(data) if hasattr(data, "__iter__") else [data[number] for number in range(len(data))]
 
 
+def _named(rows: list[Any], data: Any) -> list[Any]:
+    """Rows of a dataset of torchvision, or a part of one, with the names of classes in place of their numbers."""
+    while not (classes := getattr(data, "classes", None)) and hasattr(data, "dataset"):  # of Subset and DataLoader
+        data = data.dataset
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        return rows
+    last: list[Any] = [row[-1] if isinstance(row, tuple) and row else None for row in rows]
+    numbers = [label.tolist() if hasattr(label, "tolist") else label for label in last]  # of tensors
+    is_numbered = all(isinstance(number, int) and 0 <= number < len(classes) for number in numbers)
+    return [(*row[:-1], classes[number]) for row, number in zip(rows, numbers, strict=True)] if is_numbered else rows
+
+
 def _is_named(dtype: Any) -> bool:
     """Whether a pandas column has intervals or periods, or categories of them, whose names Arrow would lose."""
     return str(getattr(getattr(dtype, "categories", dtype), "dtype", dtype)).startswith(("interval", "period"))
 
 
-def _rows(data: list[Any], storage: str, media: set[str]) -> str:
-    """As `source_of`, for rows as dicts: JSON, or a table where there are bytes."""
+def _rows(data: list[Any], storage: str, media: set[str], order: Sequence[str] = ()) -> str:
+    """As `source_of`, for rows as dicts or tuples: JSON, or a table where there are bytes."""
     rows = []
-    for number, row in enumerate(data):
+    for number, given in enumerate(data):
+        row = _by_column(given, order)
         if not isinstance(row, dict):
-            raise DataError(f"not a dict but {type(row).__name__}", f"row {number}", "give a list of dicts by column")
+            several = f", or of tuples ({', '.join(order)})" if len(order) > 1 else ""
+            raise DataError(f"not a dict but {type(row).__name__}", f"row {number}", f"give a list of dicts by column{several}")
         try:
             rows.append({name: _cell(value, name in media) for name, value in row.items()})
         except DataError as error:
             raise DataError(error.what, f"row {number}", error.fix) from None
     try:
-        return _kept("".join(json.dumps(row, default=_plain) + "\n" for row in rows).encode(), ".jsonl", storage)
+        return _kept("".join(json.dumps(row, default=_written) + "\n" for row in rows).encode(), ".jsonl", storage)
     except _Binary:
         return _kept(_parquet(_table(rows)), ".parquet", storage)
 
 
+def _by_column(row: Any, order: Sequence[str]) -> Any:
+    """A row as a dict, if it is known of what."""
+    if hasattr(row, "_asdict"):  # a named tuple, as pandas' itertuples gives
+        return row._asdict()
+    if len(order) == 1 and not isinstance(row, dict):
+        return {order[0]: row}
+    return dict(zip(order, row, strict=True)) if isinstance(row, list | tuple) and len(row) == len(order) else row
+
+
 def _cell(value: Any, media: bool) -> Any:
-    """A cell as a file can hold it: a picture as an image's bytes, a relative path as an absolute one, an array as a list."""
-    if media and isinstance(value, np.ndarray) and value.dtype == np.uint8:
-        value = _pixels.picture(value)
-    if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
-        return _encoded(value)
+    """A cell as a file can hold it, a relative path as an absolute one."""
     if media and isinstance(value, str | Path) and "://" not in str(value) and not str(value).startswith("data:"):
         return os.path.realpath(os.path.expanduser(value))
+    if media and isinstance(value, dict) and value.get("array") is None:
+        return {name: _cell(each, name == "path") for name, each in value.items()}
+    return plain(value, media)
+
+
+def plain(value: Any, media: bool) -> Any:
+    """A value of Python's libraries as a file can hold it: a picture or a sound as a file's bytes, an array as a list, what is missing as None.
+
+    Raises:
+        DataError: it is no picture's or sound's, or damaged.
+    """
+    if media and isinstance(value, dict) and value.get("array") is not None:
+        return _recorded(value)
+    if media and str(getattr(value, "dtype", "")).endswith("uint8"):
+        value = _pixels.picture(np.asarray(value))
+    if hasattr(value, "save") and hasattr(value, "getbands"):  # a PIL image
+        return _encoded(value)
     if isinstance(value, dict):
-        return {name: _cell(each, media and name == "path") for name, each in value.items()}
+        return {name: plain(each, False) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_cell(each, False) for each in value]
-    if isinstance(value, bytearray | memoryview):
-        return bytes(value)
+        return [plain(each, False) for each in value]
+    if isinstance(value, bytearray | memoryview | io.BytesIO):
+        return value.getvalue() if isinstance(value, io.BytesIO) else bytes(value)
     if hasattr(value, "tolist"):  # of NumPy, PyTorch and pandas
         return value.tolist()
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
     return str(value) if isinstance(value, Path) else value
+
+
+def _recorded(sound: dict[str, Any]) -> bytes:
+    """WAV, without loss: as lists samples would take thirty times their memory."""
+    try:
+        samples, file = np.asarray(sound["array"], np.float32), io.BytesIO()
+        if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:  # channels first
+            samples = samples.T
+        soundfile.write(file, samples, int(sound["sampling_rate"]), "FLOAT", format="WAV")
+    except (KeyError, TypeError, ValueError, soundfile.SoundFileError):
+        raise DataError("not an array of samples with its sampling_rate") from None
+    return file.getvalue()
 
 
 def _encoded(picture: Image.Image) -> bytes:
@@ -142,16 +211,14 @@ def _encoded(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _plain(value: Any) -> Any:
-    """A cell that JSON has no form for: what is missing as null, a set as a list; else its text.
+def _written(value: Any) -> Any:
+    """A cell that JSON has no form for: a set as a list; else its text.
 
     Raises:
         _Binary: it is bytes.
     """
     if isinstance(value, bytes):
         raise _Binary
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return None
     return sorted(value, key=str) if isinstance(value, set | frozenset) else str(value)
 
 

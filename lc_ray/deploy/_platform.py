@@ -22,7 +22,12 @@ from lc_ray.section import Section, problems
 from lc_ray.spec import digest
 
 TAG = "lc_ray"  # of all that is made on a platform; its value is the artifact's digest
-_NAMES = {"amazon sagemaker": "sagemaker", "google cloud": "vertex", "google vertex ai": "vertex"}
+_NAMES = {
+    "sagemaker": ("amazon sagemaker", "aws sagemaker", "aws"),
+    "vertex": ("vertex ai", "google vertex ai", "google cloud vertex ai", "google cloud", "google cloud platform", "gcp"),
+    "kubernetes": ("k8s",),
+    "ray": ("ray serve", "local"),
+}
 
 
 class Machines(Section):
@@ -58,13 +63,13 @@ class Call:
 
 
 def find(name: str) -> ModuleType:
-    """A platform's file, by its name or the one that the platform gives itself, such as "Amazon SageMaker".
+    """A platform's file, by its name or one that the platform gives itself, such as "Amazon SageMaker".
 
     Raises:
         DeployError: an unknown platform; the message lists the known ones.
     """
-    known = family.kinds("deploy")
-    kind = _NAMES.get(name.lower(), name.lower())
+    known, plain = family.kinds("deploy"), re.sub(r"[\s_-]+", " ", str(name)).strip().lower()
+    kind = next((kind for kind, names in _NAMES.items() if plain in names), plain)
     if kind not in known:
         raise DeployError(f"platform '{name}' is not known here", fix=f"known platforms: {', '.join(known)}")
     return family.load("deploy", kind)

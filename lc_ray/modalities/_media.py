@@ -26,6 +26,7 @@ _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for an
 _START = 120  # characters that tell base64 from a name: no path is as long without a dot
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+=*\s*")
 _SIGNS = (b"data:", b"iVBORw0KGgo", b"/9j/", b"R0lGOD", b"UklGR", b"T2dnU", b"ZkxhQ")  # what base64 of PNG, JPEG, GIF, RIFF, Ogg and FLAC begins with
+CELL = {"bytes", "path", "b64", "array", "sampling_rate"}  # keys of one that is a dict
 _left: ContextVar[list[int] | None] = ContextVar("left", default=None)
 
 

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.data
+import soundfile
 import torch
 from PIL import Image
 
 from lc_ray.data.files import File
-from lc_ray.data.given import media_of, source_of
+from lc_ray.data.given import media_of, order_of, plain, source_of
 from lc_ray.data.read import Reader
 from lc_ray.errors import DataError
 from lc_ray.modalities import image
@@ -30,8 +31,8 @@ def kept(picture, storage):
     return pq.read_table(source_of([{"photo": picture}], str(storage), {"photo"}))["photo"][0].as_py()
 
 
-def cells(data, column, storage, media=()):
-    reader = Reader(File(source_of(data, str(storage), set(media))))
+def cells(data, column, storage, media=(), order=()):
+    reader = Reader(File(source_of(data, str(storage), set(media), order)))
     return [row[column] for chunk in reader.rows([column]) for row in chunk]
 
 
@@ -167,3 +168,73 @@ def test_data_that_is_none(tmp_path, data):
 def test_rows_without_names_are_told(tmp_path):
     with pytest.raises(DataError, match=r"row 0: not a dict but tuple"):
         source_of(torch.utils.data.TensorDataset(torch.zeros(2), torch.zeros(2)), str(tmp_path), set())
+
+
+class Listed(torch.utils.data.Dataset):
+    """As torchvision's datasets are."""
+
+    def __init__(self, rows, **names):
+        self.rows = rows
+        vars(self).update(names)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        return self.rows[number]
+
+
+PAIRS = [("a", 1), ("b", 0), ("c", 1)]
+LOADED = torch.utils.data.DataLoader
+
+
+@pytest.mark.parametrize(
+    ("data", "labels"),
+    [
+        (PAIRS, [1, 0, 1]),
+        ([list(pair) for pair in PAIRS], [1, 0, 1]),
+        (Listed(PAIRS), [1, 0, 1]),
+        (Listed(PAIRS, classes=["bad", "good"]), ["good", "bad", "good"]),
+        (torch.utils.data.Subset(Listed(PAIRS, classes=["bad", "good"]), [1, 2]), ["bad", "good"]),
+        (LOADED(Listed(PAIRS, classes=["bad", "good"]), batch_size=2), ["good", "bad", "good"]),
+        (LOADED(Listed([{"text": text, "label": label} for text, label in PAIRS]), batch_size=2), [1, 0, 1]),
+        (Listed(PAIRS, classes=["only"]), [1, 0, 1]),
+        (list(pd.DataFrame(PAIRS, columns=["text", "label"]).itertuples()), [1, 0, 1]),
+        (pa.RecordBatch.from_pylist([{"text": text, "label": label} for text, label in PAIRS]), [1, 0, 1]),
+    ],
+)
+def test_rows_that_are_no_dicts(tmp_path, data, labels):
+    assert cells(data, "label", tmp_path, order=["text", "label"]) == labels
+    texts = [text.decode() if isinstance(text, bytes) else text for text in cells(data, "text", tmp_path, order=["text", "label"])]
+    assert texts == ["a", "b", "c"][-len(labels) :]
+
+
+def test_columns_of_a_row_that_is_a_tuple(tmp_path):
+    assert order_of({"draw": "seed", "premise|hypothesis": "text", "photo": "image"}, "label") == ["premise", "hypothesis", "photo", "label"]
+    assert cells(["a", "b"], "text", tmp_path, order=order_of({"text": "text"}, None)) == ["a", "b"]
+    with pytest.raises(DataError, match=r"row 1: not a dict but tuple\n.*tuples \(text, label\)"):
+        cells([*PAIRS[:1], ("a", 1, 2)], "text", tmp_path, order=["text", "label"])
+
+
+def test_decoded_sounds_are_kept_as_files(tmp_path):
+    wave = (np.sin(np.arange(4000) / 9) * 0.7).astype(np.float32)
+    sound = {"array": wave, "sampling_rate": 8000}
+    features = datasets.Features({"clip": {"array": datasets.List(datasets.Value("float32")), "sampling_rate": datasets.Value("int32")}})
+    listed = datasets.Dataset.from_list([{"clip": sound | {"array": wave.tolist()}}], features=features)
+    channels = [sound | {"array": array} for array in (wave[None], torch.from_numpy(np.stack([wave, wave], 1)), wave.astype(np.float64).tolist())]
+    for data in (listed, [{"clip": sound}], *([{"clip": one}] for one in channels)):
+        (found,) = cells(data, "clip", tmp_path, ["clip"])
+        samples, rate = soundfile.read(io.BytesIO(found), dtype="float32", always_2d=True)
+        assert rate == 8000
+        assert np.array_equal(samples.mean(1), wave)
+    with pytest.raises(DataError, match="row 0: not an array of samples"):
+        cells([{"clip": {"array": ["a"], "sampling_rate": 8000}}], "clip", tmp_path, ["clip"])
+
+
+def test_values_that_programs_have(tmp_path):
+    assert plain({"array": np.arange(3)}, False) == {"array": [0, 1, 2]}
+    assert [plain(value, False) for value in (pd.NA, pd.NaT, np.float32(2.5), Path("a"), (bytearray(b"x"),))] == [None, None, 2.5, "a", [b"x"]]
+    shades = torch.from_numpy(SHADES)
+    assert plain(torch.stack([shades] * 3), True) == plain(np.stack([SHADES] * 3, 2), True)
+    assert plain("a.png", True) == "a.png"
+    assert plain(io.BytesIO(b"x"), True) == b"x"
