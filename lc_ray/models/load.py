@@ -161,6 +161,14 @@ def freeze(model: nn.Module, parts: tuple[str, ...], inputs: list[InputSpec]) ->
     return model
 
 
+def train(model: nn.Module) -> None:
+    """Put a model in training mode. Batch normalisation whose weights are frozen keeps its statistics, too: what is behind it sees what it will."""
+    for part in model.train().modules():
+        own = list(part.parameters(recurse=False))
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and own and not any(parameter.requires_grad for parameter in own):
+            part.eval()
+
+
 def describe(model: nn.Module, shapes: Shapes, attributes: Attributes) -> dict[str, Any]:
     """A manifest's `architecture`."""
     return {"config": model.config, "shapes": shapes, "attributes": attributes}

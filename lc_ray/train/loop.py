@@ -197,7 +197,7 @@ class Worker:
             path, _, leaf = name.rpartition(".")
             longer = nn.Parameter(parameter.detach().view(1), parameter.requires_grad)
             setattr(self.model.get_submodule(path), leaf, longer)
-        self.model.train()
+        load.train(self.model)
         groups = self._groups()
         self.groups = list(groups)
         trained = [{"params": parameters, "weight_decay": self._decay(decays)} for (_, decays), parameters in groups.items()]
@@ -302,7 +302,7 @@ class Worker:
             if step < len(batches):
                 scores += found
                 encoded += [self.task.encode(t) for t in rows[TARGET]]
-        model.train()
+        load.train(model)
         gathered: list[Any] = [None] * self.world
         dist.all_gather_object(gathered, (scores, encoded))
         metrics = self.task.metrics(*([x for part in gathered for x in part[i]] for i in (0, 1)))

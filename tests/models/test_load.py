@@ -99,6 +99,17 @@ def test_what_a_model_keeps_as_it_is_is_not_trained(tiny_base):
     assert sum(not p.requires_grad for p in model.parameters()) == 2
 
 
+def test_batch_normalisation_that_is_frozen_keeps_its_statistics():
+    inputs = [InputSpec(column="image", modality="image", base="resnet18", size=32, weights="random", optional=False)]
+    model = load.pretrained(ModelSpec(freeze=("model.4", "model.1.")), inputs, TASK)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    load.train(model)
+    model({"image.pixels": torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)})
+    parts = {name.rpartition(".")[0] for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
+    assert {name.split(".")[3] for name in parts} == {"5", "6", "7"}
+    assert model.encoders["image"].model[4].training
+
+
 def test_a_rate_of_what_has_no_encoder_is_no_silent_one(tiny_base):
     model = load.pretrained(ModelSpec(), [InputSpec(column="text", base=str(tiny_base), max_length=8, rate=0.3)], TASK)
     with pytest.raises(ModelError, match="'other' has no encoder"):
