@@ -20,7 +20,6 @@ from lc_ray.tasks._past import Heard, Kept, Past, attended, begun, keeps, whole
 from lc_ray.tasks._task import Batch, ColumnModel, Run, named
 
 _STOP = 5.0  # weight of the frame with which a recording ends, as SpeechT5 has it
-_GUIDE, _NEAR = 10.0, 0.4  # likewise, weight of attention that strays, and the standard deviation of what does not, as a part of the whole
 _MASK, _FRAMES, _STATES, _SPECTROGRAM = "attention_mask", "frames", "states", "spectrogram"
 
 
@@ -57,39 +56,24 @@ class Saying:
         return {"mel": mel, "real": torch.arange(mel.shape[1]) < lengths[:, None]}
 
     def teach(self, inputs: Batch, targets: dict[str, Tensor], random: torch.Generator, training: bool) -> tuple[Batch, dict[str, Tensor]]:
-        """The last frame of each step before, the first one silent; and how many tokens a text has."""
-        tokens = inputs[f"{self.column}.{_MASK}"].sum(1)
-        return inputs | {f"{self.column}.{_FRAMES}": self._before(targets["mel"])[:, :-1]}, targets | {"tokens": tokens}
+        """The last frame of each step before, the first one silent."""
+        return inputs | {f"{self.column}.{_FRAMES}": self._before(targets["mel"])[:, :-1]}, targets
 
     def _before(self, mel: Tensor) -> Tensor:
         """(batch, frames, bins) → (batch, steps + 1, bins): what each step follows, and a further one."""
         return F.pad(mel[:, self.reduction_factor - 1 :: self.reduction_factor], (0, 0, 1, 0))
 
     def loss(self, outputs: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """L1 distance of both spectrograms, means over all numbers, binary cross-entropy of the end, and attention that strays, if it is told.
+        """L1 distance of both spectrograms, means over all numbers, and binary cross-entropy of the end.
 
         Args:
-            outputs: (batch, frames, 2 × bins + 1 or more): before and after the postnet, the end's logit, and attention to each token.
+            outputs: (batch, frames, 2 × bins + 1): before and after the postnet, and the end's logit.
             targets: what `teach` gave.
         """
         real = targets["real"]
-        before, after, end, _ = _parted(outputs.float()[real])
+        before, after, end = _parted(outputs.float()[real])
         mel = targets["mel"][real]
-        stop = F.binary_cross_entropy_with_logits(end, _last(real)[real], pos_weight=_weight(end))
-        return F.l1_loss(before, mel) + F.l1_loss(after, mel) + stop + self._strayed(_parted(outputs.float())[-1], targets)
-
-    def _strayed(self, attention: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """Guided attention (Tachibana et al. 2017, arXiv:1710.08969): what is far from the diagonal, as a text is read from its start to its end.
-
-        Without it a model learns which frame follows which before it has learned to read, and says what it likes.
-        """
-        last = self.reduction_factor - 1
-        attention, real = attention[:, last :: self.reduction_factor], targets["real"][:, last :: self.reduction_factor]  # of steps
-        tokens, steps = targets["tokens"], real.sum(1).clamp(min=1)
-        place, time = (torch.arange(size, device=real.device) for size in (attention.shape[2], attention.shape[1]))
-        apart = time[:, None] / steps[:, None, None] - place / tokens[:, None, None]  # (batch, steps, tokens)
-        far = 1 - torch.exp(-apart.square() / (2 * _NEAR**2))
-        return _GUIDE * (far * attention * real.unsqueeze(-1)).sum() / (steps * tokens).sum()
+        return F.l1_loss(before, mel) + F.l1_loss(after, mel) + F.binary_cross_entropy_with_logits(end, _last(real)[real], pos_weight=_weight(end))
 
     def items(self, targets: dict[str, Tensor]) -> Tensor:
         """Frames."""
@@ -98,7 +82,7 @@ class Saying:
     def distill(self, outputs: Tensor, teacher: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """L1 distance from the teacher's spectrograms, and Kullback-Leibler divergence of where they end."""
         real = targets["real"]
-        (before, after, end, _), (soft_before, soft_after, soft, _) = (_parted(x.float()[real]) for x in (outputs, teacher))
+        (before, after, end), (soft_before, soft_after, soft) = (_parted(x.float()[real]) for x in (outputs, teacher))
         student, own = (F.binary_cross_entropy_with_logits(x, soft.sigmoid()) for x in (end, soft))
         return F.l1_loss(before, soft_before) + F.l1_loss(after, soft_after) + student - own
 
@@ -117,7 +101,7 @@ class Saying:
 
     def compared(self, run: Run, inputs: Batch, targets: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """What is said of each row, given the frames before each, and what is right: (frames, bins)."""
-        _, after, _, _ = _parted(torch.from_numpy(self.outputs(run, inputs)))
+        _, after, _ = _parted(torch.from_numpy(self.outputs(run, inputs)))
         for guess, mel, real in zip(after, targets["mel"].cpu(), targets["real"].cpu(), strict=True):
             yield guess[real], mel[real]
 
@@ -150,9 +134,9 @@ class Saying:
         return _mel.sound(output)
 
 
-def _parted(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    bins = _mel.bins()
-    return outputs[..., :bins], outputs[..., bins : 2 * bins], outputs[..., 2 * bins], outputs[..., 2 * bins + 1 :]
+def _parted(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    bins = (outputs.shape[-1] - 1) // 2
+    return outputs[..., :bins], outputs[..., bins:-1], outputs[..., -1]
 
 
 def _last(real: Tensor) -> Tensor:
@@ -227,7 +211,7 @@ class Model(ColumnModel):
         Returns:
             As `states`; keys and values of each layer, (batch, heads, positions, width); (batch, steps × reduction factor, bins + 1): before the
             postnet, and the end's logit; or as `spectrogram`. Of a text with frames all in one: (batch, steps × reduction factor, 2 × bins + 1):
-            before and after the postnet, and the end's logit; and behind these attention to each position of the text, if it is to be guided.
+            before and after the postnet, and the end's logit.
         """
         own = named(batch, self.column)
         if _SPECTROGRAM in own:
@@ -237,15 +221,9 @@ class Model(ColumnModel):
         states = self.model.speecht5.encoder(own["input_ids"], attention_mask=own[_MASK]).last_hidden_state
         if _FRAMES not in own:
             return states
-        config = self.model.config
-        found = self._decoded(own, states, output_attentions=config.use_guided_attention_loss)
-        said = self._spoken(found.last_hidden_state)
+        said = self._said(own, states)
         before, end = said[..., :-1], said[..., -1:]
-        parts = [before, self._after(before), end]
-        if config.use_guided_attention_loss:
-            guided = torch.cat([layer[:, : config.guided_attention_loss_num_heads] for layer in found.cross_attentions], 1).mean(1)
-            parts.append(guided.repeat_interleave(config.reduction_factor, 1))
-        return torch.cat(parts, 2)
+        return torch.cat([before, self._after(before), end], 2)
 
     def remember(self, batch: Batch, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """What is said after frames, before the postnet and with the end's logit, and the keys and values of those frames. Of `states` alone: what is
@@ -268,20 +246,15 @@ class Model(ColumnModel):
         return self.model.speecht5.decoder.wrapped_decoder
 
     def _said(self, own: Batch, states: Tensor, cache: Any = None) -> Tensor:
-        return self._spoken(self._decoded(own, states, cache).last_hidden_state)
-
-    def _decoded(self, own: Batch, states: Tensor, cache: Any = None, output_attentions: bool = False) -> Any:
         frames, before = own[_FRAMES], 0 if cache is None else cache.get_seq_length()
         hidden = self._read(frames, before)
         index = torch.arange(before + frames.shape[1], device=frames.device)
         causal = bias((index[before:, None] >= index)[None, None].expand(frames.shape[0], 1, -1, -1), hidden)
         text = bias(own[_MASK][:, None, None].bool().expand(-1, 1, frames.shape[1], -1), hidden)
-        return self.decoder(
+        hidden = self.decoder(
             **{"hidden_states": hidden, "attention_mask": causal, "encoder_hidden_states": states, "encoder_attention_mask": text},
-            **{"past_key_values": cache, "use_cache": cache is not None, "output_attentions": output_attentions},
-        )
-
-    def _spoken(self, hidden: Tensor) -> Tensor:
+            **{"past_key_values": cache, "use_cache": cache is not None},
+        ).last_hidden_state
         post = self.model.speech_decoder_postnet
         return torch.cat([post.feat_out(hidden).unflatten(-1, (-1, post.config.num_mel_bins)), post.prob_out(hidden).unsqueeze(-1)], -1).flatten(1, 2)
 

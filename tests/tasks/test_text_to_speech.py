@@ -164,13 +164,12 @@ def test_pruned_and_int8(trained, tmp_path):
 def test_an_artifact_answers_as_its_model_does(trained):
     batch, _ = feed(trained.held_out, trained.columns, trained.task)
     with torch.no_grad():
-        expected = trained.model(batch)[..., : 2 * _mel.bins() + 1].numpy()  # without attention, which only training needs
+        expected = trained.model(batch).numpy()
     assert trained.task.outputs(trained.dense.engine, batch) == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("guided", [True, False])
-def test_loss_equals_transformers(tmp_path, guided):
-    base, task = speecht5(tmp_path / "base", use_guided_attention_loss=guided), Task(seconds=2)
+def test_loss_equals_transformers(tmp_path):
+    base, task = speecht5(tmp_path / "base", use_guided_attention_loss=False), Task(seconds=2)
     inputs = [column(base)]
     columns = load.modalities(inputs)
     task.bind(columns)
