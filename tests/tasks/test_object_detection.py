@@ -152,7 +152,7 @@ def test_int8_finds_nearly_the_same(trained):
 
 def test_answers_are_in_pixels_of_the_picture_that_was_sent(trained):
     random = Random(5)
-    pictures = [drawn(random)[0] for _ in range(12)]
+    pictures = [drawn(random)[0] for _ in range(48)]
     small = trained.dense.predict([base64.b64encode(png(p)).decode() for p in pictures])
     large = trained.dense.predict([base64.b64encode(png(p.resize((192, 64), Image.Resampling.NEAREST))).decode() for p in pictures])
     pairs = [(a, b) for one, two in zip(small, large, strict=True) for a, b in zip(one["objects"][:1], two["objects"][:1], strict=False)]
