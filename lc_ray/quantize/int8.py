@@ -91,7 +91,8 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
                     subset_size=len(calibration),
                     ignored_scope=nncf.IgnoredScope(patterns=[*left, *([_ATTENTION] if _past(calibration[0]) else [])], validate=False),
                     advanced_parameters=nncf.AdvancedQuantizationParameters(
-                        overflow_fix=nncf.OverflowFix.ENABLE, smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH)
+                        overflow_fix=nncf.OverflowFix.ENABLE,  # without VNNI sums of products would saturate, and answers be others than elsewhere
+                        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTH),
                     ),
                 )
                 _look_up(quantized)
@@ -103,7 +104,7 @@ def build(model: FusionModel, batches: Iterable[dict[str, Tensor]], folder: Path
         openvino.save_model(quantized, folder / _FILE.format(number), compress_to_fp16=False)
     return {
         "scheme": "post-training, static",
-        "weights": "int8, symmetric, per channel",
+        "weights": "int8 in half of its range, symmetric, per channel",
         "activations": "int8, asymmetric, per tensor",
         "smooth_quant": _SMOOTH,
         "calibration_rows": min(sum(len(next(iter(batch.values()))) for batch in calibration) for calibration in stages),
