@@ -7,7 +7,7 @@ import torch
 from pretend import on_a_gpu
 
 from lc_ray.models import load
-from lc_ray.models.batches import TARGET, feed
+from lc_ray.models.batches import TARGET, collate, feed
 from lc_ray.models.shapes import difference
 from lc_ray.prune.structured import Pruner
 
@@ -30,6 +30,19 @@ def train(model, task, rows, columns, steps, rate, size=16, drop=0.0):
     model.eval()
     on_a_gpu(model, task, {k: v[:4] for k, v in rows.items()}, columns)
     return losses
+
+
+def sizes_fed(predictor, rows, name, count):
+    """How long a tensor is that the task gives to the engine, for each of the first rows alone."""
+    found = []
+
+    def run(inputs):
+        found.extend(tensor.shape[1] for key, tensor in inputs.items() if key == name)
+        return predictor.engine(inputs)
+
+    for i in range(count):
+        predictor.task.answer(run, collate({k: v[i : i + 1] for k, v in rows.items()}, predictor.columns))
+    return found
 
 
 def measured(predictor, rows):

@@ -63,8 +63,8 @@ def evaluate(
     target = target if task.LABELLED else None
     rows, rejected = 0, Counter[str]()
     scores, encoded = list[Any](), list[Any]()
-    usable = _usable(predictor, source, target, reading or ReadSpec(), rejected)
-    while some := list(itertools.islice(usable, _ROWS)):
+    found = usable(predictor, source, target, reading or ReadSpec(), rejected)
+    while some := list(itertools.islice(found, _ROWS)):
         values = {name: [clean[name] for clean, *_ in some] for name in columns}
         numbers, prepared = learned(values, columns, task.divides(target, columns))
         scores += predictor.scores(prepared | {TARGET: [some[number][1] for number in numbers]})
@@ -76,7 +76,7 @@ def evaluate(
     return {**task.metrics(scores, encoded), "rows": rows, "rejected": rejected.total()}
 
 
-def _usable(predictor: Predictor, source: str, target: str | None, reading: ReadSpec, rejected: Counter[str]) -> Iterator[tuple[Any, Any, Any]]:
+def usable(predictor: Predictor, source: str, target: str | None, reading: ReadSpec, rejected: Counter[str]) -> Iterator[tuple[Any, Any, Any]]:
     """Clean values by column, label and encoded label of each row; why others can't be used is counted in `rejected`.
 
     Raises:

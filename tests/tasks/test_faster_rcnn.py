@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from learning import measured
+from learning import measured, sizes_fed
 from pretend import on_a_gpu
 from safetensors.torch import save_file
 from test_object_detection import LABELS, TARGET, rows_of
@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from lc_ray.errors import ModelError
 from lc_ray.models import load
-from lc_ray.models.batches import collate, feed
+from lc_ray.models.batches import feed
 from lc_ray.models.shapes import difference
 from lc_ray.predictor import Predictor
 from lc_ray.prune.structured import Pruner
@@ -116,14 +116,7 @@ def test_int8_finds_nearly_the_same(trained):
 
 def test_regions_of_about_the_same_number_make_one_shape(trained):
     """An engine prepares itself for each shape that is new to it."""
-    regions = []
-
-    def run(inputs):
-        regions.extend(crops.shape[1] for name, crops in inputs.items() if name == "image.crops")
-        return trained.dense.engine(inputs)
-
-    for i in range(4):
-        trained.task.answer(run, collate({k: v[i : i + 1] for k, v in trained.held_out.items()}, trained.columns))
+    regions = sizes_fed(trained.dense, trained.held_out, "image.crops", 4)
     assert [number % 8 for number in regions] == [0] * 4
 
 
