@@ -238,7 +238,7 @@ def test_a_mixture_of_experts(tmp_path, rows, kind):
     experts = {"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 256, "pad_token_id": 0, "initializer_range": 0.1}
     encoder = Encoder(AutoModel.from_config(AutoConfig.for_model(kind, **shape, **experts)))
     dense = write(tmp_path / "dense", FusionModel({"text": encoder}, FusionSpec(), TASK, 0.1))
-    small = Predictor(quantize(dense, QuantizeSpec(calibration=16), rows, tmp_path / "int8", "int8"), 2)
+    small = Predictor(quantize(dense, QuantizeSpec(calibration=32), rows, tmp_path / "int8", "int8"), 2)
     reference = np.stack(Predictor(dense, 2).outputs(rows))
     for size in (1, 8):
         assert difference(np.stack(small.outputs(rows, size)), reference) < 0.2
