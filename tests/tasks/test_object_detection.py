@@ -123,7 +123,7 @@ def trained(tmp_path_factory):
     rows, held_out = rows_of(192, 0, columns, folder), rows_of(48, 1, columns, folder)
     torch.manual_seed(0)
     model = build(base)
-    losses = train(model, TASK, rows, columns, 180, 5e-3)
+    losses = train(model, TASK, rows, columns, 240, 5e-3)
     dense = save(folder / "dense", model, base)
     int8 = quantize(dense, QuantizeSpec(calibration=64), rows, folder / "int8", "int8")
     return SimpleNamespace(
@@ -152,7 +152,7 @@ def test_int8_finds_nearly_the_same(trained):
 
 def test_answers_are_in_pixels_of_the_picture_that_was_sent(trained):
     random = Random(5)
-    pictures = [drawn(random)[0] for _ in range(48)]
+    pictures = [drawn(random)[0] for _ in range(12)]
     small = trained.dense.predict([base64.b64encode(png(p)).decode() for p in pictures])
     large = trained.dense.predict([base64.b64encode(png(p.resize((192, 64), Image.Resampling.NEAREST))).decode() for p in pictures])
     pairs = [(a, b) for one, two in zip(small, large, strict=True) for a, b in zip(one["objects"][:1], two["objects"][:1], strict=False)]
